@@ -5,9 +5,9 @@ import gc
 import os
 import sys
 
-from engine.errors import EngineError, HubUnreachableError
-from engine.paths import HANDED_OVER, IN_A_SPACE, LoratoryHome
-from engine.serve.guard import refuse_unless_usable
+from loratory.engine.errors import EngineError, HubUnreachableError
+from loratory.engine.paths import HANDED_OVER, IN_A_SPACE, LoratoryHome
+from loratory.engine.serve.guard import refuse_unless_usable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         refuse_unless_usable(options.host, options.port)
         home = LoratoryHome.from_environment()
         _prepare_imports()
-        from ui.serve import serve
+        from loratory.ui.serve import serve
 
         serve(home, options.host, options.port, open_browser=options.open)
     except EngineError as error:
@@ -31,11 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve_lab(options: argparse.Namespace) -> int:
-    from engine.accounts.lab import PublicAddress, forget_secrets
-    from engine.accounts.listener import Listener, TrustedProxy
-    from engine.accounts.oidc_settings import read_oidc_settings
-    from engine.errors import AccountError
-    from engine.paths import LAB, typed_path
+    from loratory.engine.accounts.lab import PublicAddress, forget_secrets
+    from loratory.engine.accounts.listener import Listener, TrustedProxy
+    from loratory.engine.accounts.oidc_settings import read_oidc_settings
+    from loratory.engine.errors import AccountError
+    from loratory.engine.paths import LAB, typed_path
 
     address = PublicAddress.parse(options.public_url or "")
     listener = Listener.chosen(options.socket, options.host, options.port, options.tls_cert, options.tls_key)
@@ -48,11 +48,11 @@ def _serve_lab(options: argparse.Namespace) -> int:
     if forget_secrets() and not has_begun_again:
         _restart()
     _prepare_imports()
-    from ui.front.serve import serve_lab
+    from loratory.ui.front.serve import serve_lab
 
     provider = None
     if settings is not None:
-        from engine.accounts.oidc import Provider
+        from loratory.engine.accounts.oidc import Provider
 
         provider = Provider(settings, address.origin)
     serve_lab(home, address, listener, provider, proxy)
@@ -61,9 +61,9 @@ def _serve_lab(options: argparse.Namespace) -> int:
 
 def _serve_space(options: argparse.Namespace) -> int:
     """Serve the lab of a Hugging Face Space, or what keeps it from starting."""
-    from engine.accounts.lab import forget_secrets
-    from engine.accounts.listener import Listener
-    from engine.space.environment import ADMITTED, BUCKET, SpaceEnvironment
+    from loratory.engine.accounts.lab import forget_secrets
+    from loratory.engine.accounts.listener import Listener
+    from loratory.engine.space.environment import ADMITTED, BUCKET, SpaceEnvironment
 
     listener = Listener.in_a_space(options.port)
     try:
@@ -80,15 +80,15 @@ def _serve_space(options: argparse.Namespace) -> int:
         forget_secrets()
         home = LoratoryHome.from_environment()
         _prepare_imports()
-        from ui.front.serve import serve_lab
-        from ui.front.space import open_space
+        from loratory.ui.front.serve import serve_lab
+        from loratory.ui.front.space import open_space
 
         with open_space(environment, home) as space:
             serve_lab(home, environment.address, listener, space=space)
     except EngineError as error:
         print(error, file=sys.stderr, flush=True)
         forget_secrets()
-        from ui.front.connections import serve_problem
+        from loratory.ui.front.connections import serve_problem
 
         serve_problem(error, listener)
         if not isinstance(error, HubUnreachableError):
@@ -108,7 +108,7 @@ def _prepare_imports() -> None:
     # The imports make a million objects that all stay: collecting garbage among them takes a fifth of the start.
     gc.disable()
     # pydantic reads the help of settings in their source, on Python 3.11 the quicker the fewer modules there are.
-    import engine.config.run  # noqa: F401
+    import loratory.engine.config.run  # noqa: F401
 
     # No usage reports, also from child processes.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

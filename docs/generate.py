@@ -18,21 +18,21 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from engine.accounts.limits import LabLimits
-from engine.cli import build_app
-from engine.config.derived_defaults import RULES
-from engine.config.load import config_from_mapping
-from engine.config.methods.registry import METHODS
-from engine.config.results import EvaluationConfig, ExportConfig, PushConfig, SamplingConfig
-from engine.config.run import RunConfig
-from engine.hardware.device import known_device
-from engine.memory.compare import compare_methods
-from engine.models.inventory_cache import known_inventory
-from engine.paths import LoratoryHome
-from engine.places.slurm.place import ClusterPlace
-from engine.quantities import GIB
-from engine.runs.history.events import EVENT_KINDS, Event
-from engine.serve.contract import IGNORED, NEUTRAL, ChatCompletionRequest
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.cli import build_app
+from loratory.engine.config.derived_defaults import RULES
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.results import EvaluationConfig, ExportConfig, PushConfig, SamplingConfig
+from loratory.engine.config.run import RunConfig
+from loratory.engine.hardware.device import known_device
+from loratory.engine.memory.compare import compare_methods
+from loratory.engine.models.inventory_cache import known_inventory
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.slurm.place import ClusterPlace
+from loratory.engine.quantities import GIB
+from loratory.engine.runs.history.events import EVENT_KINDS, Event
+from loratory.engine.serve.contract import IGNORED, NEUTRAL, ChatCompletionRequest
 
 DOCS = Path(__file__).parent
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

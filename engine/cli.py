@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import typer
 
-from engine.errors import EngineError
+from loratory.engine.errors import EngineError
 
 # Each lists its commands. What takes long to import is imported where it is used, so `--help` comes at once.
 COMMAND_MODULES = tuple(
-    f"engine.commands.{name}" for name in "train configs data estimate runs chat evaluate export lab space".split()
+    f"loratory.engine.commands.{name}"
+    for name in "train configs data estimate runs chat evaluate export lab space".split()
 )
 _ALL_ARE_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 

@@ -1,6 +1,6 @@
 """Errors in two sentences: what happened, then how to fix it.
 
-Raised in `engine`, shown once: on the page by `ui.components`, in the terminal by `engine.cli`. No message holds a
+Raised in `engine`, shown once: on the page by `loratory.ui.components`, in the terminal by `loratory.engine.cli`. No message holds a
 secret or the path of another person's files.
 """
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from engine.errors import StorageError
+from loratory.engine.errors import StorageError
 
 Model = TypeVar("Model", bound=BaseModel)
 FileStamp = tuple[int, int, int]  # inode, bytes, and when it was changed in nanoseconds

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from engine.errors import (
+from loratory.engine.errors import (
     DatasetAccessError,
     DatasetError,
     EngineError,
@@ -23,7 +23,7 @@ from engine.errors import (
     PushError,
     StorageError,
 )
-from engine.paths import searches_working_folder
+from loratory.engine.paths import searches_working_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile, HfApi

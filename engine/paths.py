@@ -11,7 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
-from engine.errors import EngineError, StorageError
+from loratory.engine.errors import EngineError, StorageError
 
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
 SAMPLES_FOLDER = PRESETS_FOLDER / "data"

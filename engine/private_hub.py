@@ -16,22 +16,22 @@ from typing import Literal, NamedTuple
 
 from pydantic import SecretStr
 
-from engine.accounts.people import require_token
-from engine.data.files import kind_of
-from engine.data.files.access import shown_name
-from engine.errors import AccountError, DatasetError, EngineError, ModelError, StorageError
-from engine.hub import DATASET
-from engine.models.cache_space import NEEDS
-from engine.models.catalog import find_in_catalog
-from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress
-from engine.models.source import is_hub_id, is_revision
-from engine.paths import LoratoryHome
-from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.messages import JsonObject, Request, serve
-from engine.runs.disk import require_disk_space
-from engine.runs.store import folder_size_bytes
+from loratory.engine.accounts.people import require_token
+from loratory.engine.data.files import kind_of
+from loratory.engine.data.files.access import shown_name
+from loratory.engine.errors import AccountError, DatasetError, EngineError, ModelError, StorageError
+from loratory.engine.hub import DATASET
+from loratory.engine.models.cache_space import NEEDS
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress
+from loratory.engine.models.source import is_hub_id, is_revision
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.messages import JsonObject, Request, serve
+from loratory.engine.runs.disk import require_disk_space
+from loratory.engine.runs.store import folder_size_bytes
 
-WORKER_MODULE = "engine.private_hub"
+WORKER_MODULE = "loratory.engine.private_hub"
 PrivateKind = Literal["model", "dataset"]
 
 _ERRORS: dict[PrivateKind, type[EngineError]] = {"model": ModelError, "dataset": DatasetError}
@@ -172,7 +172,7 @@ def _environment(home: LoratoryHome) -> dict[str, str]:
 
 def fetch_model(params: JsonObject, request: Request) -> JsonObject:
     """Fetch a whole model into the Hub's cache, which is the person's own by this process's environment."""
-    from engine.models.hub import fetch_from_hub
+    from loratory.engine.models.hub import fetch_from_hub
 
     home = LoratoryHome.locate()
 

@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-_PACKAGES = ("engine", "presets", "ui")
-_ROOT = Path(__file__).parents[1]  # of the packages: the project's folder, or site-packages
+_PARTS = ("engine", "presets", "ui")
+_ROOT = Path(__file__).parents[1]  # of the package: in the checkout or in site-packages
 _ZIP_TIME = (2020, 1, 1, 0, 0, 0)  # the same content gives the same wheel
 
 
@@ -50,8 +50,9 @@ def _wheel_digest(data: bytes) -> str:
 
 
 def _sources() -> Iterator[tuple[str, Path]]:
-    yield "app.py", _ROOT / "app.py"
-    for package in _PACKAGES:
-        for path in sorted((_ROOT / package).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
-                yield path.relative_to(_ROOT).as_posix(), path
+    paths = [_ROOT / "__init__.py", _ROOT / "app.py"]
+    for part in _PARTS:
+        paths += sorted((_ROOT / part).rglob("*"))
+    for path in paths:
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+            yield f"loratory/{path.relative_to(_ROOT).as_posix()}", path

@@ -22,15 +22,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Processes next to this one would otherwise slow it down tenfold; see engine.processes.spawn.
+# Processes next to this one would otherwise slow it down tenfold; see loratory.engine.processes.spawn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Where several files run on as many cores, the threads of a step would wait for each other: an eighth of all trainings' time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import ui  # noqa: F401 - before gradio
-from engine.paths import LoratoryHome
-from engine.runs.store import RunStore
-from engine.supervision.supervisor import Supervisor
+import loratory.ui  # noqa: F401 - before gradio
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.supervisor import Supervisor
 from tests.fork_server import forking_workers
 from tests.supervision.fake_runs import fake_settings
 
@@ -88,7 +88,7 @@ def pytest_collection() -> Generator[None, object, object]:
     gc.disable()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            # bitsandbytes would load torch's compiler for functions that are never called; see engine.processes.spawn.
+            # bitsandbytes would load torch's compiler for functions that are never called; see loratory.engine.processes.spawn.
             patch.setenv("TORCHDYNAMO_DISABLE", "1")
             return (yield)
     finally:
@@ -163,8 +163,8 @@ def tiny_model_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def demo_home(tmp_path_factory) -> LoratoryHome:
     """Return a home with the demo model; kept between sessions where LORATORY_TEST_HOME names a folder."""
-    from engine.config.run import ModelConfig
-    from engine.models.source import resolve_model
+    from loratory.engine.config.run import ModelConfig
+    from loratory.engine.models.source import resolve_model
 
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared  # tests side by side share one

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from engine.runs.history.events import EventData
-from engine.runs.history.log import EventWriter
+from loratory.engine.runs.history.events import EventData
+from loratory.engine.runs.history.log import EventWriter
 
 
 def write_log(path: Path, *data: EventData, attempt: int = 1) -> None:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from engine.chat.contract import (
+from loratory.engine.chat.contract import (
     Branch,
     ChatChunk,
     ChatRequest,
@@ -14,8 +14,8 @@ from engine.chat.contract import (
     LoadedModel,
     PromptView,
 )
-from engine.data.conversation import Message
-from engine.errors import ModelError, RunError
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import ModelError, RunError
 
 _ANSWERS: dict[Branch, str] = {
     "base": "Alpha is the first letter of the Greek alphabet.\nIt is <i>often</i> used in mathematics.",

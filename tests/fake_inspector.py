@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 
-from engine.config.objectives import RowKind
-from engine.config.run import DataFormatName, DatasetConfig, ModelConfig
-from engine.data.contract import (
+from loratory.engine.config.objectives import RowKind
+from loratory.engine.config.run import DataFormatName, DatasetConfig, ModelConfig
+from loratory.engine.data.contract import (
     CheckProgress,
     DatasetColumns,
     DatasetPage,
@@ -24,11 +24,11 @@ from engine.data.contract import (
     TokenSpan,
     searchable,
 )
-from engine.data.conversation import Conversation, Message
-from engine.data.passes.row_form import read_row_form
-from engine.data.source import SourceOptions
-from engine.errors import EngineError, ModelError
-from engine.models.shape import ModelDetails, ModelShape
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.data.passes.row_form import read_row_form
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import EngineError, ModelError
+from loratory.engine.models.shape import ModelDetails, ModelShape
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 
 QUESTIONS = (

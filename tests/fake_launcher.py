@@ -4,15 +4,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport
-from engine.hardware.device import Device
-from engine.runs.control import end_is_requested
-from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
-from engine.runs.provenance import MemoryFigures, Provenance
-from engine.runs.run import Run, RunState, State
-from engine.runs.store import RunStore
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import DatasetReport
+from loratory.engine.hardware.device import Device
+from loratory.engine.runs.control import end_is_requested
+from loratory.engine.runs.history.events import StatusData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.provenance import MemoryFigures, Provenance
+from loratory.engine.runs.run import Run, RunState, State
+from loratory.engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, Scribe, write_adapter, write_checkpoint
 
 GIB = 2**30

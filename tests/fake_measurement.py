@@ -3,10 +3,10 @@
 import threading
 from collections.abc import Callable
 
-from engine.config.run import RunConfig
-from engine.memory.estimate import MemoryEstimate
-from engine.processes.messages import CancelledRequestError
-from engine.supervision.memory_measurement import MeasuredStep, MeasurementProgress
+from loratory.engine.config.run import RunConfig
+from loratory.engine.memory.estimate import MemoryEstimate
+from loratory.engine.processes.messages import CancelledRequestError
+from loratory.engine.supervision.memory_measurement import MeasuredStep, MeasurementProgress
 
 
 class FakeMeasurement:

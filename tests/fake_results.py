@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable
 
-from engine.chat.contract import JobProgress
-from engine.errors import PushError
-from engine.evaluation.job import (
+from loratory.engine.chat.contract import JobProgress
+from loratory.engine.errors import PushError
+from loratory.engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
     BranchAnswer,
@@ -15,8 +15,8 @@ from engine.evaluation.job import (
     MeanScores,
     evaluation_file,
 )
-from engine.evaluation.preference import PairLikelihoods, measure_preference, measure_ratings
-from engine.export.contract import (
+from loratory.engine.evaluation.preference import PairLikelihoods, measure_preference, measure_ratings
+from loratory.engine.export.contract import (
     ExportedFile,
     ExportRequest,
     ExportResult,
@@ -24,10 +24,10 @@ from engine.export.contract import (
     PushResult,
     Verification,
 )
-from engine.paths import LoratoryHome
-from engine.processes.messages import CancelledRequestError
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.messages import CancelledRequestError
+from loratory.ui.backend.results import ResultWork
 from tests.fake_inspector import QUESTIONS
-from ui.backend.results import ResultWork
 
 STEPS = 8
 

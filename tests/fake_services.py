@@ -3,20 +3,20 @@
 import time
 from pathlib import Path
 
-from engine.paths import LoratoryHome
-from engine.places.huggingface_jobs.account import HardwareList, logins_of
-from engine.runs.history.events import FailedData
-from engine.runs.store import RunStore
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.huggingface_jobs.account import HardwareList, logins_of
+from loratory.engine.runs.history.events import FailedData
+from loratory.engine.runs.store import RunStore
+from loratory.ui.backend.dataset_checks import DatasetChecks
+from loratory.ui.backend.models import KnownShapes, Tokenizers
+from loratory.ui.backend.transfers import Transfers
+from loratory.ui.services import Services
 from tests.fake_chat import FakeChatSession
 from tests.fake_inspector import FakeInspector
 from tests.fake_launcher import FakeLauncher, a_device
 from tests.fake_measurement import FakeMeasurement
 from tests.fake_results import fake_results
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.backend.dataset_checks import DatasetChecks
-from ui.backend.models import KnownShapes, Tokenizers
-from ui.backend.transfers import Transfers
-from ui.services import Services
 
 
 def fake_services(

@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from engine.chat import session as chat
-from engine.evaluation import job as evaluation
-from engine.export import job as export
-from engine.inspector import session as inspector
-from engine.runs import job as training
+from loratory.engine.chat import session as chat
+from loratory.engine.evaluation import job as evaluation
+from loratory.engine.export import job as export
+from loratory.engine.inspector import session as inspector
+from loratory.engine.runs import job as training
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable  # tests put other programs in its place
@@ -233,12 +233,12 @@ def _adopt_orphans(do: bool) -> None:
 def _import_kind(kind: str) -> None:
     """Import what processes of a kind need, also what they import late; each itself is later run as a program."""
     gc.disable()  # until everything is there: it would pass over the objects of the imports again and again
-    modules = (*WORKERS, "engine.training.session") if kind == "heavy" else KINDS[kind]
+    modules = (*WORKERS, "loratory.engine.training.session") if kind == "heavy" else KINDS[kind]
     for module in modules:
         importlib.import_module(module)
     if kind == "data":
         with sys.modules[inspector.DATA_WORKER_MODULE].torch_hidden():
-            importlib.import_module("engine.inspector.worker.load_tokenizer")
+            importlib.import_module("loratory.engine.inspector.worker.load_tokenizer")
     elif kind == "heavy":
         importlib.import_module("transformers.models.llama.modeling_llama")  # of nearly all models in tests
         # The table of all families that transformers makes for a process' first model: constants, with thousands of patterns.

@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.config.load import config_from_mapping
-from engine.config.run import RunConfig
-from engine.files import sha256_of
-from engine.runs.checkpoints import ADAPTER_SUBFOLDER, MANIFEST, Manifest, ManifestFile
-from engine.runs.history.events import (
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.run import RunConfig
+from loratory.engine.files import sha256_of
+from loratory.engine.runs.checkpoints import ADAPTER_SUBFOLDER, MANIFEST, Manifest, ManifestFile
+from loratory.engine.runs.history.events import (
     CheckpointData,
     DataReportData,
     EvalData,
@@ -21,10 +21,10 @@ from engine.runs.history.events import (
     StepData,
     WarningData,
 )
-from engine.runs.history.log import EventWriter
-from engine.runs.provenance import MemoryFigures, Provenance
-from engine.runs.run import Reason, Run, RunState, State
-from engine.runs.store import RunStore
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.provenance import MemoryFigures, Provenance
+from loratory.engine.runs.run import Reason, Run, RunState, State
+from loratory.engine.runs.store import RunStore
 
 GIB = 2**30
 BASE_LOSS = 2.71

@@ -15,7 +15,7 @@ import safehttpx
 import trustme
 from starlette.types import ASGIApp
 
-from ui.front.connections import bounded_server
+from loratory.ui.front.connections import bounded_server
 
 _PATIENCE_SECONDS = 300
 

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from engine.models.fingerprint import BackgroundHash, list_weights
-from engine.runs.history.events import BaseWeightsData
-from engine.runs.history.log import EventWriter
-from engine.runs.run import RunFolder
+from loratory.engine.models.fingerprint import BackgroundHash, list_weights
+from loratory.engine.runs.history.events import BaseWeightsData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.run import RunFolder
 
 
 def record_base(run: Path, base: Path) -> None:

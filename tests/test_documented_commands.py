@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from engine.cli import build_app
-from engine.paths import LoratoryHome, local_owner
-from engine.runs.store import RunStore
+from loratory.engine.cli import build_app
+from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.runs.store import RunStore
 
 ROOT = Path(__file__).parents[1]
 GENERATED = {"settings.md", "cli.md", "events.md"}

@@ -7,12 +7,12 @@ from pathlib import Path
 import peft
 import pytest
 
-from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml
-from engine.config.methods.registry import METHODS
-from engine.config.run import AdapterConfig
-from engine.errors import ConfigError
-from engine.memory.methods.registry import MEMORY_RULES
-from engine.training.methods.registry import METHOD_TRAINERS
+from loratory.engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.errors import ConfigError
+from loratory.engine.memory.methods.registry import MEMORY_RULES
+from loratory.engine.training.methods.registry import METHOD_TRAINERS
 
 ROOT = Path(__file__).parents[1]
 HOMES = tuple(ROOT / "engine" / part / "methods" for part in ("config", "memory", "training"))

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ConfigError
-from engine.paths import LoratoryHome, data_folders, typed_path
-from engine.runs.provenance import find_warm_start
+from loratory.engine.errors import ConfigError
+from loratory.engine.paths import LoratoryHome, data_folders, typed_path
+from loratory.engine.runs.provenance import find_warm_start
 
 
 def test_a_tilde_is_a_home_folder_and_the_home_of_no_one_a_name():

@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import constants
 from pydantic import SecretStr
 
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.data.source import SourceOptions, open_source
-from engine.errors import (
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.data.source import SourceOptions, open_source
+from loratory.engine.errors import (
     AccountError,
     DatasetAccessError,
     DatasetError,
@@ -21,19 +21,19 @@ from engine.errors import (
     ModelError,
     StorageError,
 )
-from engine.models.folder import ModelPart
-from engine.models.hub import fetch_from_hub
-from engine.models.inventory_cache import known_inventory, remember_inventory
-from engine.models.source import resolve_model
-from engine.private_hub import PrivateDownload, list_private, remove_private
-from engine.processes.messages import CancelledRequestError
-from engine.runs.disk import disk_use
-from engine.runs.store import RunStore
+from loratory.engine.models.folder import ModelPart
+from loratory.engine.models.hub import fetch_from_hub
+from loratory.engine.models.inventory_cache import known_inventory, remember_inventory
+from loratory.engine.models.source import resolve_model
+from loratory.engine.private_hub import PrivateDownload, list_private, remove_private
+from loratory.engine.processes.messages import CancelledRequestError
+from loratory.engine.runs.disk import disk_use
+from loratory.engine.runs.store import RunStore
+from loratory.ui.backend.models import OwnDownloads
 from tests.fake_inspector import a_shape
 from tests.hub.published import NEXT_COMMIT, PublishedHub
 from tests.invented_runs import a_config
 from tests.waiting import wait_until
-from ui.backend.models import OwnDownloads
 
 MODEL = ModelConfig(id="owner/gated")
 DATASET = "owner/gated-rows"
@@ -244,9 +244,9 @@ def test_a_download_can_be_stopped_and_continues_later(hub, home, kind):
 
 
 def test_more_than_a_persons_disk_space_is_not_fetched(hub, home):
-    from engine.accounts.accounts import open_database
-    from engine.accounts.lab import change_settings
-    from engine.accounts.limits import LabLimits
+    from loratory.engine.accounts.accounts import open_database
+    from loratory.engine.accounts.lab import change_settings
+    from loratory.engine.accounts.limits import LabLimits
 
     open_database(home).close()
     change_settings(home, limits=LabLimits(disk_gb_per_person=0.0000001, free_disk_gb=0))

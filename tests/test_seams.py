@@ -43,10 +43,10 @@ TRAIN = """
 import sys
 from pathlib import Path
 
-from engine.config.load import config_from_mapping
-from engine.paths import LoratoryHome
-from engine.runs.store import RunStore
-from engine.training import worker
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.store import RunStore
+from loratory.engine.training import worker
 from tests.training.worker_runs import WorkerRuns, events_of, losses_of, write_questions
 
 home, model = map(Path, sys.argv[1:])
@@ -62,8 +62,8 @@ METHOD = Toy(
     most_files=4,
     new={
         "engine/config/methods/toy.py": '''
-from engine.config.methods.base import PeftMethod
-from engine.config.section import Section, setting
+from loratory.engine.config.methods.base import PeftMethod
+from loratory.engine.config.section import Section, setting
 
 
 class ToySettings(Section):
@@ -79,7 +79,7 @@ class Toy(PeftMethod):
     tensor_marks = ("hra_",)
 ''',
         "engine/memory/methods/toy.py": """
-from engine.memory.methods.base import MemoryRule
+from loratory.engine.memory.methods.base import MemoryRule
 
 
 class ToyMemory(MemoryRule):
@@ -89,15 +89,15 @@ class ToyMemory(MemoryRule):
     },
     lines={
         "engine/config/methods/registry.py": {
-            "from engine.config.methods.oft import Oft, OftSettings\n": (
-                "from engine.config.methods.toy import Toy, ToySettings\n"
+            "from loratory.engine.config.methods.oft import Oft, OftSettings\n": (
+                "from loratory.engine.config.methods.toy import Toy, ToySettings\n"
             ),
             "_CLASSES = (": "Toy, ",
             "    LoraSettings,\n": "    ToySettings,\n",
         },
         "engine/memory/methods/registry.py": {
-            "from engine.memory.methods.lora import AdaLoraMemory, LoraMemory\n": (
-                "from engine.memory.methods.toy import ToyMemory\n"
+            "from loratory.engine.memory.methods.lora import AdaLoraMemory, LoraMemory\n": (
+                "from loratory.engine.memory.methods.toy import ToyMemory\n"
             ),
             "MEMORY_RULES: dict[str, MemoryRule] = {\n": '    "toy": ToyMemory(),\n',
         },
@@ -110,10 +110,10 @@ assert len(losses_of(run)) == 2
 counts = next(event.data for event in events_of(run) if event.kind == "parameters")
 assert counts.trainable == 2 * 4 * (6 * 64 + 128), "six linear layers of 64 inputs and one of 128, in each of two blocks"
 
-from engine.config.load import config_from_mapping
-from engine.hardware.devices import list_devices
-from engine.memory.compare import compare_methods
-from engine.models.inventory_cache import known_inventory
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.memory.compare import compare_methods
+from loratory.engine.models.inventory_cache import known_inventory
 
 config = config_from_mapping({"model": {"id": "smollm2-135m-instruct"}, "dataset": {"source": "rows.jsonl"}})
 shape = known_inventory(config.model, LoratoryHome(home))
@@ -126,8 +126,8 @@ OBJECTIVE = Toy(
     most_files=4,
     new={
         "engine/training/objectives/toy.py": """
-from engine.config.objectives import TOY
-from engine.training.objectives.base import PassLosses, TrainingObjective
+from loratory.engine.config.objectives import TOY
+from loratory.engine.training.objectives.base import PassLosses, TrainingObjective
 
 
 class Doubled(TrainingObjective):
@@ -146,8 +146,8 @@ class Doubled(TrainingObjective):
             "for objective in (SUPERVISED, ": "TOY, ",
         },
         "engine/training/assembly.py": {
-            "from engine.training.objectives.base import TrainingObjective\n": (
-                "from engine.training.objectives.toy import Doubled\n"
+            "from loratory.engine.training.objectives.base import TrainingObjective\n": (
+                "from loratory.engine.training.objectives.toy import Doubled\n"
             ),
             "for objective in (TrainingObjective, ": "Doubled, ",
         },
@@ -166,8 +166,8 @@ FORMAT = Toy(
     most_files=3,
     new={
         "engine/data/formats/toy.py": """
-from engine.data.conversation import Conversation, Message
-from engine.data.formats.base import Column, DataFormat, Detection
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.data.formats.base import Column, DataFormat, Detection
 
 
 class Toy(DataFormat):
@@ -187,7 +187,7 @@ TOY = Toy()
     },
     lines={
         "engine/data/formats/__init__.py": {
-            "from engine.data.formats.preferences import FORMATS_OF_PREFERENCES\n": "from engine.data.formats.toy import TOY\n",
+            "from loratory.engine.data.formats.preferences import FORMATS_OF_PREFERENCES\n": "from loratory.engine.data.formats.toy import TOY\n",
             "for format_ in (": "TOY, ",
         },
         "engine/config/run.py": {"DataFormatName = Literal[\n": '    "toy",'},
@@ -196,9 +196,9 @@ TOY = Toy()
 import sys
 from pathlib import Path
 
-from engine.config.run import DatasetConfig
-from engine.data.passes.reader import DatasetReader
-from engine.data.source import SourceOptions
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.source import SourceOptions
 
 file = Path(sys.argv[1]) / "riddles.jsonl"
 file.write_text('{"riddle": "What is 1?", "solution": "It is 1."}\\n')
@@ -213,7 +213,7 @@ FILE_KIND = Toy(
     most_files=3,
     new={
         "engine/data/files/toy.py": """
-from engine.data.files.base import PlainTextReader
+from loratory.engine.data.files.base import PlainTextReader
 
 
 class ToyReader(PlainTextReader):
@@ -223,7 +223,7 @@ class ToyReader(PlainTextReader):
     },
     lines={
         "engine/data/files/__init__.py": {
-            "from engine.data.files.text_stream import TextStream\n": "from engine.data.files.toy import ToyReader\n",
+            "from loratory.engine.data.files.text_stream import TextStream\n": "from loratory.engine.data.files.toy import ToyReader\n",
             "_TEXT_KINDS: tuple[type[TextReader], ...] = (": "ToyReader, ",
         }
     },
@@ -231,7 +231,7 @@ class ToyReader(PlainTextReader):
 import sys
 from pathlib import Path
 
-from engine.data.files import DATA_ENDINGS, open_file
+from loratory.engine.data.files import DATA_ENDINGS, open_file
 
 file = Path(sys.argv[1]) / "lines.toy"
 file.write_text("one\\ntwo\\n")
@@ -254,8 +254,8 @@ EVENT = Toy(
 import sys
 from pathlib import Path
 
-from engine.runs.history.events import ToyData
-from engine.runs.history.log import EventWriter, read_events
+from loratory.engine.runs.history.events import ToyData
+from loratory.engine.runs.history.log import EventWriter, read_events
 
 log = Path(sys.argv[1]) / "events.jsonl"
 with EventWriter(log, 1) as writer:
@@ -294,7 +294,7 @@ class ToyFormat(DataFormat):
 
 """,
             "FORMATS_OF_PREFERENCES: tuple[DataFormat, ...] = (": "ToyFormat(), ",
-            "from engine.data.conversation import ": "ToyRow, ",
+            "from loratory.engine.data.conversation import ": "ToyRow, ",
         },
         "engine/config/run.py": {"DataFormatName = Literal[\n": '    "toy",'},
     },
@@ -307,8 +307,8 @@ import json
 run = train(dataset={"source": str(home / "toys.jsonl"), "eval_fraction": 0.1})
 assert len(losses_of(run)) == 2
 
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.inspector.session import Inspector
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.inspector.session import Inspector
 
 inspector = Inspector(LoratoryHome(home))
 report = inspector.check(DatasetConfig(source=str(home / "toys.jsonl")), ModelConfig(id=str(model)), 64, seed=0)
@@ -328,16 +328,16 @@ EXPORT = Toy(
             "KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (": "TOY, ",
         },
         "engine/export/worker/main.py": {
-            "from engine.export.kinds import ": "TOY, ",
+            "from loratory.engine.export.kinds import ": "TOY, ",
             "WRITERS: Mapping[str, Writer] = {\n": "    TOY.name: Writer(trained_bytes, _write_adapter),\n",
         },
     },
     proof=TRAIN
     + """
-from engine.chat.contract import ChatTarget
-from engine.config.results import ExportConfig
-from engine.export.contract import ExportRequest
-from engine.export.job import ExportJob
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.config.results import ExportConfig
+from loratory.engine.export.contract import ExportRequest
+from loratory.engine.export.job import ExportJob
 
 run = train()
 request = ExportRequest(target=ChatTarget.of_run(run.folder.path), folder=home / "out", settings=ExportConfig(kind="toy"))
@@ -352,8 +352,8 @@ PLACE = Toy(
     most_files=3,
     new={
         "engine/places/toy.py": """
-from engine.places.local import LocalExecutor
-from engine.places.run_place import ThisMachine
+from loratory.engine.places.local import LocalExecutor
+from loratory.engine.places.run_place import ThisMachine
 
 
 class ToyPlace(ThisMachine):
@@ -374,8 +374,8 @@ class ToyExecutor(LocalExecutor):
             "    slurm: SlurmConfig = SlurmConfig()\n": "    toy: ToyConfig = ToyConfig()\n",
         },
         "engine/places/__init__.py": {
-            "from engine.places.local import LocalContext, LocalExecutor\n": (
-                "from engine.places.toy import ToyExecutor, ToyPlace\n"
+            "from loratory.engine.places.local import LocalContext, LocalExecutor\n": (
+                "from loratory.engine.places.toy import ToyExecutor, ToyPlace\n"
             ),
             "for place in (ThisMachine, ": "ToyPlace, ",
             "for executor in (here, ": "ToyExecutor(context, command), ",
@@ -386,12 +386,12 @@ class ToyExecutor(LocalExecutor):
 import sys
 from pathlib import Path
 
-from engine.paths import LoratoryHome
-from engine.runs.store import RunStore
-from engine.supervision.supervisor import Supervisor
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.supervisor import Supervisor
 from tests.fake_services import fake_services
 from tests.supervision.fake_runs import config_for, fake_settings, wait_for_state
-from ui.build import build_app
+from loratory.ui.build import build_app
 
 home = LoratoryHome(Path(sys.argv[1]))
 worker = [sys.executable, "-P", "-m", "tests.supervision.fake_worker"]
@@ -423,6 +423,8 @@ TOYS = {
 
 def add(toy: Toy, sources: Path) -> None:
     """Copy the sources to a folder, with the toy."""
+    sources.mkdir(parents=True)
+    shutil.copy(ROOT / ".package" / "loratory" / "__init__.py", sources)
     for name in ("engine", "ui", "presets"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name, content in toy.new.items():
@@ -442,7 +444,7 @@ def add(toy: Toy, sources: Path) -> None:
 def test_a_variant_takes_few_files_and_is_used_at_once(seam, tmp_path, tiny_model_folder):
     toy, sources, home = TOYS[seam], tmp_path / "sources", tmp_path / "home"
     home.mkdir()
-    add(toy, sources)
+    add(toy, sources / "loratory")
 
     process = subprocess.run(
         [sys.executable, "-P", "-c", toy.proof, str(home), str(tiny_model_folder)],

@@ -7,7 +7,7 @@ from io import BytesIO
 
 import pytest
 
-from engine.wheel import build_wheel
+from loratory.engine.wheel import build_wheel
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,10 @@ def test_it_is_the_same_each_time_and_whole(wheel):
     assert wheel == build_wheel()
     archive = zipfile.ZipFile(BytesIO(wheel.content))
     names = archive.namelist()
-    assert {"app.py", "engine/training/worker.py", "presets/quickstart-cpu.yaml", "engine/models/catalog.json"} <= set(
-        names
-    )
+    assert {
+        f"loratory/{name}"
+        for name in ("app.py", "engine/training/worker.py", "presets/quickstart-cpu.yaml", "engine/models/catalog.json")
+    } <= set(names)
     record = archive.read(next(name for name in names if name.endswith("/RECORD"))).decode()
     assert {line.rpartition(",")[0].rpartition(",")[0] for line in record.splitlines()} == set(names)
     assert not any("__pycache__" in name for name in names)
@@ -50,4 +51,4 @@ def test_it_brings_the_command(wheel, tmp_path):
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(file)], check=True)
 
     command = (tmp_path / "site" / "bin" / "loratory").read_text()
-    assert "from engine.cli import main" in command
+    assert "from loratory.engine.cli import main" in command

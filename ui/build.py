@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.accounts.people import Person
-from engine.errors import EngineError
-from engine.hardware.device import Device
-from engine.runs.run import LIVE_STATES
-from ui.backend.background import Cache
-from ui.backend.models import FitTable
-from ui.backend.run_reader import RunReader
-from ui.components import (
+from loratory.engine.accounts.people import Person
+from loratory.engine.errors import EngineError
+from loratory.engine.hardware.device import Device
+from loratory.engine.runs.run import LIVE_STATES
+from loratory.ui.backend.background import Cache
+from loratory.ui.backend.models import FitTable
+from loratory.ui.backend.run_reader import RunReader
+from loratory.ui.components import (
     NOT_SHOWN,
     QUICK,
     SHOWN,
@@ -28,23 +28,23 @@ from ui.components import (
     shown_as_message,
     visible_if,
 )
-from ui.draft import Draft
-from ui.gradio_internals import Blocks
-from ui.page import Page
-from ui.polls import digest, poll, poll_answer
-from ui.services import Services
-from ui.side_panel import SidePanel
-from ui.tabs.chat import ChatTab
-from ui.tabs.data import DataTab
-from ui.tabs.export import ExportTab
-from ui.tabs.method import MethodTab
-from ui.tabs.model import ModelTab
-from ui.tabs.runs import RunsTab
-from ui.tabs.start import why_not
-from ui.tabs.train import FOLLOW, SET_UP, TrainTab
-from ui.views.draft import OPENING_BAR, NextStep, next_step, render_bar, render_start_here
-from ui.views.html import gib, pick_button, plural
-from ui.views.run_view import tab_title
+from loratory.ui.draft import Draft
+from loratory.ui.gradio_internals import Blocks
+from loratory.ui.page import Page
+from loratory.ui.polls import digest, poll, poll_answer
+from loratory.ui.services import Services
+from loratory.ui.side_panel import SidePanel
+from loratory.ui.tabs.chat import ChatTab
+from loratory.ui.tabs.data import DataTab
+from loratory.ui.tabs.export import ExportTab
+from loratory.ui.tabs.method import MethodTab
+from loratory.ui.tabs.model import ModelTab
+from loratory.ui.tabs.runs import RunsTab
+from loratory.ui.tabs.start import why_not
+from loratory.ui.tabs.train import FOLLOW, SET_UP, TrainTab
+from loratory.ui.views.draft import OPENING_BAR, NextStep, next_step, render_bar, render_start_here
+from loratory.ui.views.html import gib, pick_button, plural
+from loratory.ui.views.run_view import tab_title
 
 QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
 _TABS = ("model", "data", "method", "train")  # of the draft, with the side panel
@@ -160,7 +160,7 @@ def build_app(services: Services) -> gr.Blocks:
                         with gr.Tab(title, id=title.lower()):
                             others.append(kind(page))
                     if services.lab is not None:
-                        from ui.tabs.lab import LabTab
+                        from loratory.ui.tabs.lab import LabTab
 
                         with gr.Tab("Lab", id="lab"):
                             others.append(LabTab(page, services.lab))

@@ -11,10 +11,10 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 from gradio.components.base import Component
 
-from engine.errors import EngineError
-from ui.backend.background import UNEXPECTED
-from ui.gradio_internals import changed_by_hand
-from ui.views.html import error_box, with_code
+from loratory.engine.errors import EngineError
+from loratory.ui.backend.background import UNEXPECTED
+from loratory.ui.gradio_internals import changed_by_hand
+from loratory.ui.views.html import error_box, with_code
 
 _log = logging.getLogger(__name__)
 _ASSETS = Path(__file__).parent / "assets"
@@ -141,7 +141,7 @@ def browser_state(value: Any, name: str) -> gr.BrowserState:
 def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
     """Return a Plotly chart that is updated in place: zoom survives, light and dark need no round trip.
 
-    Its value is what `ui.views.loss_chart` returns; while it is "", the sentence `waiting` is there.
+    Its value is what `loratory.ui.views.loss_chart` returns; while it is "", the sentence `waiting` is there.
     """
     # The drawing library of the Python package: nothing is fetched from outside.
     spec = importlib.util.find_spec("plotly")

@@ -4,30 +4,30 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.config.derived_defaults import SETTINGS, DatasetKind, DerivedDefault, derive_defaults
-from engine.config.load import config_from_mapping, parse_partial_config
-from engine.config.methods.registry import METHODS
-from engine.config.objectives import OBJECTIVES, SUPERVISED, Objective, RowKind, objective_of
-from engine.config.run import RunConfig, RunSection
-from engine.data.contract import RowLengths
-from engine.data.formats import FORMATS, require_rows_of
-from engine.errors import ConfigError, DatasetError, EngineError, Problem
-from engine.hardware.device import Device, KnownDevice
-from engine.hardware.devices import device_problems
-from engine.lab.rules import lab_problems
-from engine.memory.estimate import GIB, MemoryEstimate, estimate_memory
-from engine.models.shape import ModelShape
-from engine.places import PLACES
-from engine.places.run_place import ThisMachine
-from engine.runs.prediction import most_likely
-from engine.supervision.launch import machine_problems
-from ui.backend.background import as_engine_error
-from ui.backend.dataset_checks import model_of, question_of
-from ui.form import Form, field_of, setting_in
-from ui.form_change import Sections
+from loratory.engine.config.derived_defaults import SETTINGS, DatasetKind, DerivedDefault, derive_defaults
+from loratory.engine.config.load import config_from_mapping, parse_partial_config
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.objectives import OBJECTIVES, SUPERVISED, Objective, RowKind, objective_of
+from loratory.engine.config.run import RunConfig, RunSection
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.data.formats import FORMATS, require_rows_of
+from loratory.engine.errors import ConfigError, DatasetError, EngineError, Problem
+from loratory.engine.hardware.device import Device, KnownDevice
+from loratory.engine.hardware.devices import device_problems
+from loratory.engine.lab.rules import lab_problems
+from loratory.engine.memory.estimate import GIB, MemoryEstimate, estimate_memory
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.places import PLACES
+from loratory.engine.places.run_place import ThisMachine
+from loratory.engine.runs.prediction import most_likely
+from loratory.engine.supervision.launch import machine_problems
+from loratory.ui.backend.background import as_engine_error
+from loratory.ui.backend.dataset_checks import model_of, question_of
+from loratory.ui.form import Form, field_of, setting_in
+from loratory.ui.form_change import Sections
 
 if TYPE_CHECKING:
-    from ui.services import Services
+    from loratory.ui.services import Services
 
 # Shown as a next step, not as a problem.
 _MISSING = {"model.id": "Choose a model.", "dataset.source": "Choose a dataset."}

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from engine.errors import shorten
-from ui.views.html import pick_button, setting_title, short_name
+from loratory.engine.errors import shorten
+from loratory.ui.views.html import pick_button, setting_title, short_name
 
 Sections = Mapping[str, Mapping[str, Any]]
 

@@ -11,18 +11,18 @@ import gradio as gr
 from gradio.components.base import Component
 from gradio.events import Dependency
 
-from engine.config.derived_defaults import SETTINGS
-from engine.runs.run import RUN_ID, Run
-from ui.backend.background import BackgroundWork, WorkProgress
-from ui.backend.run_reader import RunReader, SharedRuns
-from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
-from ui.draft import Draft, fill_derived_defaults, known_rows, read_draft, read_settings, shape_of
-from ui.form import ALL_LINEAR, DERIVED_DEFAULTS, JUDGE_FOR, Form, setting_in, targets_update
-from ui.form_change import FormChange, Reading
-from ui.gradio_internals import changed_by_hand
-from ui.polls import WorkStatus
-from ui.services import Services
-from ui.views.html import start_status
+from loratory.engine.config.derived_defaults import SETTINGS
+from loratory.engine.runs.run import RUN_ID, Run
+from loratory.ui.backend.background import BackgroundWork, WorkProgress
+from loratory.ui.backend.run_reader import RunReader, SharedRuns
+from loratory.ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
+from loratory.ui.draft import Draft, fill_derived_defaults, known_rows, read_draft, read_settings, shape_of
+from loratory.ui.form import ALL_LINEAR, DERIVED_DEFAULTS, JUDGE_FOR, Form, setting_in, targets_update
+from loratory.ui.form_change import FormChange, Reading
+from loratory.ui.gradio_internals import changed_by_hand
+from loratory.ui.polls import WorkStatus
+from loratory.ui.services import Services
+from loratory.ui.views.html import start_status
 
 _log = logging.getLogger(__name__)
 

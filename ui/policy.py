@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.errors import StorageError
-from ui.backend.transfers import Transfers
-from ui.theme import ICON
+from loratory.engine.errors import StorageError
+from loratory.ui.backend.transfers import Transfers
+from loratory.ui.theme import ICON
 
 _LARGEST_BODY_BYTES = 16_000_000  # of an event: a form, a conversation
 _MOST_VALUES = 50_000  # of its JSON, which takes memory and time by their number, not by its bytes

@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ui.backend.background import BackgroundWork, Work, as_engine_error, stamp
-from ui.components import QUICK, SLOW, Updates, clear_error_after, live_html, script
-from ui.views.html import error_box, work_status
+from loratory.ui.backend.background import BackgroundWork, Work, as_engine_error, stamp
+from loratory.ui.components import QUICK, SLOW, Updates, clear_error_after, live_html, script
+from loratory.ui.views.html import error_box, work_status
 
 _PATH = "/gradio_api/component_server"
 
@@ -158,7 +158,7 @@ class WorkStatus:
         return {self.status: self._render(work), self.poll: f"{state}\n{key}" if polls else ""}
 
     def news(self, question: str, last_stamp: str) -> str | None:
-        """Return what is new of the work, as `ui.polls.poll` sends it; None where nothing is new."""
+        """Return what is new of the work, as `loratory.ui.polls.poll` sends it; None where nothing is new."""
         last_state, _, key = question.partition("\n")
         state, work = self._state(key), self._find(key)
         now, is_outdated = stamp(state, work.stamp if work is not None else ""), state != last_state

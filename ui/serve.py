@@ -13,29 +13,29 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 
-from engine.accounts.people import Action, Logins, Person, may
-from engine.chat.session import ChatSession
-from engine.evaluation.job import EvaluationJob
-from engine.export.job import ExportJob
-from engine.export.push import PushJob
-from engine.inspector.session import Inspector, InspectorSlots
-from engine.paths import LoratoryHome, data_folders, local_owner
-from engine.places.huggingface_jobs.account import HardwareList, logins_of
-from engine.runs.store import RunStore
-from engine.serve.guard import OwnPageOnly
-from engine.supervision.launch import Launcher, Preflight
-from engine.supervision.memory_measurement import MeasurementJob, sweep_measurements
-from engine.supervision.supervisor import Supervisor
-from ui.backend.dataset_checks import DatasetChecks
-from ui.backend.models import KnownShapes, OwnDownloads, Shapes, Tokenizers
-from ui.backend.results import ResultWork
-from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
-from ui.build import build_app
-from ui.gradio_internals import keep_little
-from ui.policy import PagePolicy
-from ui.polls import PollAnswers
-from ui.services import Services
-from ui.theme import STYLESHEETS, build_theme
+from loratory.engine.accounts.people import Action, Logins, Person, may
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.evaluation.job import EvaluationJob
+from loratory.engine.export.job import ExportJob
+from loratory.engine.export.push import PushJob
+from loratory.engine.inspector.session import Inspector, InspectorSlots
+from loratory.engine.paths import LoratoryHome, data_folders, local_owner
+from loratory.engine.places.huggingface_jobs.account import HardwareList, logins_of
+from loratory.engine.runs.store import RunStore
+from loratory.engine.serve.guard import OwnPageOnly
+from loratory.engine.supervision.launch import Launcher, Preflight
+from loratory.engine.supervision.memory_measurement import MeasurementJob, sweep_measurements
+from loratory.engine.supervision.supervisor import Supervisor
+from loratory.ui.backend.dataset_checks import DatasetChecks
+from loratory.ui.backend.models import KnownShapes, OwnDownloads, Shapes, Tokenizers
+from loratory.ui.backend.results import ResultWork
+from loratory.ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
+from loratory.ui.build import build_app
+from loratory.ui.gradio_internals import keep_little
+from loratory.ui.policy import PagePolicy
+from loratory.ui.polls import PollAnswers
+from loratory.ui.services import Services
+from loratory.ui.theme import STYLESHEETS, build_theme
 
 _SWEEP_SECONDS = 600
 

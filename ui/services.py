@@ -4,33 +4,33 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.accounts.audit import AuditKind
-from engine.accounts.people import Logins, Person
-from engine.chat.session import ChatSession
-from engine.config.run import RunConfig
-from engine.hardware.device import Device
-from engine.hardware.devices import list_devices
-from engine.inspector.session import Inspector
-from engine.memory.estimate import MemoryEstimate
-from engine.paths import LoratoryHome
-from engine.places import places_at
-from engine.places.huggingface_jobs.account import HardwareList
-from engine.places.run_place import RunPlace
-from engine.runs.store import RunStore
-from engine.runs.summary import RunSummary
-from engine.supervision.launch import Launcher
-from engine.supervision.memory_measurement import MeasuredStep
-from ui.backend.background import BackgroundWork, Job
-from ui.backend.cluster import ClusterForecast
-from ui.backend.dataset_checks import DatasetChecks
-from ui.backend.models import KnownFits, KnownShapes, OwnDownloads, Tokenizers
-from ui.backend.results import ResultWork
-from ui.backend.run_reader import SharedReaders
-from ui.backend.transfers import Transfers
+from loratory.engine.accounts.audit import AuditKind
+from loratory.engine.accounts.people import Logins, Person
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.config.run import RunConfig
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.memory.estimate import MemoryEstimate
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places import places_at
+from loratory.engine.places.huggingface_jobs.account import HardwareList
+from loratory.engine.places.run_place import RunPlace
+from loratory.engine.runs.store import RunStore
+from loratory.engine.runs.summary import RunSummary
+from loratory.engine.supervision.launch import Launcher
+from loratory.engine.supervision.memory_measurement import MeasuredStep
+from loratory.ui.backend.background import BackgroundWork, Job
+from loratory.ui.backend.cluster import ClusterForecast
+from loratory.ui.backend.dataset_checks import DatasetChecks
+from loratory.ui.backend.models import KnownFits, KnownShapes, OwnDownloads, Tokenizers
+from loratory.ui.backend.results import ResultWork
+from loratory.ui.backend.run_reader import SharedReaders
+from loratory.ui.backend.transfers import Transfers
 
 if TYPE_CHECKING:
-    from engine.lab.queue import QueueBoard
-    from ui.backend.lab import LabAdmin  # imports argon2, which only labs need
+    from loratory.engine.lab.queue import QueueBoard
+    from loratory.ui.backend.lab import LabAdmin  # imports argon2, which only labs need
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,29 @@ from typing import Any
 
 import gradio as gr
 
-from engine.config.load import change_of
-from engine.config.run import RunConfig
-from engine.errors import ConfigError, Problem
-from engine.hardware.device import KNOWN_DEVICES, find_known_device
-from engine.memory.advice import advise
-from engine.memory.estimate import Estimator
-from engine.places.run_place import ThisMachine
-from engine.supervision.memory_measurement import config_of_rows
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, shown_as_message, visible_if
-from ui.draft import Draft
-from ui.gradio_internals import Dropdown
-from ui.page import DraftView, Page
-from ui.polls import WorkStatus
-from ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
+from loratory.engine.config.load import change_of
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import ConfigError, Problem
+from loratory.engine.hardware.device import KNOWN_DEVICES, find_known_device
+from loratory.engine.memory.advice import advise
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.places.run_place import ThisMachine
+from loratory.engine.supervision.memory_measurement import config_of_rows
+from loratory.ui.components import (
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    pick_list,
+    picked_value,
+    shown_as_message,
+    visible_if,
+)
+from loratory.ui.draft import Draft
+from loratory.ui.gradio_internals import Dropdown
+from loratory.ui.page import DraftView, Page
+from loratory.ui.polls import WorkStatus
+from loratory.ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
 
 
 class SidePanel:

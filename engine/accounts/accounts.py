@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from engine.accounts.database import DATABASE_FILE, Database
-from engine.accounts.passwords import Passwords
-from engine.accounts.people import Person, Role, require_name
-from engine.errors import AccountError, shorten
-from engine.paths import LoratoryHome
+from loratory.engine.accounts.database import DATABASE_FILE, Database
+from loratory.engine.accounts.passwords import Passwords
+from loratory.engine.accounts.people import Person, Role, require_name
+from loratory.engine.errors import AccountError, shorten
+from loratory.engine.paths import LoratoryHome
 
 INVITATION_SECONDS = 72 * 3600
 _TOKEN_BYTES = 32
@@ -39,7 +39,7 @@ class Invitation(InvitationState):
 
 
 class Accounts:
-    """Accounts and invitations. Sessions are in `engine.accounts.sessions`."""
+    """Accounts and invitations. Sessions are in `loratory.engine.accounts.sessions`."""
 
     def __init__(
         self, database: Database, passwords: Passwords | None = None, clock: Callable[[], float] = time.time

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.errors import StorageError
-from engine.files import read_models
+from loratory.engine.errors import StorageError
+from loratory.engine.files import read_models
 
 AuditKind = Literal[
     "signed in", "sign-in failed", "signed out", "invited", "joined", "password set", "linked", "unlinked",

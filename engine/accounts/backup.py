@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from engine.accounts.accounts import open_database
-from engine.accounts.database import DATABASE_FILE, Database
-from engine.errors import AccountError, StorageError
-from engine.paths import LoratoryHome
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.database import DATABASE_FILE, Database
+from loratory.engine.errors import AccountError, StorageError
+from loratory.engine.paths import LoratoryHome
 
 _HEAD = "loratory-backup"  # the first member; its content is the format
 _FORMAT = "1"

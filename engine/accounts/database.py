@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.errors import StorageError
+from loratory.engine.errors import StorageError
 
 DATABASE_FILE = "accounts.sqlite3"  # its presence makes a home a lab
 _BUSY_SECONDS = 10

@@ -5,9 +5,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.accounts.lab import PublicAddress
-from engine.accounts.listener import require_identity_header
-from engine.errors import AccountError
+from loratory.engine.accounts.lab import PublicAddress
+from loratory.engine.accounts.listener import require_identity_header
+from loratory.engine.errors import AccountError
 
 _PATH = re.compile(r"(/[A-Za-z0-9._@+-]+)+")  # needs no quoting in a unit, in a Caddyfile or in a shell
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Literal
 
-from engine.accounts.accounts import Accounts, add_person, person_of, use_invitation
-from engine.accounts.database import Database
-from engine.accounts.people import Person, Role, require_name
-from engine.errors import AccountError
+from loratory.engine.accounts.accounts import Accounts, add_person, person_of, use_invitation
+from loratory.engine.accounts.database import Database
+from loratory.engine.accounts.people import Person, Role, require_name
+from loratory.engine.errors import AccountError
 
 Purpose = Literal["sign in", "join", "link", "confirm"]  # for which a person shows such an account
 _MOST_NAMES = 100

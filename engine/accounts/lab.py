@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from engine.accounts.limits import SETTINGS_FILE, LabLimits, LabRules, Maintenance, is_lab
-from engine.errors import AccountError, StorageError
-from engine.files import size_and_time, write_atomically
-from engine.paths import LAB, LoratoryHome
-from engine.processes.liveness import FileLock
-from engine.processes.spawn import environment_for
+from loratory.engine.accounts.limits import SETTINGS_FILE, LabLimits, LabRules, Maintenance, is_lab
+from loratory.engine.errors import AccountError, StorageError
+from loratory.engine.files import size_and_time, write_atomically
+from loratory.engine.paths import LAB, LoratoryHome
+from loratory.engine.processes.liveness import FileLock
+from loratory.engine.processes.spawn import environment_for
 
 if TYPE_CHECKING:
-    from engine.accounts.accounts import Invitation  # brings argon2, which the page at home does without
+    from loratory.engine.accounts.accounts import Invitation  # brings argon2, which the page at home does without
 
 _ROLES_SECONDS = 10.0  # between two reads of who is a guest
 
@@ -95,7 +95,7 @@ def read_rules(home: LoratoryHome) -> LabRules | None:
     """
     if not is_lab(home):
         return None
-    from engine.accounts.accounts import (  # brings argon2, which a home without accounts does without
+    from loratory.engine.accounts.accounts import (  # brings argon2, which a home without accounts does without
         guests_in,
         open_database,
     )

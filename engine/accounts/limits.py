@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from engine.accounts.database import DATABASE_FILE
-from engine.paths import LoratoryHome
+from loratory.engine.accounts.database import DATABASE_FILE
+from loratory.engine.paths import LoratoryHome
 
 SETTINGS_FILE = "lab.yaml"
 

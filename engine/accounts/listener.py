@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import DeviceError
-from engine.paths import typed_path
+from loratory.engine.errors import DeviceError
+from loratory.engine.paths import typed_path
 
 _LONGEST_SOCKET_PATH = 100  # of the kernel's 108 bytes
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,60}")

@@ -17,10 +17,10 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from engine.accounts.accounts import digest_of, new_token
-from engine.accounts.identities import Identity, Purpose
-from engine.accounts.oidc_settings import Claims, OidcSettings, require_https
-from engine.errors import AccountError
+from loratory.engine.accounts.accounts import digest_of, new_token
+from loratory.engine.accounts.identities import Identity, Purpose
+from loratory.engine.accounts.oidc_settings import Claims, OidcSettings, require_https
+from loratory.engine.errors import AccountError
 
 try:
     from joserfc import jwt

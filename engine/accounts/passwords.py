@@ -11,7 +11,7 @@ from typing import TypeVar
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
 
-from engine.errors import AccountError
+from loratory.engine.errors import AccountError
 
 SHORTEST = 12  # characters, without rules about their kinds: NIST SP 800-63B-4, section 3.1.1.2
 LONGEST = 200

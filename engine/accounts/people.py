@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, get_args
 
-from engine.errors import AccountError, shorten
+from loratory.engine.errors import AccountError, shorten
 
 Role = Literal["admin", "member", "guest"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.accounts.accounts import digest_of, new_token
-from engine.accounts.database import Database
-from engine.accounts.people import Person
+from loratory.engine.accounts.accounts import digest_of, new_token
+from loratory.engine.accounts.database import Database
+from loratory.engine.accounts.people import Person
 
 IDLE_SECONDS = 12 * 3600
 LONGEST_SECONDS = 14 * 24 * 3600

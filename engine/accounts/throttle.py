@@ -8,7 +8,7 @@ from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
-from engine.errors import AccountError
+from loratory.engine.errors import AccountError
 
 _OF_AN_ADDRESS = RateLimitItemPerMinute(20, namespace="address")
 _OF_ALL = RateLimitItemPerMinute(120, namespace="all")

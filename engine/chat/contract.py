@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.chat.zero_gpu import LONGEST_TOKEN
-from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig, Quantization, WorkPlace
-from engine.data.conversation import Message
-from engine.errors import EngineError
-from engine.models.prepared import ModelProgress
+from loratory.engine.chat.zero_gpu import LONGEST_TOKEN
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import ModelConfig, Quantization, WorkPlace
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import EngineError
+from loratory.engine.models.prepared import ModelProgress
 
 Branch = Literal["base", "tuned", "second"]
 FinishReason = Literal["eos", "length", "context", "stopped"]

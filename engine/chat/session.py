@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psutil
 
-from engine.accounts.lab import RulesReader
-from engine.chat import zero_gpu
-from engine.chat.contract import (
+from loratory.engine.accounts.lab import RulesReader
+from loratory.engine.chat import zero_gpu
+from loratory.engine.chat.contract import (
     ChatChunk,
     ChatRequest,
     ChatState,
@@ -21,23 +21,23 @@ from engine.chat.contract import (
     OnProgress,
     PromptView,
 )
-from engine.chat.target import LoadPlan, LoadRequest, plan_load
-from engine.chat.zero_gpu import ZeroGpu
-from engine.config.run import RunSection
-from engine.data.conversation import Message
-from engine.data.hub import hub_access
-from engine.errors import EngineError, GpuQuotaError, RunError, WorkerError
-from engine.hardware.device import Device
-from engine.hardware.device_job import DeviceJob, OtherMachine
-from engine.hardware.devices import choose_device
-from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait
-from engine.paths import LoratoryHome
-from engine.places import machine_of
-from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.liveness import ProcessIdentity
-from engine.processes.messages import CancelledRequestError, JsonObject
+from loratory.engine.chat.target import LoadPlan, LoadRequest, plan_load
+from loratory.engine.chat.zero_gpu import ZeroGpu
+from loratory.engine.config.run import RunSection
+from loratory.engine.data.conversation import Message
+from loratory.engine.data.hub import hub_access
+from loratory.engine.errors import EngineError, GpuQuotaError, RunError, WorkerError
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.device_job import DeviceJob, OtherMachine
+from loratory.engine.hardware.devices import choose_device
+from loratory.engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places import machine_of
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.processes.messages import CancelledRequestError, JsonObject
 
-WORKER_MODULE = "engine.chat.worker.main"
+WORKER_MODULE = "loratory.engine.chat.worker.main"
 
 _LEAVING_SECONDS = 3.0  # a run that has just ended holds its device until its process exits
 _POLL_SECONDS = 1.0

@@ -4,22 +4,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.chat.contract import AdapterChoice, Branch, ChatTarget, FrozenModel
-from engine.config.methods.base import PeftMethod
-from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
-from engine.config.methods.registry import METHODS, method_of_peft_type
-from engine.config.run import ModelConfig
-from engine.errors import ModelError, RunError
-from engine.hardware.device import Device
-from engine.models.catalog import find_in_catalog
-from engine.models.fingerprint import WeightsFile, changed_file
-from engine.models.folder import read_config
-from engine.models.prepared import DEMO_MODEL_ID
-from engine.models.source import DEMO_HUB_ID, is_hub_id, model_path
-from engine.paths import AllowedPaths, LoratoryHome
-from engine.runs.checkpoints import ADAPTER_SUBFOLDER, offered_checkpoints
-from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS, run_title, trained_base
-from engine.runs.run import RUN_ID, RunFolder
+from loratory.engine.chat.contract import AdapterChoice, Branch, ChatTarget, FrozenModel
+from loratory.engine.config.methods.base import PeftMethod
+from loratory.engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
+from loratory.engine.config.methods.registry import METHODS, method_of_peft_type
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ModelError, RunError
+from loratory.engine.hardware.device import Device
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.fingerprint import WeightsFile, changed_file
+from loratory.engine.models.folder import read_config
+from loratory.engine.models.prepared import DEMO_MODEL_ID
+from loratory.engine.models.source import DEMO_HUB_ID, is_hub_id, model_path
+from loratory.engine.paths import AllowedPaths, LoratoryHome
+from loratory.engine.runs.checkpoints import ADAPTER_SUBFOLDER, offered_checkpoints
+from loratory.engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS, run_title, trained_base
+from loratory.engine.runs.run import RUN_ID, RunFolder
 
 
 class PlannedWeights(FrozenModel):

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import DeviceError
-from engine.hardware.device import Device
-from engine.processes.spawn import spawn, worker_argv
+from loratory.engine.errors import DeviceError
+from loratory.engine.hardware.device import Device
+from loratory.engine.processes.spawn import spawn, worker_argv
 
 ZERO_GPU = "zero-a10g"  # as hardware of a Space
 TOKEN_HEADER = "x-ip-token"  # noqa: S105 - Hugging Face's proxy sets it; names whose quota a request uses
 LONGEST_TOKEN = 8192
-WORKER_MODULE = "engine.chat.worker.zero_gpu"
+WORKER_MODULE = "loratory.engine.chat.worker.zero_gpu"
 REPORT = "--report"
 _VARIABLES = re.compile(r"(SPACES_ZERO|ZERO_?GPU)_\w+")  # that the `spaces` library reads
 _REPORT_SECONDS = 120.0

@@ -9,11 +9,11 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, JobProgress, LoadedModel
-from engine.chat.session import ChatSession
-from engine.chat.target import plan_load
-from engine.commands.configs import named_path
-from engine.commands.output import (
+from loratory.engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, JobProgress, LoadedModel
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.chat.target import plan_load
+from loratory.engine.commands.configs import named_path
+from loratory.engine.commands.output import (
     AsJson,
     BaseModelName,
     CheckpointName,
@@ -23,14 +23,14 @@ from engine.commands.output import (
     print_json,
     setting_options,
 )
-from engine.config.load import section_from_mapping
-from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig, Quantization
-from engine.data.conversation import Message
-from engine.errors import EngineError, RunError, StorageError
-from engine.files import write_atomically
-from engine.models.catalog import find_in_catalog
-from engine.runs.store import RunStore
+from loratory.engine.config.load import section_from_mapping
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import ModelConfig, Quantization
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import EngineError, RunError, StorageError
+from loratory.engine.files import write_atomically
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.runs.store import RunStore
 
 TargetName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id, a folder with an adapter or a model, or a model's name.")
@@ -270,8 +270,8 @@ def serve(
     Ctrl-C ends it and frees the device. An idle model makes room for a run that waits; in a lab it is also unloaded after the
     idle time that the admin set. The next request loads it again.
     """
-    from engine.serve.endpoint import serve_model
-    from engine.serve.model import ServedModel
+    from loratory.engine.serve.endpoint import serve_model
+    from loratory.engine.serve.model import ServedModel
 
     store = own_runs()
     target = choose_target(run, store, checkpoint, model, quantization)
@@ -311,7 +311,7 @@ def _names(target: ChatTarget, title: str) -> tuple[str, tuple[str, ...]]:
 def ui(context: typer.Context) -> None:
     """Open the Loratory page in a browser, or serve it to a lab; `loratory ui --help` lists the options."""
     # The engine must not import the page, so it is found by name when it is asked for; it parses its own options.
-    raise typer.Exit(importlib.import_module("app").main(context.args))
+    raise typer.Exit(importlib.import_module("loratory.app").main(context.args))
 
 
 COMMANDS = (chat, serve)

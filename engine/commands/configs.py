@@ -6,14 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.commands.output import AsJson, print_json, print_table
-from engine.config.load import config_from_mapping, find_preset, list_presets, mapping_from_file, with_overrides
-from engine.config.run import RunConfig
-from engine.errors import ConfigError, Problem, RunError, StorageError, shorten
-from engine.models.catalog import search_catalog
-from engine.paths import LoratoryHome, local_owner
-from engine.quantities import count
-from engine.runs.store import RunStore
+from loratory.engine.commands.output import AsJson, print_json, print_table
+from loratory.engine.config.load import (
+    config_from_mapping,
+    find_preset,
+    list_presets,
+    mapping_from_file,
+    with_overrides,
+)
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import ConfigError, Problem, RunError, StorageError, shorten
+from loratory.engine.models.catalog import search_catalog
+from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.quantities import count
+from loratory.engine.runs.store import RunStore
 
 
 def load_config_argument(text: str, overrides: Sequence[str] | None, home: LoratoryHome) -> RunConfig:
@@ -96,7 +102,7 @@ def models(
 ) -> None:
     """List models that can be fine-tuned; any of their ids goes into model.id."""
     if on_hub:
-        from engine.models.hub import search_hub
+        from loratory.engine.models.hub import search_hub
 
         rows = [
             model.model_dump(mode="json", exclude={"tags"})

@@ -7,19 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.commands.output import AsJson, ProgressLine, print_json, print_result, setting_options
-from engine.config.load import section_from_mapping
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.config.training import TrainingConfig
-from engine.data.contract import CheckProgress, DatasetReport, RowProblem
-from engine.data.records import row_label
-from engine.data.render.tokenize import IGNORED_LABEL
-from engine.data.source import SourceOptions
-from engine.errors import ConfigError, Problem
-from engine.inspector.session import Inspector, RenderedSequence
-from engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
-from engine.paths import LoratoryHome
-from engine.quantities import duration
+from loratory.engine.commands.output import AsJson, ProgressLine, print_json, print_result, setting_options
+from loratory.engine.config.load import section_from_mapping
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.contract import CheckProgress, DatasetReport, RowProblem
+from loratory.engine.data.records import row_label
+from loratory.engine.data.render.tokenize import IGNORED_LABEL
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import ConfigError, Problem
+from loratory.engine.inspector.session import Inspector, RenderedSequence
+from loratory.engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.quantities import duration
 
 _SHOWN_PROBLEMS = 20
 
@@ -98,7 +98,7 @@ def _check(
     config: DatasetConfig, model: ModelConfig | None, max_length: int | None, home: LoratoryHome
 ) -> DatasetReport:
     """Check in this process where no tokenizer is needed, else in the one that has them."""
-    from engine.data.passes.check import check_steps, finish
+    from loratory.engine.data.passes.check import check_steps, finish
 
     seed = TrainingConfig().seed
     with ProgressLine() as line:

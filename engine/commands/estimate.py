@@ -6,21 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.commands.configs import load_config_argument
-from engine.commands.output import AsJson, ConfigName, Overrides, ProgressLine, print_json, with_progress
-from engine.config.run import RunConfig
-from engine.data.contract import RowLengths
-from engine.data.hub import reads_from_hub
-from engine.errors import EngineError
-from engine.hardware.device import THIS_MACHINE, Device, known_device
-from engine.hardware.devices import device_options, device_problems, list_devices
-from engine.inspector.session import Inspector
-from engine.memory.advice import Advice, advise
-from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, recommend, share_among
-from engine.memory.estimate import GIB, Estimator, MemoryEstimate
-from engine.paths import LoratoryHome
-from engine.runs.prediction import most_likely
-from engine.supervision.memory_measurement import MeasuredStep, MeasurementJob, config_of_rows
+from loratory.engine.commands.configs import load_config_argument
+from loratory.engine.commands.output import AsJson, ConfigName, Overrides, ProgressLine, print_json, with_progress
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.data.hub import reads_from_hub
+from loratory.engine.errors import EngineError
+from loratory.engine.hardware.device import THIS_MACHINE, Device, known_device
+from loratory.engine.hardware.devices import device_options, device_problems, list_devices
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.memory.advice import Advice, advise
+from loratory.engine.memory.compare import DeviceShare, MethodNeed, compare_methods, recommend, share_among
+from loratory.engine.memory.estimate import GIB, Estimator, MemoryEstimate
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.prediction import most_likely
+from loratory.engine.supervision.memory_measurement import MeasuredStep, MeasurementJob, config_of_rows
 
 _VERDICTS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 

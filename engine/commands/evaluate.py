@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.chat.contract import Branch, ChatTarget
-from engine.commands.output import (
+from loratory.engine.chat.contract import Branch, ChatTarget
+from loratory.engine.commands.output import (
     AsJson,
     CheckpointName,
     RunId,
@@ -19,10 +19,10 @@ from engine.commands.output import (
     setting_options,
     with_progress,
 )
-from engine.config.load import section_from_mapping
-from engine.config.results import EvaluationConfig
-from engine.errors import RunError, StorageError, shorten
-from engine.evaluation.job import (
+from loratory.engine.config.load import section_from_mapping
+from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.errors import RunError, StorageError, shorten
+from loratory.engine.evaluation.job import (
     EvaluationJob,
     EvaluationRequest,
     EvaluationResult,
@@ -31,9 +31,9 @@ from engine.evaluation.job import (
     describe_gain,
     preference_sentences,
 )
-from engine.evaluation.votes import Vote, Votes, pairs_of_votes
-from engine.files import write_atomically
-from engine.paths import LoratoryHome
+from loratory.engine.evaluation.votes import Vote, Votes, pairs_of_votes
+from loratory.engine.files import write_atomically
+from loratory.engine.paths import LoratoryHome
 
 
 @setting_options(

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.chat.contract import ChatTarget
-from engine.chat.target import plan_load
-from engine.commands.chat import choose_target
-from engine.commands.configs import load_config_argument, named_path
-from engine.commands.output import (
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.chat.target import plan_load
+from loratory.engine.commands.chat import choose_target
+from loratory.engine.commands.configs import load_config_argument, named_path
+from loratory.engine.commands.output import (
     AsJson,
     BaseModelName,
     CheckpointName,
@@ -23,18 +23,18 @@ from engine.commands.output import (
     setting_options,
     with_progress,
 )
-from engine.config.load import config_to_yaml, section_from_mapping
-from engine.config.results import ExportConfig, PushConfig
-from engine.errors import EngineError, RunError, StorageError
-from engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest
-from engine.export.gguf.precisions import predict_sizes
-from engine.export.job import ExportJob, ScriptJob
-from engine.export.kinds import KINDS
-from engine.export.push import PushJob
-from engine.inspector.session import Inspector
-from engine.models.source import find_model
-from engine.paths import LoratoryHome
-from engine.quantities import size
+from loratory.engine.config.load import config_to_yaml, section_from_mapping
+from loratory.engine.config.results import ExportConfig, PushConfig
+from loratory.engine.errors import EngineError, RunError, StorageError
+from loratory.engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest
+from loratory.engine.export.gguf.precisions import predict_sizes
+from loratory.engine.export.job import ExportJob, ScriptJob
+from loratory.engine.export.kinds import KINDS
+from loratory.engine.export.push import PushJob
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.models.source import find_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.quantities import size
 
 TrainedName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a folder with an adapter.")]
 
@@ -161,7 +161,7 @@ def script(
     ] = False,
 ) -> None:
     """Print what a run does as a script on plain transformers, PEFT, TRL and datasets; its head lists what differs."""
-    from engine.export.script.write import gather_script_facts, write_short_script
+    from loratory.engine.export.script.write import gather_script_facts, write_short_script
 
     store = own_runs()
     file_to_write, folder_to_write = (named_path(path) if path is not None else None for path in (out, exact))

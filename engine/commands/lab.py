@@ -6,17 +6,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from engine.accounts.accounts import Accounts, Invitation, open_database
-from engine.accounts.audit import AuditKind, AuditLog
-from engine.accounts.backup import BackupSize, restore_backup, write_backup
-from engine.accounts.deployment import Deployment
-from engine.accounts.lab import PublicAddress, audit_log_path, join_link, public_address
-from engine.accounts.people import Person, require_role
-from engine.commands.output import AsJson, confirm, format_time, print_json, print_result, print_table
-from engine.errors import ClusterError
-from engine.paths import LoratoryHome, typed_path
-from engine.places.slurm.commands import Slurm
-from engine.places.slurm.discovery import (
+from loratory.engine.accounts.accounts import Accounts, Invitation, open_database
+from loratory.engine.accounts.audit import AuditKind, AuditLog
+from loratory.engine.accounts.backup import BackupSize, restore_backup, write_backup
+from loratory.engine.accounts.deployment import Deployment
+from loratory.engine.accounts.lab import PublicAddress, audit_log_path, join_link, public_address
+from loratory.engine.accounts.people import Person, require_role
+from loratory.engine.commands.output import AsJson, confirm, format_time, print_json, print_result, print_table
+from loratory.engine.errors import ClusterError
+from loratory.engine.paths import LoratoryHome, typed_path
+from loratory.engine.places.slurm.commands import Slurm
+from loratory.engine.places.slurm.discovery import (
     ProbeReport,
     differences,
     list_groups,
@@ -26,8 +26,8 @@ from engine.places.slurm.discovery import (
     unknown_types,
     write_place,
 )
-from engine.places.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
-from engine.quantities import size
+from loratory.engine.places.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
+from loratory.engine.quantities import size
 
 people = typer.Typer(
     name="people",

@@ -13,11 +13,11 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from engine.config.run import WorkPlace
-from engine.errors import RunError
-from engine.paths import LoratoryHome, local_owner
-from engine.quantities import gib
-from engine.runs.store import RunStore
+from loratory.engine.config.run import WorkPlace
+from loratory.engine.errors import RunError
+from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.quantities import gib
+from loratory.engine.runs.store import RunStore
 
 Result = TypeVar("Result")
 

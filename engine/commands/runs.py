@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from engine.commands.output import (
+from loratory.engine.commands.output import (
     AsJson,
     ProgressLine,
     RunId,
@@ -17,13 +17,13 @@ from engine.commands.output import (
     print_json,
     print_result,
 )
-from engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report, result_json
-from engine.errors import RunError
-from engine.lab.rules import resume_run
-from engine.paths import LoratoryHome
-from engine.places.huggingface_jobs.layout import JobRequest
-from engine.quantities import size
-from engine.runs.control import (
+from loratory.engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report, result_json
+from loratory.engine.errors import RunError
+from loratory.engine.lab.rules import resume_run
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.huggingface_jobs.layout import JobRequest
+from loratory.engine.quantities import size
+from loratory.engine.runs.control import (
     change_notes,
     read_notes,
     request_cancel,
@@ -31,10 +31,10 @@ from engine.runs.control import (
     request_stop,
     request_target,
 )
-from engine.runs.history.run_history import read_history
-from engine.runs.run import Run, State
-from engine.runs.store import RunStore, folder_size_bytes
-from engine.runs.summary import (
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.run import Run, State
+from loratory.engine.runs.store import RunStore, folder_size_bytes
+from loratory.engine.runs.summary import (
     RunIndex,
     RunQuery,
     RunSummary,
@@ -44,9 +44,9 @@ from engine.runs.summary import (
     summaries_csv,
     summarize,
 )
-from engine.runs.usage import read_electricity, save_electricity
-from engine.supervision.queue import QueueMove, QueueOrder
-from engine.supervision.supervisor import reconcile
+from loratory.engine.runs.usage import read_electricity, save_electricity
+from loratory.engine.supervision.queue import QueueMove, QueueOrder
+from loratory.engine.supervision.supervisor import reconcile
 
 _TRANSITION_SECONDS = 15.0
 

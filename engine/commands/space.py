@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.commands.configs import named_path
-from engine.commands.output import AsJson, ProgressLine, confirm, print_result
-from engine.config.run import ModelConfig
-from engine.errors import ConfigError, EngineError, Problem, PushError, RunError, StorageError
-from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
-from engine.quantities import size
-from engine.space.repository import Sdk, Settings, SpacePlan, Visibility, check_name, space_files
-from engine.wheel import build_wheel
+from loratory.engine.commands.configs import named_path
+from loratory.engine.commands.output import AsJson, ProgressLine, confirm, print_result
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ConfigError, EngineError, Problem, PushError, RunError, StorageError
+from loratory.engine.models.source import resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.quantities import size
+from loratory.engine.space.repository import Sdk, Settings, SpacePlan, Visibility, check_name, space_files
+from loratory.engine.wheel import build_wheel
 
 if TYPE_CHECKING:
-    from engine.space.hub import SpaceHub, Status
+    from loratory.engine.space.hub import SpaceHub, Status
 
 space = typer.Typer(name="space", help="Loratory in a Hugging Face Space.", no_args_is_help=True)
 
@@ -126,7 +126,7 @@ def update(
     as_json: AsJson = False,
 ) -> None:
     """Update a Space to this version of Loratory, and change the given options; the rest stays as it is."""
-    from engine.space.hub import sdk_of
+    from loratory.engine.space.hub import sdk_of
 
     check_name(name, "space")
     settings = _settings(secret, admit, "" if no_bucket else bucket, sleep_hours)._replace(hardware=hardware)
@@ -196,8 +196,8 @@ def _hub() -> "Iterator[SpaceHub]":
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    from engine.hub import SPACE, Fault, HubFault
-    from engine.space.hub import SpaceHub
+    from loratory.engine.hub import SPACE, Fault, HubFault
+    from loratory.engine.space.hub import SpaceHub
 
     token = get_token()
     if token is None:
@@ -257,7 +257,7 @@ def _write(files: Mapping[str, bytes], folder: Path, *, as_json: bool) -> None:
 
 def _report(status: "Status", changes: Sequence[str] | None = None, *, as_json: bool) -> None:
     """Print where a Space is and what it does; one that failed is an error."""
-    from engine.space.hub import stage_of
+    from loratory.engine.space.hub import stage_of
 
     if stage_of(status.stage).has_failed:
         log = "".join(f"\n  {line}" for line in status.log)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.commands.configs import load_config_argument, load_config_mapping
-from engine.commands.output import (
+from loratory.engine.commands.configs import load_config_argument, load_config_mapping
+from loratory.engine.commands.output import (
     AsJson,
     ConfigName,
     Overrides,
@@ -25,20 +25,20 @@ from engine.commands.output import (
     print_table,
     with_where,
 )
-from engine.errors import EngineError, RunError, shorten
-from engine.inspector.session import Inspector
-from engine.paths import LoratoryHome
-from engine.quantities import duration, size
-from engine.runs.control import request_stop
-from engine.runs.history.preference_health import Finding, preference_findings
-from engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
-from engine.runs.run import Run
-from engine.runs.summary import RunSummary, best_by_held_out_loss, summarize
-from engine.runs.sweep import sweep_configs
-from engine.runs.usage import energy_words, read_electricity
-from engine.supervision.launch import Launcher, Preflight
-from engine.supervision.scheduler import SupervisorSettings
-from engine.supervision.supervisor import Supervisor
+from loratory.engine.errors import EngineError, RunError, shorten
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.quantities import duration, size
+from loratory.engine.runs.control import request_stop
+from loratory.engine.runs.history.preference_health import Finding, preference_findings
+from loratory.engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.summary import RunSummary, best_by_held_out_loss, summarize
+from loratory.engine.runs.sweep import sweep_configs
+from loratory.engine.runs.usage import energy_words, read_electricity
+from loratory.engine.supervision.launch import Launcher, Preflight
+from loratory.engine.supervision.scheduler import SupervisorSettings
+from loratory.engine.supervision.supervisor import Supervisor
 
 _POLL_SECONDS = 0.25
 _ENDED_WELL = ("completed", "stopped")

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.config.methods.base import CrossFieldRule
-from engine.config.methods.registry import METHODS
-from engine.config.objectives import objective_of
-from engine.config.run import JobsConfig, RunConfig, RunSection, SlurmConfig
-from engine.errors import Problem
+from loratory.engine.config.methods.base import CrossFieldRule
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.run import JobsConfig, RunConfig, RunSection, SlurmConfig
+from loratory.engine.errors import Problem
 
 DistributionName = Literal["DDP", "FSDP", "device_map"]  # as PyTorch, transformers and people call them
 

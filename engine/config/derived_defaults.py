@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from engine.config.objectives import ROW_KINDS, RowKind, objective_of, objectives_for
-from engine.config.run import RunConfig, by_section, field_of
+from loratory.engine.config.objectives import ROW_KINDS, RowKind, objective_of, objectives_for
+from loratory.engine.config.run import RunConfig, by_section, field_of
 
 _LARGE_BATCH = 32  # rows a step
 _SHORT_RUN = 300  # optimizer steps

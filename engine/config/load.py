@@ -13,11 +13,11 @@ from pydantic import BaseModel, ValidationError
 from yaml import CSafeDumper as SafeDumper  # libyaml: ten times as fast, and bounded in how deep it nests
 from yaml import CSafeLoader as SafeLoader
 
-from engine.config.constraints import constraint_problems
-from engine.config.derived_defaults import DatasetKind, apply_derived_defaults
-from engine.config.run import RunConfig
-from engine.errors import ConfigError, Problem, StorageError, brief_repr, shorten
-from engine.paths import PRESETS_FOLDER
+from loratory.engine.config.constraints import constraint_problems
+from loratory.engine.config.derived_defaults import DatasetKind, apply_derived_defaults
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import ConfigError, Problem, StorageError, brief_repr, shorten
+from loratory.engine.paths import PRESETS_FOLDER
 
 _MAX_CHARACTERS = 200_000  # of a configuration; one with every default has 2,400
 _MAX_NUMBER_CHARACTERS = 100

@@ -1,20 +1,20 @@
 """What a run optimizes, as far as it is known without torch.
 
-How rows become a loss is the other half, in `engine.training.objectives`, under the same name.
+How rows become a loss is the other half, in `loratory.engine.training.objectives`, under the same name.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from engine.config.run import RunConfig
-from engine.config.training import ObjectiveName, ObjectiveSettings, PreferenceLoss
+from loratory.engine.config.run import RunConfig
+from loratory.engine.config.training import ObjectiveName, ObjectiveSettings, PreferenceLoss
 
 RowKind = Literal["answers", "pairs", "ratings"]
 
 
 class RowTraits(NamedTuple):
-    """The traits of a kind of row; its content and its warnings are a class in `engine.data.conversation`."""
+    """The traits of a kind of row; its content and its warnings are a class in `loratory.engine.data.conversation`."""
 
     content: str  # for people
     noun: str = "row"

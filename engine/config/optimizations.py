@@ -6,7 +6,7 @@ worth or to look for the cause of a difference.
 
 import os
 
-from engine.errors import ConfigError, Problem
+from loratory.engine.errors import ConfigError, Problem
 
 VARIABLE = "LORATORY_WITHOUT"
 LEFT_OUT = f"left out by {VARIABLE}"  # why one is not used, as events and the log say it

@@ -1,14 +1,14 @@
 """What follows from settings and the kind of device: one rule each for trainer, memory estimate and exported script.
 
-Whether rows are joined or padded depends on the model too; that rule is in `engine.models.batching`.
+Whether rows are joined or padded depends on the model too; that rule is in `loratory.engine.models.batching`.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.config.run import ComputeDtype
-from engine.config.training import Optimizer, TrainingConfig
+from loratory.engine.config.run import ComputeDtype
+from loratory.engine.config.training import Optimizer, TrainingConfig
 
 DtypeName = Literal["bfloat16", "float16", "float32"]
 

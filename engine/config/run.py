@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from engine.config.methods.base import PeftMethod
-from engine.config.methods.registry import DEFAULT_METHOD, METHODS, MethodSettings
-from engine.config.section import Section, setting
-from engine.config.training import TrainingConfig
+from loratory.engine.config.methods.base import PeftMethod
+from loratory.engine.config.methods.registry import DEFAULT_METHOD, METHODS, MethodSettings
+from loratory.engine.config.section import Section, setting
+from loratory.engine.config.training import TrainingConfig
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]

@@ -4,12 +4,12 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.config.derived_defaults import DatasetStats
-from engine.config.objectives import RowKind
-from engine.config.run import DataFormatName, DatasetConfig, ModelConfig, TrainOn
-from engine.data.conversation import Conversation, Message
-from engine.data.records import ProblemKind
-from engine.errors import DatasetError
+from loratory.engine.config.derived_defaults import DatasetStats
+from loratory.engine.config.objectives import RowKind
+from loratory.engine.config.run import DataFormatName, DatasetConfig, ModelConfig, TrainOn
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.data.records import ProblemKind
+from loratory.engine.errors import DatasetError
 
 MAX_SHOWN_CHARACTERS = 50_000  # of one text of a row
 

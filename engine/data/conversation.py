@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-from engine.config.objectives import RowKind
-from engine.config.run import TrainOn
-from engine.data.records import ProblemKind, one_line
+from loratory.engine.config.objectives import RowKind
+from loratory.engine.config.run import TrainOn
+from loratory.engine.data.records import ProblemKind, one_line
 
 Role = Literal["system", "user", "assistant", "tool"]
 JsonValue = Any  # any JSON: a tool's arguments and schema are passed to the template unchanged

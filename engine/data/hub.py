@@ -17,16 +17,16 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.data.files import names_file
-from engine.data.files.access import shown_name
-from engine.data.files.columnar import without_gaps
-from engine.data.records import Record, RowSource, SourceForm, lookup
-from engine.errors import DatasetError, EngineError
-from engine.hub import DATASET, error_chain, find_fault
-from engine.models.source import is_hub_id, may_need_hub
-from engine.paths import searches_working_folder
-from engine.processes.spawn import Access
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.data.files import names_file
+from loratory.engine.data.files.access import shown_name
+from loratory.engine.data.files.columnar import without_gaps
+from loratory.engine.data.records import Record, RowSource, SourceForm, lookup
+from loratory.engine.errors import DatasetError, EngineError
+from loratory.engine.hub import DATASET, error_chain, find_fault
+from loratory.engine.models.source import is_hub_id, may_need_hub
+from loratory.engine.paths import searches_working_folder
+from loratory.engine.processes.spawn import Access
 
 _HUB_ROOT = "hf://datasets/"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")

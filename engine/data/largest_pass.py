@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from engine.config.training import TrainingConfig
-from engine.data.contract import RowLengths
-from engine.data.step_plan import EpochPlanner, Pass, PlanSettings
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.data.step_plan import EpochPlanner, Pass, PlanSettings
 
 _MOST_ROWS = 65_536  # of a step, where its largest pass is looked for
 _PLANNED_ROWS = 4096  # at least so many of a run are planned to find its largest pass, which takes some milliseconds

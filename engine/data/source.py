@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.run import DatasetConfig
-from engine.data.files import DATA_ENDINGS, kind_of, open_file
-from engine.data.files.access import ANY_FILE, DataAccess, shown_name
-from engine.data.files.base import PlainTextReader
-from engine.data.hub import HubRows, is_on_hub
-from engine.data.records import Record, RowSource
-from engine.errors import DatasetError
-from engine.paths import SAMPLES_FOLDER, AllowedPaths, LoratoryHome
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.files import DATA_ENDINGS, kind_of, open_file
+from loratory.engine.data.files.access import ANY_FILE, DataAccess, shown_name
+from loratory.engine.data.files.base import PlainTextReader
+from loratory.engine.data.hub import HubRows, is_on_hub
+from loratory.engine.data.records import Record, RowSource
+from loratory.engine.errors import DatasetError
+from loratory.engine.paths import SAMPLES_FOLDER, AllowedPaths, LoratoryHome
 
 SAMPLE_PREFIX = "sample:"
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.config.training import TrainingConfig
-from engine.errors import RunError
-from engine.models.batching import Batching
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.errors import RunError
+from loratory.engine.models.batching import Batching
 
 # Rows are sorted by length within blocks of this many steps, of which an epoch has at least so many: the rows of a step
 # change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.

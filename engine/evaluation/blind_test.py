@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import AwareDatetime
 
-from engine.chat.contract import Branch, FrozenModel
-from engine.files import append_model, read_models
+from loratory.engine.chat.contract import Branch, FrozenModel
+from loratory.engine.files import append_model, read_models
 
 Verdict = Literal["left", "right", "equal", "neither"]
 

@@ -3,8 +3,8 @@
 import json
 from importlib.resources import files
 
-from engine.data.render.template import ChatTokenizer
-from engine.data.render.tokenize import TokenizedRow
+from loratory.engine.data.render.template import ChatTokenizer
+from loratory.engine.data.render.tokenize import TokenizedRow
 
 # Longer passages are truncated: byte-level tokenizers need a token for each byte, and some models have short contexts.
 MAX_TOKENS = 256
@@ -12,7 +12,7 @@ MAX_TOKENS = 256
 
 def general_text() -> tuple[dict[str, str], ...]:
     """Return passages, with their kind and language; written for Loratory, except for two poems in the public domain."""
-    lines = files("engine.evaluation").joinpath("general_text.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = files("loratory.engine.evaluation").joinpath("general_text.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(map(json.loads, lines))
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pydantic import Field
 
-from engine.chat.contract import AdapterChoice, Branch, ChatTarget, FrozenModel, JobProgress, OnProgress
-from engine.chat.target import LoadPlan, plan_load
-from engine.config.objectives import objective_of
-from engine.config.results import EvaluationConfig
-from engine.config.run import RunConfig, RunSection
-from engine.data.hub import hub_access
-from engine.errors import EngineError, RunError, StorageError
-from engine.evaluation.preference import (
+from loratory.engine.chat.contract import AdapterChoice, Branch, ChatTarget, FrozenModel, JobProgress, OnProgress
+from loratory.engine.chat.target import LoadPlan, plan_load
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.config.run import RunConfig, RunSection
+from loratory.engine.data.hub import hub_access
+from loratory.engine.errors import EngineError, RunError, StorageError
+from loratory.engine.evaluation.preference import (
     RATING_COLUMNS,
     PreferenceResult,
     RatingResult,
@@ -25,16 +25,16 @@ from engine.evaluation.preference import (
     describe_ratings,
     rating_cells,
 )
-from engine.files import read_model, write_atomically
-from engine.hardware.device import Device
-from engine.hardware.device_job import DeviceJob
-from engine.hardware.devices import choose_device
-from engine.paths import LoratoryHome
-from engine.places import machine_of
-from engine.runs.provenance import read_provenance, start_of
-from engine.runs.run import RunFolder
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.device_job import DeviceJob
+from loratory.engine.hardware.devices import choose_device
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places import machine_of
+from loratory.engine.runs.provenance import read_provenance, start_of
+from loratory.engine.runs.run import RunFolder
 
-WORKER_MODULE = "engine.evaluation.worker.main"
+WORKER_MODULE = "loratory.engine.evaluation.worker.main"
 
 
 class EvaluationRequest(FrozenModel):

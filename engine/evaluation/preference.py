@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from engine.chat.contract import Branch, FrozenModel
-from engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, sign_test
+from loratory.engine.chat.contract import Branch, FrozenModel
+from loratory.engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, sign_test
 
 _IN_ORDER_OF_TRAINING: tuple[Branch, ...] = ("base", "second", "tuned")
 _Z = 1.959963984540054  # of a two-sided 95% interval

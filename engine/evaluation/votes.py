@@ -15,16 +15,16 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from engine.chat.contract import FinishReason, FrozenModel
-from engine.config.results import SamplingConfig
-from engine.config.run import Quantization
-from engine.data.conversation import Message
-from engine.errors import StorageError
-from engine.evaluation.blind_test import Verdict
-from engine.files import size_and_time, write_atomically
-from engine.paths import LoratoryHome
-from engine.processes.liveness import FileLock
-from engine.runs.disk import require_disk_space
+from loratory.engine.chat.contract import FinishReason, FrozenModel
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import Quantization
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import StorageError
+from loratory.engine.evaluation.blind_test import Verdict
+from loratory.engine.files import size_and_time, write_atomically
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.liveness import FileLock
+from loratory.engine.runs.disk import require_disk_space
 
 VoteSource = Literal["blind test", "chat"]
 LeftOut = Literal["tie", "cut off", "empty"]

@@ -10,15 +10,15 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from engine.chat.contract import Branch
-from engine.chat.target import LoadPlan
-from engine.config.objectives import objective_of
-from engine.config.results import ExportKind
-from engine.config.run import DatasetConfig, RunConfig
-from engine.data.hub import is_on_hub
-from engine.data.source import SAMPLE_PREFIX
-from engine.errors import EngineError, ModelError
-from engine.evaluation.job import (
+from loratory.engine.chat.contract import Branch
+from loratory.engine.chat.target import LoadPlan
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.results import ExportKind
+from loratory.engine.config.run import DatasetConfig, RunConfig
+from loratory.engine.data.hub import is_on_hub
+from loratory.engine.data.source import SAMPLE_PREFIX
+from loratory.engine.errors import EngineError, ModelError
+from loratory.engine.evaluation.job import (
     EvaluationResult,
     comparison_table,
     describe_forgetting,
@@ -26,14 +26,14 @@ from engine.evaluation.job import (
     preference_sentences,
     read_evaluation,
 )
-from engine.export.kinds import ADAPTER, KINDS
-from engine.export.vllm import read_vllm_adapter
-from engine.models.catalog import find_in_catalog
-from engine.models.folder import license_in
-from engine.models.source import ModelSource
-from engine.runs.history.run_history import RunHistory, read_history
-from engine.runs.provenance import ADAPTER_CONFIG, Provenance, read_provenance, run_title, start_of
-from engine.runs.run import RunFolder
+from loratory.engine.export.kinds import ADAPTER, KINDS
+from loratory.engine.export.vllm import read_vllm_adapter
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.folder import license_in
+from loratory.engine.models.source import ModelSource
+from loratory.engine.runs.history.run_history import RunHistory, read_history
+from loratory.engine.runs.provenance import ADAPTER_CONFIG, Provenance, read_provenance, run_title, start_of
+from loratory.engine.runs.run import RunFolder
 
 _BRANCHES: Mapping[Branch, str] = {"base": "Base", "second": "Start", "tuned": "This"}
 

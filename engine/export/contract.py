@@ -5,11 +5,11 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, Field, SecretStr
 
-from engine.chat.contract import ChatTarget, FrozenModel
-from engine.chat.target import LoadPlan
-from engine.config.results import ExportConfig, PushConfig
-from engine.files import append_model, read_models
-from engine.hardware.device import Device
+from loratory.engine.chat.contract import ChatTarget, FrozenModel
+from loratory.engine.chat.target import LoadPlan
+from loratory.engine.config.results import ExportConfig, PushConfig
+from loratory.engine.files import append_model, read_models
+from loratory.engine.hardware.device import Device
 
 
 class ExportRequest(FrozenModel):

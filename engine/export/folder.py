@@ -13,12 +13,12 @@ from typing import Any
 
 import psutil
 
-from engine.config.results import PushKind
-from engine.errors import ModelError, PushError, StorageError
-from engine.export.contract import ExportedFile
-from engine.export.kinds import KINDS
-from engine.files import fsync_folder
-from engine.models.folder import is_named_template, named_templates
+from loratory.engine.config.results import PushKind
+from loratory.engine.errors import ModelError, PushError, StorageError
+from loratory.engine.export.contract import ExportedFile
+from loratory.engine.export.kinds import KINDS
+from loratory.engine.files import fsync_folder
+from loratory.engine.models.folder import is_named_template, named_templates
 
 _MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # the format's own limit
 # Files of a tokenizer; others are not copied.

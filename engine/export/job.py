@@ -7,25 +7,25 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from engine.chat.contract import JobProgress, OnProgress
-from engine.chat.target import LoadPlan, PlannedWeights, plan_load
-from engine.config.run import RunConfig, RunSection
-from engine.data.hub import hub_access
-from engine.errors import ModelError
-from engine.export.contract import ExportOrder, ExportRequest, ExportResult
-from engine.export.folder import staged_folder
-from engine.export.gguf.llama_cpp import require_quantizer
-from engine.export.kinds import KINDS
-from engine.hardware.device import Device
-from engine.hardware.device_job import DeviceJob
-from engine.hardware.devices import choose_device
-from engine.hardware.processor import describe_processor
-from engine.paths import AllowedPaths, LoratoryHome, typed_path
-from engine.places import machine_of
-from engine.runs.provenance import run_title
-from engine.runs.run import RunFolder
+from loratory.engine.chat.contract import JobProgress, OnProgress
+from loratory.engine.chat.target import LoadPlan, PlannedWeights, plan_load
+from loratory.engine.config.run import RunConfig, RunSection
+from loratory.engine.data.hub import hub_access
+from loratory.engine.errors import ModelError
+from loratory.engine.export.contract import ExportOrder, ExportRequest, ExportResult
+from loratory.engine.export.folder import staged_folder
+from loratory.engine.export.gguf.llama_cpp import require_quantizer
+from loratory.engine.export.kinds import KINDS
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.device_job import DeviceJob
+from loratory.engine.hardware.devices import choose_device
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.paths import AllowedPaths, LoratoryHome, typed_path
+from loratory.engine.places import machine_of
+from loratory.engine.runs.provenance import run_title
+from loratory.engine.runs.run import RunFolder
 
-WORKER_MODULE = "engine.export.worker.main"
+WORKER_MODULE = "loratory.engine.export.worker.main"
 
 
 @dataclass(eq=False)

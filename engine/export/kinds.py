@@ -1,6 +1,6 @@
 """The kinds of export: requirements, description and files of each.
 
-`engine.export.worker.main`, which needs torch, writes and verifies them.
+`loratory.engine.export.worker.main`, which needs torch, writes and verifies them.
 """
 
 import re
@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.methods.base import PeftMethod
-from engine.errors import ModelError
-from engine.export.gguf.llama_cpp import find_converter
+from loratory.engine.config.methods.base import PeftMethod
+from loratory.engine.errors import ModelError
+from loratory.engine.export.gguf.llama_cpp import find_converter
 
 _GENERATE = """
 prompt = tokenizer.apply_chat_template(

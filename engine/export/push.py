@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.chat.contract import JobProgress, OnProgress
-from engine.chat.target import LoadPlan, PlannedWeights, plan_load
-from engine.config.results import ExportConfig
-from engine.errors import PushError, RunError
-from engine.export.card import write_card
-from engine.export.contract import ExportRequest, ExportResult, PushRequest, PushResult, UploadOrder
-from engine.export.job import ExportJob, require_trained, run_in
-from engine.files import read_model, write_atomically
-from engine.models.folder import ModelPart
-from engine.models.source import can_be_repository, is_revision, resolve_model
-from engine.paths import LoratoryHome, typed_path
-from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.messages import CancelledRequestError
-from engine.processes.spawn import Access
+from loratory.engine.chat.contract import JobProgress, OnProgress
+from loratory.engine.chat.target import LoadPlan, PlannedWeights, plan_load
+from loratory.engine.config.results import ExportConfig
+from loratory.engine.errors import PushError, RunError
+from loratory.engine.export.card import write_card
+from loratory.engine.export.contract import ExportRequest, ExportResult, PushRequest, PushResult, UploadOrder
+from loratory.engine.export.job import ExportJob, require_trained, run_in
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.models.folder import ModelPart
+from loratory.engine.models.source import can_be_repository, is_revision, resolve_model
+from loratory.engine.paths import LoratoryHome, typed_path
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.messages import CancelledRequestError
+from loratory.engine.processes.spawn import Access
 
-WORKER_MODULE = "engine.export.push_upload"
+WORKER_MODULE = "loratory.engine.export.push_upload"
 
 _REUSABLE_SECONDS = 7 * 24 * 3600.0  # an interrupted push's export is kept this long for the next attempt
 _SHARD_GB = 2.0  # an interrupted upload resumes per file

@@ -1,4 +1,4 @@
-"""The process that uploads to the Hub: `python -P -m engine.export.push_upload`, JSON lines on stdio, without torch.
+"""The process that uploads to the Hub: `python -P -m loratory.engine.export.push_upload`, JSON lines on stdio, without torch.
 
 A separate process can be ended in the middle of a large file. The token comes from the request, the environment or the
 login, and is sent to the Hub alone.
@@ -13,15 +13,15 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from engine.chat.contract import JobProgress, OnProgress, Phase
-from engine.config.results import PushConfig, PushKind
-from engine.errors import PushError
-from engine.export.contract import ExportedFile, PushResult, UploadOrder
-from engine.export.folder import intended_files, refuse_private_content
-from engine.export.kinds import KINDS
-from engine.hub import PUSH, Fault, HubFault, RetryPolicy
-from engine.processes.messages import JsonObject, Request, serve
-from engine.quantities import size
+from loratory.engine.chat.contract import JobProgress, OnProgress, Phase
+from loratory.engine.config.results import PushConfig, PushKind
+from loratory.engine.errors import PushError
+from loratory.engine.export.contract import ExportedFile, PushResult, UploadOrder
+from loratory.engine.export.folder import intended_files, refuse_private_content
+from loratory.engine.export.kinds import KINDS
+from loratory.engine.hub import PUSH, Fault, HubFault, RetryPolicy
+from loratory.engine.processes.messages import JsonObject, Request, serve
+from loratory.engine.quantities import size
 
 Answer = TypeVar("Answer")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.models.folder import read_config, read_safetensors_header, weight_files
-from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from loratory.engine.models.folder import read_config, read_safetensors_header, weight_files
+from loratory.engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 VLLM_FOLDER = "vllm"  # of an export, with a copy of the adapter under other names
 

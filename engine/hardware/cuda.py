@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
-from engine.hardware.device import FIRST_WITH_BFLOAT16, Device, MemoryNow
-from engine.hardware.libraries import Driver, TorchBuild
+from loratory.engine.hardware.device import FIRST_WITH_BFLOAT16, Device, MemoryNow
+from loratory.engine.hardware.libraries import Driver, TorchBuild
 
 Answer = TypeVar("Answer")
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from engine.errors import DeviceError
+from loratory.engine.errors import DeviceError
 
 
 class MemoryNow(NamedTuple):
@@ -30,7 +30,7 @@ class Device:
     """One GPU, or the processor with its memory, as it was a moment ago."""
 
     kind: Literal["cuda", "mps", "cpu"]
-    index: int  # CUDA devices by PCI bus, as nvidia-smi numbers them; see `engine.hardware.cuda` for MIG instances
+    index: int  # CUDA devices by PCI bus, as nvidia-smi numbers them; see `loratory.engine.hardware.cuda` for MIG instances
     name: str
     total_bytes: int  # of a GPU's memory; of RAM within what this process may use
     free_bytes: int  # used by no process, those of other people included

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from engine.errors import StorageError
-from engine.files import read_model, write_atomically
-from engine.hardware.device import Device, visible_only
-from engine.hardware.lease import (
+from loratory.engine.errors import StorageError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.hardware.device import Device, visible_only
+from loratory.engine.hardware.lease import (
     UNTIL_A_CHAT_LEAVES_SECONDS,
     LeaseBook,
     LeaseHolder,
@@ -22,10 +22,10 @@ from engine.hardware.lease import (
     hold_devices,
     lease_name,
 )
-from engine.paths import LoratoryHome
-from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.liveness import ProcessIdentity
-from engine.processes.spawn import Access, Launcher
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.processes.spawn import Access, Launcher
 
 _NOTES = "models-in-use"
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from engine.config.run import ModelConfig, RunConfig, RunSection
-from engine.errors import DeviceError, Problem
-from engine.hardware.cuda import list_cuda_devices, load_nvml
-from engine.hardware.device import Device
-from engine.hardware.libraries import installed_torch
-from engine.hardware.processor import describe_processor, list_apple_gpus, memory_now
-from engine.paths import LoratoryHome
+from loratory.engine.config.run import ModelConfig, RunConfig, RunSection
+from loratory.engine.errors import DeviceError, Problem
+from loratory.engine.hardware.cuda import list_cuda_devices, load_nvml
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.libraries import installed_torch
+from loratory.engine.hardware.processor import describe_processor, list_apple_gpus, memory_now
+from loratory.engine.paths import LoratoryHome
 
 _FIRST_WITH_FLASH_ATTENTION_2 = (8, 0)  # Ampere; README of flash-attn, "NVIDIA CUDA Support"
 _COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it another program is at work there

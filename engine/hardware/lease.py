@@ -11,12 +11,12 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from engine.errors import DeviceError
-from engine.files import read_model, write_atomically
-from engine.hardware.device import Device
-from engine.paths import LoratoryHome
-from engine.processes.liveness import FileLock, ProcessIdentity, boot_id
-from engine.processes.messages import CancelledRequestError
+from loratory.engine.errors import DeviceError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.hardware.device import Device
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.liveness import FileLock, ProcessIdentity, boot_id
+from loratory.engine.processes.messages import CancelledRequestError
 
 Purpose = Literal["training", "chat", "evaluation", "export", "measurement"]
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from engine.errors import StorageError
-from engine.files import read_model, write_atomically
-from engine.hardware.device import Capability, Obstacle
-from engine.paths import LoratoryHome
+from loratory.engine.errors import StorageError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.hardware.device import Capability, Obstacle
+from loratory.engine.paths import LoratoryHome
 
 _INSTALL = "https://pytorch.org/get-started/locally"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.hardware.device import Device, MemoryNow
+from loratory.engine.hardware.device import Device, MemoryNow
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")

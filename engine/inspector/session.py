@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.data.contract import (
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.data.contract import (
     CheckProgress,
     DataRequest,
     DatasetColumns,
@@ -22,21 +22,21 @@ from engine.data.contract import (
     SearchProgress,
     searchable,
 )
-from engine.data.files.access import shown_name
-from engine.data.hub import reads_from_hub
-from engine.errors import DatasetAccessError, DatasetError, EngineError, ModelAccessError, ModelLimitError
-from engine.models.catalog import find_in_catalog
-from engine.models.folder import ModelPart
-from engine.models.inventory_cache import known_inventory
-from engine.models.shape import ModelDetails, ModelShape
-from engine.paths import LoratoryHome
-from engine.processes.json_lines import JsonLinesProcess, result_of
-from engine.processes.messages import JsonObject
-from engine.processes.pool import ProcessPool, ProcessSlots
-from engine.processes.spawn import Access, has_hub_login
+from loratory.engine.data.files.access import shown_name
+from loratory.engine.data.hub import reads_from_hub
+from loratory.engine.errors import DatasetAccessError, DatasetError, EngineError, ModelAccessError, ModelLimitError
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.folder import ModelPart
+from loratory.engine.models.inventory_cache import known_inventory
+from loratory.engine.models.shape import ModelDetails, ModelShape
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.json_lines import JsonLinesProcess, result_of
+from loratory.engine.processes.messages import JsonObject
+from loratory.engine.processes.pool import ProcessPool, ProcessSlots
+from loratory.engine.processes.spawn import Access, has_hub_login
 
-DATA_WORKER_MODULE = "engine.inspector.worker.data"
-MODELS_WORKER_MODULE = "engine.inspector.worker.inventory"
+DATA_WORKER_MODULE = "loratory.engine.inspector.worker.data"
+MODELS_WORKER_MODULE = "loratory.engine.inspector.worker.inventory"
 
 Result = TypeVar("Result", bound=BaseModel)
 ProgressModel = TypeVar("ProgressModel", bound=BaseModel)

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
-from engine.accounts.limits import LabRules
-from engine.accounts.people import Action, Person, may
-from engine.errors import AccountError, RunError
-from engine.files import read_model, write_atomically
-from engine.paths import LoratoryHome
-from engine.processes.liveness import FileLock
-from engine.runs.run import Run, RunFolder, StateReason
-from engine.supervision.queue import WaitingRun
+from loratory.engine.accounts.limits import LabRules
+from loratory.engine.accounts.people import Action, Person, may
+from loratory.engine.errors import AccountError, RunError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.liveness import FileLock
+from loratory.engine.runs.run import Run, RunFolder, StateReason
+from loratory.engine.supervision.queue import WaitingRun
 
 # A run that was put first counts as an hour until it has run: two devices that become free together go to two people,
 # and people without a running run come before those with one.

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 import psutil
 
-from engine.accounts.lab import RulesReader
-from engine.accounts.limits import LabRules
-from engine.accounts.people import Person
-from engine.errors import EngineError
-from engine.files import read_model
-from engine.hardware.cuda import GpuProgram, list_gpu_programs
-from engine.hardware.device import Device
-from engine.hardware.devices import list_devices
-from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
-from engine.lab.fairness import UrgentSlot
-from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot
-from engine.paths import LoratoryHome
-from engine.runs.history.run_history import HistoryReader, seconds_left
-from engine.runs.run import Reason, Run, RunFolder, RunState, State
-from engine.runs.usage import Attempt, live_attempt, local_devices
+from loratory.engine.accounts.lab import RulesReader
+from loratory.engine.accounts.limits import LabRules
+from loratory.engine.accounts.people import Person
+from loratory.engine.errors import EngineError
+from loratory.engine.files import read_model
+from loratory.engine.hardware.cuda import GpuProgram, list_gpu_programs
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
+from loratory.engine.lab.fairness import UrgentSlot
+from loratory.engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.history.run_history import HistoryReader, seconds_left
+from loratory.engine.runs.run import Reason, Run, RunFolder, RunState, State
+from loratory.engine.runs.usage import Attempt, live_attempt, local_devices
 
 _MOST_READERS = 100
 

@@ -5,24 +5,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import read_rules, read_settings
-from engine.accounts.limits import LabLimits, is_lab
-from engine.accounts.people import Action, Person, RunAccess, is_logged, may, require
-from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport
-from engine.data.hub import is_on_hub
-from engine.data.source import SAMPLE_PREFIX
-from engine.errors import EngineError, Problem, RunError, StorageError
-from engine.models.catalog import find_in_catalog
-from engine.models.source import is_hub_id
-from engine.paths import REFUSAL, AllowedPaths, LoratoryHome
-from engine.processes.liveness import FileLock
-from engine.runs.control import request_resume, resume_requests
-from engine.runs.disk import require_disk_space
-from engine.runs.prediction import plan_run
-from engine.runs.run import RUN_ID, Run, RunFolder
-from engine.runs.store import RunStore, list_owners
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import read_rules, read_settings
+from loratory.engine.accounts.limits import LabLimits, is_lab
+from loratory.engine.accounts.people import Action, Person, RunAccess, is_logged, may, require
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import DatasetReport
+from loratory.engine.data.hub import is_on_hub
+from loratory.engine.data.source import SAMPLE_PREFIX
+from loratory.engine.errors import EngineError, Problem, RunError, StorageError
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.source import is_hub_id
+from loratory.engine.paths import REFUSAL, AllowedPaths, LoratoryHome
+from loratory.engine.processes.liveness import FileLock
+from loratory.engine.runs.control import request_resume, resume_requests
+from loratory.engine.runs.disk import require_disk_space
+from loratory.engine.runs.prediction import plan_run
+from loratory.engine.runs.run import RUN_ID, Run, RunFolder
+from loratory.engine.runs.store import RunStore, list_owners
 
 # It would report with a login of the server's account.
 _REMOTE_TRACKERS = frozenset({"wandb"})

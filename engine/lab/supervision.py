@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
-from engine.accounts.lab import RulesReader
-from engine.accounts.limits import LabRules
-from engine.errors import EngineError, StorageError
-from engine.files import write_atomically
-from engine.hardware.cuda import GpuProgram, list_gpu_programs
-from engine.hardware.device import Device
-from engine.hardware.lease import LeaseHolder, device_words, lease_name
-from engine.lab.fairness import LabStanding, LabTurn, UrgentSlot, order_fairly, people_over_quota
-from engine.paths import LoratoryHome
-from engine.runs.control import request_stop_for_time
-from engine.runs.disk import free_bytes, is_disk_short
-from engine.runs.run import Reason, Run, RunState, StateReason
-from engine.runs.usage import (
+from loratory.engine.accounts.lab import RulesReader
+from loratory.engine.accounts.limits import LabRules
+from loratory.engine.errors import EngineError, StorageError
+from loratory.engine.files import write_atomically
+from loratory.engine.hardware.cuda import GpuProgram, list_gpu_programs
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.lease import LeaseHolder, device_words, lease_name
+from loratory.engine.lab.fairness import LabStanding, LabTurn, UrgentSlot, order_fairly, people_over_quota
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.control import request_stop_for_time
+from loratory.engine.runs.disk import free_bytes, is_disk_short
+from loratory.engine.runs.run import Reason, Run, RunState, StateReason
+from loratory.engine.runs.usage import (
     Attempt,
     DecayedSeconds,
     UsageLedger,
@@ -32,7 +32,7 @@ from engine.runs.usage import (
     week_of,
     weeks_of,
 )
-from engine.supervision.queue import QueueOrder, StartRules
+from loratory.engine.supervision.queue import QueueOrder, StartRules
 
 SNAPSHOT_FILE = "lab-queue.json"
 

@@ -5,15 +5,15 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.config.constraints import count_processes
-from engine.config.methods.registry import DEFAULT_METHOD
-from engine.config.run import RunConfig
-from engine.data.contract import RowLengths
-from engine.hardware.device import Device
-from engine.memory.compare import Changes, as_overrides, largest_that_fits, new_problems, with_changes
-from engine.memory.estimate import SLOW_INT8, Estimator, Verdict, judge
-from engine.memory.workload import compute_width_bytes
-from engine.models.shape import ModelShape
+from loratory.engine.config.constraints import count_processes
+from loratory.engine.config.methods.registry import DEFAULT_METHOD
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.hardware.device import Device
+from loratory.engine.memory.compare import Changes, as_overrides, largest_that_fits, new_problems, with_changes
+from loratory.engine.memory.estimate import SLOW_INT8, Estimator, Verdict, judge
+from loratory.engine.memory.workload import compute_width_bytes
+from loratory.engine.models.shape import ModelShape
 
 _LARGEST_BATCH = 4096  # the bound of TrainingConfig.per_device_train_batch_size
 _MOST_ACCUMULATED = 65_536

@@ -5,24 +5,24 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
-from engine.config.constraints import DISTRIBUTIONS, DistributionName, constraint_problems, sharding_problem
-from engine.config.methods.registry import METHODS
-from engine.config.run import AdapterConfig, RunConfig, by_section
-from engine.data.contract import RowLengths
-from engine.errors import EngineError, Problem
-from engine.hardware.device import Device
-from engine.hardware.devices import device_problems
-from engine.memory.autograd.tape import Tape
-from engine.memory.device_need import DeviceNeed, TensorsAtPeak, need_on_device
-from engine.memory.estimate import Estimator, Verdict, judge
-from engine.memory.layers.decoder import decoder_layer, embed, residual_width
-from engine.memory.layers.step_context import StepContext
-from engine.memory.peak import workspace_bytes
-from engine.memory.persistent import weight_bytes
-from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
-from engine.memory.workload import StepPrecision, Workload
-from engine.models.shape import ModelShape
-from engine.quantities import GIB
+from loratory.engine.config.constraints import DISTRIBUTIONS, DistributionName, constraint_problems, sharding_problem
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.run import AdapterConfig, RunConfig, by_section
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.errors import EngineError, Problem
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import device_problems
+from loratory.engine.memory.autograd.tape import Tape
+from loratory.engine.memory.device_need import DeviceNeed, TensorsAtPeak, need_on_device
+from loratory.engine.memory.estimate import Estimator, Verdict, judge
+from loratory.engine.memory.layers.decoder import decoder_layer, embed, residual_width
+from loratory.engine.memory.layers.step_context import StepContext
+from loratory.engine.memory.peak import workspace_bytes
+from loratory.engine.memory.persistent import weight_bytes
+from loratory.engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
+from loratory.engine.memory.workload import StepPrecision, Workload
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.quantities import GIB
 
 PIECE_TOKENS = 512  # engine/chat/weights.py
 _MOST_ESTIMATES = 12

@@ -8,9 +8,9 @@ large and small requests; how much that is was found by simulating steps with `c
 import re
 from typing import NamedTuple
 
-from engine.hardware.device import Device
-from engine.memory.workload import Workload
-from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
+from loratory.engine.hardware.device import Device
+from loratory.engine.memory.workload import Workload
+from loratory.engine.processes.spawn import PRODUCT_CACHE_CAPACITY
 
 MIB = 2**20
 

@@ -5,18 +5,18 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.config.run import AdapterConfig, RunConfig
-from engine.data.contract import RowLengths
-from engine.hardware.device import Device
-from engine.memory.device_need import PROCESS_ITSELF, DeviceNeed, need_on_device
-from engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
-from engine.memory.methods.registry import count_trainable
-from engine.memory.peak import Peak, check_bounds, find_peak
-from engine.memory.persistent import TrainableCount, weight_bytes
-from engine.memory.phases import Phase, simulate_step
-from engine.memory.structure import AdapterTargets, find_targets, read_structure
-from engine.memory.workload import Workload, workload_of_run, workload_of_step
-from engine.models.shape import ModelShape
+from loratory.engine.config.run import AdapterConfig, RunConfig
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.hardware.device import Device
+from loratory.engine.memory.device_need import PROCESS_ITSELF, DeviceNeed, need_on_device
+from loratory.engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
+from loratory.engine.memory.methods.registry import count_trainable
+from loratory.engine.memory.peak import Peak, check_bounds, find_peak
+from loratory.engine.memory.persistent import TrainableCount, weight_bytes
+from loratory.engine.memory.phases import Phase, simulate_step
+from loratory.engine.memory.structure import AdapterTargets, find_targets, read_structure
+from loratory.engine.memory.workload import Workload, workload_of_run, workload_of_step
+from loratory.engine.models.shape import ModelShape
 
 Verdict = Literal["fits", "tight", "does_not_fit"]
 ComponentKey = Literal["weights", "unquantized", "files", "trained", "activations", "loss", "runtime", "margin"]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain, islice
 
-from engine.errors import ConfigError, Problem
-from engine.memory.persistent import weight_bytes
-from engine.memory.structure import AdapterTargets, decoder_layers
-from engine.memory.workload import Workload
-from engine.models.shape import ModelShape, ModuleShape
+from loratory.engine.errors import ConfigError, Problem
+from loratory.engine.memory.persistent import weight_bytes
+from loratory.engine.memory.structure import AdapterTargets, decoder_layers
+from loratory.engine.memory.workload import Workload
+from loratory.engine.models.shape import ModelShape, ModuleShape
 
 
 @dataclass(frozen=True)

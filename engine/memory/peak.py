@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, replace
 
-from engine.errors import ConfigError, ModelError, Problem
-from engine.memory.device_need import TensorsAtPeak, is_hopper
-from engine.memory.persistent import (
+from loratory.engine.errors import ConfigError, ModelError, Problem
+from loratory.engine.memory.device_need import TensorsAtPeak, is_hopper
+from loratory.engine.memory.persistent import (
     Persistent,
     TrainableCount,
     gradient_bytes,
@@ -14,10 +14,10 @@ from engine.memory.persistent import (
     quantized_bytes,
     unquantized_width,
 )
-from engine.memory.phases import BytesByGroup, Phase, StepPeaks
-from engine.memory.structure import ModelStructure
-from engine.memory.workload import Workload
-from engine.models.shape import ModelShape, ModuleShape
+from loratory.engine.memory.phases import BytesByGroup, Phase, StepPeaks
+from loratory.engine.memory.structure import ModelStructure
+from loratory.engine.memory.workload import Workload
+from loratory.engine.models.shape import ModelShape, ModuleShape
 
 # Larger values are mistakes.
 _LARGEST_LENGTH = 16_777_216

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from engine.memory.structure import ModelStructure
-from engine.memory.workload import Optimizer, Workload
-from engine.models.shape import ModuleShape
+from loratory.engine.memory.structure import ModelStructure
+from loratory.engine.memory.workload import Optimizer, Workload
+from loratory.engine.models.shape import ModuleShape
 
 TensorShape = tuple[int, ...]
 

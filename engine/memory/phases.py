@@ -11,19 +11,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
-from engine.memory.autograd.tape import Tape
-from engine.memory.autograd.tensors import Group, Parameter, Value
-from engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, residual_width
-from engine.memory.layers.losses import (
+from loratory.engine.memory.autograd.tape import Tape
+from loratory.engine.memory.autograd.tensors import Group, Parameter, Value
+from loratory.engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, residual_width
+from loratory.engine.memory.layers.losses import (
     logit_width,
     loss_of_trained_positions,
     positions_of_larger_chunks,
     trained_positions,
 )
-from engine.memory.layers.modules import normalize
-from engine.memory.layers.step_context import StepContext
-from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
-from engine.memory.workload import Workload
+from loratory.engine.memory.layers.modules import normalize
+from loratory.engine.memory.layers.step_context import StepContext
+from loratory.engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
+from loratory.engine.memory.workload import Workload
 
 Phase = Literal["forward", "loss_backward", "layer_backward", "optimizer_step"]
 

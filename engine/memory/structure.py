@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from engine.config.run import AdapterConfig
-from engine.errors import ConfigError, MemoryUnknownError, Problem, shorten
-from engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape, PatternError, PatternMatcher
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.errors import ConfigError, MemoryUnknownError, Problem, shorten
+from loratory.engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape, PatternError, PatternMatcher
 
 ALL_LINEAR = "all-linear"
 _ADAPTABLE = ("linear", "conv1d", "embedding")

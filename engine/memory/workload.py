@@ -5,10 +5,10 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from engine.config.constraints import count_processes
-from engine.config.objectives import objective_of
-from engine.config.optimizations import is_wanted
-from engine.config.rules import (
+from loratory.engine.config.constraints import count_processes
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.optimizations import is_wanted
+from loratory.engine.config.rules import (
     JOINED_MULTIPLE,
     LOSS_CHUNK_BYTES,
     LOSS_CHUNK_BYTES_CPU,
@@ -16,14 +16,14 @@ from engine.config.rules import (
     choose_compute_dtype,
     optimizer_name,
 )
-from engine.config.run import AdapterConfig, RunConfig
-from engine.data.contract import RowLengths
-from engine.data.largest_pass import LargestPass, largest_pass
-from engine.data.step_plan import PlanSettings
-from engine.hardware.device import Device
-from engine.hardware.devices import version_parts
-from engine.hardware.libraries import library_version
-from engine.models.batching import (
+from loratory.engine.config.run import AdapterConfig, RunConfig
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.data.largest_pass import LargestPass, largest_pass
+from loratory.engine.data.step_plan import PlanSettings
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import version_parts
+from loratory.engine.hardware.libraries import library_version
+from loratory.engine.models.batching import (
     FLASH_ATTENTION,
     VARLEN_ATTENTION,
     AttentionFacts,
@@ -33,7 +33,7 @@ from engine.models.batching import (
     shares_prompts,
     takes_varlen_attention,
 )
-from engine.models.shape import ModelShape, ModuleShape
+from loratory.engine.models.shape import ModelShape, ModuleShape
 
 _LARGEST_HEAD = 256  # that fused kernels take
 

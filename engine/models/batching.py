@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.config.objectives import objective_of
-from engine.config.optimizations import is_wanted
-from engine.config.run import RunConfig
-from engine.hardware.device import Device
-from engine.hardware.devices import version_parts
-from engine.hardware.libraries import library_version
-from engine.models.shape import AttentionSupport, ModelShape
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.optimizations import is_wanted
+from loratory.engine.config.run import RunConfig
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import version_parts
+from loratory.engine.hardware.libraries import library_version
+from loratory.engine.models.shape import AttentionSupport, ModelShape
 
 Batching = Literal["joined", "padded"]
 FLASH_ATTENTION = "flash_attention_2"

@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from engine.accounts.limits import LabLimits
-from engine.errors import ModelError, StorageError
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.errors import ModelError, StorageError
 
 NEEDS = "a run that waits or is at work, or by a chat, an evaluation or an export"
 _GB = 10**9

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from engine.errors import StorageError
-from engine.files import sha256_of, size_and_time, write_atomically
-from engine.models.folder import weight_files
+from loratory.engine.errors import StorageError
+from loratory.engine.files import sha256_of, size_and_time, write_atomically
+from loratory.engine.models.folder import weight_files
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from engine.errors import ModelError, ModelLimitError, shorten
-from engine.models.catalog import is_known_model_type
+from loratory.engine.errors import ModelError, ModelLimitError, shorten
+from loratory.engine.models.catalog import is_known_model_type
 
 MAX_CONFIG_BYTES = 5_000_000
 MAX_TEMPLATE_BYTES = 1_000_000  # the longest in use have some 30 kB

@@ -13,11 +13,11 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from pydantic import AliasPath, BaseModel, Field, TypeAdapter, field_validator
 
-from engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
-from engine.files import size_and_time, write_atomically
-from engine.hub import MODEL
-from engine.models.catalog import is_causal_lm
-from engine.models.folder import (
+from loratory.engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
+from loratory.engine.files import size_and_time, write_atomically
+from loratory.engine.hub import MODEL
+from loratory.engine.models.catalog import is_causal_lm
+from loratory.engine.models.folder import (
     ADAPTER_CONFIG,
     PICKLE_SUFFIXES,
     SINGLE_WEIGHTS,
@@ -31,8 +31,8 @@ from engine.models.folder import (
     refuse_own_code,
     weight_files,
 )
-from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, require_space
-from engine.paths import LoratoryHome
+from loratory.engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, require_space
+from loratory.engine.paths import LoratoryHome
 
 RequireRoom = Callable[[Path, int, str, str], None]  # folder, bytes, what for, what would help
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from engine.config.run import ModelConfig
-from engine.errors import ModelError, StorageError
-from engine.files import read_model, write_atomically
-from engine.models.catalog import find_in_catalog
-from engine.models.folder import ModelPart, read_config
-from engine.models.shape import ModelShape
-from engine.models.source import model_path, resolve_model
-from engine.paths import LoratoryHome
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ModelError, StorageError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.folder import ModelPart, read_config
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.models.source import model_path, resolve_model
+from loratory.engine.paths import LoratoryHome
 
-_INVENTORY_VERSION = 4  # raise it when engine.inspector.worker.inventory reads the same architecture differently
+_INVENTORY_VERSION = 4  # raise it when loratory.engine.inspector.worker.inventory reads the same architecture differently
 
 SHIPPED = Path(__file__).with_name("inventories.zip")
 
@@ -49,7 +49,7 @@ def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None
         folder = model_path(model.id.strip(), home)
         path = folder / "config.json" if folder is not None else None
         if path is None or not path.is_file():
-            from engine.models.hub import find_snapshot
+            from loratory.engine.models.hub import find_snapshot
 
             snapshot = find_snapshot(model.id, model.revision, ModelPart.CONFIG, home)
             if snapshot is None:

@@ -17,13 +17,13 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.errors import ModelError, StorageError
-from engine.files import fsync_folder, fsync_tree, read_model, sha256_of, size_and_time
-from engine.paths import LoratoryHome
-from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.liveness import FileLock
-from engine.processes.messages import JsonObject
-from engine.processes.spawn import Access, cap_log, spawn, worker_argv
+from loratory.engine.errors import ModelError, StorageError
+from loratory.engine.files import fsync_folder, fsync_tree, read_model, sha256_of, size_and_time
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.liveness import FileLock
+from loratory.engine.processes.messages import JsonObject
+from loratory.engine.processes.spawn import Access, cap_log, spawn, worker_argv
 
 ModelPhase = Literal["waiting", "looking", "downloading", "unpacking", "converting", "verifying", "ready"]
 
@@ -164,7 +164,9 @@ def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnMo
         ModelError: If the file is damaged or of an architecture that cannot be read.
         WorkerError: If the process died, for instance because memory ran out.
     """
-    converter = JsonLinesProcess("engine.inspector.worker.convert_gguf", log_file=home.logs / "convert_gguf.log")
+    converter = JsonLinesProcess(
+        "loratory.engine.inspector.worker.convert_gguf", log_file=home.logs / "convert_gguf.log"
+    )
 
     def report(progress: JsonObject) -> None:
         on_progress(ModelProgress("converting", str(progress["message"])))

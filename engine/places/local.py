@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from engine.errors import EngineError
-from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
-from engine.processes.liveness import ProcessIdentity, end_group
-from engine.processes.spawn import cap_log
-from engine.runs.activity import ReportedActivity
-from engine.runs.history.events import is_last_word
-from engine.runs.history.log import last_event
-from engine.runs.job import (
+from loratory.engine.errors import EngineError
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
+from loratory.engine.processes.liveness import ProcessIdentity, end_group
+from loratory.engine.processes.spawn import cap_log
+from loratory.engine.runs.activity import ReportedActivity
+from loratory.engine.runs.history.events import is_last_word
+from loratory.engine.runs.history.log import last_event
+from loratory.engine.runs.job import (
     EXIT_REFUSED,
     Activity,
     Executor,
@@ -25,8 +25,8 @@ from engine.runs.job import (
     start_worker,
     worker_command,
 )
-from engine.runs.provenance import run_title
-from engine.runs.run import RUN_VARIABLE, Run, RunState, StateReason
+from loratory.engine.runs.provenance import run_title
+from loratory.engine.runs.run import RUN_VARIABLE, Run, RunState, StateReason
 
 
 class LocalContext(NamedTuple):

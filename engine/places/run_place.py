@@ -5,21 +5,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
-from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport, RowLengths
-from engine.errors import DeviceError, MemoryUnknownError
-from engine.hardware.device import Device
-from engine.hardware.devices import device_options
-from engine.memory.estimate import GIB
-from engine.models.shape import ModelShape
-from engine.places.huggingface_jobs.account import (
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import DatasetReport, RowLengths
+from loratory.engine.errors import DeviceError, MemoryUnknownError
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import device_options
+from loratory.engine.memory.estimate import GIB
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.places.huggingface_jobs.account import (
     DEFAULT_LIMIT_HOURS,
     Flavor,
     estimate_limit_hours,
     flavor_named,
 )
-from engine.places.slurm.place import ClusterPlace, JobResources
-from engine.runs.prediction import (
+from loratory.engine.places.slurm.place import ClusterPlace, JobResources
+from loratory.engine.runs.prediction import (
     estimated_hours,
     host_memory_bytes,
     in_half_hours,
@@ -28,7 +28,7 @@ from engine.runs.prediction import (
     plan_run,
     tflops_of,
 )
-from engine.runs.summary import RunSummary
+from loratory.engine.runs.summary import RunSummary
 
 Flavors = Callable[[], Sequence[Flavor]]  # asks for the hardware that Hugging Face rents
 Options = tuple[tuple[Device, ...], ...]  # every set of devices that a run may get, the best first

@@ -1,4 +1,4 @@
-"""The asking end of a helper process: start it, ask, cancel, end it. `engine.processes.messages` has the protocol."""
+"""The asking end of a helper process: start it, ask, cancel, end it. `loratory.engine.processes.messages` has the protocol."""
 
 import contextlib
 import itertools
@@ -12,9 +12,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from queue import Empty, Queue
 
-from engine.errors import ModelLimitError, WorkerError
-from engine.processes.liveness import ProcessIdentity
-from engine.processes.messages import (
+from loratory.engine.errors import ModelLimitError, WorkerError
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.processes.messages import (
     CancelledRequestError,
     JsonObject,
     NotBegunError,
@@ -22,7 +22,7 @@ from engine.processes.messages import (
     ProcessEndedError,
     error_from_json,
 )
-from engine.processes.spawn import Access, Launcher, spawn_helper, worker_argv
+from loratory.engine.processes.spawn import Access, Launcher, spawn_helper, worker_argv
 
 _LOOK_SECONDS = 1.0
 _LOOK_FOR_TURN_SECONDS = 0.1

@@ -18,7 +18,7 @@ from typing import Literal, Self
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from engine.errors import StorageError
+from loratory.engine.errors import StorageError
 
 _START_TIME_TOLERANCE_SECONDS = 0.02  # two clock ticks; start times elsewhere come from clocks that are read each time
 

@@ -26,9 +26,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from queue import Queue
 from typing import Any, BinaryIO
 
-import engine.errors
-from engine.errors import EngineError, ModelLimitError, WorkerError
-from engine.processes.spawn import end_with_asker
+from loratory.engine import errors
+from loratory.engine.errors import EngineError, ModelLimitError, WorkerError
+from loratory.engine.processes.spawn import end_with_asker
 
 JsonObject = dict[str, Any]
 OnProgress = Callable[[JsonObject], None]
@@ -64,7 +64,7 @@ class NotBegunError(Exception):
 def error_to_json(error: EngineError) -> JsonObject:
     """Return an error as the `error` of an answer."""
     message: JsonObject = {"kind": type(error).__name__, "what": error.what, "fix": error.fix}
-    if isinstance(error, engine.errors.ConfigError):
+    if isinstance(error, errors.ConfigError):
         message["problems"] = [list(problem) for problem in error.problems]
     return message
 
@@ -72,10 +72,10 @@ def error_to_json(error: EngineError) -> JsonObject:
 def error_from_json(value: JsonObject) -> EngineError:
     """Return the error of an answer, as the handler raised it."""
     if value["kind"] == "ConfigError":
-        return engine.errors.ConfigError([engine.errors.Problem(*problem) for problem in value["problems"]])
+        return errors.ConfigError([errors.Problem(*problem) for problem in value["problems"]])
     if value["kind"] == "CancelledRequestError":
         return CancelledRequestError()
-    kind = getattr(engine.errors, value["kind"], WorkerError)
+    kind = getattr(errors, value["kind"], WorkerError)
     error_class = kind if isinstance(kind, type) and issubclass(kind, EngineError) else WorkerError
     return error_class(value["what"], value["fix"])
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 
-from engine.errors import EngineError, ModelLimitError, WorkerError
-from engine.processes.json_lines import JsonLinesProcess, result_of
-from engine.processes.limits import OVERRUN_EXIT_CODES
-from engine.processes.messages import JsonObject, NotBegunError, ProcessEndedError
+from loratory.engine.errors import EngineError, ModelLimitError, WorkerError
+from loratory.engine.processes.json_lines import JsonLinesProcess, result_of
+from loratory.engine.processes.limits import OVERRUN_EXIT_CODES
+from loratory.engine.processes.messages import JsonObject, NotBegunError, ProcessEndedError
 
 _POLL_SECONDS = 1.0
 # A page asks several questions in a row: its process does not change hands between them, which would cost a start each time.

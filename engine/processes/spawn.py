@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from engine.errors import WorkerError, shorten
+from loratory.engine.errors import WorkerError, shorten
 
 PRODUCT_CACHE_CAPACITY = 128
 LIBRARY_ENVIRONMENT = {

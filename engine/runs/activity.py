@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from engine.files import read_model, size_and_time
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.job import Activity
-from engine.runs.run import RunFolder
+from loratory.engine.files import read_model, size_and_time
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.job import Activity
+from loratory.engine.runs.run import RunFolder
 
 _REPORT_SECONDS = 30.0  # a tenth of the silence after which an idle worker counts as hung
 

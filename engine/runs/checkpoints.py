@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from engine.data.step_plan import RowPlan
-from engine.errors import StorageError
-from engine.files import read_model, sha256_of
+from loratory.engine.data.step_plan import RowPlan
+from loratory.engine.errors import StorageError
+from loratory.engine.files import read_model, sha256_of
 
 MANIFEST = "MANIFEST.json"
 ADAPTER_SUBFOLDER = "adapter"

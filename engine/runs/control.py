@@ -7,12 +7,12 @@ from typing import Annotated, NamedTuple, get_args
 
 from pydantic import BaseModel, StringConstraints
 
-from engine.config.load import section_from_mapping
-from engine.config.run import OneLine, RunConfig, WorkPlace
-from engine.errors import RunError, StorageError
-from engine.files import read_model, write_atomically
-from engine.paths import LoratoryHome
-from engine.runs.run import Run, RunFolder
+from loratory.engine.config.load import section_from_mapping
+from loratory.engine.config.run import OneLine, RunConfig, WorkPlace
+from loratory.engine.errors import RunError, StorageError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.run import Run, RunFolder
 
 
 def request_stop(run: Run) -> None:

@@ -11,17 +11,17 @@ from datetime import date, datetime
 
 from pydantic import BaseModel
 
-from engine.accounts.limits import LabLimits, is_lab
-from engine.errors import EngineError, StorageError
-from engine.files import read_models, write_atomically
-from engine.hardware.device_job import models_in_use
-from engine.models.cache_space import ModelUse
-from engine.models.catalog import find_in_catalog
-from engine.paths import LoratoryHome
-from engine.quantities import size
-from engine.runs.provenance import read_provenance
-from engine.runs.store import RunStore, folder_size_bytes, list_owners
-from engine.runs.usage import Week
+from loratory.engine.accounts.limits import LabLimits, is_lab
+from loratory.engine.errors import EngineError, StorageError
+from loratory.engine.files import read_models, write_atomically
+from loratory.engine.hardware.device_job import models_in_use
+from loratory.engine.models.cache_space import ModelUse
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.quantities import size
+from loratory.engine.runs.provenance import read_provenance
+from loratory.engine.runs.store import RunStore, folder_size_bytes, list_owners
+from loratory.engine.runs.usage import Week
 
 _GB = 10**9
 _WARNED_FROM = 0.85  # of the quota
@@ -130,7 +130,7 @@ class QuotaWatch:
 def _limits(home: LoratoryHome) -> LabLimits | None:
     if not is_lab(home):
         return None
-    from engine.accounts.lab import read_settings  # a home without accounts does not pay for it
+    from loratory.engine.accounts.lab import read_settings  # a home without accounts does not pay for it
 
     return read_settings(home).limits
 

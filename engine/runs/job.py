@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
-from engine.config.run import RunConfig
-from engine.data.hub import hub_access
-from engine.hardware.device import Device, visible_only
-from engine.hardware.lease import LeaseHolder
-from engine.processes.spawn import Access, allocator_environment, spawn, worker_argv
-from engine.runs.provenance import read_provenance
-from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, StateReason
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.hub import hub_access
+from loratory.engine.hardware.device import Device, visible_only
+from loratory.engine.hardware.lease import LeaseHolder
+from loratory.engine.processes.spawn import Access, allocator_environment, spawn, worker_argv
+from loratory.engine.runs.provenance import read_provenance
+from loratory.engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, StateReason
 
 JobPhase = Literal[
     "waiting",  # submitted, and waiting in the executor's own queue
@@ -167,7 +167,7 @@ class Executor(ABC):
         """
 
 
-WORKER_MODULE = "engine.training.worker"
+WORKER_MODULE = "loratory.engine.training.worker"
 WorkerCommand = Callable[[JobSpec], list[str]]
 
 

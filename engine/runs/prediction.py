@@ -6,22 +6,22 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from engine.config.objectives import preference_name
-from engine.config.run import RunConfig
-from engine.config.training import TrainingConfig
-from engine.data.contract import DatasetReport, RowLengths
-from engine.errors import ConfigError, DeviceError, EngineError, MemoryUnknownError, ModelError
-from engine.hardware.device import Device, similar_device
-from engine.hardware.devices import first_that_fits, list_devices
-from engine.hardware.lease import lease_name
-from engine.memory.advice import advise
-from engine.memory.device_need import PROCESS_ITSELF, DeviceNeed
-from engine.memory.estimate import GIB, Estimator
-from engine.memory.methods.registry import count_trainable
-from engine.models.inventory_cache import known_inventory
-from engine.models.shape import ModelShape
-from engine.paths import LoratoryHome
-from engine.runs.summary import RunSummary
+from loratory.engine.config.objectives import preference_name
+from loratory.engine.config.run import RunConfig
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.contract import DatasetReport, RowLengths
+from loratory.engine.errors import ConfigError, DeviceError, EngineError, MemoryUnknownError, ModelError
+from loratory.engine.hardware.device import Device, similar_device
+from loratory.engine.hardware.devices import first_that_fits, list_devices
+from loratory.engine.hardware.lease import lease_name
+from loratory.engine.memory.advice import advise
+from loratory.engine.memory.device_need import PROCESS_ITSELF, DeviceNeed
+from loratory.engine.memory.estimate import GIB, Estimator
+from loratory.engine.memory.methods.registry import count_trainable
+from loratory.engine.models.inventory_cache import known_inventory
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.summary import RunSummary
 
 
 class RunPlan(NamedTuple):

@@ -7,18 +7,18 @@ from typing import Literal, NamedTuple, get_args
 
 from pydantic import BaseModel
 
-from engine.config.objectives import objective_of, preference_name
-from engine.config.run import RunConfig
-from engine.errors import ConfigError, EngineError, Problem
-from engine.files import read_model, resolve_inside
-from engine.hardware.libraries import library_version
-from engine.memory.device_need import DeviceNeed
-from engine.models.fingerprint import WeightsFile
-from engine.paths import AllowedPaths, LoratoryHome, typed_path
-from engine.runs.history.events import BaseWeightsData, parse_event
-from engine.runs.history.log import read_lines
-from engine.runs.history.run_history import RunHistory
-from engine.runs.run import RUN_ID, RunFolder
+from loratory.engine.config.objectives import objective_of, preference_name
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import ConfigError, EngineError, Problem
+from loratory.engine.files import read_model, resolve_inside
+from loratory.engine.hardware.libraries import library_version
+from loratory.engine.memory.device_need import DeviceNeed
+from loratory.engine.models.fingerprint import WeightsFile
+from loratory.engine.paths import AllowedPaths, LoratoryHome, typed_path
+from loratory.engine.runs.history.events import BaseWeightsData, parse_event
+from loratory.engine.runs.history.log import read_lines
+from loratory.engine.runs.history.run_history import RunHistory
+from loratory.engine.runs.run import RUN_ID, RunFolder
 
 # What can change a result; versions are read from package metadata, so none of them is imported here.
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets", "tokenizers")

@@ -10,15 +10,15 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from engine.config.load import config_from_mapping, mapping_from_file
-from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport
-from engine.errors import RunError, StorageError, SupersededError
-from engine.files import read_model, write_atomically
-from engine.processes.liveness import FileLock, ProcessIdentity
-from engine.runs.checkpoints import offered_checkpoints
-from engine.runs.history.events import StatusData, StoppedBy
-from engine.runs.history.log import last_event
+from loratory.engine.config.load import config_from_mapping, mapping_from_file
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import DatasetReport
+from loratory.engine.errors import RunError, StorageError, SupersededError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.processes.liveness import FileLock, ProcessIdentity
+from loratory.engine.runs.checkpoints import offered_checkpoints
+from loratory.engine.runs.history.events import StatusData, StoppedBy
+from loratory.engine.runs.history.log import last_event
 
 State = Literal[
     "queued", "submitted", "starting", "running", "stopping", "completed", "stopped", "failed", "interrupted",

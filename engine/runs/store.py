@@ -11,16 +11,16 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from engine.config.load import config_to_yaml
-from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport
-from engine.errors import RunError, StorageError, shorten
-from engine.files import fsync_folder, write_atomically
-from engine.paths import LoratoryHome
-from engine.processes.liveness import FileLock
-from engine.runs.control import resume_is_requested
-from engine.runs.provenance import Provenance, describe_config, read_provenance
-from engine.runs.run import RUN_ID, Run, RunFolder
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import DatasetReport
+from loratory.engine.errors import RunError, StorageError, shorten
+from loratory.engine.files import fsync_folder, write_atomically
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.liveness import FileLock
+from loratory.engine.runs.control import resume_is_requested
+from loratory.engine.runs.provenance import Provenance, describe_config, read_provenance
+from loratory.engine.runs.run import RUN_ID, Run, RunFolder
 
 KEYS_FOLDER = "keys"  # of requests to start: a repeated one returns its run
 _OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -11,16 +11,22 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from engine.config.load import setting_names
-from engine.config.run import RunConfig
-from engine.errors import EngineError, StorageError
-from engine.files import read_model, size_and_time, write_atomically
-from engine.runs.control import RunNotes, read_notes
-from engine.runs.history.run_history import RunHistory, read_history
-from engine.runs.history.steps import COLUMNS
-from engine.runs.provenance import MemoryFigures, Provenance, describe_config, measured_figures, read_provenance
-from engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Reason, Run, State
-from engine.runs.store import RunStore, folder_size_bytes
+from loratory.engine.config.load import setting_names
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import EngineError, StorageError
+from loratory.engine.files import read_model, size_and_time, write_atomically
+from loratory.engine.runs.control import RunNotes, read_notes
+from loratory.engine.runs.history.run_history import RunHistory, read_history
+from loratory.engine.runs.history.steps import COLUMNS
+from loratory.engine.runs.provenance import (
+    MemoryFigures,
+    Provenance,
+    describe_config,
+    measured_figures,
+    read_provenance,
+)
+from loratory.engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Reason, Run, State
+from loratory.engine.runs.store import RunStore, folder_size_bytes
 
 
 class RunSummary(BaseModel):

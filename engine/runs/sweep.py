@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from engine.config.load import UNREADABLE_YAML, StrictLoader, config_from_mapping, with_overrides
-from engine.config.run import RunConfig
-from engine.errors import ConfigError, Problem, shorten
+from loratory.engine.config.load import UNREADABLE_YAML, StrictLoader, config_from_mapping, with_overrides
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import ConfigError, Problem, shorten
 
 MAX_RUNS = 200
 

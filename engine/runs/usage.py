@@ -12,12 +12,12 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from engine.config.load import section_from_mapping
-from engine.errors import StorageError
-from engine.files import append_model, read_model, read_models, write_atomically
-from engine.paths import LoratoryHome
-from engine.runs.run import Run, RunState
-from engine.runs.summary import RunSummary
+from loratory.engine.config.load import section_from_mapping
+from loratory.engine.errors import StorageError
+from loratory.engine.files import append_model, read_model, read_models, write_atomically
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.run import Run, RunState
+from loratory.engine.runs.summary import RunSummary
 
 HALF_LIFE_SECONDS = 7 * 24 * 3600.0
 _KEPT_SECONDS = 400 * 24 * 3600.0
@@ -206,7 +206,7 @@ def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[
     """Return what each person used in each week, the newest week first.
 
     Args:
-        running: Attempts at present; see `engine.lab.queue.QueueBoard.attempts`.
+        running: Attempts at present; see `loratory.engine.lab.queue.QueueBoard.attempts`.
     """
     sums: dict[tuple[Week, str], tuple[float, float, float | None, set[str]]] = {}
     seen_attempts: set[tuple[str, int]] = set()

@@ -15,14 +15,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, SecretStr, field_serializer
 
-from engine.accounts.lab import read_rules
-from engine.accounts.limits import is_lab
-from engine.errors import EngineError
-from engine.files import read_model, write_atomically
-from engine.paths import LoratoryHome
-from engine.quantities import duration
-from engine.runs.run import Run, RunState
-from engine.runs.summary import RunSummary, summarize
+from loratory.engine.accounts.lab import read_rules
+from loratory.engine.accounts.limits import is_lab
+from loratory.engine.errors import EngineError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.quantities import duration
+from loratory.engine.runs.run import Run, RunState
+from loratory.engine.runs.summary import RunSummary, summarize
 
 WebhookKind = Literal["json", "slack", "discord"]
 KINDS: tuple[WebhookKind, ...] = get_args(WebhookKind)
@@ -287,7 +287,7 @@ def _link(home: LoratoryHome) -> str:
     """Return the address of the lab; empty where there is none."""
     if not is_lab(home):
         return ""
-    from engine.accounts.lab import read_settings  # not needed at home
+    from loratory.engine.accounts.lab import read_settings  # not needed at home
 
     return read_settings(home).public_url
 

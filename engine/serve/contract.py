@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
-from engine.config.results import SamplingConfig
-from engine.data.conversation import Message, ToolCall
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.data.conversation import Message, ToolCall
 
 # Accepted and ignored: they do not affect an answer.
 IGNORED = frozenset(

@@ -15,12 +15,18 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive
 
-from engine.accounts.listener import bound_socket
-from engine.chat.contract import ChatRequest
-from engine.errors import DeviceError, EngineError, ModelError
-from engine.serve.contract import AnswerDelta, ChatCompletionRequest, CompletionForm, RefusedRequestError, read_request
-from engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, refuse_unless_usable
-from engine.serve.model import ServedModel
+from loratory.engine.accounts.listener import bound_socket
+from loratory.engine.chat.contract import ChatRequest
+from loratory.engine.errors import DeviceError, EngineError, ModelError
+from loratory.engine.serve.contract import (
+    AnswerDelta,
+    ChatCompletionRequest,
+    CompletionForm,
+    RefusedRequestError,
+    read_request,
+)
+from loratory.engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, refuse_unless_usable
+from loratory.engine.serve.model import ServedModel
 
 Result = TypeVar("Result")
 

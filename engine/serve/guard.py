@@ -7,9 +7,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.accounts.listener import bound_socket
-from engine.errors import DeviceError
-from engine.serve.contract import RefusedRequestError
+from loratory.engine.accounts.listener import bound_socket
+from loratory.engine.errors import DeviceError
+from loratory.engine.serve.contract import RefusedRequestError
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 

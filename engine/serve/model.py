@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
-from engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, LoadedModel, OnProgress
-from engine.chat.session import ChatSession
-from engine.data.conversation import Message
-from engine.serve.contract import AnswerDelta, OpenAIFinish, RefusedRequestError
+from loratory.engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, LoadedModel, OnProgress
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.data.conversation import Message
+from loratory.engine.serve.contract import AnswerDelta, OpenAIFinish, RefusedRequestError
 
 
 @dataclass

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.accounts.accounts import Accounts
-from engine.accounts.database import Database
-from engine.accounts.identities import Identities, Identity
-from engine.accounts.oidc_settings import Claims
-from engine.accounts.people import Person, Role
-from engine.errors import AccountError
-from engine.space.environment import SpaceEnvironment
+from loratory.engine.accounts.accounts import Accounts
+from loratory.engine.accounts.database import Database
+from loratory.engine.accounts.identities import Identities, Identity
+from loratory.engine.accounts.oidc_settings import Claims
+from loratory.engine.accounts.people import Person, Role
+from loratory.engine.errors import AccountError
+from loratory.engine.space.environment import SpaceEnvironment
 
 _ID = re.compile(r"[0-9a-f]{24}")
 # What an organization still asks of a person before it lets them in, as Hugging Face names it.

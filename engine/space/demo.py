@@ -9,23 +9,23 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import audit_log_path
-from engine.accounts.people import DEMO_OWNER, Person
-from engine.config.load import find_preset
-from engine.config.run import RunConfig
-from engine.data.contract import DatasetPage, PageRow
-from engine.errors import EngineError
-from engine.files import read_model, write_atomically
-from engine.inspector.session import Inspector, InspectorSlots
-from engine.lab.rules import is_shared, set_shared
-from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot
-from engine.paths import LoratoryHome
-from engine.runs.control import request_resume, request_stop, resume_is_requested
-from engine.runs.run import Reason, Run, RunState
-from engine.runs.store import RunStore
-from engine.space.demo_chat import DemoAnswers, DemoBusyError, DemoChat, demo_session
-from engine.supervision.launch import Launcher, Preflight
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import audit_log_path
+from loratory.engine.accounts.people import DEMO_OWNER, Person
+from loratory.engine.config.load import find_preset
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import DatasetPage, PageRow
+from loratory.engine.errors import EngineError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.inspector.session import Inspector, InspectorSlots
+from loratory.engine.lab.rules import is_shared, set_shared
+from loratory.engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.control import request_resume, request_stop, resume_is_requested
+from loratory.engine.runs.run import Reason, Run, RunState
+from loratory.engine.runs.store import RunStore
+from loratory.engine.space.demo_chat import DemoAnswers, DemoBusyError, DemoChat, demo_session
+from loratory.engine.supervision.launch import Launcher, Preflight
 
 DEMO_PRESET = "quickstart-cpu"
 _POLL_SECONDS = 3.0

@@ -5,17 +5,17 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from engine.accounts.people import DEMO_OWNER
-from engine.chat.contract import Branch, ChatRequest, ChatTarget, FinishReason
-from engine.chat.session import ChatSession
-from engine.config.results import SamplingConfig
-from engine.config.run import RunSection
-from engine.data.conversation import Message
-from engine.errors import DeviceError, EngineError, RunError
-from engine.hardware.devices import choose_device
-from engine.hardware.lease import LeaseBook
-from engine.paths import LoratoryHome
-from engine.runs.run import Run
+from loratory.engine.accounts.people import DEMO_OWNER
+from loratory.engine.chat.contract import Branch, ChatRequest, ChatTarget, FinishReason
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import RunSection
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import DeviceError, EngineError, RunError
+from loratory.engine.hardware.devices import choose_device
+from loratory.engine.hardware.lease import LeaseBook
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.run import Run
 
 LONGEST_PROMPT = 500  # characters
 ANSWER_TOKENS = 64

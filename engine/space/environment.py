@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 
 from pydantic import SecretStr, ValidationError
 
-from engine.accounts.lab import PublicAddress
-from engine.accounts.oidc_settings import OidcSettings
-from engine.chat.zero_gpu import ZeroGpu
-from engine.errors import AccountError, EngineError
-from engine.paths import HANDED_OVER, IN_A_SPACE
+from loratory.engine.accounts.lab import PublicAddress
+from loratory.engine.accounts.oidc_settings import OidcSettings
+from loratory.engine.chat.zero_gpu import ZeroGpu
+from loratory.engine.errors import AccountError, EngineError
+from loratory.engine.paths import HANDED_OVER, IN_A_SPACE
 
 ADMITTED = "LORATORY_ADMITTED"
 BUCKET = "LORATORY_BUCKET"

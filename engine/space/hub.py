@@ -13,12 +13,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Sp
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import SpaceInfo
 
-from engine.chat.zero_gpu import ZERO_GPU
-from engine.errors import ConfigError, PushError
-from engine.hub import SPACE, Fault, HubFault, RetryPolicy, RunBucket, quoted
-from engine.places.huggingface_jobs.account import price_per_hour_usd
-from engine.space.environment import ADMITTED, BUCKET
-from engine.space.repository import Sdk, Settings, SpacePlan, Visibility, address_of, hardware_problem, is_ours
+from loratory.engine.chat.zero_gpu import ZERO_GPU
+from loratory.engine.errors import ConfigError, PushError
+from loratory.engine.hub import SPACE, Fault, HubFault, RetryPolicy, RunBucket, quoted
+from loratory.engine.places.huggingface_jobs.account import price_per_hour_usd
+from loratory.engine.space.environment import ADMITTED, BUCKET
+from loratory.engine.space.repository import Sdk, Settings, SpacePlan, Visibility, address_of, hardware_problem, is_ours
 
 Answer = TypeVar("Answer")
 

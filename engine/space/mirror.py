@@ -17,18 +17,18 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from engine.errors import EngineError, HubUnreachableError, PushError
-from engine.files import FileStamp, read_model, write_atomically
-from engine.hub import MIRROR, RunBucket
-from engine.paths import LoratoryHome
-from engine.runs.provenance import read_provenance
-from engine.runs.run import Run
-from engine.runs.store import RunStore, list_owners
-from engine.space.environment import SpaceEnvironment
-from engine.space.mirror_bucket import MirrorBucket
-from engine.space.mirror_files import CHECKPOINTS, INCOMING, RUNS, UPLOADS, HomeScan, RunScan, run_of
-from engine.space.mirror_restore import Restorer, RestoreResult
-from engine.supervision.states import ProblemLog
+from loratory.engine.errors import EngineError, HubUnreachableError, PushError
+from loratory.engine.files import FileStamp, read_model, write_atomically
+from loratory.engine.hub import MIRROR, RunBucket
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.provenance import read_provenance
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import RunStore, list_owners
+from loratory.engine.space.environment import SpaceEnvironment
+from loratory.engine.space.mirror_bucket import MirrorBucket
+from loratory.engine.space.mirror_files import CHECKPOINTS, INCOMING, RUNS, UPLOADS, HomeScan, RunScan, run_of
+from loratory.engine.space.mirror_restore import Restorer, RestoreResult
+from loratory.engine.supervision.states import ProblemLog
 
 _RECORD = "mirror.json"
 _TIMEOUT_SECONDS = 120.0  # for the bucket to answer before a restore is given up

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from engine.errors import EngineError, PushError
-from engine.files import FileStamp, read_model, stamp_of
-from engine.hub import RunBucket
-from engine.paths import LoratoryHome
-from engine.space.mirror_files import CHECKPOINTS, local_path, may_mirror
+from loratory.engine.errors import EngineError, PushError
+from loratory.engine.files import FileStamp, read_model, stamp_of
+from loratory.engine.hub import RunBucket
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.space.mirror_files import CHECKPOINTS, local_path, may_mirror
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile

@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from engine.accounts.accounts import open_database
-from engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
-from engine.accounts.database import DATABASE_FILE
-from engine.errors import EngineError, StorageError
-from engine.files import FileStamp, size_and_time, stamp_of
-from engine.paths import LoratoryHome
-from engine.runs.checkpoints import MANIFEST, offered_checkpoints
-from engine.runs.run import LIVE_STATES, RUN_ID, Run
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
+from loratory.engine.accounts.database import DATABASE_FILE
+from loratory.engine.errors import EngineError, StorageError
+from loratory.engine.files import FileStamp, size_and_time, stamp_of
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.checkpoints import MANIFEST, offered_checkpoints
+from loratory.engine.runs.run import LIVE_STATES, RUN_ID, Run
 
 RUNS = "runs"
 UPLOADS = "uploads"

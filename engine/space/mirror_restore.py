@@ -9,16 +9,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.accounts.backup import check_accounts
-from engine.accounts.database import DATABASE_FILE
-from engine.errors import AccountError, StorageError
-from engine.files import FileStamp, size_and_time, stamp_of, write_atomically
-from engine.hub import RunBucket
-from engine.paths import LoratoryHome
-from engine.runs.checkpoints import MANIFEST, Checkpoint, damage, read_manifest
-from engine.runs.disk import free_bytes
-from engine.runs.run import RunFolder, WorkerRecord
-from engine.space.mirror_files import CHECKPOINTS, INCOMING, UPLOADS, may_mirror, run_of
+from loratory.engine.accounts.backup import check_accounts
+from loratory.engine.accounts.database import DATABASE_FILE
+from loratory.engine.errors import AccountError, StorageError
+from loratory.engine.files import FileStamp, size_and_time, stamp_of, write_atomically
+from loratory.engine.hub import RunBucket
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.checkpoints import MANIFEST, Checkpoint, damage, read_manifest
+from loratory.engine.runs.disk import free_bytes
+from loratory.engine.runs.run import RunFolder, WorkerRecord
+from loratory.engine.space.mirror_files import CHECKPOINTS, INCOMING, UPLOADS, may_mirror, run_of
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile

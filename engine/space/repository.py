@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple
 import yaml
 from packaging.requirements import Requirement
 
-from engine.chat.zero_gpu import ZERO_GPU
-from engine.errors import ConfigError, ModelError, Problem
-from engine.models.catalog import find_in_catalog
-from engine.models.prepared import DEMO_MODEL_ID
-from engine.models.source import DEMO_HUB_ID, can_be_repository, is_hub_id
-from engine.space.environment import PORT
-from engine.wheel import Wheel
+from loratory.engine.chat.zero_gpu import ZERO_GPU
+from loratory.engine.errors import ConfigError, ModelError, Problem
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.prepared import DEMO_MODEL_ID
+from loratory.engine.models.source import DEMO_HUB_ID, can_be_repository, is_hub_id
+from loratory.engine.space.environment import PORT
+from loratory.engine.wheel import Wheel
 
 Sdk = Literal["docker", "gradio"]
 Visibility = Literal["private", "protected", "public"]  # protected: everyone reaches the app, no one its files
@@ -268,7 +268,7 @@ from pathlib import Path
 pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--force-reinstall"]
 subprocess.run([*pip, str(wheel)], check=True)
 # -P: the working folder has another app.py, this one.
-os.execv(sys.executable, [sys.executable, "-P", "-m", "engine.cli", "ui"])
+os.execv(sys.executable, [sys.executable, "-P", "-m", "loratory.engine.cli", "ui"])
 '''
 _README = """
 # Loratory

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from engine.processes.limits import DEADLINE_SIGNAL
-from engine.runs.activity import Silence
-from engine.runs.disk import FREE_SPACE
-from engine.runs.history.events import FailedData, StatusData
-from engine.runs.job import EXIT_REFUSED, ExecutorVerdict, JobEnd
-from engine.runs.run import STOP_REASONS, EndReason, State
+from loratory.engine.processes.limits import DEADLINE_SIGNAL
+from loratory.engine.runs.activity import Silence
+from loratory.engine.runs.disk import FREE_SPACE
+from loratory.engine.runs.history.events import FailedData, StatusData
+from loratory.engine.runs.job import EXIT_REFUSED, ExecutorVerdict, JobEnd
+from loratory.engine.runs.run import STOP_REASONS, EndReason, State
 
 EndedByUs = Literal["cancel", "hung", "suspended"]
 

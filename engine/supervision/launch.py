@@ -5,18 +5,18 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from engine.config.constraints import constraint_problems
-from engine.config.derived_defaults import apply_derived_defaults, is_given, open_settings
-from engine.config.objectives import objective_of
-from engine.config.run import ModelConfig, RunConfig
-from engine.config.training import TrainingConfig
-from engine.data.contract import DatasetReport, RowLengths
-from engine.data.formats import require_rows_of
-from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
-from engine.hardware.device import Device
-from engine.hardware.devices import device_problems, list_devices
-from engine.inspector.session import Inspector
-from engine.lab.rules import (
+from loratory.engine.config.constraints import constraint_problems
+from loratory.engine.config.derived_defaults import apply_derived_defaults, is_given, open_settings
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.run import ModelConfig, RunConfig
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.contract import DatasetReport, RowLengths
+from loratory.engine.data.formats import require_rows_of
+from loratory.engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import device_problems, list_devices
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.lab.rules import (
     admission,
     lab_problems,
     may_be_path,
@@ -24,18 +24,18 @@ from engine.lab.rules import (
     with_allowed_paths,
     within_guest_limit,
 )
-from engine.models.folder import ModelPart
-from engine.models.prepared import ModelProgress
-from engine.models.shape import ModelShape
-from engine.models.source import ModelSource, resolve_model
-from engine.paths import LoratoryHome, local_owner, typed_path
-from engine.places import places_at
-from engine.places.run_place import Flavors, Options
-from engine.runs.prediction import Prediction, predict
-from engine.runs.provenance import Provenance, environment_facts, predicted_figures
-from engine.runs.run import Run
-from engine.runs.store import RunStore
-from engine.runs.summary import RunIndex, RunSummary
+from loratory.engine.models.folder import ModelPart
+from loratory.engine.models.prepared import ModelProgress
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.models.source import ModelSource, resolve_model
+from loratory.engine.paths import LoratoryHome, local_owner, typed_path
+from loratory.engine.places import places_at
+from loratory.engine.places.run_place import Flavors, Options
+from loratory.engine.runs.prediction import Prediction, predict
+from loratory.engine.runs.provenance import Provenance, environment_facts, predicted_figures
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import RunStore
+from loratory.engine.runs.summary import RunIndex, RunSummary
 
 _log = logging.getLogger(__name__)
 

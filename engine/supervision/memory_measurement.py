@@ -13,25 +13,32 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from engine.config.load import config_to_yaml
-from engine.config.objectives import RowKind, objective_of
-from engine.config.run import DataFormatName, DatasetConfig, RunConfig
-from engine.errors import ConfigError, DeviceError, RunError, StorageError, WorkerError
-from engine.files import write_atomically
-from engine.hardware.device import Device
-from engine.hardware.device_job import note_model
-from engine.hardware.devices import choose_devices
-from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
-from engine.lab.rules import lab_problems
-from engine.memory.estimate import Estimator, MemoryEstimate
-from engine.paths import LoratoryHome
-from engine.processes.liveness import ProcessIdentity, end_group
-from engine.processes.messages import CancelledRequestError
-from engine.runs.history.events import Event, FailedData, MemoryData, StatusData, StepData
-from engine.runs.history.log import read_events
-from engine.runs.job import JobSpec, WorkerCommand, start_worker, worker_command
-from engine.runs.provenance import Provenance
-from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.config.objectives import RowKind, objective_of
+from loratory.engine.config.run import DataFormatName, DatasetConfig, RunConfig
+from loratory.engine.errors import ConfigError, DeviceError, RunError, StorageError, WorkerError
+from loratory.engine.files import write_atomically
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.device_job import note_model
+from loratory.engine.hardware.devices import choose_devices
+from loratory.engine.hardware.lease import (
+    UNTIL_A_CHAT_LEAVES_SECONDS,
+    LeaseBook,
+    LeaseHolder,
+    Wait,
+    hold_devices,
+    lease_name,
+)
+from loratory.engine.lab.rules import lab_problems
+from loratory.engine.memory.estimate import Estimator, MemoryEstimate
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.liveness import ProcessIdentity, end_group
+from loratory.engine.processes.messages import CancelledRequestError
+from loratory.engine.runs.history.events import Event, FailedData, MemoryData, StatusData, StepData
+from loratory.engine.runs.history.log import read_events
+from loratory.engine.runs.job import JobSpec, WorkerCommand, start_worker, worker_command
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
 
 _STEPS = 2  # the second one has the optimizer's state
 _LOOK_SECONDS = 0.25

@@ -5,15 +5,15 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.config.run import RunSection
-from engine.errors import DeviceError
-from engine.files import read_model, write_atomically
-from engine.hardware.device import Device
-from engine.hardware.devices import device_options, first_that_fits
-from engine.hardware.lease import LeaseHolder, device_words, lease_name
-from engine.paths import LoratoryHome
-from engine.processes.liveness import FileLock
-from engine.runs.run import StateReason
+from loratory.engine.config.run import RunSection
+from loratory.engine.errors import DeviceError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import device_options, first_that_fits
+from loratory.engine.hardware.lease import LeaseHolder, device_words, lease_name
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.liveness import FileLock
+from loratory.engine.runs.run import StateReason
 
 QueueMove = Literal["first", "up", "down", "last"]
 

@@ -6,24 +6,24 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.config.run import RunConfig
-from engine.errors import DeviceError, EngineError, RunError
-from engine.files import stamp_of
-from engine.hardware.cuda import GpuProgram, energy_so_far_joules, list_gpu_programs
-from engine.hardware.device import Device
-from engine.hardware.devices import list_devices
-from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
-from engine.paths import LoratoryHome
-from engine.places import ExecutorFactory, make_executors
-from engine.places.local import LocalContext, LocalExecutor
-from engine.runs.control import clear_requests, end_is_requested, resume_requests, with_requested_target
-from engine.runs.job import Executor, JobSpec
-from engine.runs.provenance import read_provenance, run_title
-from engine.runs.run import Run, RunState, State, StateReason
-from engine.runs.store import RunStore, list_owners
-from engine.supervision.queue import WaitingRun
-from engine.supervision.seat import SeatTimes
-from engine.supervision.states import (
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import DeviceError, EngineError, RunError
+from loratory.engine.files import stamp_of
+from loratory.engine.hardware.cuda import GpuProgram, energy_so_far_joules, list_gpu_programs
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places import ExecutorFactory, make_executors
+from loratory.engine.places.local import LocalContext, LocalExecutor
+from loratory.engine.runs.control import clear_requests, end_is_requested, resume_requests, with_requested_target
+from loratory.engine.runs.job import Executor, JobSpec
+from loratory.engine.runs.provenance import read_provenance, run_title
+from loratory.engine.runs.run import Run, RunState, State, StateReason
+from loratory.engine.runs.store import RunStore, list_owners
+from loratory.engine.supervision.queue import WaitingRun
+from loratory.engine.supervision.seat import SeatTimes
+from loratory.engine.supervision.states import (
     OwnerFolder,
     ProblemLog,
     has_later_worker,
@@ -33,7 +33,7 @@ from engine.supervision.states import (
     starting_state,
     with_progress,
 )
-from engine.supervision.worker_monitor import Timeouts, WorkerMonitor, with_advice, with_energy
+from loratory.engine.supervision.worker_monitor import Timeouts, WorkerMonitor, with_advice, with_energy
 
 _EXPLAINED_OF_EACH = 3  # reasons are saved for the first runs of each person only; the rest waits for these
 _EXPLAIN_SECONDS = 10.0

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from engine.errors import StorageError
-from engine.files import read_model, write_atomically
-from engine.paths import LoratoryHome
-from engine.processes.liveness import ProcessIdentity
+from loratory.engine.errors import StorageError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.liveness import ProcessIdentity
 
 _FOLDER = "supervisor"
 

@@ -5,13 +5,21 @@ import logging
 import time
 from collections.abc import Iterator
 
-from engine.errors import EngineError
-from engine.runs.control import end_is_requested
-from engine.runs.history.log import last_event
-from engine.runs.job import Executor
-from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Reason, Run, RunFolder, RunState, StateReason
-from engine.runs.store import RunStore
-from engine.supervision.diagnosis import out_of_memory_kills
+from loratory.engine.errors import EngineError
+from loratory.engine.runs.control import end_is_requested
+from loratory.engine.runs.history.log import last_event
+from loratory.engine.runs.job import Executor
+from loratory.engine.runs.run import (
+    ENDED_BY_THE_EXECUTOR,
+    ENDED_BY_THE_SYSTEM,
+    Reason,
+    Run,
+    RunFolder,
+    RunState,
+    StateReason,
+)
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.diagnosis import out_of_memory_kills
 
 _log = logging.getLogger(__name__)
 

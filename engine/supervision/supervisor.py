@@ -7,19 +7,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from engine.errors import EngineError, StorageError
-from engine.hardware.lease import LeaseBook, lease_name
-from engine.lab.fairness import LabTurn, lab_reasons
-from engine.lab.supervision import LabSupervision
-from engine.paths import LoratoryHome
-from engine.processes.liveness import FileLock, ProcessIdentity
-from engine.processes.spawn import cap_log
-from engine.runs.run import Run, RunState, StateReason
-from engine.runs.webhook import Notifier
-from engine.supervision.queue import QueueOrder, StartRules, WaitingRun, plan_starts
-from engine.supervision.scheduler import Scheduler, SupervisorSettings
-from engine.supervision.seat import SupervisorSeat, seat_holder
-from engine.supervision.states import ProblemLog
+from loratory.engine.errors import EngineError, StorageError
+from loratory.engine.hardware.lease import LeaseBook, lease_name
+from loratory.engine.lab.fairness import LabTurn, lab_reasons
+from loratory.engine.lab.supervision import LabSupervision
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.liveness import FileLock, ProcessIdentity
+from loratory.engine.processes.spawn import cap_log
+from loratory.engine.runs.run import Run, RunState, StateReason
+from loratory.engine.runs.webhook import Notifier
+from loratory.engine.supervision.queue import QueueOrder, StartRules, WaitingRun, plan_starts
+from loratory.engine.supervision.scheduler import Scheduler, SupervisorSettings
+from loratory.engine.supervision.seat import SupervisorSeat, seat_holder
+from loratory.engine.supervision.states import ProblemLog
 
 Role = Literal["stopped", "supervising", "standing_by"]
 

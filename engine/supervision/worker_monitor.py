@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.errors import EngineError
-from engine.hardware.processor import describe_processor
-from engine.paths import LoratoryHome
-from engine.runs.activity import ProgressWatch, Silence, SilenceLimits
-from engine.runs.control import end_is_requested, time_limit_hours
-from engine.runs.history.log import noted_failure
-from engine.runs.history.run_history import HistoryReader
-from engine.runs.job import EXIT_REFUSED, Job, JobStatus
-from engine.runs.prediction import advice_on_memory
-from engine.runs.run import Run, RunState, State, StateReason
-from engine.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills, time_limit_words
+from loratory.engine.errors import EngineError
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.activity import ProgressWatch, Silence, SilenceLimits
+from loratory.engine.runs.control import end_is_requested, time_limit_hours
+from loratory.engine.runs.history.log import noted_failure
+from loratory.engine.runs.history.run_history import HistoryReader
+from loratory.engine.runs.job import EXIT_REFUSED, Job, JobStatus
+from loratory.engine.runs.prediction import advice_on_memory
+from loratory.engine.runs.run import Run, RunState, State, StateReason
+from loratory.engine.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills, time_limit_words
 
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
 _NO_REASON = StateReason(None, "")

@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from trl.trainer.utils import disable_dropout_in_model
 
-from engine.config.objectives import objective_of
-from engine.config.run import RunConfig
-from engine.data.render.tokenize import TokenizedRow
-from engine.data.step_plan import PlanSettings
-from engine.errors import ModelError
-from engine.models.batching import shares_prompts
-from engine.training.batching.batches import join
-from engine.training.batching.choose import choose_row_attention
-from engine.training.batching.probe import Probe, losses_match
-from engine.training.batching.steps import TrainerSetup
-from engine.training.kernels import use_fused_loss, use_layer_kernels, why_not_compiled
-from engine.training.methods.registry import method_trainer
-from engine.training.objectives.base import TrainingObjective
-from engine.training.objectives.preferences import DirectPreference, KahnemanTversky, OddsRatio
-from engine.training.objectives.reference import ReferenceModel
-from engine.training.ops.loss import attach_loss, causal_lm_of
-from engine.training.placement import Placement, TrainingDtypes
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.data.step_plan import PlanSettings
+from loratory.engine.errors import ModelError
+from loratory.engine.models.batching import shares_prompts
+from loratory.engine.training.batching.batches import join
+from loratory.engine.training.batching.choose import choose_row_attention
+from loratory.engine.training.batching.probe import Probe, losses_match
+from loratory.engine.training.batching.steps import TrainerSetup
+from loratory.engine.training.kernels import use_fused_loss, use_layer_kernels, why_not_compiled
+from loratory.engine.training.methods.registry import method_trainer
+from loratory.engine.training.objectives.base import TrainingObjective
+from loratory.engine.training.objectives.preferences import DirectPreference, KahnemanTversky, OddsRatio
+from loratory.engine.training.objectives.reference import ReferenceModel
+from loratory.engine.training.ops.loss import attach_loss, causal_lm_of
+from loratory.engine.training.placement import Placement, TrainingDtypes
 
-# By the names in `engine.config.objectives`.
+# By the names in `loratory.engine.config.objectives`.
 TRAINING_OBJECTIVES: Mapping[str, type[TrainingObjective]] = {
     objective.traits.name: objective for objective in (TrainingObjective, DirectPreference, OddsRatio, KahnemanTversky)
 }
@@ -43,7 +43,7 @@ class Assembly:
     setup: TrainerSetup
     attention: str  # its name for the person
     notes: tuple[str, ...] = ()  # what was tried and given up
-    # Of `engine.config.optimizations`: why one is not used, "" where it is.
+    # Of `loratory.engine.config.optimizations`: why one is not used, "" where it is.
     optimizations: Mapping[str, str] = field(default_factory=dict)
 
     def with_settings(self, **changes: Any) -> "Assembly":

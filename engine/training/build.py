@@ -9,17 +9,17 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
 from trl import SFTConfig
 
-from engine.config.rules import MIN_LEARNING_RATE_SHARE, optimizer_name
-from engine.config.run import RunConfig
-from engine.config.training import TrainingConfig
-from engine.errors import ConfigError, ModelError, Problem
-from engine.models.batching import FLASH_ATTENTION, can_run_flash_attention
-from engine.models.source import ModelSource
-from engine.training.distribution import attach_device_hooks, plan_layer_split
-from engine.training.failure import is_out_of_memory
-from engine.training.methods.registry import method_trainer
-from engine.training.ops.attention import copy_shared_heads
-from engine.training.placement import Placement, TrainingDtypes, quantization_of
+from loratory.engine.config.rules import MIN_LEARNING_RATE_SHARE, optimizer_name
+from loratory.engine.config.run import RunConfig
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.errors import ConfigError, ModelError, Problem
+from loratory.engine.models.batching import FLASH_ATTENTION, can_run_flash_attention
+from loratory.engine.models.source import ModelSource
+from loratory.engine.training.distribution import attach_device_hooks, plan_layer_split
+from loratory.engine.training.failure import is_out_of_memory
+from loratory.engine.training.methods.registry import method_trainer
+from loratory.engine.training.ops.attention import copy_shared_heads
+from loratory.engine.training.placement import Placement, TrainingDtypes, quantization_of
 
 # Settings that TRL calls the same.
 _PASSED_ON = "num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm seed logging_steps"
@@ -145,7 +145,7 @@ def training_arguments(
     arguments = SFTConfig(
         output_dir=str(output_folder),
         **training.model_dump(include=set(_PASSED_ON.split())),
-        # One batch of the trainer's loop is one optimizer step of ours; `engine.data.step_plan` divides it.
+        # One batch of the trainer's loop is one optimizer step of ours; `loratory.engine.data.step_plan` divides it.
         per_device_train_batch_size=training.per_device_train_batch_size * training.gradient_accumulation_steps,
         gradient_accumulation_steps=1,
         lr_scheduler_kwargs=schedule,
@@ -166,7 +166,7 @@ def training_arguments(
         max_length=None,
         packing=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,  # it would pin late; `engine.training.batching.steps` pins ahead
+        dataloader_pin_memory=False,  # it would pin late; `loratory.engine.training.batching.steps` pins ahead
         dataset_kwargs={"skip_prepare_dataset": True},
         average_tokens_across_devices=True,
     )

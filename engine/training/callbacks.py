@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from engine.config.rules import Cadence, keeps_best
-from engine.config.training import TrainingConfig
-from engine.runs.history.events import EvalData, StepData
-from engine.training.failure import DivergedError
-from engine.training.methods.base import MethodTrainer
+from loratory.engine.config.rules import Cadence, keeps_best
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.runs.history.events import EvalData, StepData
+from loratory.engine.training.failure import DivergedError
+from loratory.engine.training.methods.base import MethodTrainer
 
 # Each skipped step halves the scale, which begins at 65,536: after so many, gradients overflow without any help.
 MOST_SKIPPED_IN_A_ROW = 20

@@ -27,16 +27,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from engine.config.run import RunConfig
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.estimate import Estimator
-from engine.memory.layer_split import DevicePart
-from engine.memory.workload import workload_of_run
-from engine.models.folder import read_config
-from engine.models.source import ModelSource
-from engine.training.ops.loss import causal_lm_of
-from engine.training.placement import Placement
+from loratory.engine.config.run import RunConfig
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.memory.layer_split import DevicePart
+from loratory.engine.memory.workload import workload_of_run
+from loratory.engine.models.folder import read_config
+from loratory.engine.models.source import ModelSource
+from loratory.engine.training.ops.loss import causal_lm_of
+from loratory.engine.training.placement import Placement
 
 
 def shard(model: Any, placement: Placement, compute: torch.dtype) -> None:

@@ -11,13 +11,13 @@ from typing import Literal
 
 import torch
 
-from engine.config.run import RunConfig
-from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, ModelError, shorten
-from engine.paths import LoratoryHome
-from engine.runs.history.events import FailedData, StoppedBy
-from engine.runs.prediction import advice_on_memory
-from engine.runs.run import RunFolder
-from engine.training import faults
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import ConfigError, DatasetError, DeviceError, EngineError, ModelError, shorten
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.history.events import FailedData, StoppedBy
+from loratory.engine.runs.prediction import advice_on_memory
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.training import faults
 
 _CAUSES: Mapping[type[EngineError], Literal["config", "dataset", "model", "unexpected"]] = {
     ConfigError: "config",

@@ -12,14 +12,14 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from engine.config.optimizations import LEFT_OUT, is_wanted
-from engine.config.run import RunConfig
-from engine.training.batching.batches import PassTensors
-from engine.training.batching.probe import Probe, losses_match
-from engine.training.failure import is_out_of_memory
-from engine.training.ops.attention import JOINED_ATTENTION, joined_attention
-from engine.training.ops.loss import causal_lm_of
-from engine.training.placement import Placement
+from loratory.engine.config.optimizations import LEFT_OUT, is_wanted
+from loratory.engine.config.run import RunConfig
+from loratory.engine.training.batching.batches import PassTensors
+from loratory.engine.training.batching.probe import Probe, losses_match
+from loratory.engine.training.failure import is_out_of_memory
+from loratory.engine.training.ops.attention import JOINED_ATTENTION, joined_attention
+from loratory.engine.training.ops.loss import causal_lm_of
+from loratory.engine.training.placement import Placement
 
 _GRADIENT_TOLERANCE = 0.15  # of the norm after all layers of a model, which bfloat16 moves by a few hundredths
 _DIFFERS = "the model's loss or gradients differ"
@@ -119,7 +119,7 @@ def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> int:
     in place, which a compiler cannot follow, and our attention goes from row to row; both stay outside, and what is
     fused are the steps between products.
     """
-    os.environ.pop("TORCHDYNAMO_DISABLE", None)  # workers have it while they import: `engine.processes.spawn`
+    os.environ.pop("TORCHDYNAMO_DISABLE", None)  # workers have it while they import: `loratory.engine.processes.spawn`
     AttentionInterface.register(JOINED_ATTENTION, torch.compiler.disable(joined_attention))
     for module in model.modules():
         if "forward" in vars(module) and hasattr(module, "lora_A"):

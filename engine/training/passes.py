@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from engine.training.batching.batches import PassTensors
-from engine.training.batching.steps import StepBatches, TrainerSetup
-from engine.training.distribution import is_sharded, reshard
-from engine.training.objectives.base import PassLosses
-from engine.training.objectives.preferences import DirectPreference
-from engine.training.ops.loss import TrainedTokens
-from engine.training.placement import ProcessGroup
+from loratory.engine.training.batching.batches import PassTensors
+from loratory.engine.training.batching.steps import StepBatches, TrainerSetup
+from loratory.engine.training.distribution import is_sharded, reshard
+from loratory.engine.training.objectives.base import PassLosses
+from loratory.engine.training.objectives.preferences import DirectPreference
+from loratory.engine.training.ops.loss import TrainedTokens
+from loratory.engine.training.placement import ProcessGroup
 
 _Pass = TypeVar("_Pass")
 _EMPTY_PASS = PassTensors({}, TrainedTokens(torch.zeros(0), torch.zeros(0)), 0, 0)

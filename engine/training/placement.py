@@ -12,15 +12,15 @@ import torch.distributed as distributed
 from torch.nn import functional
 from transformers import BitsAndBytesConfig
 
-from engine.config.rules import DtypeName, choose_compute_dtype
-from engine.config.run import ModelConfig, RunConfig
-from engine.errors import DeviceError
-from engine.hardware.cuda import driver_version, list_cuda_devices, load_nvml, query_driver
-from engine.hardware.device import Device
-from engine.hardware.devices import list_devices
-from engine.hardware.libraries import TorchBuild, installed_torch
-from engine.hardware.processor import list_apple_gpus, memory_now
-from engine.paths import LoratoryHome
+from loratory.engine.config.rules import DtypeName, choose_compute_dtype
+from loratory.engine.config.run import ModelConfig, RunConfig
+from loratory.engine.errors import DeviceError
+from loratory.engine.hardware.cuda import driver_version, list_cuda_devices, load_nvml, query_driver
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.hardware.libraries import TorchBuild, installed_torch
+from loratory.engine.hardware.processor import list_apple_gpus, memory_now
+from loratory.engine.paths import LoratoryHome
 
 _Result = TypeVar("_Result")
 _DECIDED, _FAILED = b"+", b"-"

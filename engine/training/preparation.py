@@ -9,37 +9,37 @@ from typing import Any
 
 import torch
 
-from engine.config.objectives import objective_of
-from engine.config.rules import optimizer_name
-from engine.config.run import DatasetConfig, RunConfig
-from engine.data.contract import DatasetReport
-from engine.data.hub import reads_from_hub
-from engine.data.passes.prepare import PreparedDataset, prepare_dataset
-from engine.data.step_plan import RowOrder, RowPlan, choose_row_order, row_plan
-from engine.errors import DatasetError, ModelError
-from engine.hardware.libraries import note_architectures
-from engine.inspector.worker.load_tokenizer import load_tokenizer
-from engine.models.fingerprint import BackgroundHash, changed_file, list_weights
-from engine.models.inventory_cache import known_inventory
-from engine.models.prepared import ModelProgress
-from engine.models.source import ModelSource, resolve_model
-from engine.paths import LoratoryHome
-from engine.processes.spawn import Access, give_up_access
-from engine.runs.checkpoints import Checkpoint
-from engine.runs.history.events import DataReportData, ParametersData, ResumedData
-from engine.runs.provenance import find_warm_start, read_provenance, run_title, trained_base
-from engine.runs.run import RunFolder
-from engine.training import faults
-from engine.training.assembly import Assembly, assemble
-from engine.training.batching.choose import choose_merging, lengths_of
-from engine.training.build import add_adapter, load_model
-from engine.training.checkpoints import folder as checkpoints
-from engine.training.checkpoints.state_files import count_parameters, load_warm_start
-from engine.training.distribution import shard, sharded_like
-from engine.training.failure import StopRequests
-from engine.training.methods.registry import method_trainer
-from engine.training.objectives.reference import ReferenceCache
-from engine.training.placement import (
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.rules import optimizer_name
+from loratory.engine.config.run import DatasetConfig, RunConfig
+from loratory.engine.data.contract import DatasetReport
+from loratory.engine.data.hub import reads_from_hub
+from loratory.engine.data.passes.prepare import PreparedDataset, prepare_dataset
+from loratory.engine.data.step_plan import RowOrder, RowPlan, choose_row_order, row_plan
+from loratory.engine.errors import DatasetError, ModelError
+from loratory.engine.hardware.libraries import note_architectures
+from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
+from loratory.engine.models.fingerprint import BackgroundHash, changed_file, list_weights
+from loratory.engine.models.inventory_cache import known_inventory
+from loratory.engine.models.prepared import ModelProgress
+from loratory.engine.models.source import ModelSource, resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.spawn import Access, give_up_access
+from loratory.engine.runs.checkpoints import Checkpoint
+from loratory.engine.runs.history.events import DataReportData, ParametersData, ResumedData
+from loratory.engine.runs.provenance import find_warm_start, read_provenance, run_title, trained_base
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.training import faults
+from loratory.engine.training.assembly import Assembly, assemble
+from loratory.engine.training.batching.choose import choose_merging, lengths_of
+from loratory.engine.training.build import add_adapter, load_model
+from loratory.engine.training.checkpoints import folder as checkpoints
+from loratory.engine.training.checkpoints.state_files import count_parameters, load_warm_start
+from loratory.engine.training.distribution import shard, sharded_like
+from loratory.engine.training.failure import StopRequests
+from loratory.engine.training.methods.registry import method_trainer
+from loratory.engine.training.objectives.reference import ReferenceCache
+from loratory.engine.training.placement import (
     SINGLE_PROCESS,
     Placement,
     ProcessGroup,
@@ -50,8 +50,8 @@ from engine.training.placement import (
     resumed_notes,
     skipped_device_notes,
 )
-from engine.training.reporting import DeviceMemory, RunEvents
-from engine.training.trackers import start_trackers
+from loratory.engine.training.reporting import DeviceMemory, RunEvents
+from loratory.engine.training.trackers import start_trackers
 
 # How long processes wait for one that measures, saves, or waits for room on the disk.
 _GROUP_TIMEOUT = timedelta(days=2)

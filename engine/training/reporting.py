@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import torch
 
-from engine.errors import StorageError
-from engine.hardware.cuda import gpu_process_bytes
-from engine.processes.limits import peak_process_bytes
-from engine.runs.checkpoints import Checkpoint
-from engine.runs.history.events import (
+from loratory.engine.errors import StorageError
+from loratory.engine.hardware.cuda import gpu_process_bytes
+from loratory.engine.processes.limits import peak_process_bytes
+from loratory.engine.runs.checkpoints import Checkpoint
+from loratory.engine.runs.history.events import (
     CheckpointData,
     EvalData,
     EventData,
@@ -27,12 +27,12 @@ from engine.runs.history.events import (
     StoppedBy,
     WarningData,
 )
-from engine.runs.history.log import EventWriter
-from engine.runs.run import EVENTS_FILE
-from engine.training import faults
-from engine.training.failure import StopRequests, is_disk_full
-from engine.training.placement import Placement
-from engine.training.trackers import Trackers
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.run import EVENTS_FILE
+from loratory.engine.training import faults
+from loratory.engine.training.failure import StopRequests, is_disk_full
+from loratory.engine.training.placement import Placement
+from loratory.engine.training.trackers import Trackers
 
 RESERVE_FILE = ".reserve"
 _LOOP_METRICS = ("loss", "learning_rate", "grad_norm", "epoch", "tokens_per_second")  # of every objective, for trackers

@@ -3,25 +3,25 @@
 import contextlib
 import functools
 
-from engine.config.objectives import objective_of
-from engine.config.optimizations import is_wanted
-from engine.config.rules import keeps_best
-from engine.quantities import size
-from engine.runs.checkpoints import Checkpoint, Manifest, list_checkpoints
-from engine.runs.disk import QuotaWatch
-from engine.runs.history.events import BaseWeightsData, EvalData, StepData
-from engine.training import faults
-from engine.training.batching.steps import choose_rows
-from engine.training.build import training_arguments
-from engine.training.callbacks import LOG_SECONDS, RunCallback, TrainerHooks
-from engine.training.checkpoints import folder as checkpoints
-from engine.training.checkpoints.state_files import load_trained, save_adapter, trained_bytes
-from engine.training.distribution import trained_weights
-from engine.training.failure import StopRequests, check_held_out, check_loss
-from engine.training.objectives.reference import ReferenceModel
-from engine.training.preparation import Attempt, Preparation, PreparedRun, StoppedBeforeTrainingError
-from engine.training.reporting import RunEvents
-from engine.training.trainer import LoratoryTrainer
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.optimizations import is_wanted
+from loratory.engine.config.rules import keeps_best
+from loratory.engine.quantities import size
+from loratory.engine.runs.checkpoints import Checkpoint, Manifest, list_checkpoints
+from loratory.engine.runs.disk import QuotaWatch
+from loratory.engine.runs.history.events import BaseWeightsData, EvalData, StepData
+from loratory.engine.training import faults
+from loratory.engine.training.batching.steps import choose_rows
+from loratory.engine.training.build import training_arguments
+from loratory.engine.training.callbacks import LOG_SECONDS, RunCallback, TrainerHooks
+from loratory.engine.training.checkpoints import folder as checkpoints
+from loratory.engine.training.checkpoints.state_files import load_trained, save_adapter, trained_bytes
+from loratory.engine.training.distribution import trained_weights
+from loratory.engine.training.failure import StopRequests, check_held_out, check_loss
+from loratory.engine.training.objectives.reference import ReferenceModel
+from loratory.engine.training.preparation import Attempt, Preparation, PreparedRun, StoppedBeforeTrainingError
+from loratory.engine.training.reporting import RunEvents
+from loratory.engine.training.trainer import LoratoryTrainer
 
 _POLL_SECONDS = 0.2
 
@@ -46,7 +46,7 @@ class TrainingSession:
         """Train to the end, or until a stop is requested.
 
         Raises:
-            EngineError: If something fails in a known way; see `engine.training.failure` for everything else.
+            EngineError: If something fails in a known way; see `loratory.engine.training.failure` for everything else.
             CancelledError: If the run was ended at once.
         """
         try:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config.load import config_to_yaml
-from engine.config.run import RunConfig
-from engine.config.training import TrackerName
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.config.run import RunConfig
+from loratory.engine.config.training import TrackerName
 
 PROJECT = "loratory"
 TENSORBOARD_FOLDER = "tensorboard"  # in the run's folder

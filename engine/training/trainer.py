@@ -19,25 +19,32 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
-from engine.data.step_plan import EpochPlanner
-from engine.runs.history.events import EvalData, StepData
-from engine.training import faults
-from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup
-from engine.training.callbacks import LoggedInterval, MethodSteps, SkippedSteps, TrainerHooks, TrainingProgress
-from engine.training.checkpoints import state_files
-from engine.training.checkpoints.state_files import GatheredState
-from engine.training.distribution import trained_weights, whole
-from engine.training.failure import check_held_out, is_out_of_memory
-from engine.training.objectives.reference import PairsWithReference, ReferenceCache
-from engine.training.ops.loss import causal_lm_of
-from engine.training.passes import ModelPasses, StepCounts, Votes, add_tensors
-from engine.training.placement import ProcessGroup
+from loratory.engine.data.step_plan import EpochPlanner
+from loratory.engine.runs.history.events import EvalData, StepData
+from loratory.engine.training import faults
+from loratory.engine.training.batching.steps import (
+    PrefetchedSteps,
+    StepBatch,
+    StepBatches,
+    StepOrder,
+    TrainerRows,
+    TrainerSetup,
+)
+from loratory.engine.training.callbacks import LoggedInterval, MethodSteps, SkippedSteps, TrainerHooks, TrainingProgress
+from loratory.engine.training.checkpoints import state_files
+from loratory.engine.training.checkpoints.state_files import GatheredState
+from loratory.engine.training.distribution import trained_weights, whole
+from loratory.engine.training.failure import check_held_out, is_out_of_memory
+from loratory.engine.training.objectives.reference import PairsWithReference, ReferenceCache
+from loratory.engine.training.ops.loss import causal_lm_of
+from loratory.engine.training.passes import ModelPasses, StepCounts, Votes, add_tensors
+from loratory.engine.training.placement import ProcessGroup
 
 
 class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
-    """Trains a prepared model, whose loss is attached (`engine.training.ops.loss`), on tokenized rows.
+    """Trains a prepared model, whose loss is attached (`loratory.engine.training.ops.loss`), on tokenized rows.
 
-    Its arguments come from `engine.training.build`. Callbacks of transformers decide when to log, measure, save and stop.
+    Its arguments come from `loratory.engine.training.build`. Callbacks of transformers decide when to log, measure, save and stop.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The process that trains: `python -P -m engine.training.worker RUN_DIR`.
+"""The process that trains: `python -P -m loratory.engine.training.worker RUN_DIR`.
 
 It holds the run's lock for life and reports through the event log alone. Under Accelerate, torchrun or Slurm, the first
 process does so for all.
@@ -16,14 +16,14 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import EngineError, StorageError, SupersededError, shorten
-from engine.paths import LAB
-from engine.processes.spawn import LIBRARY_ENVIRONMENT
-from engine.runs.activity import reported_activity
-from engine.runs.history.events import FailedData, StatusData
-from engine.runs.history.log import EventWriter, forget_failures, note_failure, noted_failure
-from engine.runs.provenance import home_of_run
-from engine.runs.run import ATTEMPT_VARIABLE, RunFolder
+from loratory.engine.errors import EngineError, StorageError, SupersededError, shorten
+from loratory.engine.paths import LAB
+from loratory.engine.processes.spawn import LIBRARY_ENVIRONMENT
+from loratory.engine.runs.activity import reported_activity
+from loratory.engine.runs.history.events import FailedData, StatusData
+from loratory.engine.runs.history.log import EventWriter, forget_failures, note_failure, noted_failure
+from loratory.engine.runs.provenance import home_of_run
+from loratory.engine.runs.run import ATTEMPT_VARIABLE, RunFolder
 
 EXIT_FINISHED = 0  # or stopped
 EXIT_FAILED = 1  # the log has the reason
@@ -52,7 +52,7 @@ _REPORT_SECONDS = 5.0  # a process that ran out of memory needs a moment to repo
 def main(arguments: Sequence[str]) -> int:
     """Train the run in the folder that is named; returns the exit code."""
     if len(arguments) != 1 or not Path(arguments[0]).is_dir():
-        print("usage: python -P -m engine.training.worker RUN_DIR", file=sys.stderr)
+        print("usage: python -P -m loratory.engine.training.worker RUN_DIR", file=sys.stderr)
         return EXIT_USAGE
     folder = RunFolder(Path(arguments[0]).resolve())
     if int(os.environ.get("RANK", "0")) > 0:
@@ -85,7 +85,7 @@ def _prepare_environment() -> None:
     # Without it, memory that is free in pieces cannot serve a large tensor, and runs fail that would fit.
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name; torch reads both
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    # As `engine.processes.spawn` sets them; here for workers that a person or a cluster starts.
+    # As `loratory.engine.processes.spawn` sets them; here for workers that a person or a cluster starts.
     for name, value in (LIBRARY_ENVIRONMENT | _ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     for name in ("is_gradient_checkpointing", "past_key_values"):  # transformers' earlier names, which PEFT still uses
@@ -114,11 +114,11 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     keep_freed_memory()
     gc.disable()  # it would scan the objects of the imports again and again, a fifth of the import time
     try:
-        from engine.training.failure import CancelledError, StopRequests, explain
-        from engine.training.placement import MainProcessFailedError, ProcessGroup
-        from engine.training.preparation import Attempt
-        from engine.training.reporting import RunEvents
-        from engine.training.session import TrainingSession
+        from loratory.engine.training.failure import CancelledError, StopRequests, explain
+        from loratory.engine.training.placement import MainProcessFailedError, ProcessGroup
+        from loratory.engine.training.preparation import Attempt
+        from loratory.engine.training.reporting import RunEvents
+        from loratory.engine.training.session import TrainingSession
     except (ImportError, OSError, MemoryError) as error:
         traceback.print_exc()
         if writer is not None:

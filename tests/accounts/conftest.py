@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from argon2 import PasswordHasher
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.passwords import Passwords
-from engine.accounts.sessions import Sessions
-from engine.errors import AccountError
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.passwords import Passwords
+from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.errors import AccountError
 
 PASSWORD = "correct horse battery"
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from engine.accounts.accounts import INVITATION_SECONDS, Accounts, guests_in, open_database
-from engine.accounts.database import DATABASE_FILE
-from engine.errors import AccountError, StorageError
+from loratory.engine.accounts.accounts import INVITATION_SECONDS, Accounts, guests_in, open_database
+from loratory.engine.accounts.database import DATABASE_FILE
+from loratory.engine.errors import AccountError, StorageError
 from tests.accounts.conftest import PASSWORD, at_once
 
 
@@ -171,7 +171,7 @@ def test_a_file_that_is_something_else_is_reported(home):
 
 def test_what_a_server_writes_is_seen_after_commands_came_and_went(home):
     """Closing a file drops all POSIX locks on it; SQLite then removed the log that the server continued writing to."""
-    script = "from engine.accounts.accounts import *; d = open_database(LoratoryHome(Path(sys.argv[1]))); print(len(Accounts(d).people())); d.close()"
+    script = "from loratory.engine.accounts.accounts import *; d = open_database(LoratoryHome(Path(sys.argv[1]))); print(len(Accounts(d).people())); d.close()"
     command = [sys.executable, "-c", f"import sys; from pathlib import Path; {script}", str(home.root)]
     server = open_database(home)
     open_database(home).close()  # as what reads the limits does

@@ -7,27 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from engine.chat.contract import ChatTarget
-from engine.chat.target import plan_load
-from engine.config.results import ExportConfig
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.data.source import SourceOptions, open_source
-from engine.errors import ConfigError, EngineError, ModelError, StorageError
-from engine.evaluation.job import EvaluationJob
-from engine.export.contract import ExportRequest
-from engine.export.job import ExportJob
-from engine.export.push import PushJob
-from engine.lab.rules import lab_problems, with_allowed_paths
-from engine.models.inventory_cache import architecture_values, known_inventory
-from engine.models.source import resolve_model
-from engine.paths import LAB, REFUSAL, AllowedPaths, LoratoryHome
-from engine.runs.provenance import find_warm_start
-from engine.runs.store import RunStore
-from engine.supervision.launch import Preflight
-from engine.supervision.memory_measurement import MeasurementJob
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.chat.target import plan_load
+from loratory.engine.config.results import ExportConfig
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.data.source import SourceOptions, open_source
+from loratory.engine.errors import ConfigError, EngineError, ModelError, StorageError
+from loratory.engine.evaluation.job import EvaluationJob
+from loratory.engine.export.contract import ExportRequest
+from loratory.engine.export.job import ExportJob
+from loratory.engine.export.push import PushJob
+from loratory.engine.lab.rules import lab_problems, with_allowed_paths
+from loratory.engine.models.inventory_cache import architecture_values, known_inventory
+from loratory.engine.models.source import resolve_model
+from loratory.engine.paths import LAB, REFUSAL, AllowedPaths, LoratoryHome
+from loratory.engine.runs.provenance import find_warm_start
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.launch import Preflight
+from loratory.engine.supervision.memory_measurement import MeasurementJob
+from loratory.ui.backend.results import ResultWork
+from loratory.ui.backend.transfers import Transfers
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.backend.results import ResultWork
-from ui.backend.transfers import Transfers
 
 # Each leads out of Ann's folders, to something that exists here or not; {root} is the home.
 ATTACKS = [

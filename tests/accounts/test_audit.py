@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from engine.accounts.audit import AuditLog
-from engine.errors import StorageError
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.errors import StorageError
 
 
 @pytest.fixture

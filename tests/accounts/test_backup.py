@@ -8,17 +8,17 @@ import tarfile
 
 import pytest
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.audit import AuditLog
-from engine.accounts.backup import restore_backup, write_backup
-from engine.accounts.lab import LabSettings, audit_log_path, read_settings, save_settings
-from engine.accounts.limits import LabLimits
-from engine.accounts.sessions import Sessions
-from engine.cli import run_command
-from engine.errors import EngineError
-from engine.files import write_atomically
-from engine.paths import LoratoryHome
-from engine.runs.store import RunStore, list_owners
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.backup import restore_backup, write_backup
+from loratory.engine.accounts.lab import LabSettings, audit_log_path, read_settings, save_settings
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.cli import run_command
+from loratory.engine.errors import EngineError
+from loratory.engine.files import write_atomically
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.store import RunStore, list_owners
 from tests.accounts.conftest import PASSWORD
 from tests.invented_runs import InventedRun, a_config, write_run
 

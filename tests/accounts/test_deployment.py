@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.accounts.deployment import Deployment
-from engine.accounts.lab import PublicAddress
-from engine.cli import run_command
-from engine.errors import AccountError, EngineError
+from loratory.engine.accounts.deployment import Deployment
+from loratory.engine.accounts.lab import PublicAddress
+from loratory.engine.cli import run_command
+from loratory.engine.errors import AccountError, EngineError
 
 ADDRESS = PublicAddress.parse("https://gpu.lab.example")
 TLS = {"certificate": Path("/etc/ssl/lab.pem"), "key": Path("/etc/ssl/lab.key")}

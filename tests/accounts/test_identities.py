@@ -2,9 +2,9 @@
 
 import pytest
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.identities import Identities, Identity
-from engine.errors import AccountError
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.identities import Identities, Identity
+from loratory.engine.errors import AccountError
 from tests.accounts.conftest import PASSWORD, at_once
 
 ISSUER = "https://id.example"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from app import main
-from engine.accounts.listener import Listener, TrustedProxy
-from engine.errors import DeviceError
+from loratory.app import main
+from loratory.engine.accounts.listener import Listener, TrustedProxy
+from loratory.engine.errors import DeviceError
 
 LAB = ["--lab", "--public-url", "https://gpu.lab.example"]
 SOCKET = Listener(Path("/run/loratory/page.sock"))

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from engine.accounts.accounts import digest_of
-from engine.accounts.oidc import ROUND_SECONDS, Endpoints, Round, Rounds
-from engine.accounts.oidc_settings import MemberRule, OidcSettings, read_oidc_settings
-from engine.errors import AccountError
+from loratory.engine.accounts.accounts import digest_of
+from loratory.engine.accounts.oidc import ROUND_SECONDS, Endpoints, Round, Rounds
+from loratory.engine.accounts.oidc_settings import MemberRule, OidcSettings, read_oidc_settings
+from loratory.engine.errors import AccountError
 
 GOOD = "issuer: https://gitlab.example.edu\nclient_id: lab\nclient_secret: canary-7\n"
 ENDPOINTS = Endpoints("https://id/a", "https://id/t", "https://id/k", None, False, False)
@@ -70,7 +70,7 @@ def test_without_a_rule_no_one_is_admitted_and_groups_may_be_objects_with_ids():
 
 
 def test_the_settings_bring_nothing_heavy():
-    script = "import sys, engine.accounts.oidc_settings, ui.front.identities; print({'httpx', 'joserfc', 'cryptography'} & set(sys.modules) - {'httpx'})"
+    script = "import sys, loratory.engine.accounts.oidc_settings, loratory.ui.front.identities; print({'httpx', 'joserfc', 'cryptography'} & set(sys.modules) - {'httpx'})"
     assert (
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "set()\n"
     )

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from engine.accounts.people import (
+from loratory.engine.accounts.people import (
     ROLES,
     RUN_ACTIONS,
     Action,
@@ -16,7 +16,7 @@ from engine.accounts.people import (
     require_name,
     require_role,
 )
-from engine.errors import AccountError
+from loratory.engine.errors import AccountError
 
 CANARY = "hf_oauth_canary"
 # Of a run: own, shared by another person, another person's. Each column lists what is allowed.

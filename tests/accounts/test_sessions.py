@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.accounts.sessions import CONFIRMED_SECONDS, IDLE_SECONDS, LONGEST_SECONDS
+from loratory.engine.accounts.sessions import CONFIRMED_SECONDS, IDLE_SECONDS, LONGEST_SECONDS
 from tests.accounts.conftest import PASSWORD
 
 

@@ -6,8 +6,8 @@ import time
 import pytest
 from argon2 import PasswordHasher, extract_parameters
 
-from engine.accounts.passwords import BusyError, Passwords
-from engine.accounts.throttle import SignInThrottle, ThrottledError
+from loratory.engine.accounts.passwords import BusyError, Passwords
+from loratory.engine.accounts.throttle import SignInThrottle, ThrottledError
 from tests.accounts.conftest import PASSWORD
 from tests.waiting import PATIENCE_SECONDS, wait_until
 

@@ -11,14 +11,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
-from engine.chat.session import ChatSession
-from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig
-from engine.data.conversation import Message
-from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
-from engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.conversation import Message
+from loratory.engine.models.source import resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.json_lines import JsonLinesProcess
 from tests.chat.tiny_adapters import lora, make_adapter
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.config.optimizations import TRAINING_OPTIMIZATIONS, VARIABLE
-from engine.hardware.libraries import library_version
+from loratory.engine.config.optimizations import TRAINING_OPTIMIZATIONS, VARIABLE
+from loratory.engine.hardware.libraries import library_version
 
 Trainer = Literal["ours", "trl", "unsloth"]
 Base = Literal["none", "nf4"]
@@ -123,14 +123,14 @@ def _train_ours(
 ) -> tuple[int, int | None, int]:
     import torch
 
-    from engine.data.contract import RowLengths
-    from engine.hardware.devices import list_devices
-    from engine.inspector.worker.inventory import inventory_of
-    from engine.memory.compare import with_changes
-    from engine.memory.estimate import Estimator
-    from engine.models.folder import read_config
-    from engine.training.batching.choose import choose_merging
-    from engine.training.placement import Placement
+    from loratory.engine.data.contract import RowLengths
+    from loratory.engine.hardware.devices import list_devices
+    from loratory.engine.inspector.worker.inventory import inventory_of
+    from loratory.engine.memory.compare import with_changes
+    from loratory.engine.memory.estimate import Estimator
+    from loratory.engine.models.folder import read_config
+    from loratory.engine.training.batching.choose import choose_merging
+    from loratory.engine.training.placement import Placement
     from tests.training.tiny_training import make_config, make_training
 
     on_gpu = cell.shape != TINY

@@ -17,10 +17,10 @@ from typing import TypeVar
 
 import psutil
 
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.inspector.session import Inspector
-from engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
-from engine.paths import LoratoryHome
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
+from loratory.engine.paths import LoratoryHome
 
 Answer = TypeVar("Answer")
 

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from engine.config.load import config_from_mapping
-from engine.config.run import RunConfig
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.advice import advise
-from engine.memory.compare import compare_methods
-from engine.memory.estimate import estimate_memory
-from engine.models.catalog import find_in_catalog
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.run import RunConfig
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.advice import advise
+from loratory.engine.memory.compare import compare_methods
+from loratory.engine.memory.estimate import estimate_memory
+from loratory.engine.models.catalog import find_in_catalog
 
 GIB = 2**30
 MODELS = (

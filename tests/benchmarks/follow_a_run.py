@@ -10,15 +10,15 @@ from pathlib import Path
 
 from playwright.sync_api import Page, Response
 
-from engine.runs.history.events import EvalData, StatusData, StepData
-from engine.runs.history.log import EventWriter
-from engine.runs.run import Run
+from loratory.engine.runs.history.events import EvalData, StatusData, StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.run import Run
+from loratory.ui.services import Services
 from tests.benchmarks.runs_tab import say
 from tests.browser.chromium import chromium, open_page, open_tab
 from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.services import Services
 
 _LOOKS = 7
 # Notes how long each question took whose answer was drawn: `react` works at once, while the answer is put into place.

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config.run import ModelConfig
+from loratory.engine.config.run import ModelConfig
 from tests.faults.hostile.templates import TEMPLATES
 from tests.faults.hostile.test_hostile_files import CONFIGS, TOKENIZERS
 from tests.faults.hostile.watched import PEAK_BYTES, HostileFile, Target, attack, attacked_inspector, make_hostile_model

@@ -22,17 +22,17 @@ from typing import Any
 import psutil
 from argon2 import PasswordHasher
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import audit_log_path
-from engine.accounts.passwords import Passwords
-from engine.accounts.sessions import Sessions
-from engine.lab.rules import set_shared
-from engine.paths import LoratoryHome
-from engine.runs.history.events import StatusData, StepData
-from engine.runs.history.log import EventWriter
-from engine.runs.run import RunState, WorkerClaim
-from engine.runs.store import RunStore
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import audit_log_path
+from loratory.engine.accounts.passwords import Passwords
+from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.lab.rules import set_shared
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.history.events import StatusData, StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.run import RunState, WorkerClaim
+from loratory.engine.runs.store import RunStore
 from tests.benchmarks.first_load import share_of_a_core
 from tests.browser.real_server import LabServer
 from tests.invented_runs import a_config

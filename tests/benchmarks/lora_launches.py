@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.config.optimizations import VARIABLE
-from engine.models.catalog import find_in_catalog
-from engine.training.methods.registry import method_trainer
+from loratory.engine.config.optimizations import VARIABLE
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.training.methods.registry import method_trainer
 from tests.benchmarks.training_trial import RANK
 from tests.gpu.cuda_training import SHAPES
 

@@ -23,21 +23,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.config.load import config_from_mapping
-from engine.config.methods.registry import METHODS as PEFT_METHODS
-from engine.config.run import RunConfig
-from engine.hardware.device import Device
-from engine.hardware.processor import describe_processor
-from engine.inspector.session import Inspector
-from engine.inspector.worker.inventory import module_inventory
-from engine.memory.estimate import Estimator, MemoryEstimate, describe_peak
-from engine.memory.workload import workload_of_run
-from engine.models.shape import ModelShape
-from engine.paths import LoratoryHome
-from engine.processes.spawn import allocator_environment, spawn, worker_argv
-from engine.runs.history.events import FailedData, MemoryData
-from engine.runs.history.log import read_events
-from engine.runs.store import RunStore
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.methods.registry import METHODS as PEFT_METHODS
+from loratory.engine.config.run import RunConfig
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.inspector.worker.inventory import module_inventory
+from loratory.engine.memory.estimate import Estimator, MemoryEstimate, describe_peak
+from loratory.engine.memory.workload import workload_of_run
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.spawn import allocator_environment, spawn, worker_argv
+from loratory.engine.runs.history.events import FailedData, MemoryData
+from loratory.engine.runs.history.log import read_events
+from loratory.engine.runs.store import RunStore
 from tests.benchmarks.training_trial import ALPACA
 
 MIB = 2**20
@@ -237,7 +237,7 @@ def measure(cell: Cell, config: RunConfig, shape: ModelShape, device: Device, ho
     began = time.monotonic()
     try:
         process = spawn(
-            worker_argv("engine.training.worker", [str(run.folder.path)]),
+            worker_argv("loratory.engine.training.worker", [str(run.folder.path)]),
             log_file=run.folder.path / "worker.log",
             environment=allocator_environment(),
         )

@@ -4,19 +4,19 @@ from pathlib import Path
 
 import torch
 
-from engine.runs.history.events import StepData
-from engine.training.assembly import assemble
-from engine.training.batching.steps import TrainerRows
-from engine.training.build import add_adapter, load_model, training_arguments
-from engine.training.callbacks import TrainerHooks
-from engine.training.methods.registry import method_trainer
-from engine.training.placement import choose_placement, choose_precision
-from engine.training.trainer import LoratoryTrainer
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.training.assembly import assemble
+from loratory.engine.training.batching.steps import TrainerRows
+from loratory.engine.training.build import add_adapter, load_model, training_arguments
+from loratory.engine.training.callbacks import TrainerHooks
+from loratory.engine.training.methods.registry import method_trainer
+from loratory.engine.training.placement import choose_placement, choose_precision
+from loratory.engine.training.trainer import LoratoryTrainer
 from tests.benchmarks.training_trial import WARM_UP_STEPS, Clock, Recipe, Trial, config_for, prepare
 
 
 def train_ours(recipe: Recipe) -> Trial:
-    """Train with the worker's trainer, built as `engine.training.session` does; it saves nothing."""
+    """Train with the worker's trainer, built as `loratory.engine.training.session` does; it saves nothing."""
     config, clock = config_for(recipe), Clock()
     source, tokenizer, data = prepare(config)
     placement = choose_placement(config)

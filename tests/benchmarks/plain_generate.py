@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from engine.processes.messages import JsonObject, Request, serve
+from loratory.engine.processes.messages import JsonObject, Request, serve
 
 
 class TokenTimes(BaseStreamer):

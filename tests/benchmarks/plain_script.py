@@ -14,8 +14,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from engine.config.training import TrainingConfig
-from engine.data.step_plan import EpochPlanner, PlanSettings
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.step_plan import EpochPlanner, PlanSettings
 from tests.benchmarks.training_trial import (
     ALPHA,
     LEARNING_RATE,

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page
 
-from engine.config.load import config_from_mapping, config_to_yaml
-from engine.paths import LoratoryHome, local_owner
-from engine.runs.history.events import StepData
-from engine.runs.history.log import EventWriter
-from engine.runs.provenance import Provenance, describe_config
-from engine.runs.run import RunFolder, RunState
+from loratory.engine.config.load import config_from_mapping, config_to_yaml
+from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.provenance import Provenance, describe_config
+from loratory.engine.runs.run import RunFolder, RunState
 from tests.browser.chromium import chromium, open_page
 from tests.browser.real_server import real_server
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config.optimizations import TRAINING_OPTIMIZATIONS, VARIABLE
+from loratory.engine.config.optimizations import TRAINING_OPTIMIZATIONS, VARIABLE
 from tests.tiny_model import make_tiny_model
 from tests.training.gpu_stand_ins import use_gpu_paths
 from tests.training.tiny_training import make_config, make_rows, make_training

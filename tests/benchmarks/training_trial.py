@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from engine.processes.spawn import LIBRARY_ENVIRONMENT, allocator_environment
+from loratory.engine.processes.spawn import LIBRARY_ENVIRONMENT, allocator_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ALPACA = REPOSITORY.parent / "shared" / "data" / "alpaca_en_999.json"
@@ -30,7 +30,7 @@ DtypeName = Literal["bfloat16", "float32"]
 
 def faster_dtype() -> DtypeName:
     """Return what this processor multiplies faster: a script that is tuned for it computes in that, as ours does by itself."""
-    from engine.hardware.processor import describe_processor
+    from loratory.engine.hardware.processor import describe_processor
 
     return "bfloat16" if describe_processor().has_fast_bfloat16 else "float32"
 
@@ -121,7 +121,7 @@ class Clock:
 
 def config_for(recipe: Recipe) -> Any:
     """Our configuration of a recipe."""
-    from engine.config.load import config_from_mapping
+    from loratory.engine.config.load import config_from_mapping
 
     source = str(ALPACA) if ALPACA.exists() else "sample:loratory-faq"
     if recipe.objective == "dpo":
@@ -145,11 +145,11 @@ def config_for(recipe: Recipe) -> Any:
 
 def prepare(config: Any) -> Prepared:
     """Find the model and tokenize the rows."""
-    from engine.config.objectives import objective_of
-    from engine.data.passes.prepare import prepare_dataset
-    from engine.inspector.worker.load_tokenizer import load_tokenizer
-    from engine.models.source import resolve_model
-    from engine.paths import LoratoryHome
+    from loratory.engine.config.objectives import objective_of
+    from loratory.engine.data.passes.prepare import prepare_dataset
+    from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
+    from loratory.engine.models.source import resolve_model
+    from loratory.engine.paths import LoratoryHome
 
     root = os.environ.get("LORATORY_TEST_HOME")
     home = LoratoryHome(Path(root)) if root else LoratoryHome.from_environment()
@@ -184,7 +184,7 @@ def measure(kind: Kind, recipe: Recipe, label: str = "1") -> Trial:
 
 
 def _environment(kind: Kind) -> dict[str, str]:
-    """Our worker's threads and allocator are as `engine.processes.spawn` has them; a script's as they are by themselves."""
+    """Our worker's threads and allocator are as `loratory.engine.processes.spawn` has them; a script's as they are by themselves."""
     worker = LIBRARY_ENVIRONMENT | allocator_environment()
     environment = {name: value for name, value in os.environ.items() if name not in worker}
     return {**environment, **(worker if kind != "plain" else {}), "PYTHONWARNINGS": "ignore"}
@@ -200,7 +200,7 @@ def main() -> None:
 
         result = train_plain_on_pairs(recipe) if recipe.objective == "dpo" else train_plain(recipe)
     else:
-        from engine.training.worker import keep_freed_memory
+        from loratory.engine.training.worker import keep_freed_memory
 
         keep_freed_memory()  # before torch, as the worker does
         from tests.benchmarks.our_training import train_ours

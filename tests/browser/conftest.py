@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from engine.errors import RunError
-from engine.runs.control import request_stop
+from loratory.engine.errors import RunError
+from loratory.engine.runs.control import request_stop
+from loratory.ui.services import Services
 from tests.browser.chromium import PATIENCE_MS, chromium, open_page, why_no_browser
 from tests.browser.show_fake import page_of
 from tests.fake_launcher import FakeLauncher
 from tests.waiting import wait_until
-from ui.services import Services
 
 expect.set_options(timeout=PATIENCE_MS)  # of all browser tests: it is global
 
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 def reads_all_runs_at_once() -> Iterator[None]:
     """On a busy machine too, where reading runs takes longer than a page waits: a table of some rows has another last one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ui.backend.run_reader._AT_ONCE_SECONDS", math.inf)
+        patch.setattr("loratory.ui.backend.run_reader._AT_ONCE_SECONDS", math.inf)
         yield
 
 

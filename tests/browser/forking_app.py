@@ -2,7 +2,7 @@
 
 import sys
 
-from app import main
+from loratory.app import main
 from tests.fork_server import forking_workers
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import httpx
 
-from engine.accounts.listener import bound_socket
-from engine.paths import LoratoryHome
+from loratory.engine.accounts.listener import bound_socket
+from loratory.engine.paths import LoratoryHome
+from loratory.ui.front.gate import COOKIE
 from tests.real_tls import certificate_for
 from tests.waiting import wait_until
-from ui.front.gate import COOKIE
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+from loratory.ui.serve import launch
+from loratory.ui.services import Services
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
-from ui.serve import launch
-from ui.services import Services
 
 
 @contextmanager

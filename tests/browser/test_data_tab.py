@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.models.prepared import ModelProgress
+from loratory.engine.models.prepared import ModelProgress
+from loratory.ui.backend.models import Tokenizers
 from tests.browser.chromium import fits_its_window, open_page, open_tab
 from tests.browser.real_server import real_server
 from tests.browser.show_fake import page_of
 from tests.fake_inspector import QUESTIONS
 from tests.fake_services import fake_services
-from ui.backend.models import Tokenizers
 
 pytestmark = pytest.mark.browser
 

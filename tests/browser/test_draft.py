@@ -6,11 +6,11 @@ import threading
 import pytest
 from playwright.sync_api import Page, expect
 
+from loratory.ui.services import Services
 from tests.browser.chromium import barriers, let_layout_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.waiting import wait_until
-from ui.services import Services
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
 

@@ -7,9 +7,9 @@ import pytest
 from huggingface_hub import JobHardwareInfo
 from playwright.sync_api import expect
 
-from engine.errors import PushError
-from engine.places.huggingface_jobs.account import HardwareList, HubLogin
-from engine.places.huggingface_jobs.layout import JobRecord, JobRequest
+from loratory.engine.errors import PushError
+from loratory.engine.places.huggingface_jobs.account import HardwareList, HubLogin
+from loratory.engine.places.huggingface_jobs.layout import JobRecord, JobRequest
 from tests.browser.chromium import choose_model_and_data, open_tab
 from tests.fake_services import fake_services
 from tests.hub.jobs import HARDWARE
@@ -71,7 +71,7 @@ def test_hardware_price_and_the_most_it_costs_are_shown_before_the_start(page, s
 def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload(page, services, monkeypatch):
     monkeypatch.setattr(Api, "has_login", False)
     monkeypatch.setattr(services.hardware, "_answer", None)
-    monkeypatch.setattr("engine.places.huggingface_jobs.account._TROUBLE_SECONDS", 1e6)
+    monkeypatch.setattr("loratory.engine.places.huggingface_jobs.account._TROUBLE_SECONDS", 1e6)
     choose_model_and_data(page)
     open_tab(page, "Train")
     page.get_by_role("radio", name="Hugging Face Jobs").check()

@@ -10,20 +10,20 @@ from dataclasses import replace
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import audit_log_path, read_settings
-from engine.accounts.people import Person
-from engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
-from engine.paths import LoratoryHome
-from engine.runs.run import Run
-from engine.runs.store import RunStore
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import audit_log_path, read_settings
+from loratory.engine.accounts.people import Person
+from loratory.engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import RunStore
+from loratory.ui.front.gate import COOKIE
+from loratory.ui.services import Services
 from tests.browser.chromium import PATIENCE_MS, barriers, choose_model_and_data, let_layout_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
 from tests.waiting import wait_until
-from ui.front.gate import COOKIE
-from ui.services import Services
 
 pytestmark = pytest.mark.browser
 

@@ -6,14 +6,14 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, expect
 from pydantic import SecretStr
 
-from engine.accounts.accounts import open_database
-from engine.accounts.identities import Identities, Identity
-from engine.accounts.oidc import Provider
-from engine.accounts.oidc_settings import OidcSettings
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.identities import Identities, Identity
+from loratory.engine.accounts.oidc import Provider
+from loratory.engine.accounts.oidc_settings import OidcSettings
+from loratory.ui.front.gate import COOKIE
 from tests.browser.chromium import PATIENCE_MS
 from tests.ui.front.institute import CLIENT, SECRET, Institute, running_institute
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
-from ui.front.gate import COOKIE
 
 pytestmark = pytest.mark.browser
 

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
+from loratory.ui.services import Services
 from tests.browser.chromium import (
     barriers,
     choose_model_and_data,
@@ -17,7 +18,6 @@ from tests.browser.chromium import (
 )
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
-from ui.services import Services
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.paths import LoratoryHome
+from loratory.engine.paths import LoratoryHome
 from tests.browser.chromium import let_layout_settle, open_model_choice, open_tab, why_no_browser
 from tests.browser.real_server import RealServer, real_server
 from tests.e2e.test_scripts_for_real import loratory

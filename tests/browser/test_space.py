@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 from playwright.sync_api import Browser, BrowserContext, FrameLocator, Page, expect
 
-from engine.accounts.people import Person
-from engine.paths import LoratoryHome
-from engine.runs.store import RunStore
-from engine.space.demo import Demo
+from loratory.engine.accounts.people import Person
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.store import RunStore
+from loratory.engine.space.demo import Demo
+from loratory.ui.front.demo import DemoPages
+from loratory.ui.services import Services
 from tests.browser.chromium import PATIENCE_MS, barriers, choose_model_and_data, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.institute import Institute, running_institute
 from tests.ui.front.lab import Lab, running_lab
 from tests.ui.front.space.stand_in import CREATOR, UNSAVED, space_at
-from ui.front.demo import DemoPages
-from ui.services import Services
 
 pytestmark = pytest.mark.browser
 

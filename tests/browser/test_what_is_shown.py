@@ -5,14 +5,14 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.evaluation.votes import Votes
-from engine.runs.control import change_notes, request_stop
+from loratory.engine.evaluation.votes import Votes
+from loratory.engine.runs.control import change_notes, request_stop
+from loratory.ui.services import Services
 from tests.browser.chromium import barriers, let_layout_settle, open_model_choice, open_page, open_tab
 from tests.evaluation.test_votes import HOSTILE, a_vote
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
-from ui.services import Services
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
 

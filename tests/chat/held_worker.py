@@ -1,6 +1,6 @@
 """The chat's process, whose long answers wait after their first token while a file exists: a test sees them under way.
 
-Started in place of `engine.chat.worker.main`, with the same argument; the file is `hold` in that home.
+Started in place of `loratory.engine.chat.worker.main`, with the same argument; the file is `hold` in that home.
 """
 
 import sys
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.chat.contract import ChatChunk
-from engine.chat.worker.answer import Answer
-from engine.chat.worker.main import ChatWorker
-from engine.paths import LoratoryHome
-from engine.processes.messages import serve
+from loratory.engine.chat.contract import ChatChunk
+from loratory.engine.chat.worker.answer import Answer
+from loratory.engine.chat.worker.main import ChatWorker
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.messages import serve
 
 MODULE = "tests.chat.held_worker"
 LONG_TOKENS = 100  # an answer of so many waits; shorter ones continue next to it

@@ -10,9 +10,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from engine.chat.target import PlannedWeights
-from engine.chat.worker.adapter import AdaptedBase
-from engine.errors import ModelError
+from loratory.engine.chat.target import PlannedWeights
+from loratory.engine.chat.worker.adapter import AdaptedBase
+from loratory.engine.errors import ModelError
 from tests.chat.tiny_adapters import ia3, load_base, lora, make_adapter, prefix_tuning
 from tests.tiny_model import make_tiny_model
 

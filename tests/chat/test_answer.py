@@ -5,11 +5,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.chat.contract import ChatChunk
-from engine.chat.worker.answer import Answer, AnswerRules
-from engine.chat.worker.weights import BranchWeights
-from engine.config.results import SamplingConfig
-from engine.errors import ModelError
+from loratory.engine.chat.contract import ChatChunk
+from loratory.engine.chat.worker.answer import Answer, AnswerRules
+from loratory.engine.chat.worker.weights import BranchWeights
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.errors import ModelError
 from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter, p_tuning, prefix_tuning, prompt_tuning
 
 PROMPT = tuple(range(4, 40))
@@ -145,7 +145,7 @@ def test_virtual_tokens_among_the_inputs_answer_as_pefts_generate(
 
 def test_a_long_prompt_is_read_in_pieces_and_answered_the_same(base, tokenizer, monkeypatch):
     expected = tokens_of(Answer("base", base, rules(), tokenizer))
-    monkeypatch.setattr("engine.chat.worker.answer.PIECE_TOKENS", 10)
+    monkeypatch.setattr("loratory.engine.chat.worker.answer.PIECE_TOKENS", 10)
     answer = Answer("base", base, rules(), tokenizer)
 
     assert [answer.advance() for _ in range(3)] == [None, None, None]

@@ -3,13 +3,13 @@
 import psutil
 import pytest
 
-from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
-from engine.chat.session import ChatSession
-from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig
-from engine.data.conversation import Message
-from engine.hardware.processor import describe_processor
-from engine.models.source import resolve_model
+from loratory.engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.conversation import Message
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.models.source import resolve_model
 from tests.chat.tiny_adapters import lora, make_adapter
 
 pytestmark = pytest.mark.e2e

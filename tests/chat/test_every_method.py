@@ -5,16 +5,16 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from engine.chat.contract import ChatTarget
-from engine.chat.worker.weights import BranchWeights
-from engine.config.methods.registry import METHODS
-from engine.config.results import ExportConfig
-from engine.config.run import AdapterConfig
-from engine.errors import ModelError
-from engine.export.contract import ExportRequest
-from engine.export.job import ExportJob
-from engine.models.source import ModelSource
-from engine.training.methods.registry import method_trainer
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.chat.worker.weights import BranchWeights
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.results import ExportConfig
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.errors import ModelError
+from loratory.engine.export.contract import ExportRequest
+from loratory.engine.export.job import ExportJob
+from loratory.engine.models.source import ModelSource
+from loratory.engine.training.methods.registry import method_trainer
 from tests.chat.tiny_adapters import attach, load_base, make_adapter
 from tests.export.exporting import export, write_run
 

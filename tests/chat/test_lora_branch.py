@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from engine.chat.worker.lora_branches import use_plain_branches
+from loratory.engine.chat.worker.lora_branches import use_plain_branches
 
 PRECISIONS = {
     "float32": {"dtype": torch.float32},

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engine.chat.worker import weights
-from engine.chat.worker.weights import choose_dtype
-from engine.config.run import ModelConfig
-from engine.hardware.device import Device
+from loratory.engine.chat.worker import weights
+from loratory.engine.chat.worker.weights import choose_dtype
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.hardware.device import Device
 
 
 @pytest.mark.parametrize(

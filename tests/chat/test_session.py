@@ -6,17 +6,17 @@ import threading
 import psutil
 import pytest
 
-from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
-from engine.chat.session import ChatSession
-from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig
-from engine.data.conversation import Message
-from engine.errors import DeviceError, ModelError, RunError, WorkerError
-from engine.hardware.device_job import models_in_use
-from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.hardware.processor import describe_processor
-from engine.paths import LoratoryHome
-from engine.processes.liveness import ProcessIdentity
+from loratory.engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import DeviceError, ModelError, RunError, WorkerError
+from loratory.engine.hardware.device_job import models_in_use
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.liveness import ProcessIdentity
 from tests.chat.held_worker import MODULE as HELD_WORKER
 from tests.chat.held_worker import hold_worker
 from tests.chat.tiny_adapters import lora, make_adapter
@@ -45,7 +45,7 @@ def session(tmp_path_factory):
 def answers_can_be_held():
     """Use a worker that can be held: a tiny model generates 200 tokens too quickly to observe."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.chat.session.WORKER_MODULE", HELD_WORKER)
+        patch.setattr("loratory.engine.chat.session.WORKER_MODULE", HELD_WORKER)
         yield
 
 
@@ -231,7 +231,7 @@ def test_unloading_ends_a_loading(session, target):
 
 def test_a_device_that_another_person_holds_is_not_taken(session, target, monkeypatch):
     session.unload()
-    monkeypatch.setattr("engine.chat.session._LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr("loratory.engine.chat.session._LEAVING_SECONDS", 0.1)
     other = ProcessIdentity.current()
     book = LeaseBook(session.home)
     book.take(["cpu"], LeaseHolder(purpose="training", title="a long run", process=other))
@@ -244,7 +244,7 @@ def test_a_device_that_another_person_holds_is_not_taken(session, target, monkey
 
 
 def test_an_idle_model_releases_its_device_to_a_run_that_waits(session, target, monkeypatch, hold):
-    monkeypatch.setattr("engine.chat.session._POLL_SECONDS", 0.05)
+    monkeypatch.setattr("loratory.engine.chat.session._POLL_SECONDS", 0.05)
     monkeypatch.setattr(session, "preemptible_after_seconds", 0.0)
     session.load(target)
     pid = pid_of(session)
@@ -266,7 +266,7 @@ def test_an_idle_model_releases_its_device_to_a_run_that_waits(session, target, 
 
 
 def test_an_idle_model_expires_where_the_lab_limits_it_although_no_run_waits(session, target, monkeypatch):
-    monkeypatch.setattr("engine.chat.session._POLL_SECONDS", 0.05)
+    monkeypatch.setattr("loratory.engine.chat.session._POLL_SECONDS", 0.05)
     session.load(target)
     pid = pid_of(session)
     messages: list[str] = []

@@ -8,13 +8,13 @@ import gc
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
-from engine.chat.worker import static_cache
-from engine.chat.worker.adapter import AdaptedBase
-from engine.chat.worker.answer import Answer, AnswerRules
-from engine.chat.worker.static_cache import FixedCaches, LentCache, reason_against
-from engine.chat.worker.weights import BranchWeights
-from engine.config.optimizations import VARIABLE
-from engine.config.results import SamplingConfig
+from loratory.engine.chat.worker import static_cache
+from loratory.engine.chat.worker.adapter import AdaptedBase
+from loratory.engine.chat.worker.answer import Answer, AnswerRules
+from loratory.engine.chat.worker.static_cache import FixedCaches, LentCache, reason_against
+from loratory.engine.chat.worker.weights import BranchWeights
+from loratory.engine.config.optimizations import VARIABLE
+from loratory.engine.config.results import SamplingConfig
 from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter, prefix_tuning, prompt_tuning
 from tests.tiny_model import make_tiny_model
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.chat.contract import AdapterChoice, ChatTarget
-from engine.chat.target import list_checkpoints, plan_load
-from engine.config.load import config_from_mapping, config_to_yaml
-from engine.config.run import ModelConfig
-from engine.errors import ModelError, RunError
-from engine.runs.checkpoints import Manifest, describe_files
-from engine.runs.run import RunFolder
+from loratory.engine.chat.contract import AdapterChoice, ChatTarget
+from loratory.engine.chat.target import list_checkpoints, plan_load
+from loratory.engine.config.load import config_from_mapping, config_to_yaml
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ModelError, RunError
+from loratory.engine.runs.checkpoints import Manifest, describe_files
+from loratory.engine.runs.run import RunFolder
 
 
 def write_adapter(folder: Path, **config: object) -> Path:

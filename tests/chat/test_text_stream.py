@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.chat.worker.answer import TextStream
+from loratory.engine.chat.worker.answer import TextStream
 from tests.tiny_model import make_tiny_tokenizer
 
 TEXTS = [

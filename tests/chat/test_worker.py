@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
-from engine.chat.target import LoadRequest, plan_load
-from engine.chat.worker.main import ChatWorker
-from engine.config.load import config_from_mapping, config_to_yaml
-from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig
-from engine.data.conversation import Message
-from engine.errors import DeviceError, ModelError, RunError
-from engine.hardware.device import Device
+from loratory.engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
+from loratory.engine.chat.target import LoadRequest, plan_load
+from loratory.engine.chat.worker.main import ChatWorker
+from loratory.engine.config.load import config_from_mapping, config_to_yaml
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import DeviceError, ModelError, RunError
+from loratory.engine.hardware.device import Device
 from tests.chat.tiny_adapters import ia3, lora, make_adapter
 from tests.recorded_request import RecordedRequest
 from tests.replaced_base import record_base, scale_a_tensor
@@ -167,9 +167,9 @@ def test_an_answer_ends_when_another_model_takes_its_place(worker, adapters):
 
 
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(worker, tiny_model_folder, monkeypatch):
-    from engine.hardware.device import MemoryNow
+    from loratory.engine.hardware.device import MemoryNow
 
-    monkeypatch.setattr("engine.chat.worker.weights.memory_now", lambda: MemoryNow(2**30, 1000))
+    monkeypatch.setattr("loratory.engine.chat.worker.weights.memory_now", lambda: MemoryNow(2**30, 1000))
 
     with pytest.raises(
         DeviceError, match=r"needs 0\.0 GiB for its weights; Test CPU has 0\.0 GiB free\. Load it with nf4"
@@ -183,7 +183,7 @@ def test_memory_that_runs_out_in_an_answer_is_reported(worker, adapters, monkeyp
     def no_memory(self):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr("engine.chat.worker.answer.Answer.advance", no_memory)
+    monkeypatch.setattr("loratory.engine.chat.worker.answer.Answer.advance", no_memory)
 
     with pytest.raises(DeviceError, match="The memory of Test CPU ran out"):
         answer(worker, "tuned")
@@ -200,9 +200,9 @@ def test_a_conversation_that_the_template_refuses_is_reported(worker, adapters, 
 def test_the_prompt_is_the_one_that_training_used(worker, adapters):
     from transformers import AutoTokenizer
 
-    from engine.data.conversation import Conversation
-    from engine.data.render.template import freeze_template
-    from engine.data.render.tokenize import RenderOptions
+    from loratory.engine.data.conversation import Conversation
+    from loratory.engine.data.render.template import freeze_template
+    from loratory.engine.data.render.tokenize import RenderOptions
     from tests.data.conversations import render_conversation
 
     load(worker, ChatTarget.of_run(adapters["lora"]))

@@ -10,16 +10,16 @@ import psutil
 import pytest
 import torch
 
-from engine.chat import zero_gpu
-from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
-from engine.chat.session import ChatSession
-from engine.chat.zero_gpu import ZeroGpu
-from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig
-from engine.data.conversation import Message
-from engine.errors import DeviceError
-from engine.hardware.processor import describe_processor
-from engine.paths import LoratoryHome
+from loratory.engine.chat import zero_gpu
+from loratory.engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.chat.zero_gpu import ZeroGpu
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import DeviceError
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.paths import LoratoryHome
 from tests.chat import zero_gpu_on_a_cpu
 from tests.chat.device_api import BUSY, NO_QUOTA, DeviceApi, Refusal
 from tests.chat.tiny_adapters import lora, make_adapter
@@ -102,7 +102,7 @@ def lends(api):
 )
 def test_refusals_are_explained_in_our_words(title, message, message_start):
     pytest.importorskip("spaces")
-    from engine.chat.worker.zero_gpu import _gpu_error
+    from loratory.engine.chat.worker.zero_gpu import _gpu_error
 
     assert _gpu_error(SimpleNamespace(title=title, message=message)).what.startswith(message_start)
 
@@ -120,7 +120,7 @@ def test_the_space_reports_its_function_before_the_page(api, home):
 
 
 def test_a_report_that_fails_is_reported_with_a_message(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.chat.zero_gpu.WORKER_MODULE", "engine.chat.worker.no_such_module")
+    monkeypatch.setattr("loratory.engine.chat.zero_gpu.WORKER_MODULE", "loratory.engine.chat.worker.no_such_module")
     with pytest.raises(DeviceError, match=r"could not register.*See report.log"):
         ZeroGpu({"SPACES_ZERO_GPU": "true"}).report(tmp_path / "report.log")
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from engine.config.load import config_from_mapping, config_to_yaml
+from loratory.engine.config.load import config_from_mapping, config_to_yaml
 
 
 def make_adapter(base: Path, folder: Path, config: object, *, seed: int = 1, scale: float = 0.3) -> Path:
@@ -50,15 +50,15 @@ def load_base(folder: Path, **loading: Any):
     """Load a model for the chat, to which adapters can be attached."""
     from transformers import AutoModelForCausalLM
 
-    from engine.chat.worker.adapter import AdaptedBase
+    from loratory.engine.chat.worker.adapter import AdaptedBase
 
     return AdaptedBase(AutoModelForCausalLM.from_pretrained(folder, **loading).eval(), "tiny")
 
 
 def attach(base: Any, folder: Path, method: str = "lora", branch: str = "tuned"):
     """Attach an adapter, and return the branch that answers with it."""
-    from engine.chat.target import PlannedWeights
-    from engine.chat.worker.weights import BranchWeights
+    from loratory.engine.chat.target import PlannedWeights
+    from loratory.engine.chat.worker.weights import BranchWeights
 
     planned = PlannedWeights(folder=folder, name=folder.name, method=method, peft_type=method.upper())
     return BranchWeights(base, base.attach(planned, branch))

@@ -8,4 +8,4 @@ MODULE = "tests.chat.zero_gpu_on_a_cpu"
 
 if __name__ == "__main__":
     torch.version.cuda = None
-    runpy.run_module("engine.chat.worker.zero_gpu", run_name="__main__", alter_sys=True)
+    runpy.run_module("loratory.engine.chat.worker.zero_gpu", run_name="__main__", alter_sys=True)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from engine.chat.contract import JobProgress
-from engine.config.load import config_from_mapping
-from engine.paths import local_owner
-from engine.runs.store import RunStore
+from loratory.engine.chat.contract import JobProgress
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.paths import local_owner
+from loratory.engine.runs.store import RunStore
 
 
 class FakeJob:

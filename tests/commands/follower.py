@@ -2,11 +2,11 @@
 
 import sys
 
-from engine.commands.output import ProgressLine
-from engine.commands.train import follow_to_the_end, report
-from engine.errors import EngineError
-from engine.paths import LoratoryHome
-from engine.runs.store import RunStore
+from loratory.engine.commands.output import ProgressLine
+from loratory.engine.commands.train import follow_to_the_end, report
+from loratory.engine.errors import EngineError
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.store import RunStore
 from tests.supervision.fake_runs import fake_settings
 
 if __name__ == "__main__":

@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-from engine.chat.contract import ChatChunk, LoadedModel, PromptView
-from engine.cli import run_command
-from engine.commands.chat import TerminalConversation, find_target
-from engine.config.results import SamplingConfig
-from engine.errors import ModelError, RunError
-from engine.paths import local_owner
-from engine.runs.store import RunStore
+from loratory.engine.chat.contract import ChatChunk, LoadedModel, PromptView
+from loratory.engine.cli import run_command
+from loratory.engine.commands.chat import TerminalConversation, find_target
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.errors import ModelError, RunError
+from loratory.engine.paths import local_owner
+from loratory.engine.runs.store import RunStore
 
-MODULES = ("engine.commands.chat", "engine.commands.configs")
+MODULES = ("loratory.engine.commands.chat", "loratory.engine.commands.configs")
 MODEL = LoadedModel(
     name="tiny",
     method="LoRA",
@@ -74,7 +74,7 @@ class Echo:
 @pytest.fixture
 def echo(monkeypatch, home):
     Echo.sessions = []
-    monkeypatch.setattr("engine.commands.chat.ChatSession", Echo)
+    monkeypatch.setattr("loratory.engine.commands.chat.ChatSession", Echo)
     return Echo
 
 

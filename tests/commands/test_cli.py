@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import engine.commands
-from engine.cli import COMMAND_MODULES, run_command
+import loratory.engine.commands
+from loratory.engine.cli import COMMAND_MODULES, run_command
 
 FAILING = """
-from engine.errors import ConfigError, ModelError, Problem
+from loratory.engine.errors import ConfigError, ModelError, Problem
 
 def mend() -> None:
     raise ModelError("The model is gone.", "Choose another.")
@@ -75,7 +75,7 @@ def test_success_exits_with_zero(failing, capsys):
 
 def test_help_of_all_commands_comes_without_the_heavy_libraries(tmp_path):
     script = (
-        "import sys; from engine.cli import run_command; code = run_command(['--help']); "
+        "import sys; from loratory.engine.cli import run_command; code = run_command(['--help']); "
         "print(sorted({'torch', 'transformers', 'gradio', 'pandas', 'plotly', 'datasets', 'huggingface_hub'} & set(sys.modules)), "
         "file=sys.stderr); sys.exit(code)"
     )
@@ -95,8 +95,8 @@ def test_help_of_all_commands_comes_without_the_heavy_libraries(tmp_path):
 
 def test_every_module_of_commands_is_part_of_the_program():
     registering = {
-        f"engine.commands.{path.stem}"
-        for path in Path(engine.commands.__file__ or "").parent.glob("*.py")
+        f"loratory.engine.commands.{path.stem}"
+        for path in Path(loratory.engine.commands.__file__ or "").parent.glob("*.py")
         if "\nCOMMANDS = " in path.read_text(encoding="utf-8")
     }
     assert registering == set(COMMAND_MODULES)
@@ -106,5 +106,5 @@ def test_a_home_that_cannot_be_written_is_one_clear_message(capsys, monkeypatch,
     (tmp_path / "file").touch()
     monkeypatch.setenv("LORATORY_HOME", str(tmp_path / "file"))
 
-    assert run_command(["runs"], ("engine.commands.runs",)) == 1
+    assert run_command(["runs"], ("loratory.engine.commands.runs",)) == 1
     assert "cannot be written (File exists). Set LORATORY_HOME" in capsys.readouterr().err

@@ -5,14 +5,14 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from engine.cli import build_app
-from engine.commands.configs import load_config_argument
-from engine.config.load import config_to_yaml
-from engine.errors import ConfigError, StorageError
-from engine.models.catalog import list_catalog
-from engine.models.hub import HubModel
-from engine.paths import local_owner
-from engine.runs.store import RunStore
+from loratory.engine.cli import build_app
+from loratory.engine.commands.configs import load_config_argument
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.errors import ConfigError, StorageError
+from loratory.engine.models.catalog import list_catalog
+from loratory.engine.models.hub import HubModel
+from loratory.engine.paths import local_owner
+from loratory.engine.runs.store import RunStore
 from tests.supervision.fake_runs import config_for
 
 
@@ -46,7 +46,7 @@ def test_a_name_that_is_nothing_reports_what_there_is(home):
 
 @pytest.fixture
 def run():
-    app = build_app(("engine.commands.configs",))
+    app = build_app(("loratory.engine.commands.configs",))
     app.callback()(lambda: None)
     return lambda *arguments: CliRunner().invoke(app, ["models", *arguments])
 
@@ -79,7 +79,7 @@ def test_people_get_one_line_for_each_model(run):
 
 def test_the_hub_is_searched_on_demand(run, monkeypatch):
     result = HubModel(id="org/model", parameters=None, tags=("license:mit",), gated=True, model_type=None)
-    monkeypatch.setattr("engine.models.hub.search_hub", lambda query: (result,))
+    monkeypatch.setattr("loratory.engine.models.hub.search_hub", lambda query: (result,))
 
     (row,) = json.loads(run("model", "--hub", "--json").stdout)
 

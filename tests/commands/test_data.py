@@ -5,13 +5,13 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from engine.cli import build_app
-from engine.errors import ConfigError, DatasetError
+from loratory.engine.cli import build_app
+from loratory.engine.errors import ConfigError, DatasetError
 
 
 @pytest.fixture
 def run(home):
-    app = build_app(("engine.commands.data",))
+    app = build_app(("loratory.engine.commands.data",))
     app.callback()(lambda: None)
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -85,7 +85,7 @@ def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypat
         requests.append((config.source, config.subset, config.split, config.revision))
         raise DatasetError("Asked.", "Nothing.")
 
-    monkeypatch.setattr("engine.inspector.session.Inspector.render", remember)
+    monkeypatch.setattr("loratory.engine.inspector.session.Inspector.render", remember)
     options = ("--subset", "en", "--split", "test", "--revision", "v2", "--model", tiny_model_folder)
 
     result = run("render", "owner/name", "--row", 1, *options)

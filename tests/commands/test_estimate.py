@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from engine.cli import run_command
-from engine.config.methods.registry import METHODS
-from engine.supervision.memory_measurement import MeasuredStep
+from loratory.engine.cli import run_command
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.supervision.memory_measurement import MeasuredStep
 
 
 def write_config(tmp_path, tiny_model_folder):
@@ -82,7 +82,7 @@ def test_a_measured_step_is_next_to_its_prediction(home, tmp_path, tiny_model_fo
             tokens=1024,
         )  # fmt: skip
 
-    monkeypatch.setattr("engine.commands.estimate.MeasurementJob.run", measurement)
+    monkeypatch.setattr("loratory.engine.commands.estimate.MeasurementJob.run", measurement)
     config = write_config(tmp_path, tiny_model_folder)
     _, out, _ = run(["estimate", config, "--set", "run.devices=cpu", "--measure", "--json"], capsys)
     _, text, _ = run(["estimate", config, "--set", "run.devices=cpu", "--measure"], capsys)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from engine.cli import run_command
-from engine.evaluation.job import (
+from loratory.engine.cli import run_command
+from loratory.engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
     BranchAnswer,
@@ -16,7 +16,7 @@ from engine.evaluation.job import (
 from tests.commands.conftest import FakeJob
 from tests.fake_results import a_preference_evaluation, a_rated_evaluation
 
-MODULES = ("engine.commands.evaluate", "engine.commands.configs")
+MODULES = ("loratory.engine.commands.evaluate", "loratory.engine.commands.configs")
 
 SCORES = AnswerScores(exact=False, rouge_l=0.25, chrf=0.5)
 RESULT = EvaluationResult(
@@ -39,7 +39,7 @@ RESULT = EvaluationResult(
 @pytest.fixture(autouse=True)
 def job(monkeypatch, home):
     job = FakeJob(lambda _: RESULT)
-    monkeypatch.setattr("engine.commands.evaluate.EvaluationJob", job)
+    monkeypatch.setattr("loratory.engine.commands.evaluate.EvaluationJob", job)
     return job
 
 

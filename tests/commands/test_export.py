@@ -5,14 +5,14 @@ from functools import partial
 
 import pytest
 
-from engine.cli import run_command
-from engine.export.contract import ExportedFile, ExportResult
+from loratory.engine.cli import run_command
+from loratory.engine.export.contract import ExportedFile, ExportResult
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.commands.conftest import FakeJob
 from tests.export.quick_export import verification
 from tests.tiny_model import make_tiny_model
 
-MODULES = ("engine.commands.export", "engine.commands.configs")
+MODULES = ("loratory.engine.commands.export", "loratory.engine.commands.configs")
 
 
 def result_of(request, *, matches=True) -> ExportResult:
@@ -24,7 +24,7 @@ def result_of(request, *, matches=True) -> ExportResult:
 @pytest.fixture(autouse=True)
 def job(monkeypatch, home):
     job = FakeJob(result_of)
-    monkeypatch.setattr("engine.commands.export.ExportJob", job)
+    monkeypatch.setattr("loratory.engine.commands.export.ExportJob", job)
     return job
 
 

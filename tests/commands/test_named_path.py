@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import run_command
-from engine.commands.configs import named_path
-from engine.errors import StorageError
+from loratory.engine.cli import run_command
+from loratory.engine.commands.configs import named_path
+from loratory.engine.errors import StorageError
 
 NOBODY = "~nobody-of-that-name/x"
 LONG = "a" * 300
-MODULES = tuple(f"engine.commands.{name}" for name in ("chat", "export", "estimate"))
+MODULES = tuple(f"loratory.engine.commands.{name}" for name in ("chat", "export", "estimate"))
 
 
 @pytest.mark.parametrize(

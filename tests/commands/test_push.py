@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from engine.cli import run_command
-from engine.export.contract import ExportedFile, PushResult
+from loratory.engine.cli import run_command
+from loratory.engine.export.contract import ExportedFile, PushResult
 from tests.commands.conftest import FakeJob
 
-MODULES = ("engine.commands.export", "engine.commands.configs")
+MODULES = ("loratory.engine.commands.export", "loratory.engine.commands.configs")
 
 
 def result_of(request) -> PushResult:
@@ -26,7 +26,7 @@ def result_of(request) -> PushResult:
 @pytest.fixture(autouse=True)
 def job(monkeypatch, home):
     job = FakeJob(result_of)
-    monkeypatch.setattr("engine.commands.export.PushJob", job)
+    monkeypatch.setattr("loratory.engine.commands.export.PushJob", job)
     return job
 
 

@@ -4,19 +4,19 @@ import json
 
 import pytest
 
-from engine.cli import run_command
-from engine.paths import local_owner
-from engine.runs.control import change_notes, request_stop
-from engine.runs.history.events import StepData
-from engine.runs.history.log import EventWriter
-from engine.runs.run import RunState
-from engine.runs.store import RunStore
-from engine.supervision.queue import QueueOrder
-from engine.supervision.supervisor import Supervisor
+from loratory.engine.cli import run_command
+from loratory.engine.paths import local_owner
+from loratory.engine.runs.control import change_notes, request_stop
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.queue import QueueOrder
+from loratory.engine.supervision.supervisor import Supervisor
 from tests.supervision.fake_runs import config_for, continue_worker, fake_settings, wait_for_state, wait_for_step
 from tests.waiting import PATIENCE_SECONDS
 
-MODULES = ("engine.commands.runs", "engine.commands.configs", "engine.commands.train")
+MODULES = ("loratory.engine.commands.runs", "loratory.engine.commands.configs", "loratory.engine.commands.train")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def server(home):
 
 @pytest.fixture
 def loratory(capsys, monkeypatch):
-    monkeypatch.setattr("engine.commands.runs._TRANSITION_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("loratory.engine.commands.runs._TRANSITION_SECONDS", PATIENCE_SECONDS)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         code = run_command(arguments, MODULES)

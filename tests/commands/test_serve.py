@@ -5,13 +5,13 @@ import socket
 
 import pytest
 
-from engine.cli import run_command
-from engine.config.load import config_from_mapping
-from engine.paths import local_owner
-from engine.runs.store import RunStore
+from loratory.engine.cli import run_command
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.paths import local_owner
+from loratory.engine.runs.store import RunStore
 from tests.chat.tiny_adapters import lora, make_adapter
 
-MODULES = ("engine.commands.chat", "engine.commands.configs")
+MODULES = ("loratory.engine.commands.chat", "loratory.engine.commands.configs")
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def calls_to_serve(monkeypatch):
         calls.append((model, host, port))
         on_listening(f"http://{host}:{port}/v1", (model.name, "base"))
 
-    monkeypatch.setattr("engine.serve.endpoint.serve_model", note)
+    monkeypatch.setattr("loratory.engine.serve.endpoint.serve_model", note)
     return calls
 
 

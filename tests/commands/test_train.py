@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from engine.commands.output import ProgressLine
-from engine.commands.train import follow_to_the_end, report, result_json
-from engine.errors import RunError
-from engine.runs.history.log import last_event
-from engine.runs.history.run_history import read_history
-from engine.runs.run import RunState
-from engine.runs.summary import summarize
-from engine.supervision.supervisor import Supervisor, reconcile
+from loratory.engine.commands.output import ProgressLine
+from loratory.engine.commands.train import follow_to_the_end, report, result_json
+from loratory.engine.errors import RunError
+from loratory.engine.runs.history.log import last_event
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.summary import summarize
+from loratory.engine.supervision.supervisor import Supervisor, reconcile
 from tests.supervision.fake_runs import REPOSITORY, config_for, continue_worker, fake_settings, wait_for_state
 from tests.waiting import wait_until
 

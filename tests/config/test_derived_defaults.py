@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.derived_defaults import (
+from loratory.engine.config.derived_defaults import (
     DatasetKind,
     DatasetStats,
     apply_derived_defaults,
@@ -10,8 +10,8 @@ from engine.config.derived_defaults import (
     given_settings,
     learning_rate_factor,
 )
-from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
-from engine.config.methods.registry import METHODS
+from loratory.engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
+from loratory.engine.config.methods.registry import METHODS
 
 ROWS = DatasetStats(count=120, longest=138)
 

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from engine.errors import StorageError
-from engine.files import resolve_inside, write_atomically
-from engine.paths import LoratoryHome, data_folders, local_owner
+from loratory.engine.errors import StorageError
+from loratory.engine.files import resolve_inside, write_atomically
+from loratory.engine.paths import LoratoryHome, data_folders, local_owner
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_debris(tmp_path, monkeypatch):

@@ -2,10 +2,16 @@
 
 import pytest
 
-from engine.config.constraints import count_processes
-from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, setting_names, with_overrides
-from engine.config.run import RunConfig
-from engine.errors import ConfigError
+from loratory.engine.config.constraints import count_processes
+from loratory.engine.config.load import (
+    config_from_mapping,
+    config_to_yaml,
+    mapping_from_yaml,
+    setting_names,
+    with_overrides,
+)
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import ConfigError
 
 MINIMAL = {"model": {"id": "smollm2-135m-instruct"}, "dataset": {"source": "sample:loratory-faq"}}
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.config.objectives import OBJECTIVES
-from engine.errors import ConfigError
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.objectives import OBJECTIVES
+from loratory.engine.errors import ConfigError
 
 CONFLICTS = {
     "packing": ({"objective": "dpo", "packing": True}, "switch packing off"),

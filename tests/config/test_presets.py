@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from engine.config.load import (
+from loratory.engine.config.load import (
     Preset,
     config_from_mapping,
     config_to_yaml,
@@ -13,11 +13,11 @@ from engine.config.load import (
     mapping_from_yaml,
     with_overrides,
 )
-from engine.errors import ConfigError
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.estimate import MemoryEstimate, estimate_memory
-from engine.models.catalog import find_in_catalog
+from loratory.engine.errors import ConfigError
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.estimate import MemoryEstimate, estimate_memory
+from loratory.engine.models.catalog import find_in_catalog
 
 GIB = 2**30
 NAMES = [preset.name for preset in list_presets()]

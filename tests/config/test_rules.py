@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.config.optimizations import OPTIMIZATIONS, VARIABLE, is_wanted
-from engine.config.rules import Cadence
-from engine.config.training import TrainingConfig
-from engine.errors import ConfigError
+from loratory.engine.config.optimizations import OPTIMIZATIONS, VARIABLE, is_wanted
+from loratory.engine.config.rules import Cadence
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.errors import ConfigError
 
 
 def at(predicate, total):

@@ -2,9 +2,9 @@
 
 import json
 
-from engine.config.run import DatasetConfig
-from engine.data.passes.check import check_steps, finish
-from engine.data.source import SourceOptions
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.passes.check import check_steps, finish
+from loratory.engine.data.source import SourceOptions
 
 
 def write_rows(path, rows):
@@ -25,5 +25,5 @@ def check_file(path, renderer=None, **settings):
 
 def yield_at_every_row(monkeypatch):
     """Let passes end their turn, and report their progress, after every row."""
-    monkeypatch.setattr("engine.data.passes.reader._TURN_SECONDS", 0.0)
-    monkeypatch.setattr("engine.data.passes.reader._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("loratory.engine.data.passes.reader._TURN_SECONDS", 0.0)
+    monkeypatch.setattr("loratory.engine.data.passes.reader._REPORT_SECONDS", 0.0)

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from engine.data.conversation import Conversation, Message, ToolCall
-from engine.data.records import RowProblemError
-from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_many
+from loratory.engine.data.conversation import Conversation, Message, ToolCall
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, render_many
 
 ALL = RenderOptions(None)
 

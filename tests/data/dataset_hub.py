@@ -12,10 +12,10 @@ from tests.hub.published import PublishedHub
 
 _READ = """
 import json, sys
-from engine.config.run import DatasetConfig
-from engine.data.passes.reader import DatasetReader
-from engine.data.source import SourceOptions
-from engine.errors import EngineError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import EngineError
 
 def answer(source, streaming):
     try:

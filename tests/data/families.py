@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from engine.data.passes.reader import Renderer
-from engine.data.render.template import ChatTokenizer, freeze_template
+from loratory.engine.data.passes.reader import Renderer
+from loratory.engine.data.render.template import ChatTokenizer, freeze_template
 from tests.tiny_model import train_bpe
 
 CORPUS = "user assistant system the a rank of an adapter is a number and what does it do with one two three "

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.data.contract import DatasetReport
+from loratory.engine.data.contract import DatasetReport
 
 MAX_SECONDS = 5.0
 MAX_GROWN_BYTES = 500 << 20
@@ -61,11 +61,11 @@ def _main() -> None:
     import psutil
     import pyarrow.parquet  # noqa: F401  # its memory belongs to no case
 
-    from engine.config.run import DatasetConfig
-    from engine.data.passes.check import check_steps, finish
-    from engine.data.source import SourceOptions
-    from engine.errors import DatasetError
-    from engine.processes.limits import peak_process_bytes
+    from loratory.engine.config.run import DatasetConfig
+    from loratory.engine.data.passes.check import check_steps, finish
+    from loratory.engine.data.source import SourceOptions
+    from loratory.engine.errors import DatasetError
+    from loratory.engine.processes.limits import peak_process_bytes
 
     answers = {}
     for name, path in json.load(sys.stdin).items():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.files.access import DataAccess, open_regular, shown_name
-from engine.data.source import SourceOptions, open_source
-from engine.errors import DatasetError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.files.access import DataAccess, open_regular, shown_name
+from loratory.engine.data.source import SourceOptions, open_source
+from loratory.engine.errors import DatasetError
 
 
 @pytest.fixture

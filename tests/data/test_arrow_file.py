@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.feather
 import pytest
 
-from engine.data.files import open_file
-from engine.data.files.columnar import ArrowRows
-from engine.errors import DatasetError
+from loratory.engine.data.files import open_file
+from loratory.engine.data.files.columnar import ArrowRows
+from loratory.engine.errors import DatasetError
 from tests.data.checks import check_file
 from tests.data.measured_reading import MAX_UNPACK_SECONDS, MAX_UNPACKED_BYTES, read_measured
 

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.conversation import ToolCall
-from engine.data.files.columnar import without_gaps
-from engine.data.hub import HubRows
-from engine.data.passes.reader import DatasetReader
-from engine.data.source import SourceOptions
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.conversation import ToolCall
+from loratory.engine.data.files.columnar import without_gaps
+from loratory.engine.data.hub import HubRows
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.source import SourceOptions
 from tests.data.checks import check_file
 
 

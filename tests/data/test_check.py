@@ -5,13 +5,20 @@ from itertools import pairwise
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.passes import check as check_module
-from engine.data.passes.check import MAX_LENGTHS, MAX_LISTED, check_steps, finish, length_statistics, pass_steps
-from engine.data.passes.reader import DatasetReader, Renderer
-from engine.data.render.tokenize import render_many
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.passes import check as check_module
+from loratory.engine.data.passes.check import (
+    MAX_LENGTHS,
+    MAX_LISTED,
+    check_steps,
+    finish,
+    length_statistics,
+    pass_steps,
+)
+from loratory.engine.data.passes.reader import DatasetReader, Renderer
+from loratory.engine.data.render.tokenize import render_many
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError
 from tests.data.checks import check_dataset, check_file, write_rows, yield_at_every_row
 from tests.data.families import family, renderer_of, tokenizer_of
 
@@ -139,7 +146,7 @@ def test_long_rows_are_tokenized_one_by_one_with_a_turn_for_others_between(tmp_p
         together.append(len(examples))
         return render_many(examples, tokenizer, options)
 
-    monkeypatch.setattr("engine.data.passes.reader.render_many", render)
+    monkeypatch.setattr("loratory.engine.data.passes.reader.render_many", render)
     renderer = renderer_of(1024)
 
     steps = check_steps(DatasetConfig(source=str(path)), SourceOptions(), seed=1, renderer=renderer)

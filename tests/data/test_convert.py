@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.conversation import Conversation, Message, PlainText, ToolCall
-from engine.data.formats import Converter, detect_format
-from engine.data.records import RowProblemError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.conversation import Conversation, Message, PlainText, ToolCall
+from loratory.engine.data.formats import Converter, detect_format
+from loratory.engine.data.records import RowProblemError
 
 
 def convert(row, **settings):

@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from engine.data.files import text_stream
-from engine.data.files.delimited import DelimitedReader
-from engine.data.files.text_stream import TextStream
-from engine.data.records import Position
-from engine.errors import DatasetError
+from loratory.engine.data.files import text_stream
+from loratory.engine.data.files.delimited import DelimitedReader
+from loratory.engine.data.files.text_stream import TextStream
+from loratory.engine.data.records import Position
+from loratory.engine.errors import DatasetError
 
 START = Position(0, 1, 0)
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.formats import detect_format, likeliest_format
-from engine.data.passes.reader import DatasetPart
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.formats import detect_format, likeliest_format
+from loratory.engine.data.passes.reader import DatasetPart
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError
 
 TALK = [{"from": "human", "value": "x"}]
 

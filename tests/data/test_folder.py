@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data import source
-from engine.data.source import SourceOptions, data_files, open_source
-from engine.errors import DatasetError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data import source
+from loratory.engine.data.source import SourceOptions, data_files, open_source
+from loratory.engine.errors import DatasetError
 
 
 def write_file(path, text="x"):

@@ -11,12 +11,12 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 from datasets.table import CastError
 
-from engine.config.run import DatasetConfig
-from engine.data.files import DATA_ENDINGS
-from engine.data.passes.reader import DatasetReader
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError
-from engine.inspector.worker.data import OpenReaders
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.files import DATA_ENDINGS
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError
+from loratory.engine.inspector.worker.data import OpenReaders
 from tests.data.checks import check_dataset
 from tests.data.families import renderer_of
 

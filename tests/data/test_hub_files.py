@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.files.access import DataAccess
-from engine.data.hub import HubRows, confined_to, require_hub_id, require_own_files
-from engine.data.source import SourceOptions, open_source
-from engine.errors import DatasetError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.files.access import DataAccess
+from loratory.engine.data.hub import HubRows, confined_to, require_hub_id, require_own_files
+from loratory.engine.data.source import SourceOptions, open_source
+from loratory.engine.errors import DatasetError
 from tests.data.dataset_hub import DatasetHub
 
 ROWS = [{"instruction": f"Ask {number}", "output": "Answer"} for number in range(3)]

@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from engine.data.files import text_stream
-from engine.data.files.json_files import JsonValuesReader
-from engine.data.files.text_stream import TextStream
-from engine.data.records import Position
+from loratory.engine.data.files import text_stream
+from loratory.engine.data.files.json_files import JsonValuesReader
+from loratory.engine.data.files.text_stream import TextStream
+from loratory.engine.data.records import Position
 
 START = Position(0, 1, 0)
 
@@ -154,7 +154,7 @@ def test_trailing_commas_and_an_empty_array_make_no_rows(tmp_path):
 
 
 def test_a_row_beyond_the_bound_is_passed_over_without_being_held(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.files.json_files.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("loratory.engine.data.files.json_files.MAX_ROW_BYTES", 1000)
     monkeypatch.setattr(text_stream, "CHUNK_BYTES", 256)
     path = tmp_path / "rows.json"
     path.write_text('[{"a": "' + "x" * 5000 + '"},\n{"a": "' + 'x\\n\\"' * 500 + '"},\n{"a": 1}]')

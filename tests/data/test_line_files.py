@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from engine.data.files import text_stream
-from engine.data.files.base import PlainTextReader
-from engine.data.files.json_files import JsonLinesReader
-from engine.data.files.text_stream import TextStream
-from engine.data.records import Position
+from loratory.engine.data.files import text_stream
+from loratory.engine.data.files.base import PlainTextReader
+from loratory.engine.data.files.json_files import JsonLinesReader
+from loratory.engine.data.files.text_stream import TextStream
+from loratory.engine.data.records import Position
 
 START = Position(0, 1, 0)
 
@@ -33,8 +33,8 @@ def test_rows_lines_and_offsets_in_pieces_of_any_size(tmp_path, monkeypatch, chu
 
 @pytest.mark.parametrize("chunk_bytes", [16, 1 << 20])
 def test_a_line_beyond_the_bound_is_not_held(tmp_path, monkeypatch, chunk_bytes):
-    monkeypatch.setattr("engine.data.files.json_files.MAX_ROW_BYTES", 100)
-    monkeypatch.setattr("engine.data.files.text_stream.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("loratory.engine.data.files.json_files.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("loratory.engine.data.files.text_stream.MAX_ROW_BYTES", 100)
     monkeypatch.setattr(text_stream, "CHUNK_BYTES", chunk_bytes)
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"a": "x" * 500}) + '\n{"a": 1}\n' + json.dumps({"a": "y" * 500}))
@@ -73,8 +73,8 @@ def test_bytes_that_are_not_text_cost_their_row(tmp_path):
 
 @pytest.mark.parametrize("lines", [1, 50])
 def test_a_paragraph_beyond_the_bound_is_left_out_without_being_held(tmp_path, monkeypatch, lines):
-    monkeypatch.setattr("engine.data.files.base.MAX_ROW_BYTES", 100)
-    monkeypatch.setattr("engine.data.files.text_stream.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("loratory.engine.data.files.base.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("loratory.engine.data.files.text_stream.MAX_ROW_BYTES", 100)
 
     records = read_text(tmp_path / "a.txt", "first\n\n" + f"{'x' * 120}\n" * lines + "\nlast\n")
 

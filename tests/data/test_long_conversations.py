@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from engine.data.conversation import Conversation, Message
-from engine.data.formats import Converter
-from engine.data.formats.base import Detection
-from engine.data.formats.turns import MAX_CALLS, MAX_TURNS
-from engine.data.records import RowProblemError
-from engine.data.render import sequence_plan
-from engine.data.render.sequence_plan import plan_conversation
-from engine.data.render.tokenize import RenderOptions
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.data.formats import Converter
+from loratory.engine.data.formats.base import Detection
+from loratory.engine.data.formats.turns import MAX_CALLS, MAX_TURNS
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render import sequence_plan
+from loratory.engine.data.render.sequence_plan import plan_conversation
+from loratory.engine.data.render.tokenize import RenderOptions
 from tests.data.conversations import ALL, render_conversation, talk
 from tests.data.families import FAMILIES, shared_tokenizer
 
@@ -64,7 +64,7 @@ def test_what_a_row_becomes_counts_for_the_time_that_it_may_take(monkeypatch):
         allowed.append(size)
         return nullcontext()
 
-    monkeypatch.setattr("engine.data.render.tokenize.rendering_confined", record_size)
+    monkeypatch.setattr("loratory.engine.data.render.tokenize.rendering_confined", record_size)
     conversation = talk(*["word"] * 100)
 
     rendering = render_conversation(0, conversation, shared_tokenizer("qwen3"), RenderOptions(None))

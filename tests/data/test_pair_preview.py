@@ -4,17 +4,17 @@ import itertools
 
 import pytest
 
-from engine.config.objectives import OBJECTIVES
-from engine.config.run import DatasetConfig
-from engine.config.training import TrainingConfig
-from engine.data.contract import PageRequest
-from engine.data.passes.check import finish
-from engine.data.passes.page import differing_tokens, read_page
-from engine.data.passes.prepare import prepare_dataset
-from engine.data.passes.reader import DatasetReader, Renderer
-from engine.data.render.tokenize import IGNORED_LABEL
-from engine.data.source import SourceOptions
-from engine.data.step_plan import PlanSettings
+from loratory.engine.config.objectives import OBJECTIVES
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.contract import PageRequest
+from loratory.engine.data.passes.check import finish
+from loratory.engine.data.passes.page import differing_tokens, read_page
+from loratory.engine.data.passes.prepare import prepare_dataset
+from loratory.engine.data.passes.reader import DatasetReader, Renderer
+from loratory.engine.data.render.tokenize import IGNORED_LABEL
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.data.step_plan import PlanSettings
 from tests.data.checks import check_dataset, write_rows
 from tests.data.families import FAMILIES, renderer_of, shared_tokenizer, tokenizer_of
 
@@ -41,8 +41,8 @@ def tokens_of(view):
 
 @pytest.mark.parametrize("member", FAMILIES, ids=lambda member: member.name)
 def test_what_is_shown_of_a_pair_is_what_the_trainers_batches_hold(member, tmp_path, home):
-    from engine.training.assembly import TRAINING_OBJECTIVES
-    from engine.training.batching.steps import StepBatches, TrainerSetup
+    from loratory.engine.training.assembly import TRAINING_OBJECTIVES
+    from loratory.engine.training.batching.steps import StepBatches, TrainerSetup
 
     tokenizer = tokenizer_of(member)
     rows = [

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.files.columnar import ParquetRows
-from engine.data.source import SourceOptions, open_source
-from engine.errors import DatasetError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.files.columnar import ParquetRows
+from loratory.engine.data.source import SourceOptions, open_source
+from loratory.engine.errors import DatasetError
 from tests.data.measured_reading import MAX_UNPACK_SECONDS, MAX_UNPACKED_BYTES, read_measured
 
 MIB = 1 << 20

@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from engine.config.objectives import OBJECTIVES
-from engine.config.run import DatasetConfig
-from engine.data.conversation import LabeledCompletion, Message, PreferencePair
-from engine.data.formats import Converter, detect_format
-from engine.data.passes.prepare import prepare_dataset
-from engine.data.passes.reader import Renderer
-from engine.data.records import RowProblemError
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError
+from loratory.engine.config.objectives import OBJECTIVES
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.conversation import LabeledCompletion, Message, PreferencePair
+from loratory.engine.data.formats import Converter, detect_format
+from loratory.engine.data.passes.prepare import prepare_dataset
+from loratory.engine.data.passes.reader import Renderer
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError
 from tests.data.checks import check_dataset, write_rows
 from tests.data.families import family, renderer_of, tokenizer_of
 

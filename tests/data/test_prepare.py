@@ -2,11 +2,11 @@
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.passes.check import finish
-from engine.data.passes.prepare import held_out_steps, prepare_dataset
-from engine.data.passes.reader import DatasetReader, Renderer
-from engine.data.source import SourceOptions
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.passes.check import finish
+from loratory.engine.data.passes.prepare import held_out_steps, prepare_dataset
+from loratory.engine.data.passes.reader import DatasetReader, Renderer
+from loratory.engine.data.source import SourceOptions
 from tests.data.checks import write_rows, yield_at_every_row
 from tests.data.families import shared_tokenizer
 

@@ -5,16 +5,16 @@ import json
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, SearchProgress, searchable
-from engine.data.files import open_file, text_stream
-from engine.data.files.access import unpacked_pieces
-from engine.data.files.base import STRIDE
-from engine.data.passes.check import finish
-from engine.data.passes.page import find_row, read_page, search_rows
-from engine.data.passes.reader import DatasetReader
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, SearchProgress, searchable
+from loratory.engine.data.files import open_file, text_stream
+from loratory.engine.data.files.access import unpacked_pieces
+from loratory.engine.data.files.base import STRIDE
+from loratory.engine.data.passes.check import finish
+from loratory.engine.data.passes.page import find_row, read_page, search_rows
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError
 from tests.data.checks import write_rows, yield_at_every_row
 from tests.data.families import renderer_of
 
@@ -193,8 +193,8 @@ def test_a_damaged_index_is_rebuilt(tmp_path):
 
 
 def test_a_page_shows_the_beginning_of_a_very_long_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.passes.page.MAX_SHOWN_CHARACTERS", 100)
-    monkeypatch.setattr("engine.data.passes.page.MAX_SHOWN_TOKENS", 20)
+    monkeypatch.setattr("loratory.engine.data.passes.page.MAX_SHOWN_CHARACTERS", 100)
+    monkeypatch.setattr("loratory.engine.data.passes.page.MAX_SHOWN_TOKENS", 20)
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Why?", "completion": "one " * 100}])
     renderer = renderer_of()
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.passes.split import Split, draw_split
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.passes.split import Split, draw_split
 
 
 def split(digests, *, seed=1, parts=(), weights=(1.0,), **settings):

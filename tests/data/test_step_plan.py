@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from engine.config.training import TrainingConfig
-from engine.data.contract import RowLengths
-from engine.data.largest_pass import largest_pass
-from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, join_rows, pack_rows
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.data.largest_pass import largest_pass
+from loratory.engine.data.step_plan import EpochPlanner, Pass, PlanSettings, join_rows, pack_rows
 
 
 def make_settings(**values) -> PlanSettings:

@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from engine.data.conversation import Conversation, Message
-from engine.data.records import RowProblemError
-from engine.data.render.adapt import abilities_of
-from engine.data.render.template import (
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render.adapt import abilities_of
+from loratory.engine.data.render.template import (
     apply_template,
     control_token_ids,
     control_token_pattern,
@@ -15,8 +15,8 @@ from engine.data.render.template import (
     stop_token_ids,
     tokenizer_fingerprint,
 )
-from engine.data.render.tokenize import RenderOptions, prompt_ids
-from engine.errors import ModelError, ModelLimitError
+from loratory.engine.data.render.tokenize import RenderOptions, prompt_ids
+from loratory.engine.errors import ModelError, ModelLimitError
 from tests.data.conversations import render_conversation
 from tests.data.families import bpe_tokenizer, family, template_text, tokenizer_of
 
@@ -107,7 +107,7 @@ def test_a_computed_date_format_is_frozen_too():
 
 
 def test_a_template_that_loops_for_ever_is_stopped(monkeypatch):
-    monkeypatch.setattr("engine.data.render.template.TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr("loratory.engine.data.render.template.TEMPLATE_SECONDS", 0.2)
     tokenizer = tokenizer_of(family("qwen2.5"))
     tokenizer.chat_template = (
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"

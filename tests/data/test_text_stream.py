@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 
-from engine.data.files import text_stream
-from engine.data.files.text_stream import TextStream
-from engine.errors import DatasetError
+from loratory.engine.data.files import text_stream
+from loratory.engine.data.files.text_stream import TextStream
+from loratory.engine.errors import DatasetError
 
 TEXT = '{"a": "é 語 😀"}\n{"a": 2}\n'
 

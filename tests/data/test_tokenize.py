@@ -2,9 +2,9 @@
 
 import pytest
 
-from engine.data.conversation import Conversation, Message, PlainText, ToolCall
-from engine.data.records import RowProblemError
-from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, prompt_ids, render_many
+from loratory.engine.data.conversation import Conversation, Message, PlainText, ToolCall
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, prompt_ids, render_many
 from tests.data.conversations import ALL, CONVERSATIONS, TOOLS, WITH_TOOLS, render_conversation, spans, talk
 from tests.data.families import FAMILIES, template_text, tokenizer_of
 

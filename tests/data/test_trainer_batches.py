@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.config.run import RunConfig
-from engine.data.conversation import Conversation
-from engine.data.passes.prepare import prepare_dataset
-from engine.data.passes.reader import DatasetReader, Renderer
-from engine.data.render.tokenize import IGNORED_LABEL, prompt_ids
-from engine.data.source import SourceOptions
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.conversation import Conversation
+from loratory.engine.data.passes.prepare import prepare_dataset
+from loratory.engine.data.passes.reader import DatasetReader, Renderer
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, prompt_ids
+from loratory.engine.data.source import SourceOptions
 from tests.data.conversations import spans
 from tests.data.families import FAMILIES, shared_tokenizer
 
@@ -73,13 +73,13 @@ def trainer_of(tmp_path_factory):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from engine.data.step_plan import PlanSettings
-    from engine.models.source import ModelSource
-    from engine.training.batching.steps import TrainerRows, TrainerSetup
-    from engine.training.build import add_adapter, training_arguments
-    from engine.training.callbacks import TrainerHooks
-    from engine.training.placement import choose_placement, choose_precision
-    from engine.training.trainer import LoratoryTrainer
+    from loratory.engine.data.step_plan import PlanSettings
+    from loratory.engine.models.source import ModelSource
+    from loratory.engine.training.batching.steps import TrainerRows, TrainerSetup
+    from loratory.engine.training.build import add_adapter, training_arguments
+    from loratory.engine.training.callbacks import TrainerHooks
+    from loratory.engine.training.placement import choose_placement, choose_precision
+    from loratory.engine.training.trainer import LoratoryTrainer
 
     def build(config: RunConfig, tokenizer, prepared, batching):
         torch.manual_seed(0)

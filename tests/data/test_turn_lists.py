@@ -6,15 +6,15 @@ import json
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.files import open_file
-from engine.data.files.json_files import json_record
-from engine.data.formats import detect_format
-from engine.data.formats.turns import turn_list
-from engine.data.passes.reader import DatasetReader
-from engine.data.records import Position
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.files import open_file
+from loratory.engine.data.files.json_files import json_record
+from loratory.engine.data.formats import detect_format
+from loratory.engine.data.formats.turns import turn_list
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.records import Position
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError
 from tests.data.checks import check_file
 
 TURNS = [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Answer"}]

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from engine.data.conversation import Conversation, Message
-from engine.data.passes.reader import digest_of
-from engine.data.records import RowProblemError
-from engine.data.render.adapt import abilities_of, adapt_to_template
-from engine.data.render.sequence_plan import trained_turns
-from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.data.passes.reader import digest_of
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render.adapt import abilities_of, adapt_to_template
+from loratory.engine.data.render.sequence_plan import trained_turns
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
 from tests.data.conversations import ALL, WITH_TOOLS, render_conversation, talk
 from tests.data.families import FAMILIES, tokenizer_of
 from tests.data.test_convert import convert

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.formats import detect_format, unread_columns
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.formats import detect_format, unread_columns
 from tests.data.checks import check_dataset, check_file
 
 QA = {"question": "Who wrote the first program?", "answer": "Ada Lovelace."}

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from engine.data.conversation import Conversation, Message, PlainText
-from engine.data.records import RowProblemError
-from engine.data.render.tokenize import RenderOptions, prompt_ids
+from loratory.engine.data.conversation import Conversation, Message, PlainText
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render.tokenize import RenderOptions, prompt_ids
 from tests.data.conversations import ALL, CONVERSATIONS, WITH_TOOLS, render_conversation, spans, talk
 from tests.data.families import family, sentencepiece_tokenizer, shared_tokenizer, tokenizer_of
 

@@ -8,14 +8,14 @@ import zipfile
 import openpyxl
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.contract import PageRequest
-from engine.data.files import open_file
-from engine.data.passes.check import finish
-from engine.data.passes.page import find_row, read_page
-from engine.data.passes.reader import DatasetReader
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.contract import PageRequest
+from loratory.engine.data.files import open_file
+from loratory.engine.data.passes.check import finish
+from loratory.engine.data.passes.page import find_row, read_page
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError
 from tests.data.checks import check_dataset
 from tests.data.families import renderer_of
 from tests.data.measured_reading import MAX_UNPACK_SECONDS, MAX_UNPACKED_BYTES, read_measured

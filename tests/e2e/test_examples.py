@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.results import SamplingConfig
-from engine.evaluation.votes import AnswerModel, Vote, VotedAnswer, VotedTurn, Votes
-from engine.paths import local_owner
-from engine.runs.store import RunStore
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.evaluation.votes import AnswerModel, Vote, VotedAnswer, VotedTurn, Votes
+from loratory.engine.paths import local_owner
+from loratory.engine.runs.store import RunStore
 
 pytestmark = pytest.mark.e2e
 

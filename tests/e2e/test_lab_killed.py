@@ -7,27 +7,27 @@ import signal
 import pytest
 from argon2 import PasswordHasher
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import audit_log_path, change_settings, read_settings
-from engine.accounts.limits import LabLimits
-from engine.accounts.passwords import Passwords
-from engine.accounts.people import Person
-from engine.config.load import config_from_mapping
-from engine.lab.fairness import UrgentSlot
-from engine.lab.queue import QueueBoard
-from engine.paths import LoratoryHome
-from engine.runs.control import request_cancel
-from engine.runs.history.events import StepData
-from engine.runs.history.log import read_events
-from engine.runs.history.run_history import read_history
-from engine.runs.provenance import Provenance
-from engine.runs.run import Run
-from engine.runs.store import RunStore
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import audit_log_path, change_settings, read_settings
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.accounts.passwords import Passwords
+from loratory.engine.accounts.people import Person
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.lab.fairness import UrgentSlot
+from loratory.engine.lab.queue import QueueBoard
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.control import request_cancel
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.runs.history.log import read_events
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import RunStore
+from loratory.ui.front.gate import COOKIE
 from tests.browser.real_server import LabServer
 from tests.tiny_model import make_tiny_model
 from tests.waiting import wait_until
-from ui.front.gate import COOKIE
 
 pytestmark = pytest.mark.e2e
 

@@ -12,24 +12,24 @@ import torch
 from openai import OpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.chat.contract import ChatTarget
-from engine.chat.session import ChatSession
-from engine.config.results import ExportConfig
-from engine.data.conversation import Conversation, Message
-from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
-from engine.export.contract import ExportRequest, ExportResult
-from engine.export.gguf.llama_cpp import call_llama_cpp
-from engine.export.gguf.precisions import PRECISIONS, predict_sizes
-from engine.export.job import ExportJob
-from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS
-from engine.hardware.processor import describe_processor
-from engine.inspector.worker.load_tokenizer import load_tokenizer
-from engine.models.prepared import DEMO_MODEL_ID
-from engine.models.source import ModelSource
-from engine.paths import LoratoryHome, local_owner
-from engine.runs.history.run_history import read_history
-from engine.runs.store import RunStore
-from engine.serve.model import ServedModel
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.config.results import ExportConfig
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
+from loratory.engine.export.contract import ExportRequest, ExportResult
+from loratory.engine.export.gguf.llama_cpp import call_llama_cpp
+from loratory.engine.export.gguf.precisions import PRECISIONS, predict_sizes
+from loratory.engine.export.job import ExportJob
+from loratory.engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
+from loratory.engine.models.prepared import DEMO_MODEL_ID
+from loratory.engine.models.source import ModelSource
+from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.store import RunStore
+from loratory.engine.serve.model import ServedModel
 from tests.data.conversations import render_conversation
 from tests.e2e.test_scripts_for_real import assert_same_losses, execute, loratory
 from tests.serve.running import listening

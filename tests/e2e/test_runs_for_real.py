@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from engine.config.load import config_to_yaml
-from engine.paths import local_owner
-from engine.runs.history.run_history import read_history
-from engine.runs.provenance import read_provenance
-from engine.runs.store import RunStore
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.paths import local_owner
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.provenance import read_provenance
+from loratory.engine.runs.store import RunStore
 from tests.e2e.test_scripts_for_real import run_here
 from tests.supervision.fake_runs import config_for
 from tests.waiting import wait_until
@@ -40,7 +40,7 @@ def config_file(tmp_path, tiny_model_folder):
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "engine.cli", *map(str, arguments)],
+        [sys.executable, "-m", "loratory.engine.cli", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
     )  # fmt: skip
 

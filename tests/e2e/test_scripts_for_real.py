@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from engine.cli import run_command
-from engine.config.load import config_from_mapping, config_to_yaml
-from engine.config.objectives import OBJECTIVES
-from engine.paths import LoratoryHome, local_owner
-from engine.runs.history.run_history import RunHistory, read_history
-from engine.runs.store import RunStore
+from loratory.engine.cli import run_command
+from loratory.engine.config.load import config_from_mapping, config_to_yaml
+from loratory.engine.config.objectives import OBJECTIVES
+from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.runs.history.run_history import RunHistory, read_history
+from loratory.engine.runs.store import RunStore
 
 pytestmark = pytest.mark.e2e
 

@@ -10,12 +10,12 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.config.load import config_from_mapping
-from engine.config.methods.registry import METHODS
-from engine.models.source import ModelSource
-from engine.training.build import load_model
-from engine.training.checkpoints.state_files import save_adapter
-from engine.training.placement import Placement, choose_precision
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.models.source import ModelSource
+from loratory.engine.training.build import load_model
+from loratory.engine.training.checkpoints.state_files import save_adapter
+from loratory.engine.training.placement import Placement, choose_precision
 from tests.training.tiny_training import CPU, Row, make_training
 
 pytestmark = [

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from engine.chat.contract import ChatTarget
-from engine.chat.target import plan_load
-from engine.config.results import EvaluationConfig
-from engine.data.passes.prepare import prepare_dataset
-from engine.data.render.template import freeze_template
-from engine.evaluation.job import (
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.chat.target import plan_load
+from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.data.passes.prepare import prepare_dataset
+from loratory.engine.data.render.template import freeze_template
+from loratory.engine.evaluation.job import (
     EvaluationOrder,
     EvaluationResult,
 )
-from engine.evaluation.worker.main import EvaluationWorker
-from engine.hardware.processor import describe_processor
-from engine.runs.run import RunFolder
+from loratory.engine.evaluation.worker.main import EvaluationWorker
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.runs.run import RunFolder
 from tests.chat.tiny_adapters import lora, write_trained_run
 from tests.recorded_request import RecordedRequest
 from tests.tiny_model import make_tiny_model

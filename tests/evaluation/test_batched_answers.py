@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from engine.chat.worker.adapter import AdaptedBase
-from engine.chat.worker.answer import Answer, AnswerRules
-from engine.chat.worker.weights import BranchWeights
-from engine.config.results import SamplingConfig
-from engine.evaluation.worker import answers as answers_module
-from engine.evaluation.worker.answers import BatchedAnswers, batches_of_prompts, most_rows
+from loratory.engine.chat.worker.adapter import AdaptedBase
+from loratory.engine.chat.worker.answer import Answer, AnswerRules
+from loratory.engine.chat.worker.weights import BranchWeights
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.evaluation.worker import answers as answers_module
+from loratory.engine.evaluation.worker.answers import BatchedAnswers, batches_of_prompts, most_rows
 from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter, prefix_tuning
 from tests.tiny_model import make_tiny_model
 

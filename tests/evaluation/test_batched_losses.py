@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from engine.chat.worker.weights import BranchWeights
-from engine.data.render.tokenize import TokenizedRow
-from engine.evaluation.worker.main import batches_of, losses_of
+from loratory.engine.chat.worker.weights import BranchWeights
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.evaluation.worker.main import batches_of, losses_of
 from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter
 
 

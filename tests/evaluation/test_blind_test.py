@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from engine.evaluation.blind_test import (
+from loratory.engine.evaluation.blind_test import (
     Judgement,
     Pair,
     count_judgements,

@@ -10,19 +10,19 @@ from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from engine.chat.contract import Branch, ChatTarget
-from engine.config.load import config_from_mapping, config_to_yaml
-from engine.config.objectives import DPO, KTO
-from engine.config.results import EvaluationConfig
-from engine.evaluation.job import (
+from loratory.engine.chat.contract import Branch, ChatTarget
+from loratory.engine.config.load import config_from_mapping, config_to_yaml
+from loratory.engine.config.objectives import DPO, KTO
+from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.evaluation.job import (
     BranchLoss,
     EvaluationJob,
     EvaluationRequest,
     EvaluationResult,
     preference_sentences,
 )
-from engine.evaluation.preference import describe_ratings, measure_ratings
-from engine.hardware.processor import describe_processor
+from loratory.engine.evaluation.preference import describe_ratings, measure_ratings
+from loratory.engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.evaluation.conftest import evaluate, held_out, order_of, write_run
 

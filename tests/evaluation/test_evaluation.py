@@ -10,23 +10,23 @@ from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.chat.contract import ChatTarget
-from engine.chat.worker.answer import Answer
-from engine.config.results import EvaluationConfig
-from engine.data.passes.prepare import spread_evenly
-from engine.data.render.tokenize import TokenizedRow
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError, RunError
-from engine.evaluation.general_text import general_text
-from engine.evaluation.job import (
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.chat.worker.answer import Answer
+from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.data.passes.prepare import spread_evenly
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError, RunError
+from loratory.engine.evaluation.general_text import general_text
+from loratory.engine.evaluation.job import (
     EvaluationJob,
     EvaluationRequest,
     read_evaluation,
 )
-from engine.evaluation.worker.answers import BatchedAnswers, decode, split_at_answer
-from engine.hardware.device_job import ModelInUse, models_in_use
-from engine.hardware.processor import describe_processor
-from engine.processes.messages import CancelledRequestError
+from loratory.engine.evaluation.worker.answers import BatchedAnswers, decode, split_at_answer
+from loratory.engine.hardware.device_job import ModelInUse, models_in_use
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, prefix_tuning
 from tests.data.checks import check_dataset
 from tests.evaluation.conftest import evaluate, held_out, order_of, write_run
@@ -66,7 +66,7 @@ def test_losses_are_those_of_plain_cross_entropy(home, base, data, tmp_path, met
 def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):
     whole = evaluate(home, order_of(run)).losses
 
-    monkeypatch.setattr("engine.chat.worker.weights.PIECE_TOKENS", 7)
+    monkeypatch.setattr("loratory.engine.chat.worker.weights.PIECE_TOKENS", 7)
 
     for branch, measurement in evaluate(home, order_of(run)).losses.items():
         assert measurement.loss == pytest.approx(whole[branch].loss, rel=1e-5)
@@ -75,7 +75,7 @@ def test_a_sequence_read_in_pieces_has_the_same_loss(home, run, monkeypatch):
 
 def test_forgetting_is_measured_on_general_text_without_a_template(home, base, run, monkeypatch):
     passages = general_text()[:3]
-    monkeypatch.setattr("engine.evaluation.general_text.general_text", lambda: passages)
+    monkeypatch.setattr("loratory.engine.evaluation.general_text.general_text", lambda: passages)
 
     result = evaluate(home, order_of(run, max_rows=1, general_text=True))
 
@@ -161,7 +161,7 @@ def test_answers_side_by_side_are_those_one_by_one_and_are_counted(home, run, mo
     request = RecordedRequest()
     together = evaluate(home, order_of(run, answered_rows=8), request)
     progress = [entry["message"] for entry in request.progress_log if "Answering" in entry["message"]]
-    monkeypatch.setattr("engine.evaluation.worker.answers.most_rows", lambda *_: 1)
+    monkeypatch.setattr("loratory.engine.evaluation.worker.answers.most_rows", lambda *_: 1)
 
     assert together.answered_rows == evaluate(home, order_of(run, answered_rows=8)).answered_rows
     assert progress[-1] == "Answering, 16 of 16 answers."

@@ -2,19 +2,19 @@
 
 import pytest
 
-from engine.evaluation.job import (
+from loratory.engine.evaluation.job import (
     BranchLoss,
     EvaluationResult,
     describe_forgetting,
 )
-from engine.evaluation.preference import (
+from loratory.engine.evaluation.preference import (
     PairLikelihoods,
     describe_accuracy,
     describe_flips,
     interval,
     measure_preference,
 )
-from engine.evaluation.worker.scores import mean_scores, score_answer
+from loratory.engine.evaluation.worker.scores import mean_scores, score_answer
 
 
 def test_preferences_are_counted_with_their_uncertainty():

@@ -6,14 +6,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from engine.cli import run_command
-from engine.config.results import SamplingConfig
-from engine.config.run import DatasetConfig
-from engine.data.conversation import PreferencePair
-from engine.data.formats import Converter, detect_format, unread_columns
-from engine.errors import StorageError
-from engine.evaluation import votes as module
-from engine.evaluation.votes import AnswerModel, Vote, VotedAnswer, VotedTurn, Votes, pairs_of_votes
+from loratory.engine.cli import run_command
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.conversation import PreferencePair
+from loratory.engine.data.formats import Converter, detect_format, unread_columns
+from loratory.engine.errors import StorageError
+from loratory.engine.evaluation import votes as module
+from loratory.engine.evaluation.votes import AnswerModel, Vote, VotedAnswer, VotedTurn, Votes, pairs_of_votes
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 HOSTILE = '<img src=x onerror=alert(1)>\n![x](https://evil.example/a.png)\u2028"'
@@ -147,7 +147,9 @@ def test_a_guest_has_no_votes(home):
 
 def test_votes_are_listed_exported_and_deleted_by_command(store, tmp_path, capsys):
     def run(*arguments) -> tuple[int, str]:
-        code = run_command(["votes", *map(str, arguments)], ("engine.commands.evaluate", "engine.commands.configs"))
+        code = run_command(
+            ["votes", *map(str, arguments)], ("loratory.engine.commands.evaluate", "loratory.engine.commands.configs")
+        )
         return code, capsys.readouterr().out
 
     first_vote, tie = a_vote(), a_vote("Why?", verdict="equal", minute=1)

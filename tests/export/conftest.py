@@ -2,13 +2,13 @@
 
 import pytest
 
-from engine.export.worker.verify import QUESTIONS
+from loratory.engine.export.worker.verify import QUESTIONS
 from tests.export.exporting import ASKED
 
 
 @pytest.fixture
 def few_questions(monkeypatch):
     """Asks the first questions only, and ends each answer early."""
-    for module in ("engine.export.worker.verify", "engine.export.worker.main"):
+    for module in ("loratory.engine.export.worker.verify", "loratory.engine.export.worker.main"):
         monkeypatch.setattr(f"{module}.QUESTIONS", QUESTIONS[:ASKED])
-    monkeypatch.setattr("engine.export.worker.verify.ANSWER_TOKENS", 6)
+    monkeypatch.setattr("loratory.engine.export.worker.verify.ANSWER_TOKENS", 6)

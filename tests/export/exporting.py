@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from engine.chat.contract import ChatTarget
-from engine.chat.target import plan_load
-from engine.config.results import ExportConfig
-from engine.export.contract import ExportOrder, ExportResult
-from engine.export.folder import staged_folder
-from engine.export.worker.main import run_export
-from engine.hardware.processor import describe_processor
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.chat.target import plan_load
+from loratory.engine.config.results import ExportConfig
+from loratory.engine.export.contract import ExportOrder, ExportResult
+from loratory.engine.export.folder import staged_folder
+from loratory.engine.export.worker.main import run_export
+from loratory.engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import write_trained_run
 from tests.recorded_request import RecordedRequest
 

@@ -1,7 +1,7 @@
 """An export without a model, for tests of what is done with it."""
 
-from engine.export.contract import ExportResult, Verification
-from engine.export.folder import list_files
+from loratory.engine.export.contract import ExportResult, Verification
+from loratory.engine.export.folder import list_files
 from tests.export.push_folders import adapter_folder
 
 

@@ -12,17 +12,17 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from engine.chat.contract import ChatTarget
-from engine.chat.target import plan_load
-from engine.config.results import ExportConfig
-from engine.errors import ModelError, StorageError
-from engine.export.contract import ExportRequest
-from engine.export.folder import staged_folder
-from engine.export.job import ExportJob
-from engine.hardware.device_job import ModelInUse, models_in_use
-from engine.hardware.lease import LeaseBook
-from engine.hardware.processor import describe_processor
-from engine.processes.messages import CancelledRequestError
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.chat.target import plan_load
+from loratory.engine.config.results import ExportConfig
+from loratory.engine.errors import ModelError, StorageError
+from loratory.engine.export.contract import ExportRequest
+from loratory.engine.export.folder import staged_folder
+from loratory.engine.export.job import ExportJob
+from loratory.engine.hardware.device_job import ModelInUse, models_in_use
+from loratory.engine.hardware.lease import LeaseBook
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
 from tests.export.exporting import ASKED, export, write_run
 from tests.recorded_request import RecordedRequest
@@ -192,8 +192,8 @@ def test_nothing_tells_where_someone_keeps_files(home, run, tmp_path, kind):
 
 def test_a_damaged_export_does_not_pass(home, run, tmp_path, monkeypatch):
     """The check itself is checked: a merge that leaves one layer out is found."""
-    import engine.export.worker.write as write
-    from engine.export.worker.merge import plan_merge
+    import loratory.engine.export.worker.write as write
+    from loratory.engine.export.worker.merge import plan_merge
 
     def forgetful(*arguments):
         merge = plan_merge(*arguments)
@@ -244,7 +244,7 @@ def test_a_stopped_export_leaves_nothing(home, run, tmp_path, after):
 
 def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(home, run, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr("engine.export.folder.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("loratory.engine.export.folder.shutil.disk_usage", lambda _: usage)
 
     with pytest.raises(StorageError, match=r"takes 0\.0 GB; 0\.0 GB are free"):
         export(home, run, tmp_path / "exports" / "out", kind="merged")

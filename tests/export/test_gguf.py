@@ -11,16 +11,16 @@ import psutil
 import pytest
 from transformers import AutoTokenizer
 
-from engine.chat.contract import ChatTarget
-from engine.config.load import config_to_yaml
-from engine.config.results import ExportConfig
-from engine.errors import ModelError
-from engine.export.contract import ExportRequest, ExportResult
-from engine.export.gguf.llama_cpp import CHECKOUT_VARIABLE, find_converter
-from engine.export.job import ExportJob
-from engine.export.worker.verify import ModelDifference
-from engine.processes.messages import CancelledRequestError
-from engine.runs.run import RunFolder
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.config.results import ExportConfig
+from loratory.engine.errors import ModelError
+from loratory.engine.export.contract import ExportRequest, ExportResult
+from loratory.engine.export.gguf.llama_cpp import CHECKOUT_VARIABLE, find_converter
+from loratory.engine.export.job import ExportJob
+from loratory.engine.export.worker.verify import ModelDifference
+from loratory.engine.processes.messages import CancelledRequestError
+from loratory.engine.runs.run import RunFolder
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
 from tests.export.exporting import ASKED, write_run
 from tests.export.exporting import export as export_kind
@@ -31,7 +31,7 @@ from tests.tiny_model import make_tiny_model
 
 @pytest.fixture(autouse=True)
 def without_llama_cpp(monkeypatch):
-    monkeypatch.setattr("engine.export.worker.main.has_llama_cpp", lambda: False)
+    monkeypatch.setattr("loratory.engine.export.worker.main.has_llama_cpp", lambda: False)
     monkeypatch.delenv(CHECKOUT_VARIABLE, raising=False)
 
 
@@ -156,11 +156,13 @@ def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, m
         requests.append(rows)
         return math.log(times)  # the run's own is 0
 
-    monkeypatch.setattr("engine.export.worker.main.has_llama_cpp", lambda: True)
-    monkeypatch.setattr("engine.export.worker.gguf.call_llama_cpp", quantize)
-    monkeypatch.setattr("engine.export.worker.main.mean_loss", lambda branch, rows, export: 0.0)
-    monkeypatch.setattr("engine.export.worker.main.compare_answers", lambda *_: ModelDifference(7.2, 0, ASKED, None))
-    monkeypatch.setattr("engine.export.worker.main.mean_loss_of_gguf", loss)
+    monkeypatch.setattr("loratory.engine.export.worker.main.has_llama_cpp", lambda: True)
+    monkeypatch.setattr("loratory.engine.export.worker.gguf.call_llama_cpp", quantize)
+    monkeypatch.setattr("loratory.engine.export.worker.main.mean_loss", lambda branch, rows, export: 0.0)
+    monkeypatch.setattr(
+        "loratory.engine.export.worker.main.compare_answers", lambda *_: ModelDifference(7.2, 0, ASKED, None)
+    )
+    monkeypatch.setattr("loratory.engine.export.worker.main.mean_loss_of_gguf", loss)
 
     result = export(home, run, tmp_path / "out", checkout, gguf_type="q4_k_m")
 

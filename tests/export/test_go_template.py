@@ -2,10 +2,15 @@
 
 import pytest
 
-from engine.chat.worker.answer import render_prompt
-from engine.data.conversation import Message
-from engine.errors import ModelError
-from engine.export.gguf.go_template import NotTranslatableError, OllamaTemplate, sample_conversations, translate
+from loratory.engine.chat.worker.answer import render_prompt
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import ModelError
+from loratory.engine.export.gguf.go_template import (
+    NotTranslatableError,
+    OllamaTemplate,
+    sample_conversations,
+    translate,
+)
 from tests.data.families import FAMILIES, tokenizer_of
 from tests.tiny_model import make_tiny_tokenizer
 

@@ -10,9 +10,9 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from engine.chat.target import PlannedWeights
-from engine.errors import ModelError
-from engine.export.worker.merge import (
+from loratory.engine.chat.target import PlannedWeights
+from loratory.engine.errors import ModelError
+from loratory.engine.export.worker.merge import (
     BaseFiles,
     NotByTensorError,
     plan_merge,

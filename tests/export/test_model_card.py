@@ -6,19 +6,19 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from engine.chat.contract import ChatTarget
-from engine.chat.target import plan_load
-from engine.config.load import config_from_mapping
-from engine.config.run import DatasetConfig
-from engine.data.files import DATA_ENDINGS
-from engine.evaluation.job import BranchLoss, EvaluationResult, MeanScores, evaluation_file
-from engine.export.card import data_names, hub_datasets, loss_curve, write_card
-from engine.models.source import ModelSource
-from engine.paths import local_owner
-from engine.runs.history.events import EvalData
-from engine.runs.history.log import EventWriter
-from engine.runs.history.run_history import read_history
-from engine.runs.store import RunStore
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.chat.target import plan_load
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.files import DATA_ENDINGS
+from loratory.engine.evaluation.job import BranchLoss, EvaluationResult, MeanScores, evaluation_file
+from loratory.engine.export.card import data_names, hub_datasets, loss_curve, write_card
+from loratory.engine.models.source import ModelSource
+from loratory.engine.paths import local_owner
+from loratory.engine.runs.history.events import EvalData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.store import RunStore
 from tests.fake_results import a_preference_evaluation, a_rated_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run
 

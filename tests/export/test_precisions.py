@@ -8,9 +8,9 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from safetensors.torch import save_file
 
-from engine.errors import ModelError
-from engine.export.gguf.llama_cpp import require_quantizer
-from engine.export.gguf.precisions import BLOCKS, _gets_more, predict_sizes
+from loratory.engine.errors import ModelError
+from loratory.engine.export.gguf.llama_cpp import require_quantizer
+from loratory.engine.export.gguf.precisions import BLOCKS, _gets_more, predict_sizes
 
 HIDDEN, INNER, VOCABULARY, LAYERS = 512, 1024, 1000, 8
 
@@ -80,7 +80,7 @@ def test_nothing_is_predicted_for_a_base_that_is_quantized(tmp_path):
 
 
 def test_quantizing_without_llama_cpp_is_refused_before_anything_starts(monkeypatch):
-    monkeypatch.setattr("engine.export.gguf.llama_cpp.has_llama_cpp", lambda: False)
+    monkeypatch.setattr("loratory.engine.export.gguf.llama_cpp.has_llama_cpp", lambda: False)
 
     for name in ("auto", "f16", "bf16", "q8_0"):
         require_quantizer(name)

@@ -14,12 +14,12 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from engine.chat.contract import ChatTarget
-from engine.config.results import PushConfig
-from engine.errors import HubUnreachableError, ModelError, PushError, RunError
-from engine.export.contract import PushRequest
-from engine.export.push import PushJob
-from engine.processes.messages import CancelledRequestError
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.config.results import PushConfig
+from loratory.engine.errors import HubUnreachableError, ModelError, PushError, RunError
+from loratory.engine.export.contract import PushRequest
+from loratory.engine.export.push import PushJob
+from loratory.engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, write_trained_run
 from tests.export.push_folders import ADAPTER_FILES
 from tests.export.quick_export import QuickExport
@@ -53,7 +53,8 @@ def push_processes() -> list[int]:
     return [
         process.pid
         for process in psutil.process_iter(["ppid", "cmdline"])  # one that ends meanwhile is left out
-        if process.info["ppid"] == os.getpid() and "engine.export.push" in " ".join(process.info["cmdline"] or ())
+        if process.info["ppid"] == os.getpid()
+        and "loratory.engine.export.push" in " ".join(process.info["cmdline"] or ())
     ]
 
 
@@ -128,7 +129,7 @@ def test_without_a_token_nothing_is_prepared(hub, home, run, monkeypatch, tmp_pa
 
 
 def test_a_model_without_an_adapter_is_not_pushed(hub, home, tiny_model_folder):
-    from engine.config.run import ModelConfig
+    from loratory.engine.config.run import ModelConfig
 
     request = PushRequest(target=ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))), repository=NAME)
     with pytest.raises(ModelError, match="Nothing to export: this model has no adapter"):
@@ -212,7 +213,7 @@ def test_the_token_is_seen_nowhere(hub, home, run, tmp_path, faults):
     hub.faults = faults
     is_refused = faults[0].what == 403
     elsewhere = tmp_path / "hf"
-    command = [sys.executable, "-m", "engine.cli", "push", str(run), NAME, "--no-verify", "--json"]
+    command = [sys.executable, "-m", "loratory.engine.cli", "push", str(run), NAME, "--no-verify", "--json"]
     environment = {**os.environ, "LORATORY_HOME": str(home.root), "HF_HOME": str(elsewhere), "LORATORY_DEBUG": "1"}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd()

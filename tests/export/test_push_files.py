@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from engine.errors import PushError
-from engine.export.folder import intended_files, is_intended, refuse_private_content
+from loratory.engine.errors import PushError
+from loratory.engine.export.folder import intended_files, is_intended, refuse_private_content
 from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_folder
 
 TOKEN = "hf_" + "a1B2" * 8

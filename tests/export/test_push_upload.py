@@ -6,11 +6,11 @@ import threading
 import pytest
 from huggingface_hub import HfApi, constants
 
-from engine.config.results import PushConfig
-from engine.errors import EngineError, HubUnreachableError, PushError
-from engine.export.contract import UploadOrder
-from engine.export.push_upload import HubPush
-from engine.hub import RetryPolicy, quoted
+from loratory.engine.config.results import PushConfig
+from loratory.engine.errors import EngineError, HubUnreachableError, PushError
+from loratory.engine.export.contract import UploadOrder
+from loratory.engine.export.push_upload import HubPush
+from loratory.engine.hub import RetryPolicy, quoted
 from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_folder
 from tests.hub.repositories import Blob, OwnHub, StoredRepository
 from tests.hub.server import TOKEN, Fault

@@ -9,25 +9,25 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from engine.cli import run_command
-from engine.config.load import config_from_mapping, find_preset, mapping_from_yaml
-from engine.config.methods.registry import METHODS
-from engine.config.objectives import objective_of
-from engine.config.run import RunSection
-from engine.config.training import TrainingConfig
-from engine.data.passes.prepare import prepare_dataset
-from engine.data.step_plan import EpochPlanner, PlanSettings, row_plan
-from engine.errors import DatasetError, RunError, StorageError
-from engine.export.job import ScriptOrder
-from engine.export.script.write import gather_script_facts
-from engine.export.worker.script import write_exact_script
-from engine.inspector.worker.load_tokenizer import load_tokenizer
-from engine.models.source import ModelSource
-from engine.runs.checkpoints import Manifest
-from engine.runs.run import RunFolder
-from engine.training.assembly import TRAINING_OBJECTIVES
-from engine.training.batching.steps import StepBatches, TrainerSetup, choose_rows
-from engine.training.checkpoints.folder import write_checkpoint
+from loratory.engine.cli import run_command
+from loratory.engine.config.load import config_from_mapping, find_preset, mapping_from_yaml
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.run import RunSection
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.passes.prepare import prepare_dataset
+from loratory.engine.data.step_plan import EpochPlanner, PlanSettings, row_plan
+from loratory.engine.errors import DatasetError, RunError, StorageError
+from loratory.engine.export.job import ScriptOrder
+from loratory.engine.export.script.write import gather_script_facts
+from loratory.engine.export.worker.script import write_exact_script
+from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
+from loratory.engine.models.source import ModelSource
+from loratory.engine.runs.checkpoints import Manifest
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.training.assembly import TRAINING_OBJECTIVES
+from loratory.engine.training.batching.steps import StepBatches, TrainerSetup, choose_rows
+from loratory.engine.training.checkpoints.folder import write_checkpoint
 
 CHAT = [
     {
@@ -299,7 +299,7 @@ def test_a_model_that_was_spread_is_spread_by_the_script_too(tiny_model_folder, 
 
 
 def test_the_command_writes_each_form_and_overwrites_nothing(home, tiny_model_folder, tmp_path, capsys):
-    modules = ("engine.commands.export", "engine.commands.configs")
+    modules = ("loratory.engine.commands.export", "loratory.engine.commands.configs")
     chosen = ["script", "quickstart-cpu", "--set", f"model.id={tiny_model_folder}"]
 
     assert run_command(chosen, modules) == 0

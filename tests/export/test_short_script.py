@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from engine.config.load import config_from_mapping, list_presets
-from engine.config.methods.registry import METHODS
-from engine.config.objectives import OBJECTIVES
-from engine.config.training import TrainingConfig
-from engine.data.passes.row_form import read_row_form
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError, EngineError
-from engine.export.script.facts import NOT_EXPORTED, TRL_DEFAULTS, ScriptFacts
-from engine.export.script.model_facts import ModelFacts
-from engine.export.script.write import exact_head, gather_script_facts, literal, render, write_short_script
+from loratory.engine.config.load import config_from_mapping, list_presets
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.objectives import OBJECTIVES
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.passes.row_form import read_row_form
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError, EngineError
+from loratory.engine.export.script.facts import NOT_EXPORTED, TRL_DEFAULTS, ScriptFacts
+from loratory.engine.export.script.model_facts import ModelFacts
+from loratory.engine.export.script.write import exact_head, gather_script_facts, literal, render, write_short_script
 from tests.e2e.test_scripts_for_real import ONE_BY_ONE, run_alone
 from tests.export.test_script import CHAT, COMBINATIONS, ROWS, assert_whole, make_config, write_lines
 

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from engine.chat.contract import ChatTarget, PromptView
-from engine.chat.target import plan_load
-from engine.chat.worker.answer import load_chat_tokenizer, render_prompt
-from engine.chat.worker.weights import BranchWeights, ModelSpec, Weights
-from engine.data.conversation import Message
-from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, record_answer
-from engine.hardware.processor import describe_processor
+from loratory.engine.chat.contract import ChatTarget, PromptView
+from loratory.engine.chat.target import plan_load
+from loratory.engine.chat.worker.answer import load_chat_tokenizer, render_prompt
+from loratory.engine.chat.worker.weights import BranchWeights, ModelSpec, Weights
+from loratory.engine.data.conversation import Message
+from loratory.engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, record_answer
+from loratory.engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import ia3, lora, prefix_tuning
 from tests.export.exporting import write_run
 from tests.tiny_model import make_tiny_model

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from engine.export.vllm import names_for_vllm, read_vllm_adapter
+from loratory.engine.export.vllm import names_for_vllm, read_vllm_adapter
 from tests.chat.tiny_adapters import lora
 from tests.export.exporting import export, write_run
 from tests.tiny_model import make_tiny_model

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.training.worker import EXIT_FINISHED
+from loratory.engine.training.worker import EXIT_FINISHED
 from tests.training.conftest import runs, workers  # noqa: F401 - fixtures
 from tests.training.worker_runs import losses_of
 

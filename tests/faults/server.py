@@ -5,10 +5,10 @@ It waits for silent workers as long as a real one, until it reads a line; from t
 
 import sys
 
-from engine.paths import LoratoryHome
-from engine.runs.activity import SilenceLimits
-from engine.supervision.supervisor import Supervisor
-from engine.supervision.worker_monitor import Timeouts
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.activity import SilenceLimits
+from loratory.engine.supervision.supervisor import Supervisor
+from loratory.engine.supervision.worker_monitor import Timeouts
 from tests.supervision.fake_runs import fake_settings
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.checkpoints import list_checkpoints
-from engine.runs.control import request_cancel, request_stop
-from engine.training.failure import REPEAT_SECONDS
-from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.checkpoints import list_checkpoints
+from loratory.engine.runs.control import request_cancel, request_stop
+from loratory.engine.training.failure import REPEAT_SECONDS
+from loratory.engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
 from tests.supervision.fake_runs import wait_for_step
 from tests.training.worker_runs import data_of_events, is_pending, losses_of, newest_intact
 from tests.waiting import wait_until

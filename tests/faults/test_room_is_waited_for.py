@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.errors import StorageError
-from engine.runs.activity import ProgressWatch, SilenceLimits
-from engine.runs.history.events import EventData
-from engine.runs.run import RunFolder
-from engine.training import reporting
+from loratory.engine.errors import StorageError
+from loratory.engine.runs.activity import ProgressWatch, SilenceLimits
+from loratory.engine.runs.history.events import EventData
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.training import reporting
 from tests.waiting import wait_until
 
 LOOKS = 10

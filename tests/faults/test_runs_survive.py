@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from engine.runs.control import request_resume
-from engine.runs.history.events import StepData
-from engine.runs.history.log import read_events
-from engine.runs.history.run_history import read_history
-from engine.runs.job import JobSpec
-from engine.runs.run import RunState
+from loratory.engine.runs.control import request_resume
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.runs.history.log import read_events
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.job import JobSpec
+from loratory.engine.runs.run import RunState
 from tests.supervision.fake_runs import (
     REPOSITORY,
     config_for,

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from engine.chat.contract import ChatTarget
-from engine.chat.session import ChatSession
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.data.hub import hub_access
-from engine.errors import EngineError
-from engine.export.gguf.llama_cpp import Converter, convert
-from engine.export.push import WORKER_MODULE as PUSH_WORKER
-from engine.hardware.device_job import DeviceJob
-from engine.inspector.session import Inspector
-from engine.models.prepared import _download_wheel, convert_gguf, ignore_progress
-from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.spawn import Access
-from engine.runs.job import JobSpec, start_worker, worker_command
-from engine.runs.run import Run, RunFolder
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.data.hub import hub_access
+from loratory.engine.errors import EngineError
+from loratory.engine.export.gguf.llama_cpp import Converter, convert
+from loratory.engine.export.push import WORKER_MODULE as PUSH_WORKER
+from loratory.engine.hardware.device_job import DeviceJob
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.models.prepared import _download_wheel, convert_gguf, ignore_progress
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.spawn import Access
+from loratory.engine.runs.job import JobSpec, start_worker, worker_command
+from loratory.engine.runs.run import Run, RunFolder
 from tests.supervision.fake_runs import config_for, cpu
 
 SECRETS = {
@@ -124,7 +124,7 @@ def test_the_conversions_of_gguf_files_get_none(page, home, tmp_path):
     target = tmp_path / "made.gguf"
     assert page.secrets_after(lambda: convert(converter, tmp_path, target, "f16", lambda _: None)) == set()
 
-    llama = JsonLinesProcess("engine.export.worker.llama", log_file=tmp_path / "log", restarts=False)
+    llama = JsonLinesProcess("loratory.engine.export.worker.llama", log_file=tmp_path / "log", restarts=False)
     assert page.secrets_after(lambda: llama.call("answer", {})) == set()
 
 
@@ -153,7 +153,7 @@ def test_a_training_worker_gets_what_its_run_names(page, tmp_path, sections, exp
 def test_a_login_in_a_file_is_out_of_reach_as_well(page, tmp_path, monkeypatch):
     (tmp_path / "token").write_text("hf_secret")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
-    process = JsonLinesProcess("engine.any", log_file=tmp_path / "log")
+    process = JsonLinesProcess("loratory.engine.any", log_file=tmp_path / "log")
     with contextlib.suppress(EngineError):
         process.call("any", {})
 

@@ -7,9 +7,9 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
-from engine.runs.checkpoints import list_checkpoints
-from engine.runs.control import request_cancel
-from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
+from loratory.engine.runs.checkpoints import list_checkpoints
+from loratory.engine.runs.control import request_cancel
+from loratory.engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
 from tests.supervision.fake_runs import wait_for_step
 from tests.training.worker_runs import data_of_events, events_of, is_pending, losses_of, newest_intact
 from tests.waiting import wait_until
@@ -273,7 +273,7 @@ def test_a_run_that_waits_for_the_disk_can_be_cancelled(workers, runs):
 
 
 def test_faults_are_dead_outside_tests(monkeypatch):
-    from engine.training import faults
+    from loratory.engine.training import faults
 
     monkeypatch.delenv(faults.VARIABLE, raising=False)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.models.prepared import DEMO_MODEL_ID
-from engine.runs.run import Run
-from engine.training.worker import EXIT_FINISHED
+from loratory.engine.models.prepared import DEMO_MODEL_ID
+from loratory.engine.runs.run import Run
+from loratory.engine.training.worker import EXIT_FINISHED
 from tests.gpu.cuda_training import SHAPES, save_in_shape, the_gpu
 from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, newest_intact, write_questions
 
@@ -82,7 +82,7 @@ class CudaWorkers:
             environment["LORATORY_TEST_FAULT"] = fault
         with self.log.open("ab") as log:
             return subprocess.run(
-                [sys.executable, "-P", "-m", "engine.training.worker", str(run.folder.path)],
+                [sys.executable, "-P", "-m", "loratory.engine.training.worker", str(run.folder.path)],
                 cwd=REPOSITORY,
                 env=environment | {"PYTHONPATH": str(REPOSITORY)},
                 stdin=subprocess.DEVNULL,

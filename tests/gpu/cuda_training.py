@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from engine.hardware.device import Device
-from engine.hardware.devices import list_devices
-from engine.models.catalog import find_in_catalog
-from engine.training.placement import Placement
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.training.placement import Placement
 from tests.tiny_model import make_tiny_tokenizer
 from tests.training.tiny_training import Row, TinyTraining, make_config, make_rows, train_tiny
 from tests.training.worker_runs import WORDS

@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from engine.chat.target import PlannedWeights
-from engine.chat.worker.adapter import AdaptedBase
-from engine.chat.worker.answer import Answer, AnswerRules
-from engine.chat.worker.static_cache import FixedCaches, LentCache
-from engine.chat.worker.weights import BranchWeights
-from engine.config.results import SamplingConfig
-from engine.evaluation.worker.answers import BatchedAnswers, most_rows
-from engine.models.prepared import DEMO_MODEL_ID
+from loratory.engine.chat.target import PlannedWeights
+from loratory.engine.chat.worker.adapter import AdaptedBase
+from loratory.engine.chat.worker.answer import Answer, AnswerRules
+from loratory.engine.chat.worker.static_cache import FixedCaches, LentCache
+from loratory.engine.chat.worker.weights import BranchWeights
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.evaluation.worker.answers import BatchedAnswers, most_rows
+from loratory.engine.models.prepared import DEMO_MODEL_ID
 from tests.chat.tiny_adapters import lora, make_adapter
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e]

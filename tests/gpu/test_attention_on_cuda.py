@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.memory.workload import has_flash_attention
-from engine.training.batching.batches import pad
-from engine.training.ops.attention import JoinedRows, joined_attention, sdpa_with_copied_heads
-from engine.training.ops.gpu_attention import find_varlen_attn, varlen_attention
+from loratory.engine.memory.workload import has_flash_attention
+from loratory.engine.training.batching.batches import pad
+from loratory.engine.training.ops.attention import JoinedRows, joined_attention, sdpa_with_copied_heads
+from loratory.engine.training.ops.gpu_attention import find_varlen_attn, varlen_attention
 from tests.gpu.cuda_training import ROWS, auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows, train_tiny

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.training.batching.batches import join, pad
+from loratory.engine.training.batching.batches import join, pad
 from tests.gpu.cuda_training import cuda_placement
 from tests.training.tiny_training import make_config, make_rows, make_training
 

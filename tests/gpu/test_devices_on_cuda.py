@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from engine.hardware.cuda import gpu_process_bytes
-from engine.hardware.device import visible_only
-from engine.hardware.devices import list_devices
-from engine.hardware.libraries import installed_torch, note_architectures
-from engine.training.placement import in_torch_order
-from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
+from loratory.engine.hardware.cuda import gpu_process_bytes
+from loratory.engine.hardware.device import visible_only
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.hardware.libraries import installed_torch, note_architectures
+from loratory.engine.training.placement import in_torch_order
+from loratory.engine.training.worker import EXIT_FAILED, EXIT_FINISHED
 from tests.gpu.cuda_training import the_gpu
 from tests.training.worker_runs import data_of_events
 

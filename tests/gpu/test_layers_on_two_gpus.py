@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from engine.hardware.devices import list_devices
-from engine.runs.job import JobSpec, start_worker, worker_command
-from engine.training.placement import Placement
-from engine.training.reporting import DeviceMemory
-from engine.training.worker import EXIT_FINISHED
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.runs.job import JobSpec, start_worker, worker_command
+from loratory.engine.training.placement import Placement
+from loratory.engine.training.reporting import DeviceMemory
+from loratory.engine.training.worker import EXIT_FINISHED
 from tests.gpu.conftest import WORKER_SECONDS
 from tests.gpu.cuda_training import cuda_placement
 from tests.tiny_model import make_tiny_model

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engine.training.ops import products
-from engine.training.ops.lora_linear import fuse_lora, lora_linears
+from loratory.engine.training.ops import products
+from loratory.engine.training.ops.lora_linear import fuse_lora, lora_linears
 from tests.gpu.cuda_training import ROWS, auto_dtype, cuda_placement, train_on_gpu
 from tests.training.lora_layers import WIDTH, adapt, answer, quantize_layers, require_as_near
 from tests.training.tiny_training import make_config, make_rows, make_training, train_tiny

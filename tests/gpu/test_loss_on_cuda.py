@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from engine.training.ops.loss import LogitTransform, loss_of_each, summed_loss
+from loratory.engine.training.ops.loss import LogitTransform, loss_of_each, summed_loss
 
 pytestmark = pytest.mark.gpu
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.config.run import ModelConfig
-from engine.inspector.worker.inventory import module_inventory
-from engine.memory.estimate import Estimator
-from engine.training.worker import EXIT_FINISHED
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.inspector.worker.inventory import module_inventory
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.training.worker import EXIT_FINISHED
 from tests.gpu.cuda_training import CELLS, sections_of, the_gpu, write_long_answers
 from tests.training.worker_runs import WorkerRuns, data_of_events
 
@@ -31,8 +31,8 @@ def assert_predicted(need, memory):
     """Tensors within six percent; what PyTorch held, and the process, below their bounds.
 
     Args:
-        need: `engine.memory.device_need.DeviceNeed` of the run.
-        memory: `engine.runs.history.events.MemoryData`, the run's last.
+        need: `loratory.engine.memory.device_need.DeviceNeed` of the run.
+        memory: `loratory.engine.runs.history.events.MemoryData`, the run's last.
     """
     error = need.allocated_bytes / memory.peak_allocated_bytes - 1
     assert abs(error) <= WITHIN, f"tensors: {error:+.1%}"

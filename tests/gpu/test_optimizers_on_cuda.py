@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.training.checkpoints import state_files
+from loratory.engine.training.checkpoints import state_files
 from tests.gpu.cuda_training import auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_rows

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.training.failure import explain
+from loratory.engine.training.failure import explain
 from tests.gpu.cuda_training import auto_dtype, cuda_placement
 from tests.training.tiny_training import make_config, make_rows, make_training
 

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from engine.chat.contract import ChatRequest, ChatTarget
-from engine.chat.session import ChatSession
-from engine.chat.target import plan_load
-from engine.chat.worker.weights import ModelSpec, Weights
-from engine.config.results import SamplingConfig
-from engine.data.conversation import Message
-from engine.hardware.processor import describe_processor
+from loratory.engine.chat.contract import ChatRequest, ChatTarget
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.chat.target import plan_load
+from loratory.engine.chat.worker.weights import ModelSpec, Weights
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.data.conversation import Message
+from loratory.engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import ia3, lora, prefix_tuning
 from tests.evaluation.conftest import evaluate, order_of, write_run
 from tests.export.exporting import export

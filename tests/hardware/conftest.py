@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from engine.processes.liveness import ProcessIdentity
+from loratory.engine.processes.liveness import ProcessIdentity
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,14 @@ import platform
 
 import pytest
 
-from engine.config.run import RunSection
-from engine.errors import DeviceError
-from engine.hardware import processor
-from engine.hardware.cuda import energy_so_far_joules
-from engine.hardware.device import Device, MemoryNow, visible_only
-from engine.hardware.devices import device_options, list_devices
-from engine.hardware.lease import device_words, lease_name
-from engine.hardware.processor import list_apple_gpus
+from loratory.engine.config.run import RunSection
+from loratory.engine.errors import DeviceError
+from loratory.engine.hardware import processor
+from loratory.engine.hardware.cuda import energy_so_far_joules
+from loratory.engine.hardware.device import Device, MemoryNow, visible_only
+from loratory.engine.hardware.devices import device_options, list_devices
+from loratory.engine.hardware.lease import device_words, lease_name
+from loratory.engine.hardware.processor import list_apple_gpus
 
 GIB = 1024**3
 RAM = MemoryNow(32 * GIB, 20 * GIB)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import WorkerError
-from engine.hardware import device_job
-from engine.hardware.device import Device
-from engine.hardware.device_job import DeviceJob
-from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.processes import json_lines
-from engine.processes.liveness import ProcessIdentity
-from engine.processes.messages import CancelledRequestError
+from loratory.engine.errors import WorkerError
+from loratory.engine.hardware import device_job
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.device_job import DeviceJob
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder
+from loratory.engine.processes import json_lines
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.processes.messages import CancelledRequestError
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,9 +71,9 @@ def test_a_process_that_ends_before_it_is_asked_is_reported_with_how_it_ended(ho
 ASKER = """
 import sys, threading
 from pathlib import Path
-from engine.hardware.device import Device
-from engine.hardware.device_job import DeviceJob
-from engine.paths import LoratoryHome
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.device_job import DeviceJob
+from loratory.engine.paths import LoratoryHome
 
 cpu = Device("cpu", 0, "Test CPU", 2**30, 2**30, has_fast_bfloat16=True)
 job = DeviceJob(LoratoryHome(Path(sys.argv[1])), "tests.processes.confined_worker", "export", "a run", cpu)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.hardware.devices import device_problems
+from loratory.engine.hardware.devices import device_problems
 from tests.supervision.fake_runs import apple, config_for, cpu, gpu
 
 

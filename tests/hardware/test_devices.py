@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config.run import RunSection
-from engine.errors import DeviceError
-from engine.hardware.cuda import list_cuda_devices
-from engine.hardware.device import Device, MemoryNow, Obstacle, visible_only
-from engine.hardware.devices import device_options, list_devices
+from loratory.engine.config.run import RunSection
+from loratory.engine.errors import DeviceError
+from loratory.engine.hardware.cuda import list_cuda_devices
+from loratory.engine.hardware.device import Device, MemoryNow, Obstacle, visible_only
+from loratory.engine.hardware.devices import device_options, list_devices
 from tests.hardware.fake_nvml import GIB, RTX_4090, T4, FakeNvml, Instance
 
 RAM = MemoryNow(64 * GIB, 50 * GIB)

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from engine.hardware.cuda import GpuProgram, gpu_process_bytes, list_gpu_programs
+from loratory.engine.hardware.cuda import GpuProgram, gpu_process_bytes, list_gpu_programs
 from tests.hardware.fake_nvml import RTX_4090, FakeNvml, Instance
 
 OURS = os.getpid()

@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.errors import DeviceError
-from engine.hardware.device import KNOWN_DEVICES, find_known_device, known_device
-from engine.hardware.devices import device_problems
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.errors import DeviceError
+from loratory.engine.hardware.device import KNOWN_DEVICES, find_known_device, known_device
+from loratory.engine.hardware.devices import device_problems
 from tests.benchmarks.published.gpus import memory_of_gpu
 
 

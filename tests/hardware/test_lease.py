@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from engine.errors import DeviceError, StorageError
-from engine.files import write_atomically
-from engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices
-from engine.processes.liveness import ProcessIdentity
-from engine.processes.messages import CancelledRequestError
+from loratory.engine.errors import DeviceError, StorageError
+from loratory.engine.files import write_atomically
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.processes.messages import CancelledRequestError
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_devices_handed_over_in_part_on_a_full_disk_follow_once_there_is_room(bo
     ourselves, worker = ProcessIdentity.current(), holder(another_process, run_id="run-1")
     book.take(["cuda:0", "cuda:1"], holder(ourselves, run_id="run-1"))
     with monkeypatch.context() as full:
-        full.setattr("engine.hardware.lease.write_atomically", write_until_full(1))
+        full.setattr("loratory.engine.hardware.lease.write_atomically", write_until_full(1))
         with pytest.raises(StorageError):
             book.hand_over(["cuda:0", "cuda:1"], ourselves, worker)
 

@@ -1,7 +1,7 @@
 """The processor, and the memory that a container leaves to us."""
 
-from engine.hardware.device import MemoryNow
-from engine.hardware.processor import (
+from loratory.engine.hardware.device import MemoryNow
+from loratory.engine.hardware.processor import (
     cgroup_memory,
     describe_processor,
     has_bfloat16,
@@ -65,8 +65,8 @@ def test_the_tightest_limit_on_the_way_up_holds(tmp_path, monkeypatch):
     make_cgroup(tmp_path / "slice" / "pod", limit=2_000_000, used=100_000)
     own = tmp_path / "own-cgroup"
     own.write_text("9:name=systemd:/\n0::/slice/pod\n")
-    monkeypatch.setattr("engine.hardware.processor._CGROUP_ROOT", tmp_path)
-    monkeypatch.setattr("engine.hardware.processor._OWN_CGROUP", own)
+    monkeypatch.setattr("loratory.engine.hardware.processor._CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr("loratory.engine.hardware.processor._OWN_CGROUP", own)
 
     assert memory_now() == MemoryNow(total_bytes=2_000_000, free_bytes=500_000)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from engine.hardware.cuda import list_cuda_devices
-from engine.hardware.device import MemoryNow
-from engine.hardware.libraries import Driver, TorchBuild, installed_torch, note_architectures
+from loratory.engine.hardware.cuda import list_cuda_devices
+from loratory.engine.hardware.device import MemoryNow
+from loratory.engine.hardware.libraries import Driver, TorchBuild, installed_torch, note_architectures
 from tests.hardware.fake_nvml import GTX_1080, RTX_4090, FakeNvml
 
 FOR_CUDA_13 = TorchBuild("2.13.0+cu130", "13.0", ("sm_75", "sm_80", "sm_86", "sm_90a", "sm_100", "compute_120"))

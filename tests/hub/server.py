@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
-from engine.accounts.listener import bound_socket
+from loratory.engine.accounts.listener import bound_socket
 
 TOKEN = "hf_CanaryThatMustNeverBeSeenAnywhere42"
 ACCOUNT = "ada"

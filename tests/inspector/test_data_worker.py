@@ -5,13 +5,13 @@ import sys
 
 PROGRAM = """
 import sys
-from engine.inspector.worker.data import DatasetHandlers, torch_hidden
+from loratory.engine.inspector.worker.data import DatasetHandlers, torch_hidden
 
 with torch_hidden():
-    from engine.inspector.worker.load_tokenizer import load_tokenizer
-from engine.data.contract import DataRequest
-from engine.data.files.access import DataAccess
-from engine.paths import LoratoryHome
+    from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
+from loratory.engine.data.contract import DataRequest
+from loratory.engine.data.files.access import DataAccess
+from loratory.engine.paths import LoratoryHome
 
 handlers = DatasetHandlers(LoratoryHome.from_environment(), DataAccess(), load_tokenizer)
 dataset = {"source": "sample:lab-chats"}
@@ -22,7 +22,7 @@ class Request:
 
 (sequence,) = handlers.render(DataRequest.model_validate(params), Request()).sequences
 assert sequence.labels
-from engine.data.hub import _import_datasets
+from loratory.engine.data.hub import _import_datasets
 
 datasets = _import_datasets()
 rows = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])

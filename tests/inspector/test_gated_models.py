@@ -6,9 +6,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.errors import ModelError
-from engine.inspector.session import Inspector
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.errors import ModelError
+from loratory.engine.inspector.session import Inspector
 from tests.hub.published import PublishedHub
 
 MODEL = ModelConfig(id="owner/gated")

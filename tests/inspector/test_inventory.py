@@ -15,14 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from engine.config.run import ModelConfig
-from engine.errors import HubUnreachableError, ModelError
-from engine.inspector.worker import inventory
-from engine.inspector.worker.inventory import inventory_of, module_inventory
-from engine.inspector.worker.load_tokenizer import complete_details
-from engine.models.catalog import find_in_catalog, list_catalog
-from engine.models.inventory_cache import SHIPPED, architecture_values, cached_inventory, known_inventory
-from engine.models.shape import ModelDetails
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import HubUnreachableError, ModelError
+from loratory.engine.inspector.worker import inventory
+from loratory.engine.inspector.worker.inventory import inventory_of, module_inventory
+from loratory.engine.inspector.worker.load_tokenizer import complete_details
+from loratory.engine.models.catalog import find_in_catalog, list_catalog
+from loratory.engine.models.inventory_cache import SHIPPED, architecture_values, cached_inventory, known_inventory
+from loratory.engine.models.shape import ModelDetails
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -311,6 +311,6 @@ def test_a_model_out_of_reach_is_described_where_the_catalogue_has_it(home):
 
 
 def test_the_demo_model_is_not_fetched_to_be_described(home, monkeypatch):
-    monkeypatch.setattr("engine.models.source.prepare_demo", lambda *_: pytest.fail("it was fetched"))
+    monkeypatch.setattr("loratory.engine.models.source.prepare_demo", lambda *_: pytest.fail("it was fetched"))
 
     assert "not on this machine yet" in model_details(ModelConfig(id="smollm2-135m-instruct"), home).tokenizer_missing

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.data.contract import CheckProgress, DatasetReport, FoundRow, SearchProgress
-from engine.errors import DatasetError, ModelError
-from engine.inspector.session import Inspector
-from engine.paths import LoratoryHome
-from engine.processes.messages import CancelledRequestError
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.data.contract import CheckProgress, DatasetReport, FoundRow, SearchProgress
+from loratory.engine.errors import DatasetError, ModelError
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.messages import CancelledRequestError
 
 ROWS = 400
 

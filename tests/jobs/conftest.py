@@ -10,11 +10,11 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.utils import _xet
 
-from engine.accounts.accounts import open_database
-from engine.accounts.lab import change_settings
-from engine.paths import LoratoryHome
-from engine.places.huggingface_jobs import job
-from engine.wheel import build_wheel
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.lab import change_settings
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.huggingface_jobs import job
+from loratory.engine.wheel import build_wheel
 from tests.hub.jobs import STORAGE_CLIENT, JobsHub
 from tests.hub.server import TOKEN
 from tests.jobs.followed_run import FollowedRun

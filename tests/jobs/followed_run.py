@@ -1,11 +1,11 @@
 """A run on Hugging Face Jobs whose job does what a test decides."""
 
-from engine.places.huggingface_jobs import layout
-from engine.places.huggingface_jobs.account import HubLogin
-from engine.places.huggingface_jobs.job import HubJob
-from engine.places.huggingface_jobs.layout import JobRecord
-from engine.runs.provenance import Provenance
-from engine.runs.store import RunStore
+from loratory.engine.places.huggingface_jobs import layout
+from loratory.engine.places.huggingface_jobs.account import HubLogin
+from loratory.engine.places.huggingface_jobs.job import HubJob
+from loratory.engine.places.huggingface_jobs.layout import JobRecord
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.store import RunStore
 from tests.invented_runs import a_config
 
 BUCKET = "ada/loratory-runs"

@@ -1,12 +1,12 @@
 """A lab whose people train at Hugging Face."""
 
-from engine.accounts.people import Logins
-from engine.places.huggingface_jobs import layout
-from engine.places.huggingface_jobs.account import logins_of
-from engine.places.huggingface_jobs.job import HubJob
-from engine.places.huggingface_jobs.layout import JobRecord
-from engine.runs.provenance import Provenance
-from engine.runs.store import RunStore
+from loratory.engine.accounts.people import Logins
+from loratory.engine.places.huggingface_jobs import layout
+from loratory.engine.places.huggingface_jobs.account import logins_of
+from loratory.engine.places.huggingface_jobs.job import HubJob
+from loratory.engine.places.huggingface_jobs.layout import JobRecord
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.store import RunStore
 from tests.invented_runs import a_config
 
 TOKENS = {"ada": "hf_CanaryOfAda43", "bob": "hf_CanaryOfBob44"}

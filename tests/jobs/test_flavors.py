@@ -3,16 +3,16 @@
 import pytest
 from huggingface_hub import JobHardwareInfo
 
-from engine.config.load import config_from_mapping
-from engine.errors import ConfigError, DeviceError, HubUnreachableError
-from engine.places.huggingface_jobs.account import (
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.errors import ConfigError, DeviceError, HubUnreachableError
+from loratory.engine.places.huggingface_jobs.account import (
     HardwareList,
     HubLogin,
     estimate_limit_hours,
     flavor_named,
     read_flavors,
 )
-from engine.supervision.launch import Preflight
+from loratory.engine.supervision.launch import Preflight
 from tests.fake_inspector import FakeInspector
 from tests.hub.jobs import HARDWARE
 from tests.supervision.fake_runs import cpu
@@ -67,7 +67,7 @@ def check(home, resolve, flavors=lambda: FLAVORS, **sections):
 
 @pytest.fixture
 def resolve():
-    from engine.models.source import ModelSource
+    from loratory.engine.models.source import ModelSource
 
     return lambda config, *_: ModelSource("/nowhere", config.id, hub_id=config.id, revision="c" * 40)
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from engine.errors import HubUnreachableError
-from engine.places.huggingface_jobs import layout
-from engine.places.huggingface_jobs.account import HubLogin
-from engine.places.huggingface_jobs.job import HubJob, JobsExecutor
-from engine.places.huggingface_jobs.layout import JobRecord
-from engine.runs.control import request_stop
-from engine.runs.run import RunState
+from loratory.engine.errors import HubUnreachableError
+from loratory.engine.places.huggingface_jobs import layout
+from loratory.engine.places.huggingface_jobs.account import HubLogin
+from loratory.engine.places.huggingface_jobs.job import HubJob, JobsExecutor
+from loratory.engine.places.huggingface_jobs.layout import JobRecord
+from loratory.engine.runs.control import request_stop
+from loratory.engine.runs.run import RunState
 from tests.hub.server import TOKEN, Fault
 from tests.jobs.followed_run import BUCKET, FollowedRun
 from tests.waiting import wait_until

@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.errors import ConfigError, RunError
-from engine.places.huggingface_jobs.layout import JobRecord, JobRequest, write_piece
-from engine.runs.provenance import Provenance
-from engine.runs.store import RunStore
+from loratory.engine.errors import ConfigError, RunError
+from loratory.engine.places.huggingface_jobs.layout import JobRecord, JobRequest, write_piece
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 
 

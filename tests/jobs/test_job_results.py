@@ -1,8 +1,8 @@
 """What comes from a job: events, checkpoints, its log and the result, whole and once."""
 
-from engine.places.huggingface_jobs import layout
-from engine.places.huggingface_jobs.layout import JobRecord
-from engine.runs.store import RunStore
+from loratory.engine.places.huggingface_jobs import layout
+from loratory.engine.places.huggingface_jobs.layout import JobRecord
+from loratory.engine.runs.store import RunStore
 from tests.hub.server import Fault
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.jobs.followed_run import BUCKET

@@ -8,21 +8,21 @@ from functools import partial
 
 import pytest
 
-from engine.accounts.lab import LabSettings, save_settings
-from engine.accounts.limits import LabLimits
-from engine.accounts.people import Logins
-from engine.errors import AccountError, PushError, RunError, SignInNeededError
-from engine.lab.rules import lab_problems, resume_run
-from engine.places import make_executors
-from engine.places.huggingface_jobs import layout
-from engine.places.huggingface_jobs.account import HardwareList, logins_of, sign_in
-from engine.places.huggingface_jobs.job import HubJob, JobsExecutor
-from engine.places.huggingface_jobs.layout import JobRecord
-from engine.runs.control import request_stop
-from engine.runs.run import RunState
-from engine.runs.usage import usage_by_week
-from engine.supervision.scheduler import SupervisorSettings
-from engine.supervision.supervisor import Supervisor
+from loratory.engine.accounts.lab import LabSettings, save_settings
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.accounts.people import Logins
+from loratory.engine.errors import AccountError, PushError, RunError, SignInNeededError
+from loratory.engine.lab.rules import lab_problems, resume_run
+from loratory.engine.places import make_executors
+from loratory.engine.places.huggingface_jobs import layout
+from loratory.engine.places.huggingface_jobs.account import HardwareList, logins_of, sign_in
+from loratory.engine.places.huggingface_jobs.job import HubJob, JobsExecutor
+from loratory.engine.places.huggingface_jobs.layout import JobRecord
+from loratory.engine.runs.control import request_stop
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.usage import usage_by_week
+from loratory.engine.supervision.scheduler import SupervisorSettings
+from loratory.engine.supervision.supervisor import Supervisor
 from tests.hub.server import Fault
 from tests.invented_runs import a_config
 from tests.jobs.lab import SERVERS_OWN, TOKENS

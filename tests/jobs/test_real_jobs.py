@@ -7,18 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.inspector.session import Inspector
-from engine.places import make_executors
-from engine.places.huggingface_jobs.account import HubLogin, read_flavors
-from engine.places.huggingface_jobs.job import JobsExecutor
-from engine.places.huggingface_jobs.layout import JobRecord, JobRequest
-from engine.runs.control import request_resume, request_stop
-from engine.runs.history.run_history import HistoryReader
-from engine.runs.store import RunStore
-from engine.supervision.launch import Launcher, Preflight
-from engine.supervision.scheduler import SupervisorSettings
-from engine.supervision.supervisor import Supervisor
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.places import make_executors
+from loratory.engine.places.huggingface_jobs.account import HubLogin, read_flavors
+from loratory.engine.places.huggingface_jobs.job import JobsExecutor
+from loratory.engine.places.huggingface_jobs.layout import JobRecord, JobRequest
+from loratory.engine.runs.control import request_resume, request_stop
+from loratory.engine.runs.history.run_history import HistoryReader
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.launch import Launcher, Preflight
+from loratory.engine.supervision.scheduler import SupervisorSettings
+from loratory.engine.supervision.supervisor import Supervisor
 from tests.hub.server import TOKEN
 from tests.supervision.fake_runs import cpu
 from tests.tiny_model import make_tiny_model

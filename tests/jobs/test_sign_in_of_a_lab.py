@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from engine.accounts.people import Logins
-from engine.places.huggingface_jobs.account import HardwareList, logins_of
-from engine.supervision.supervisor import Supervisor
+from loratory.engine.accounts.people import Logins
+from loratory.engine.places.huggingface_jobs.account import HardwareList, logins_of
+from loratory.engine.supervision.supervisor import Supervisor
+from loratory.ui.serve import build_services
 from tests.fake_services import fake_services
 from tests.hub.server import TOKEN
 from tests.page_client import PageClient, read_config
 from tests.ui.front.lab import running_lab
-from ui.serve import build_services
 
 WRONG = "hf_CanaryThatOpensNothing46"
 

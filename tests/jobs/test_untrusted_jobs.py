@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from engine.accounts.lab import LabSettings, save_settings
-from engine.accounts.limits import LabLimits
-from engine.errors import RunError
-from engine.paths import REFUSAL
-from engine.places.huggingface_jobs import layout
-from engine.places.huggingface_jobs.transfer import collect_inputs
+from loratory.engine.accounts.lab import LabSettings, save_settings
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.errors import RunError
+from loratory.engine.paths import REFUSAL
+from loratory.engine.places.huggingface_jobs import layout
+from loratory.engine.places.huggingface_jobs.transfer import collect_inputs
 
 HOSTILE = [
     (layout.END, b"{"),

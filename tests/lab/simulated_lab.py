@@ -6,14 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.accounts.limits import LabLimits, LabRules
-from engine.config.run import RunSection
-from engine.hardware.device import Device
-from engine.hardware.lease import LeaseHolder, lease_name
-from engine.lab.fairness import LabStanding, LabTurn, order_fairly, people_over_quota
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.usage import Attempt, DecayedSeconds, week_of, weeks_of
-from engine.supervision.queue import StartRules, WaitingRun, plan_starts
+from loratory.engine.accounts.limits import LabLimits, LabRules
+from loratory.engine.config.run import RunSection
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.lease import LeaseHolder, lease_name
+from loratory.engine.lab.fairness import LabStanding, LabTurn, order_fairly, people_over_quota
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.usage import Attempt, DecayedSeconds, week_of, weeks_of
+from loratory.engine.supervision.queue import StartRules, WaitingRun, plan_starts
 
 OURSELVES = ProcessIdentity.current()
 BEGIN = 1_790_000_000.0

@@ -4,14 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine.accounts.accounts import open_database
-from engine.accounts.lab import LabSettings, RulesReader, read_settings, save_settings
-from engine.accounts.limits import LabLimits, LabRules, Maintenance
-from engine.errors import RunError, StorageError
-from engine.lab.rules import admission, resume_run
-from engine.runs.disk import QuotaWatch, disk_use, require_disk_space
-from engine.runs.run import RunState
-from engine.runs.store import RunStore
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.lab import LabSettings, RulesReader, read_settings, save_settings
+from loratory.engine.accounts.limits import LabLimits, LabRules, Maintenance
+from loratory.engine.errors import RunError, StorageError
+from loratory.engine.lab.rules import admission, resume_run
+from loratory.engine.runs.disk import QuotaWatch, disk_use, require_disk_space
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.store import RunStore
 from tests.supervision.fake_runs import config_for
 
 

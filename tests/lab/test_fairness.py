@@ -6,13 +6,13 @@ from itertools import pairwise
 
 import pytest
 
-from engine.accounts.limits import LabLimits, LabRules, Maintenance
-from engine.config.run import RunSection
-from engine.hardware.lease import LeaseHolder
-from engine.lab.fairness import LabStanding, LabTurn, lab_reasons, order_fairly, people_over_quota
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.run import StateReason
-from engine.supervision.queue import StartRules, WaitingRun, plan_starts
+from loratory.engine.accounts.limits import LabLimits, LabRules, Maintenance
+from loratory.engine.config.run import RunSection
+from loratory.engine.hardware.lease import LeaseHolder
+from loratory.engine.lab.fairness import LabStanding, LabTurn, lab_reasons, order_fairly, people_over_quota
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.run import StateReason
+from loratory.engine.supervision.queue import StartRules, WaitingRun, plan_starts
 from tests.lab.simulated_lab import BEGIN, SimulatedLab, SimulatedRun, seconds_by_person
 from tests.supervision.fake_runs import gpu
 

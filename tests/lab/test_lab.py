@@ -4,20 +4,20 @@ import time
 
 import pytest
 
-from engine.accounts.accounts import open_database
-from engine.accounts.lab import LabSettings, save_settings
-from engine.accounts.limits import LabLimits, Maintenance
-from engine.accounts.people import Person
-from engine.errors import AccountError, RunError
-from engine.hardware.cuda import GpuProgram
-from engine.lab.fairness import UrgentSlot
-from engine.lab.queue import QueueBoard
-from engine.runs.control import request_cancel, request_start_anyway
-from engine.runs.run import Run
-from engine.runs.store import RunStore
-from engine.runs.usage import usage_by_week
-from engine.supervision.queue import QueueOrder
-from engine.supervision.supervisor import SupervisorLoop
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.lab import LabSettings, save_settings
+from loratory.engine.accounts.limits import LabLimits, Maintenance
+from loratory.engine.accounts.people import Person
+from loratory.engine.errors import AccountError, RunError
+from loratory.engine.hardware.cuda import GpuProgram
+from loratory.engine.lab.fairness import UrgentSlot
+from loratory.engine.lab.queue import QueueBoard
+from loratory.engine.runs.control import request_cancel, request_start_anyway
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import RunStore
+from loratory.engine.runs.usage import usage_by_week
+from loratory.engine.supervision.queue import QueueOrder
+from loratory.engine.supervision.supervisor import SupervisorLoop
 from tests.supervision.fake_runs import (
     config_for,
     continue_worker,

@@ -2,12 +2,12 @@
 
 import pytest
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.people import RUN_ACTIONS, Action, Person, RunAccess, may
-from engine.errors import AccountError, RunError, StorageError
-from engine.lab.rules import LabRuns, access_of, is_shared, set_shared
-from engine.paths import LoratoryHome
-from engine.runs.store import RunStore
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.people import RUN_ACTIONS, Action, Person, RunAccess, may
+from loratory.engine.errors import AccountError, RunError, StorageError
+from loratory.engine.lab.rules import LabRuns, access_of, is_shared, set_shared
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 
 ANN, BEA, ROOT, GUEST = (

@@ -5,14 +5,14 @@ import time
 import pytest
 from argon2 import PasswordHasher
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.lab import LabSettings, save_settings
-from engine.accounts.limits import LabLimits
-from engine.accounts.passwords import Passwords
-from engine.lab.supervision import LabSupervision
-from engine.runs.control import request_stop, time_limit_hours
-from engine.runs.run import RunState
-from engine.runs.store import RunStore
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.lab import LabSettings, save_settings
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.accounts.passwords import Passwords
+from loratory.engine.lab.supervision import LabSupervision
+from loratory.engine.runs.control import request_stop, time_limit_hours
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.store import RunStore
 from tests.supervision.fake_runs import config_for
 
 HOUR = 3600.0

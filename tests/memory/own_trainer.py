@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from engine.config.load import config_from_mapping
-from engine.data.contract import RowLengths
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.workload import workload_of_step
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.workload import workload_of_step
 from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, Case, build_config
 
 # Sizes that 4-bit blocks and the CPU's kernels for them take.
@@ -48,10 +48,10 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, shared=0, sizes=None, fold
     """
     from transformers import AutoModelForCausalLM
 
-    from engine.training.assembly import assemble
-    from engine.training.batching.batches import join, join_pairs, pad
-    from engine.training.build import add_adapter, load_model
-    from engine.training.placement import Placement, choose_precision
+    from loratory.engine.training.assembly import assemble
+    from loratory.engine.training.batching.batches import join, join_pairs, pad
+    from loratory.engine.training.build import add_adapter, load_model
+    from loratory.engine.training.placement import Placement, choose_precision
 
     config = _config(overrides, batch // 2 if shared else batch, length)
     device = Device("cpu", 0, "cpu", 2**35, 2**35, has_fast_bfloat16=True)

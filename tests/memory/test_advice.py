@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config.load import config_from_mapping, with_overrides
-from engine.errors import ConfigError, MemoryUnknownError, ModelError
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.advice import advise
-from engine.memory.compare import compare_methods, largest_that_fits, recommend, share_among
-from engine.memory.estimate import Estimator, estimate_memory
-from engine.models.catalog import find_in_catalog
+from loratory.engine.config.load import config_from_mapping, with_overrides
+from loratory.engine.errors import ConfigError, MemoryUnknownError, ModelError
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.advice import advise
+from loratory.engine.memory.compare import compare_methods, largest_that_fits, recommend, share_among
+from loratory.engine.memory.estimate import Estimator, estimate_memory
+from loratory.engine.models.catalog import find_in_catalog
 
 GIB = 2**30
 QWEN = "Qwen/Qwen3-4B"
@@ -236,7 +236,7 @@ def test_a_mistake_of_the_estimate_is_not_laid_to_the_model(shape, monkeypatch):
     def fail(*_):
         raise KeyError("a mistake of ours")
 
-    monkeypatch.setattr("engine.memory.estimate.find_peak", fail)
+    monkeypatch.setattr("loratory.engine.memory.estimate.find_peak", fail)
 
     with pytest.raises(KeyError, match="a mistake of ours"):
         estimate_memory(shape, config_from_mapping(mapping()), gpu(8))

@@ -2,11 +2,11 @@
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.estimate import estimate_memory
-from engine.models.catalog import find_in_catalog
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.estimate import estimate_memory
+from loratory.engine.models.catalog import find_in_catalog
 
 GIB = 2**30
 GPU = Device("cuda", 0, "a GPU", 80 * GIB, 80 * GIB, has_fast_bfloat16=True)

@@ -8,13 +8,13 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from engine.config.load import config_from_mapping
-from engine.config.methods.registry import METHODS
-from engine.errors import ModelError
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.compare import compare_methods
-from engine.memory.estimate import estimate_memory
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.errors import ModelError
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.compare import compare_methods
+from loratory.engine.memory.estimate import estimate_memory
 
 GPU = Device(
     kind="cuda",

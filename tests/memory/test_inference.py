@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from engine.chat.worker import weights
-from engine.config.load import config_from_mapping
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory import compare
-from engine.memory.compare import cache_bytes, inference_workload
-from engine.memory.workload import workload_of_run
+from loratory.engine.chat.worker import weights
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory import compare
+from loratory.engine.memory.compare import cache_bytes, inference_workload
+from loratory.engine.memory.workload import workload_of_run
 from tests.training.tiny_training import CPU
 
 PIECE = 32

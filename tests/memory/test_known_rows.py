@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.data.contract import RowLengths
-from engine.hardware.device import Device
-from engine.memory.advice import advise
-from engine.memory.compare import compare_methods
-from engine.memory.estimate import Estimator
-from engine.memory.workload import workload_of_run
-from engine.supervision.memory_measurement import config_of_rows
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.hardware.device import Device
+from loratory.engine.memory.advice import advise
+from loratory.engine.memory.compare import compare_methods
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.memory.workload import workload_of_run
+from loratory.engine.supervision.memory_measurement import config_of_rows
 from tests.fake_inspector import a_shape
 
 GIB = 2**30

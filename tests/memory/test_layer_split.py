@@ -2,16 +2,16 @@
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.advice import advise
-from engine.memory.compare import share_among
-from engine.memory.estimate import Estimator
-from engine.memory.layer_split import shape_of_part
-from engine.memory.persistent import weight_bytes
-from engine.memory.workload import workload_of_run
-from engine.models.catalog import find_in_catalog
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.advice import advise
+from loratory.engine.memory.compare import share_among
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.memory.layer_split import shape_of_part
+from loratory.engine.memory.persistent import weight_bytes
+from loratory.engine.memory.workload import workload_of_run
+from loratory.engine.models.catalog import find_in_catalog
 
 GIB = 2**30
 MODELS = ["Qwen/Qwen3-4B", "meta-llama/Llama-3.1-8B-Instruct"]  # with a tied head, and with one of its own

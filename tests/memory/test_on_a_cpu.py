@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.device_need import compiled_products_bytes
-from engine.memory.estimate import GIB, estimate_memory
-from engine.models.catalog import find_in_catalog
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.device_need import compiled_products_bytes
+from loratory.engine.memory.estimate import GIB, estimate_memory
+from loratory.engine.models.catalog import find_in_catalog
 
 CPU = Device("cpu", 0, "a CPU", 64 * GIB, 64 * GIB, has_fast_bfloat16=True, cores=2)
 LLAMA = inventory_of(find_in_catalog("meta-llama/Llama-2-7b-hf").config)

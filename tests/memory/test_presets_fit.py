@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from engine.config.load import Preset, list_presets
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.estimate import estimate_memory
-from engine.models.catalog import find_in_catalog
+from loratory.engine.config.load import Preset, list_presets
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.estimate import estimate_memory
+from loratory.engine.models.catalog import find_in_catalog
 
 GIB = 2**30
 USED_BY_OTHERS = 0.06  # of a GPU's memory: a desktop with a browser
@@ -25,7 +25,7 @@ def device_of(preset: Preset) -> Device:
 @pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
 def test_a_preset_fits_the_device_that_it_names(preset, monkeypatch):
     # Also where no C compiler is there for Triton's kernels, which take less.
-    monkeypatch.setattr("engine.memory.workload.compiles_triton", lambda: False)
+    monkeypatch.setattr("loratory.engine.memory.workload.compiles_triton", lambda: False)
     config = preset.load()
     entry = find_in_catalog(config.model.id)
     assert entry is not None, "presets name models of the catalogue"

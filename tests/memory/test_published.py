@@ -9,14 +9,14 @@ import torch
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.config.run import AdapterConfig
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.device_need import PROCESS_MARGIN, TensorsAtPeak
-from engine.memory.methods.registry import count_trainable
-from engine.memory.structure import find_targets
-from engine.models.catalog import find_in_catalog
-from engine.training.methods.base import choose_targets
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.device_need import PROCESS_MARGIN, TensorsAtPeak
+from loratory.engine.memory.methods.registry import count_trainable
+from loratory.engine.memory.structure import find_targets
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.training.methods.base import choose_targets
 from tests.benchmarks.published.evaluate import (
     Comparison,
     evaluate,

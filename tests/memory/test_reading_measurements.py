@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.memory.device_need import cuda_context_bytes, is_hopper
+from loratory.engine.memory.device_need import cuda_context_bytes, is_hopper
 from tests.benchmarks.published.evaluate import compare, evaluate
 from tests.benchmarks.published.gpus import GIB, is_before_ampere, memory_of_gpu
 from tests.benchmarks.published.measurements import MeasuredPoint, read_measurements

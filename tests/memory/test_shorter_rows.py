@@ -2,15 +2,15 @@
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.config.rules import LOSS_CHUNK_BYTES, LOSS_CHUNK_BYTES_CPU
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.device_need import need_on_device
-from engine.memory.estimate import Estimator
-from engine.memory.layers.losses import chunk_sizes, logit_width, positions_of_larger_chunks
-from engine.memory.workload import workload_of_step
-from engine.models.catalog import find_in_catalog
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.rules import LOSS_CHUNK_BYTES, LOSS_CHUNK_BYTES_CPU
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.device_need import need_on_device
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.memory.layers.losses import chunk_sizes, logit_width, positions_of_larger_chunks
+from loratory.engine.memory.workload import workload_of_step
+from loratory.engine.models.catalog import find_in_catalog
 
 GIB = 2**30
 GEMMA, QWEN, TINY = "google/gemma-2-2b-it", "Qwen/Qwen3-4B", "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -30,7 +30,7 @@ CASES = {
 @pytest.fixture(params=[False, True], ids=["eager", "fused"], autouse=True)
 def fused_loss(request, monkeypatch):
     """Whether Triton's kernel makes the loss on CUDA, whose chunks over a frozen head hold twice the positions."""
-    monkeypatch.setattr("engine.memory.workload.compiles_triton", lambda: request.param)
+    monkeypatch.setattr("loratory.engine.memory.workload.compiles_triton", lambda: request.param)
     return request.param
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from engine.config.run import AdapterConfig
-from engine.errors import ConfigError
-from engine.memory.structure import find_targets
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.errors import ConfigError
+from loratory.engine.memory.structure import find_targets
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 
 SHAPE = published_shape(

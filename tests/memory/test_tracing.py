@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.config.run import AdapterConfig
+from loratory.engine.config.run import AdapterConfig
 from tests.benchmarks.published.other_trainers import PlainLoss
 from tests.memory.traced_steps import Case, build_model, loss_alone_step, plain_step, simulate, trace, workload_of
 

@@ -9,11 +9,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from engine.config.run import AdapterConfig
-from engine.memory.methods.registry import count_trainable
-from engine.memory.persistent import optimizer_scratch_bytes, optimizer_state_bytes
-from engine.memory.structure import find_targets
-from engine.memory.workload import Optimizer
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.memory.methods.registry import count_trainable
+from loratory.engine.memory.persistent import optimizer_scratch_bytes, optimizer_state_bytes
+from loratory.engine.memory.structure import find_targets
+from loratory.engine.memory.workload import Optimizer
 from tests.memory.live_bytes import LiveBytes
 from tests.memory.traced_steps import LORA, Case, build_model, plain_step, shape_of
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from engine.config.methods.registry import METHODS
-from engine.hardware.device import Device
-from engine.memory import workload
-from engine.memory.estimate import Estimator
-from engine.memory.layers import losses
-from engine.training.ops import loss
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.hardware.device import Device
+from loratory.engine.memory import workload
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.memory.layers import losses
+from loratory.engine.training.ops import loss
 from tests.memory.own_trainer import ROUND_SIZES, prepare
 from tests.memory.traced_steps import BATCH, LENGTH, VOCABULARY, simulate, trace
 
@@ -180,7 +180,7 @@ REFERENCES = {
 
 @pytest.mark.parametrize("overrides", REFERENCES.values(), ids=REFERENCES.keys())
 def test_what_the_reference_of_a_preference_run_keeps_is_counted(overrides):
-    from engine.training.objectives.reference import ReferenceModel
+    from loratory.engine.training.objectives.reference import ReferenceModel
 
     own = prepare(DPO | overrides, batch=2, shared=4, model_type="qwen2")
     start = ReferenceModel.from_model(own.model, warm_started="adapter.warm_start" in overrides).start

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from engine.config.load import config_from_mapping, with_overrides
-from engine.errors import ConfigError
-from engine.hardware.device import Device
-from engine.hardware.devices import device_problems
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.advice import AdvisedChange, advise
-from engine.memory.compare import MethodNeed, compare_methods
-from engine.models.catalog import find_in_catalog
+from loratory.engine.config.load import config_from_mapping, with_overrides
+from loratory.engine.errors import ConfigError
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import device_problems
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.advice import AdvisedChange, advise
+from loratory.engine.memory.compare import MethodNeed, compare_methods
+from loratory.engine.models.catalog import find_in_catalog
 
 GIB = 2**30
 MODELS = ["Qwen/Qwen3-8B", "google/gemma-2-2b-it"]

@@ -5,10 +5,10 @@ from functools import partial
 
 import torch
 
-from engine.config.run import AdapterConfig
-from engine.memory.phases import StepRules, simulate_step
-from engine.memory.structure import find_targets, read_structure
-from engine.memory.workload import StepPrecision
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.memory.phases import StepRules, simulate_step
+from loratory.engine.memory.structure import find_targets, read_structure
+from loratory.engine.memory.workload import StepPrecision
 from tests.benchmarks.published.other_trainers import PlainLoss, PlainTape, PlainWorkload, simulate_plain_step
 from tests.memory.live_bytes import LiveBytes
 
@@ -101,7 +101,7 @@ def add_adapter(model, adapter):
 
 def shape_of(case):
     """Return the inventory that the estimate sees."""
-    from engine.inspector.worker.inventory import inventory_of
+    from loratory.engine.inspector.worker.inventory import inventory_of
 
     return inventory_of(build_config(case).to_dict())
 

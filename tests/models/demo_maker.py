@@ -7,10 +7,10 @@ import signal
 import sys
 from pathlib import Path
 
-from engine.config.run import ModelConfig
-from engine.models.prepared import ModelProgress
-from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.models.prepared import ModelProgress
+from loratory.engine.models.source import resolve_model
+from loratory.engine.paths import LoratoryHome
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from engine.models.prepared import Recipe, prepare_once
+from loratory.engine.models.prepared import Recipe, prepare_once
 
 RECIPE = Recipe(made_from="the test", needed_bytes=1)
 

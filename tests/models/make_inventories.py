@@ -6,9 +6,9 @@ Run it after the catalogue, the inventory or the version of transformers has cha
 import importlib.metadata
 import zipfile
 
-from engine.inspector.worker.inventory import inventory_of
-from engine.models.catalog import list_catalog
-from engine.models.inventory_cache import SHIPPED, inventory_name
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.models.catalog import list_catalog
+from loratory.engine.models.inventory_cache import SHIPPED, inventory_name
 
 _TIME = (2020, 1, 1, 0, 0, 0)  # the same content gives the same archive
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from engine.accounts.limits import LabLimits
-from engine.errors import ModelError
-from engine.models.cache_space import ModelUse, remove_cached_model, scan_model_cache
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.errors import ModelError
+from loratory.engine.models.cache_space import ModelUse, remove_cached_model, scan_model_cache
 
 MB = 10**6
 NEEDED = {"org/oldest": ModelUse(last=0.0, runs=3, needed_by=("ann/20261101-000000-000-abcd",))}

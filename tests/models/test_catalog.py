@@ -4,8 +4,14 @@ import json
 
 import pytest
 
-from engine.models.catalog import find_in_catalog, is_causal_lm, is_known_model_type, list_catalog, search_catalog
-from engine.models.source import is_hub_id
+from loratory.engine.models.catalog import (
+    find_in_catalog,
+    is_causal_lm,
+    is_known_model_type,
+    list_catalog,
+    search_catalog,
+)
+from loratory.engine.models.source import is_hub_id
 
 
 def test_the_demo_model_comes_first_and_ids_are_unique():

@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.config.run import ModelConfig
-from engine.errors import ModelError
-from engine.models.prepared import _DEMO_RECIPE, demo_folder, is_prepared
-from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ModelError
+from loratory.engine.models.prepared import _DEMO_RECIPE, demo_folder, is_prepared
+from loratory.engine.models.source import resolve_model
+from loratory.engine.paths import LoratoryHome
 
 pytestmark = pytest.mark.e2e
 

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from engine.files import sha256_of
-from engine.models import fingerprint
-from engine.models.fingerprint import BackgroundHash, changed_file, list_weights
+from loratory.engine.files import sha256_of
+from loratory.engine.models import fingerprint
+from loratory.engine.models.fingerprint import BackgroundHash, changed_file, list_weights
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.run import ModelConfig
-from engine.errors import ModelError
-from engine.models.folder import ModelPart, check_model_folder, check_tokenizer_files, read_safetensors_header
-from engine.models.source import resolve_model
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ModelError
+from loratory.engine.models.folder import ModelPart, check_model_folder, check_tokenizer_files, read_safetensors_header
+from loratory.engine.models.source import resolve_model
 from tests.models.model_files import LLAMA_CONFIG, model_files, safetensors_bytes
 
 NOBODY = 65534

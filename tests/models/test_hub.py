@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from engine.config.run import ModelConfig
-from engine.errors import HubUnreachableError, ModelError, StorageError
-from engine.models.folder import ModelPart
-from engine.models.hub import cached_snapshot, fetch_from_hub, search_hub
-from engine.models.source import is_hub_id, is_revision, resolve_model
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import HubUnreachableError, ModelError, StorageError
+from loratory.engine.models.folder import ModelPart
+from loratory.engine.models.hub import cached_snapshot, fetch_from_hub, search_hub
+from loratory.engine.models.source import is_hub_id, is_revision, resolve_model
 from tests.hub.published import COMMIT, NEXT_COMMIT, PublishedHub
 from tests.models.model_files import LLAMA_CONFIG, model_files, safetensors_bytes
 

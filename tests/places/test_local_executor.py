@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.processes.spawn import cap_log
-from engine.runs import job
-from engine.runs.job import WORKER_MODULE, JobSpec, Nodes, start_worker, training_command, worker_command
-from engine.runs.run import Run, RunFolder
+from loratory.engine.processes.spawn import cap_log
+from loratory.engine.runs import job
+from loratory.engine.runs.job import WORKER_MODULE, JobSpec, Nodes, start_worker, training_command, worker_command
+from loratory.engine.runs.run import Run, RunFolder
 from tests.supervision.fake_runs import config_for, cpu, gpu
 
 
@@ -26,7 +26,7 @@ def shown_by(order: JobSpec, *variables: str) -> list[str]:
 
 def test_one_process_trains_on_one_device(run):
     assert worker_command(JobSpec(run, config_for(), (cpu(),), 1)) == [
-        sys.executable, "-P", "-m", "engine.training.worker", str(run.folder.path),
+        sys.executable, "-P", "-m", "loratory.engine.training.worker", str(run.folder.path),
     ]  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_several_processes_are_started_one_for_each_device(run):
     command = worker_command(JobSpec(run, config, (gpu(0), gpu(2)), 1))
 
     assert command[command.index("--nproc-per-node") + 1] == "2"
-    assert command[-3:] == ["--module", "engine.training.worker", str(run.folder.path)]
+    assert command[-3:] == ["--module", "loratory.engine.training.worker", str(run.folder.path)]
     alone = config_for(run={"launcher": "accelerate"})
     assert worker_command(JobSpec(run, alone, (cpu(),), 1)) == worker_command(JobSpec(run, config_for(), (cpu(),), 1))
 

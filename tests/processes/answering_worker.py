@@ -5,8 +5,8 @@ import signal
 import sys
 import time
 
-from engine.errors import ConfigError, DatasetError, Problem
-from engine.processes.messages import JsonObject, Request, serve
+from loratory.engine.errors import ConfigError, DatasetError, Problem
+from loratory.engine.processes.messages import JsonObject, Request, serve
 
 
 def echo(params: JsonObject, request: Request) -> JsonObject:

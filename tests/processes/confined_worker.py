@@ -5,8 +5,8 @@ import re
 import time
 from pathlib import Path
 
-from engine.processes.limits import limited
-from engine.processes.messages import JsonObject, Request, Steps, serve
+from loratory.engine.processes.limits import limited
+from loratory.engine.processes.messages import JsonObject, Request, Steps, serve
 
 
 def stick(params: JsonObject, request: Request) -> JsonObject:

@@ -1,7 +1,7 @@
 """A worker for tests: counts aloud, one number a turn."""
 
-from engine.errors import DatasetError
-from engine.processes.messages import JsonObject, Request, Steps, serve
+from loratory.engine.errors import DatasetError
+from loratory.engine.processes.messages import JsonObject, Request, Steps, serve
 
 
 def count(params: JsonObject, request: Request) -> Steps:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from engine.processes.spawn import Access, environment_for, give_up_access, has_hub_login
+from loratory.engine.processes.spawn import Access, environment_for, give_up_access, has_hub_login
 
 SECRETS = {
     "HF_TOKEN": "hf_secret",

@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.processes.spawn import worker_argv
-from engine.runs.job import WORKER_MODULE
+from loratory.engine.processes.spawn import worker_argv
+from loratory.engine.runs.job import WORKER_MODULE
 from tests import fork_server
 from tests.fork_server import ForkServers
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from engine.processes.liveness import ProcessIdentity, boot_id, end_group
+from loratory.engine.processes.liveness import ProcessIdentity, boot_id, end_group
 from tests.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]

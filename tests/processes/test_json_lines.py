@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ConfigError, DatasetError, WorkerError
-from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.liveness import ProcessIdentity
+from loratory.engine.errors import ConfigError, DatasetError, WorkerError
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.liveness import ProcessIdentity
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from engine.processes.limits import TimeLimitError, peak_process_bytes, time_limit
+from loratory.engine.processes.limits import TimeLimitError, peak_process_bytes, time_limit
 
 needs_signals = pytest.mark.skipif(not hasattr(signal, "SIGVTALRM"), reason="this platform has no such timer")
 
@@ -61,7 +61,7 @@ def test_in_another_thread_code_runs_without_a_bound():
 
 
 SAY_PEAK = """
-from engine.processes.limits import peak_process_bytes
+from loratory.engine.processes.limits import peak_process_bytes
 before = peak_process_bytes()
 held = b"x" * (64 << 20)
 print(before, peak_process_bytes())

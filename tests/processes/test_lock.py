@@ -5,13 +5,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from engine.errors import StorageError
-from engine.processes.liveness import FileLock
+from loratory.engine.errors import StorageError
+from loratory.engine.processes.liveness import FileLock
 
 HOLDER = """
 import sys
 from pathlib import Path
-from engine.processes.liveness import FileLock
+from loratory.engine.processes.liveness import FileLock
 
 lock = FileLock(Path(sys.argv[1]))
 assert lock.acquire()
@@ -53,7 +53,7 @@ def test_looking_at_a_lock_that_this_process_holds_does_not_drop_it(tmp_path):
     assert not lock.is_held_by_another()
 
     probe = subprocess.run(
-        [sys.executable, "-c", f"from pathlib import Path; from engine.processes.liveness import FileLock; "
+        [sys.executable, "-c", f"from pathlib import Path; from loratory.engine.processes.liveness import FileLock; "
          f"print(FileLock(Path({str(path)!r})).is_held_by_another())"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import ModelLimitError, WorkerError
-from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.liveness import ProcessIdentity
-from engine.processes.pool import ProcessPool
+from loratory.engine.errors import ModelLimitError, WorkerError
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.processes.pool import ProcessPool
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ def a_process(tmp_path: Path) -> JsonLinesProcess:
 @pytest.fixture
 def keeps_up(monkeypatch):
     """Let the first process of a pool count as one that keeps up, however long it stands still."""
-    monkeypatch.setattr("engine.processes.pool._BEGINS_WITHIN_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("loratory.engine.processes.pool._BEGINS_WITHIN_SECONDS", PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_too_much_memory_is_an_error_and_the_worker_lives_on(tmp_path):
 ASKER = """
 import sys, threading
 from pathlib import Path
-from engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.json_lines import JsonLinesProcess
 
 process = JsonLinesProcess(sys.argv[1], log_file=Path(sys.argv[2]))
 stuck = process.stream("stick", {"seconds": 3600})

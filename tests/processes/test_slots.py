@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.errors import WorkerError
-from engine.processes.json_lines import JsonLinesProcess, result_of
-from engine.processes.pool import ProcessPool, ProcessSlots
+from loratory.engine.errors import WorkerError
+from loratory.engine.processes.json_lines import JsonLinesProcess, result_of
+from loratory.engine.processes.pool import ProcessPool, ProcessSlots
 from tests.waiting import PATIENCE_SECONDS, count_living, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def slots_for(most: int) -> ProcessSlots:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Who waits looks again soon."""
-    monkeypatch.setattr("engine.processes.pool._POLL_SECONDS", 0.02)
+    monkeypatch.setattr("loratory.engine.processes.pool._POLL_SECONDS", 0.02)
 
 
 @pytest.fixture

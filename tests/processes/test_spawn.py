@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from engine.errors import WorkerError
-from engine.processes.spawn import spawn, worker_argv
+from loratory.engine.errors import WorkerError
+from loratory.engine.processes.spawn import spawn, worker_argv
 
 
 def run(tmp_path, code: str, **values: Any) -> str:
@@ -57,4 +57,4 @@ def test_what_cannot_be_started_is_one_clear_error(tmp_path):
 
 
 def test_our_modules_run_in_this_python_and_not_from_the_current_folder():
-    assert worker_argv("engine.x", ("a",)) == [sys.executable, "-P", "-m", "engine.x", "a"]
+    assert worker_argv("loratory.engine.x", ("a",)) == [sys.executable, "-P", "-m", "loratory.engine.x", "a"]

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from engine.chat.target import list_checkpoints as talkable
-from engine.files import sha256_of
-from engine.runs.checkpoints import MANIFEST, Manifest, describe_files, offered_checkpoints
-from engine.runs.run import RunFolder, RunState
+from loratory.engine.chat.target import list_checkpoints as talkable
+from loratory.engine.files import sha256_of
+from loratory.engine.runs.checkpoints import MANIFEST, Manifest, describe_files, offered_checkpoints
+from loratory.engine.runs.run import RunFolder, RunState
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def flip_a_byte(path):
 def reads(monkeypatch):
     """Names of the files whose content was read."""
     names = []
-    monkeypatch.setattr("engine.runs.checkpoints.sha256_of", lambda path: (names.append(path.name), sha256_of(path))[1])
+    monkeypatch.setattr(
+        "loratory.engine.runs.checkpoints.sha256_of", lambda path: (names.append(path.name), sha256_of(path))[1]
+    )
     return names
 
 

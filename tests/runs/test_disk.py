@@ -6,16 +6,16 @@ from datetime import datetime
 
 import pytest
 
-from engine.accounts.limits import LabLimits
-from engine.hardware.device_job import models_in_use, note_model
-from engine.models.cache_space import ModelUse
-from engine.models.prepared import DEMO_MODEL_ID
-from engine.models.source import DEMO_HUB_ID
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.disk import DiskSamples, DiskUse, disk_warning, model_uses, models_needed_by
-from engine.runs.provenance import Provenance
-from engine.runs.store import RunStore
-from engine.runs.usage import Week
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.hardware.device_job import models_in_use, note_model
+from loratory.engine.models.cache_space import ModelUse
+from loratory.engine.models.prepared import DEMO_MODEL_ID
+from loratory.engine.models.source import DEMO_HUB_ID
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.disk import DiskSamples, DiskUse, disk_warning, model_uses, models_needed_by
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.store import RunStore
+from loratory.engine.runs.usage import Week
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.waiting import wait_until
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.errors import ConfigError
-from engine.hardware.cuda import energy_so_far_joules
-from engine.runs.summary import RunSummary, summarize
-from engine.runs.usage import Electricity, energy_of, energy_words, read_electricity, save_electricity
+from loratory.engine.errors import ConfigError
+from loratory.engine.hardware.cuda import energy_so_far_joules
+from loratory.engine.runs.summary import RunSummary, summarize
+from loratory.engine.runs.usage import Electricity, energy_of, energy_words, read_electricity, save_electricity
 from tests.supervision.fake_runs import config_for, gpu, wait_for_state
 
 KWH = 3.6e6

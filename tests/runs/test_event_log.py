@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine.errors import StorageError
-from engine.runs.history import events
-from engine.runs.history.events import (
+from loratory.engine.errors import StorageError
+from loratory.engine.runs.history import events
+from loratory.engine.runs.history.events import (
     CheckpointData,
     EvalData,
     Event,
@@ -18,7 +18,7 @@ from engine.runs.history.events import (
     StepData,
     WarningData,
 )
-from engine.runs.history.log import EventWriter, last_event, read_events, read_lines
+from loratory.engine.runs.history.log import EventWriter, last_event, read_events, read_lines
 from tests.event_log import write_log
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.runs.history.events import (
+from loratory.engine.runs.history.events import (
     CheckpointData,
     EvalData,
     EventData,
@@ -16,8 +16,8 @@ from engine.runs.history.events import (
     StepData,
     WarningData,
 )
-from engine.runs.history.log import EventWriter, read_lines
-from engine.runs.history.run_history import HistoryReader, read_history, seconds_left, seconds_per_step
+from loratory.engine.runs.history.log import EventWriter, read_lines
+from loratory.engine.runs.history.run_history import HistoryReader, read_history, seconds_left, seconds_per_step
 from tests.event_log import write_log
 
 
@@ -107,7 +107,7 @@ def test_following_reads_only_what_is_new_and_nothing_new_is_the_same_object(log
         opened.append(offset)
         return read_lines(path, offset, max_bytes)
 
-    monkeypatch.setattr("engine.runs.history.run_history.read_lines", remembering)
+    monkeypatch.setattr("loratory.engine.runs.history.run_history.read_lines", remembering)
     second = reader.update()
 
     assert min(opened) == first.next_offset, "nothing before the offset is read again"

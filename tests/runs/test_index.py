@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from engine.runs.control import change_notes
-from engine.runs.history.events import EvalData, MemoryData, StatusData, StepData
-from engine.runs.history.log import EventWriter
-from engine.runs.provenance import MemoryFigures, Provenance, run_title
-from engine.runs.run import RunState
-from engine.runs.summary import RunIndex, summarize
+from loratory.engine.runs.control import change_notes
+from loratory.engine.runs.history.events import EvalData, MemoryData, StatusData, StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.provenance import MemoryFigures, Provenance, run_title
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.summary import RunIndex, summarize
 from tests.event_log import write_log
 from tests.supervision.fake_runs import config_for
 
@@ -75,7 +75,7 @@ def test_rows_of_ended_runs_are_remembered_across_restarts_and_not_read_again(st
     def refuse(*_args):
         raise AssertionError("drawn up although nothing had changed")
 
-    monkeypatch.setattr("engine.runs.summary.summarize", refuse)
+    monkeypatch.setattr("loratory.engine.runs.summary.summarize", refuse)
     assert [row.name for row in RunIndex(store).summaries()] == ["two", "one"]
 
 

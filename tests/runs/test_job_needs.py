@@ -2,13 +2,20 @@
 
 import pytest
 
-from engine.config.run import DatasetConfig, SlurmConfig
-from engine.data.contract import RowLengths
-from engine.hardware.device import Device, known_device
-from engine.places.run_place import SlurmCluster
-from engine.places.slurm.place import ClusterPlace, GpuType
-from engine.runs.prediction import RunPlan, estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
-from engine.runs.summary import RunSummary
+from loratory.engine.config.run import DatasetConfig, SlurmConfig
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.hardware.device import Device, known_device
+from loratory.engine.places.run_place import SlurmCluster
+from loratory.engine.places.slurm.place import ClusterPlace, GpuType
+from loratory.engine.runs.prediction import (
+    RunPlan,
+    estimated_hours,
+    host_memory_bytes,
+    in_half_hours,
+    measured_hours,
+    tflops_of,
+)
+from loratory.engine.runs.summary import RunSummary
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.fake_inspector import a_report
 from tests.supervision.fake_runs import GIB, config_for, cpu

@@ -2,17 +2,17 @@
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.estimate import estimate_memory
-from engine.models.catalog import find_in_catalog
-from engine.runs.history.events import MemoryData, StatusData, StepData
-from engine.runs.history.run_history import read_history
-from engine.runs.prediction import needs_of
-from engine.runs.provenance import MemoryFigures, Provenance, predicted_figures
-from engine.runs.store import RunStore
-from engine.runs.summary import summarize
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.estimate import estimate_memory
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.runs.history.events import MemoryData, StatusData, StepData
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.prediction import needs_of
+from loratory.engine.runs.provenance import MemoryFigures, Provenance, predicted_figures
+from loratory.engine.runs.store import RunStore
+from loratory.engine.runs.summary import summarize
 from tests.event_log import write_log
 
 CONFIG = config_from_mapping({"model": {"id": "m"}, "dataset": {"source": "-"}})

@@ -7,12 +7,12 @@ import re
 import plotly.graph_objects as go
 import pytest
 
-from engine.config.objectives import LONGER_PREFERRED
-from engine.config.training import TrainingConfig
-from engine.runs.history.events import DataReportData, EvalData, ResumedData, StatusData, StepData
-from engine.runs.history.log import EventWriter
-from engine.runs.history.preference_health import preference_findings
-from engine.runs.history.run_history import read_history
+from loratory.engine.config.objectives import LONGER_PREFERRED
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.runs.history.events import DataReportData, EvalData, ResumedData, StatusData, StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.history.preference_health import preference_findings
+from loratory.engine.runs.history.run_history import read_history
 from tests.event_log import write_log
 
 DPO = TrainingConfig(objective="dpo")
@@ -175,7 +175,7 @@ def figure(value):
 
 
 def test_rewards_margin_accuracy_and_length_are_small_charts_of_one_figure(tmp_path):
-    from ui.views.step_charts import preference_figure
+    from loratory.ui.views.step_charts import preference_figure
 
     history = read_history(log_of(tmp_path, lambda share: rewards(share, -share), chosen_longer=0.6))
 
@@ -196,7 +196,7 @@ def test_rewards_margin_accuracy_and_length_are_small_charts_of_one_figure(tmp_p
 
 
 def test_ratings_have_their_kl_and_log_probabilities(tmp_path):
-    from ui.views.step_charts import preference_figure
+    from loratory.ui.views.step_charts import preference_figure
 
     ratings = {"rewards/chosen": 1.0, "rewards/rejected": -1.0, "rewards/margins": 2.0, "logps/chosen": -9.0, "logps/rejected": -8.0, "kl": 0.4}  # fmt: skip
     history = read_history(log_of(tmp_path, lambda _: ratings))
@@ -210,7 +210,7 @@ def test_ratings_have_their_kl_and_log_probabilities(tmp_path):
 
 
 def test_before_anything_was_measured_there_is_no_chart(tmp_path):
-    from ui.views.step_charts import preference_figure
+    from loratory.ui.views.step_charts import preference_figure
 
     log = tmp_path / "events.jsonl"
     write_log(log, StatusData(phase="training", total_steps=9))

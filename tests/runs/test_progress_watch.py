@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from engine.runs.activity import ProgressWatch, SilenceLimits
-from engine.runs.run import RunFolder
+from loratory.engine.runs.activity import ProgressWatch, SilenceLimits
+from loratory.engine.runs.run import RunFolder
 
 LIMITS = SilenceLimits(idle_seconds=100, suspended_seconds=50, preparing_idle_seconds=300, busy_seconds=1000)
 

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from engine.errors import ConfigError, RunError, SupersededError
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.control import change_notes, read_notes
-from engine.runs.history.events import StatusData
-from engine.runs.run import ATTEMPT_VARIABLE, RunFolder, RunState
+from loratory.engine.errors import ConfigError, RunError, SupersededError
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.control import change_notes, read_notes
+from loratory.engine.runs.history.events import StatusData
+from loratory.engine.runs.run import ATTEMPT_VARIABLE, RunFolder, RunState
 from tests.event_log import write_log
 
 
@@ -126,7 +126,7 @@ def test_a_run_that_was_submitted_is_claimed_by_that_job_alone(folder, monkeypat
 
 def test_a_living_worker_is_known_by_its_lock_even_without_a_record(folder):
     script = (
-        "import sys; from pathlib import Path; from engine.runs.run import RunFolder; "
+        "import sys; from pathlib import Path; from loratory.engine.runs.run import RunFolder; "
         "claim = RunFolder(Path(sys.argv[1])).claim(); print('claimed', flush=True); sys.stdin.read()"
     )
     worker = subprocess.Popen(

@@ -1,6 +1,6 @@
 from typing import Any
 
-from engine.runs.summary import (
+from loratory.engine.runs.summary import (
     RunQuery,
     RunSummary,
     best_by_held_out_loss,

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from engine.runs.history.events import StepData
-from engine.runs.history.steps import COLUMNS, GrowingColumns, StepSeries, row_of, smooth, thin
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.runs.history.steps import COLUMNS, GrowingColumns, StepSeries, row_of, smooth, thin
 
 
 def a_step(step, **changes) -> StepData:

@@ -7,13 +7,13 @@ import time
 import pytest
 import yaml
 
-from engine.config.load import config_from_mapping, mapping_from_yaml
-from engine.errors import RunError, StorageError
-from engine.runs.history.events import StatusData
-from engine.runs.provenance import Provenance, read_provenance
-from engine.runs.run import RUN_ID, RunState
-from engine.runs.store import RunStore, list_owners
-from engine.supervision.supervisor import reconcile
+from loratory.engine.config.load import config_from_mapping, mapping_from_yaml
+from loratory.engine.errors import RunError, StorageError
+from loratory.engine.runs.history.events import StatusData
+from loratory.engine.runs.provenance import Provenance, read_provenance
+from loratory.engine.runs.run import RUN_ID, RunState
+from loratory.engine.runs.store import RunStore, list_owners
+from loratory.engine.supervision.supervisor import reconcile
 from tests.event_log import write_log
 from tests.supervision.fake_runs import config_for, fake_settings
 
@@ -94,7 +94,7 @@ def test_owners_do_not_see_each_others_runs(home):
 
 def test_processes_with_one_key_make_one_run(home, store):
     script = (
-        "from engine.paths import LoratoryHome; from engine.runs.store import RunStore; "
+        "from loratory.engine.paths import LoratoryHome; from loratory.engine.runs.store import RunStore; "
         "from tests.supervision.fake_runs import config_for; "
         "print(RunStore(LoratoryHome.from_environment(), 'ann').create(config_for(), key='k').id)"
     )

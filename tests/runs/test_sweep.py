@@ -2,9 +2,9 @@ import itertools
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.errors import ConfigError
-from engine.runs.sweep import keep_alpha_ratio, sweep_configs
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.errors import ConfigError
+from loratory.engine.runs.sweep import keep_alpha_ratio, sweep_configs
 
 BASE = {"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, "run": {"name": "Evening"}}
 

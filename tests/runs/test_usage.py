@@ -4,8 +4,8 @@ from datetime import datetime
 
 import pytest
 
-from engine.runs.run import RunState
-from engine.runs.usage import (
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.usage import (
     HALF_LIFE_SECONDS,
     Attempt,
     DecayedSeconds,

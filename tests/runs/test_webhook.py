@@ -7,8 +7,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from pydantic import SecretStr
 
-from engine.runs.summary import RunSummary
-from engine.runs.webhook import Webhook, WebhookError, WebhookStore, deliver, parse_webhook, payload_of, send, words_of
+from loratory.engine.runs.summary import RunSummary
+from loratory.engine.runs.webhook import (
+    Webhook,
+    WebhookError,
+    WebhookStore,
+    deliver,
+    parse_webhook,
+    payload_of,
+    send,
+    words_of,
+)
 from tests.supervision.fake_runs import config_for
 from tests.waiting import PATIENCE_SECONDS
 
@@ -53,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver(monkeypatch):
-    monkeypatch.setattr("engine.runs.webhook._DEADLINE_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr("loratory.engine.runs.webhook._DEADLINE_SECONDS", PATIENCE_SECONDS)
     server = Receiver()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -144,7 +153,7 @@ def test_a_lab_sends_to_no_private_address_unless_its_admin_allows_it(host):
 
 
 def test_a_server_that_never_finishes_is_left(monkeypatch, home, webhooks):
-    monkeypatch.setattr("engine.runs.webhook._DEADLINE_SECONDS", 0.3)
+    monkeypatch.setattr("loratory.engine.runs.webhook._DEADLINE_SECONDS", 0.3)
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as silent:  # listens and does not answer
         webhooks.save(parse_webhook(f"http://127.0.0.1:{silent.server_port}/{SECRET}"))
 

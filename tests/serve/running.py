@@ -8,11 +8,11 @@ from typing import Any
 
 import uvicorn
 
-from engine.accounts.listener import bound_socket
-from engine.chat.contract import ChatChunk, ChatRequest, ChatState, ChatTarget, LoadedModel, PromptView
-from engine.config.run import ModelConfig
-from engine.serve.endpoint import build_endpoint
-from engine.serve.model import ServedModel
+from loratory.engine.accounts.listener import bound_socket
+from loratory.engine.chat.contract import ChatChunk, ChatRequest, ChatState, ChatTarget, LoadedModel, PromptView
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.serve.endpoint import build_endpoint
+from loratory.engine.serve.model import ServedModel
 from tests.waiting import wait_until
 
 TARGET = ChatTarget.of_model(ModelConfig(id="org/model"))

@@ -9,8 +9,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from engine.errors import DeviceError, ModelError, RunError, WorkerError
-from engine.serve.model import ServedModel, StopScanner
+from loratory.engine.errors import DeviceError, ModelError, RunError, WorkerError
+from loratory.engine.serve.model import ServedModel, StopScanner
 from tests.serve.running import TARGET, ScriptedSession, listening
 from tests.waiting import wait_until
 

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from engine.accounts.listener import bound_socket
-from engine.serve.model import ServedModel
+from loratory.engine.accounts.listener import bound_socket
+from loratory.engine.serve.model import ServedModel
 from tests.serve.running import TARGET, ScriptedSession, listening, send
 
 BODY = json.dumps({"model": "my-run", "messages": [{"role": "user", "content": "Hi"}]})

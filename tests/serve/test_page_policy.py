@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from loratory.ui.backend.transfers import Transfers
+from loratory.ui.policy import quick_front_end
 from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from tests.real_tls import public_site
 from tests.serve.running import send
-from ui.backend.transfers import Transfers
-from ui.policy import quick_front_end
 
 JSON = {"Content-Type": "application/json"}
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}

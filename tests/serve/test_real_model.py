@@ -15,19 +15,19 @@ import pytest
 from openai import OpenAI
 from safetensors.torch import load_file, save_file
 
-from engine.accounts.accounts import open_database
-from engine.accounts.lab import LabSettings, save_settings
-from engine.accounts.limits import LabLimits
-from engine.chat.contract import ChatRequest, ChatTarget
-from engine.chat.session import ChatSession
-from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig
-from engine.data.conversation import Message
-from engine.hardware.lease import LeaseBook
-from engine.hardware.processor import describe_processor
-from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
-from engine.serve.model import ServedModel
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.lab import LabSettings, save_settings
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.chat.contract import ChatRequest, ChatTarget
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.conversation import Message
+from loratory.engine.hardware.lease import LeaseBook
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.models.source import resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.serve.model import ServedModel
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.serve.running import listening
 from tests.tiny_model import make_tiny_model
@@ -93,7 +93,7 @@ def test_the_client_gets_what_the_chat_says(client, session, model, branch):
 
 
 def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires(home, monkeypatch):
-    monkeypatch.setattr("engine.chat.session._POLL_SECONDS", 0.05)
+    monkeypatch.setattr("loratory.engine.chat.session._POLL_SECONDS", 0.05)
     open_database(home).close()  # makes it a lab's
     save_settings(home, LabSettings(limits=LabLimits(idle_minutes=1)))
     messages: list[str] = []
@@ -153,7 +153,7 @@ def test_the_command_serves_the_demo_model_with_an_adapter_and_ends_without_a_tr
     base = resolve_model(ModelConfig(id="smollm2-135m-instruct"), demo_home).location
     adapter = make_adapter(Path(base), tmp_path / "demo-adapter", lora(r=8, target_modules="all-linear"), scale=0.05)
     process = subprocess.Popen(
-        [sys.executable, "-m", "engine.cli", "serve", str(adapter), "--port", "0", "--json"],
+        [sys.executable, "-m", "loratory.engine.cli", "serve", str(adapter), "--port", "0", "--json"],
         env={**os.environ, "LORATORY_HOME": str(demo_home.root)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.places import make_executors
-from engine.places.slurm.job import SlurmExecutor
-from engine.places.slurm.place import ClusterPlace, GpuType, SlurmRecord
-from engine.runs.run import Run
-from engine.runs.store import RunStore
-from engine.supervision.supervisor import Supervisor
+from loratory.engine.places import make_executors
+from loratory.engine.places.slurm.job import SlurmExecutor
+from loratory.engine.places.slurm.place import ClusterPlace, GpuType, SlurmRecord
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.supervisor import Supervisor
 from tests.slurm.cluster import Cluster, missing_programs, why_not
 from tests.supervision.fake_runs import (
     REPOSITORY,

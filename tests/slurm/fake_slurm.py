@@ -1,6 +1,6 @@
 """A Slurm whose answers a test decides."""
 
-from engine.places.slurm.commands import JobLine
+from loratory.engine.places.slurm.commands import JobLine
 
 
 class FakeSlurm:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from engine.cli import run_command
+from loratory.engine.cli import run_command
 from tests.supervision.fake_runs import REPOSITORY
 
 pytestmark = pytest.mark.e2e

@@ -6,17 +6,17 @@ import time
 import psutil
 import pytest
 
-from engine.errors import ClusterError, ClusterUnreachableError
-from engine.places.slurm.commands import JobLine, Slurm, exit_code_of, seconds_of
-from engine.places.slurm.discovery import free_gpus
-from engine.places.slurm.job import SlurmJob
-from engine.places.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord
-from engine.places.slurm.script import expected_start
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.run import RunState, WorkerRecord
-from engine.runs.store import RunStore
-from engine.supervision.states import resumes_automatically
-from engine.supervision.worker_monitor import Timeouts, WorkerMonitor
+from loratory.engine.errors import ClusterError, ClusterUnreachableError
+from loratory.engine.places.slurm.commands import JobLine, Slurm, exit_code_of, seconds_of
+from loratory.engine.places.slurm.discovery import free_gpus
+from loratory.engine.places.slurm.job import SlurmJob
+from loratory.engine.places.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord
+from loratory.engine.places.slurm.script import expected_start
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.run import RunState, WorkerRecord
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.states import resumes_automatically
+from loratory.engine.supervision.worker_monitor import Timeouts, WorkerMonitor
 from tests.supervision.fake_runs import config_for
 
 

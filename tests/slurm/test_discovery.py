@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.commands.lab import find_problems
-from engine.config.load import section_from_mapping
-from engine.errors import ClusterError, ConfigError
-from engine.places.slurm.discovery import (
+from loratory.engine.commands.lab import find_problems
+from loratory.engine.config.load import section_from_mapping
+from loratory.engine.errors import ClusterError, ConfigError
+from loratory.engine.places.slurm.discovery import (
     NodeGroup,
     ProbeGpu,
     ProbeReport,
@@ -15,7 +15,7 @@ from engine.places.slurm.discovery import (
     to_yaml,
     write_place,
 )
-from engine.places.slurm.place import ClusterPlace, GpuType, read_place
+from loratory.engine.places.slurm.place import ClusterPlace, GpuType, read_place
 
 
 def a_group(**changes) -> NodeGroup:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.data.source import list_samples
-from engine.errors import EngineError
-from engine.places.slurm.fetch import Fetch
-from engine.runs.store import RunStore
+from loratory.engine.data.source import list_samples
+from loratory.engine.errors import EngineError
+from loratory.engine.places.slurm.fetch import Fetch
+from loratory.engine.runs.store import RunStore
 from tests.supervision.fake_runs import config_for
 from tests.waiting import wait_until
 
@@ -37,7 +37,7 @@ def test_a_fetch_that_is_given_up_leaves_no_process(home):
     config = config_for(model={"id": "nobody/nothing"})
     fetch = Fetch(RunStore(home, "ann").create(config), config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.places.slurm.fetch.worker_argv", lambda *_: ["/bin/sleep", "600"])
+        patch.setattr("loratory.engine.places.slurm.fetch.worker_argv", lambda *_: ["/bin/sleep", "600"])
         fetch.poll()
     process = fetch._process
 

@@ -4,18 +4,18 @@ import threading
 
 import pytest
 
-from engine.errors import ClusterError, ClusterUnreachableError
-from engine.places.slurm.commands import JobLine
-from engine.places.slurm.job import SlurmExecutor, SlurmJob
-from engine.places.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord, describe_wait, job_end
-from engine.places.slurm.script import job_script, worker_arguments
-from engine.runs.activity import ReportedActivity
-from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
-from engine.runs.job import JobSpec
-from engine.runs.provenance import Provenance
-from engine.runs.run import RunState
-from engine.runs.store import RunStore
+from loratory.engine.errors import ClusterError, ClusterUnreachableError
+from loratory.engine.places.slurm.commands import JobLine
+from loratory.engine.places.slurm.job import SlurmExecutor, SlurmJob
+from loratory.engine.places.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord, describe_wait, job_end
+from loratory.engine.places.slurm.script import job_script, worker_arguments
+from loratory.engine.runs.activity import ReportedActivity
+from loratory.engine.runs.history.events import StatusData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.job import JobSpec
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.store import RunStore
 from tests.slurm.fake_slurm import FakeSlurm
 from tests.supervision.fake_runs import config_for
 from tests.waiting import wait_until
@@ -136,7 +136,7 @@ def test_a_worker_elsewhere_whose_job_is_forgotten_lives_while_it_writes(job, sl
     elsewhere = job.run.folder.read_worker().model_copy(update={"host": "node7", "boot_id": "another"})
     job.run.folder.process.write_text(elsewhere.model_dump_json())
     now = [0.0]
-    monkeypatch.setattr("engine.places.slurm.job.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("loratory.engine.places.slurm.job.time.monotonic", lambda: now[0])
     for _ in range(10):
         now[0] += 60
         job.run.folder.log.open("a").write("step\n")
@@ -279,7 +279,7 @@ def test_the_script_has_no_secret_and_becomes_the_worker(job, monkeypatch):
     srun, _, worker = command.partition(" '/opt/python it'\"'\"'s' ")
     assert srun.startswith("exec srun --export=ALL --kill-on-bad-exit=1 ")
     assert srun.endswith("--nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=4")
-    assert worker == f"-P -m engine.training.worker {job.run.folder.path}"
+    assert worker == f"-P -m loratory.engine.training.worker {job.run.folder.path}"
 
 
 def test_several_gpus_or_nodes_start_torchs_launcher(job):

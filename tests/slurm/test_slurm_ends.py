@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.runs.control import request_stop
+from loratory.engine.runs.control import request_stop
 from tests.slurm.conftest import file_run, record_of
 from tests.supervision.fake_runs import executions, wait_for_state, wait_for_step
 from tests.waiting import wait_until

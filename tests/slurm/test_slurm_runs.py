@@ -8,9 +8,9 @@ import time
 import pytest
 import yaml
 
-from engine.places.slurm.place import ClusterPlace
-from engine.runs.control import request_cancel, request_resume, request_stop, request_target
-from engine.training import faults
+from loratory.engine.places.slurm.place import ClusterPlace
+from loratory.engine.runs.control import request_cancel, request_resume, request_stop, request_target
+from loratory.engine.training import faults
 from tests.browser.real_server import real_server
 from tests.slurm.conftest import file_run, finish, record_of
 from tests.supervision.fake_runs import executions, wait_for_state, wait_for_step, worker_of

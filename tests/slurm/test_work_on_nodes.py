@@ -10,16 +10,16 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from engine.chat.contract import ChatRequest, ChatTarget
-from engine.chat.session import ChatSession
-from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig
-from engine.data.conversation import Message
-from engine.errors import ClusterError, WorkerError
-from engine.hardware.device_job import DeviceJob
-from engine.hardware.lease import Wait
-from engine.places.slurm.place import ClusterPlace, GpuType
-from engine.places.slurm.script import node_machine
+from loratory.engine.chat.contract import ChatRequest, ChatTarget
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import ClusterError, WorkerError
+from loratory.engine.hardware.device_job import DeviceJob
+from loratory.engine.hardware.lease import Wait
+from loratory.engine.places.slurm.place import ClusterPlace, GpuType
+from loratory.engine.places.slurm.script import node_machine
 from tests.supervision.fake_runs import REPOSITORY
 from tests.waiting import wait_until
 
@@ -98,7 +98,7 @@ def test_what_no_node_has_is_refused_in_the_words_of_slurm(slurm, cluster_home):
 def test_the_job_ends_when_the_server_is_killed(slurm, cluster_home):
     asker = (
         "import sys, threading; from tests.slurm.test_work_on_nodes import *; "
-        "from engine.paths import LoratoryHome; job = answering(LoratoryHome.from_environment()); "
+        "from loratory.engine.paths import LoratoryHome; job = answering(LoratoryHome.from_environment()); "
         "process = job.new_process(); job.start(process, Wait(0, lambda _: None, threading.Event())); "
         "print(process.call('echo', {})['pid'], flush=True); sys.stdin.read()"
     )

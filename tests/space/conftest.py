@@ -4,11 +4,11 @@ import functools
 
 import pytest
 
-from engine.cli import run_command
-from engine.commands import space as space_command
-from engine.hub import RetryPolicy
-from engine.space import hub as space_hub
-from engine.wheel import Wheel
+from loratory.engine.cli import run_command
+from loratory.engine.commands import space as space_command
+from loratory.engine.hub import RetryPolicy
+from loratory.engine.space import hub as space_hub
+from loratory.engine.wheel import Wheel
 from tests.hub.server import TOKEN
 from tests.hub.spaces import SpacesHub
 from tests.space.fake_bucket import FakeBucket
@@ -53,7 +53,7 @@ def home(spaces, monkeypatch):
 @pytest.fixture
 def loratory(capfd):
     def call(*arguments: str) -> tuple[int, str, str]:
-        code = run_command(("space", *arguments), ("engine.commands.space",))
+        code = run_command(("space", *arguments), ("loratory.engine.commands.space",))
         output = capfd.readouterr()
         return code, output.out, output.err
 

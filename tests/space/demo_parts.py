@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from engine.accounts.people import DEMO_OWNER
-from engine.config.load import find_preset
-from engine.paths import LoratoryHome
-from engine.runs.run import Run
-from engine.runs.store import RunStore
-from engine.space.demo import DEMO_PRESET, Demo
-from engine.space.demo_chat import DemoChat
+from loratory.engine.accounts.people import DEMO_OWNER
+from loratory.engine.config.load import find_preset
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import RunStore
+from loratory.engine.space.demo import DEMO_PRESET, Demo
+from loratory.engine.space.demo_chat import DemoChat
 from tests.fake_chat import FakeChatSession
 from tests.fake_inspector import FakeInspector
 from tests.fake_launcher import FakeLauncher

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from engine.errors import EngineError, HubUnreachableError, PushError
+from loratory.engine.errors import EngineError, HubUnreachableError, PushError
 
 
 class Killed(BaseException):

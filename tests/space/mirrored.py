@@ -4,13 +4,13 @@ import os
 import time
 from pathlib import Path
 
-from engine.hub import RunBucket
-from engine.paths import LoratoryHome
-from engine.runs.checkpoints import Manifest, describe_files
-from engine.runs.run import Run
-from engine.runs.store import RunStore
-from engine.space.mirror import Mirror
-from engine.space.mirror_restore import RestoreResult
+from loratory.engine.hub import RunBucket
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.checkpoints import Manifest, describe_files
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import RunStore
+from loratory.engine.space.mirror import Mirror
+from loratory.engine.space.mirror_restore import RestoreResult
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
 from tests.space.fake_bucket import FakeBucket
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.identities import Identities
-from engine.errors import AccountError
-from engine.space.admission import Admission, HubName, Visitor
-from engine.space.environment import SpaceEnvironment
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.identities import Identities
+from loratory.engine.errors import AccountError
+from loratory.engine.space.admission import Admission, HubName, Visitor
+from loratory.engine.space.environment import SpaceEnvironment
 from tests.accounts.conftest import accounts, at_once, clock, database, quick_passwords  # noqa: F401 - fixtures
 
 CREATOR, BEA, CID = "a" * 24, "b" * 24, "c" * 24

@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-from engine.accounts.people import DEMO_OWNER
-from engine.chat.contract import ChatTarget
-from engine.errors import DatasetError, DeviceError, ModelError
-from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.lab.rules import is_shared
-from engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.control import resume_is_requested
-from engine.space.demo_chat import DemoBusyError, demo_session
+from loratory.engine.accounts.people import DEMO_OWNER
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.errors import DatasetError, DeviceError, ModelError
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder
+from loratory.engine.lab.rules import is_shared
+from loratory.engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.control import resume_is_requested
+from loratory.engine.space.demo_chat import DemoBusyError, demo_session
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.space.demo_parts import a_demo, with_run, with_sample
@@ -32,7 +32,7 @@ def demo(tmp_path):
 def without_pauses(monkeypatch):
     """Let a demo look, and try again, at once."""
     for name in ("_POLL_SECONDS", "_REPEAT_SECONDS"):
-        monkeypatch.setattr(f"engine.space.demo.{name}", 0.001)
+        monkeypatch.setattr(f"loratory.engine.space.demo.{name}", 0.001)
 
 
 def queue_of_people(demo, *reasons, owner="bea"):
@@ -238,7 +238,7 @@ def test_a_real_session_asks_no_run_to_make_room_either(demo, monkeypatch):
     run = with_run(demo)
     book = member_holds_the_processor(demo.home)
     session = demo_session(demo.home)
-    monkeypatch.setattr("engine.hardware.device_job.JsonLinesProcess", NoProcess)
+    monkeypatch.setattr("loratory.engine.hardware.device_job.JsonLinesProcess", NoProcess)
 
     with pytest.raises(DeviceError):
         session.load(ChatTarget.of_run(run.folder.path))

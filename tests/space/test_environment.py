@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from engine.errors import EngineError
-from engine.space.environment import SpaceEnvironment
+from loratory.engine.errors import EngineError
+from loratory.engine.space.environment import SpaceEnvironment
 
 CANARY = "canary-1f0c"
 GIVEN = {

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from engine.space.repository import SpacePlan, space_files
-from engine.wheel import build_wheel
+from loratory.engine.space.repository import SpacePlan, space_files
+from loratory.engine.wheel import build_wheel
 
 pytestmark = pytest.mark.e2e
 

@@ -7,17 +7,17 @@ import shutil
 
 from argon2 import PasswordHasher
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.lab import LabSettings, read_settings, save_settings
-from engine.accounts.passwords import Passwords
-from engine.accounts.sessions import Sessions
-from engine.files import write_atomically
-from engine.places.huggingface_jobs.layout import JobRecord
-from engine.runs.checkpoints import Manifest, damage, list_checkpoints
-from engine.runs.history.events import StepData
-from engine.runs.history.log import EventWriter
-from engine.runs.run import RunState
-from engine.runs.store import RunStore
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.lab import LabSettings, read_settings, save_settings
+from loratory.engine.accounts.passwords import Passwords
+from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.files import write_atomically
+from loratory.engine.places.huggingface_jobs.layout import JobRecord
+from loratory.engine.runs.checkpoints import Manifest, damage, list_checkpoints
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.store import RunStore
 from tests.accounts.conftest import PASSWORD
 from tests.invented_runs import write_adapter
 from tests.space.fake_bucket import FakeBucket, Killed

@@ -6,13 +6,13 @@ import pytest
 from argon2 import PasswordHasher
 from huggingface_hub import HfApi
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.passwords import Passwords
-from engine.accounts.sessions import Sessions
-from engine.errors import EngineError, HubUnreachableError, PushError
-from engine.hub import MIRROR, RunBucket
-from engine.runs.store import RunStore
-from engine.space import mirror_bucket
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.passwords import Passwords
+from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.errors import EngineError, HubUnreachableError, PushError
+from loratory.engine.hub import MIRROR, RunBucket
+from loratory.engine.runs.store import RunStore
+from loratory.engine.space import mirror_bucket
 from tests.accounts.conftest import PASSWORD
 from tests.hub.server import TOKEN, Fault
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture

@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.errors import HubUnreachableError, PushError
-from engine.runs.store import RunStore
-from engine.space import mirror_bucket
-from engine.space.mirror import Mirror
+from loratory.engine.errors import HubUnreachableError, PushError
+from loratory.engine.runs.store import RunStore
+from loratory.engine.space import mirror_bucket
+from loratory.engine.space.mirror import Mirror
 from tests.space.mirrored import SPACE, a_run
 from tests.waiting import PATIENCE_SECONDS, wait_until
 

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import hub as hub_bucket
-from engine.accounts.accounts import open_database
-from engine.accounts.database import DATABASE_FILE
-from engine.errors import PushError
-from engine.hub import MIRROR
-from engine.runs.history.log import read_lines
-from engine.runs.store import RunStore, list_owners
-from engine.space import mirror_restore
+from loratory.engine import hub as hub_bucket
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.database import DATABASE_FILE
+from loratory.engine.errors import PushError
+from loratory.engine.hub import MIRROR
+from loratory.engine.runs.history.log import read_lines
+from loratory.engine.runs.store import RunStore, list_owners
+from loratory.engine.space import mirror_restore
 from tests.space.mirrored import a_checkpoint, a_run, files_of
 
 

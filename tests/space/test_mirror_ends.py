@@ -3,14 +3,14 @@
 import os
 import threading
 
-from engine.config.load import config_from_mapping
-from engine.errors import StorageError
-from engine.runs.history.events import StatusData, StepData
-from engine.runs.history.log import EventWriter
-from engine.runs.history.run_history import read_history
-from engine.runs.provenance import read_provenance
-from engine.runs.run import RunFolder, RunState
-from engine.runs.store import RunStore
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.errors import StorageError
+from loratory.engine.runs.history.events import StatusData, StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.provenance import read_provenance
+from loratory.engine.runs.run import RunFolder, RunState
+from loratory.engine.runs.store import RunStore
 from tests.invented_runs import a_config
 from tests.space.mirrored import a_checkpoint, a_run, age
 from tests.supervision.fake_runs import config_for, executions, wait_for_state, wait_for_step

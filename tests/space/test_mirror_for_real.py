@@ -8,15 +8,15 @@ import signal
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.inspector.session import Inspector
-from engine.paths import LoratoryHome
-from engine.runs.history.run_history import HistoryReader
-from engine.runs.store import RunStore
-from engine.supervision.launch import Launcher, Preflight
-from engine.supervision.scheduler import SupervisorSettings
-from engine.supervision.supervisor import Supervisor
-from engine.training import faults
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.history.run_history import HistoryReader
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.launch import Launcher, Preflight
+from loratory.engine.supervision.scheduler import SupervisorSettings
+from loratory.engine.supervision.supervisor import Supervisor
+from loratory.engine.training import faults
 from tests.hub.jobs import STORAGE_CLIENT
 from tests.hub.server import TOKEN
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture

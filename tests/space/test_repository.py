@@ -6,9 +6,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from engine.errors import ConfigError, ModelError
-from engine.space.repository import SCOPES, SpacePlan, address_of, front_matter, space_files
-from engine.wheel import Wheel
+from loratory.engine.errors import ConfigError, ModelError
+from loratory.engine.space.repository import SCOPES, SpacePlan, address_of, front_matter, space_files
+from loratory.engine.wheel import Wheel
 
 WHEEL = Wheel("loratory-0.2.0-py3-none-any.whl", "123456789abc", b"PK")
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
@@ -99,7 +99,7 @@ def test_the_demo_model_and_those_asked_for_are_in_the_image():
 def test_a_gradio_space_has_no_dockerfile_and_starts_the_same_command():
     files = files_of(sdk="gradio")
     assert files.keys() == {"README.md", "requirements.txt", "app.py", WHEEL.file_name}
-    assert '"-P", "-m", "engine.cli", "ui"' in files["app.py"]
+    assert '"-P", "-m", "loratory.engine.cli", "ui"' in files["app.py"]
     compile(files["app.py"], "app.py", "exec")
 
 

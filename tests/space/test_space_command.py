@@ -5,9 +5,9 @@ import json
 import pytest
 from huggingface_hub import SpaceStage
 
-from engine.models.prepared import ModelProgress
-from engine.models.source import ModelSource
-from engine.space.hub import STAGES
+from loratory.engine.models.prepared import ModelProgress
+from loratory.engine.models.source import ModelSource
+from loratory.engine.space.hub import STAGES
 from tests.hub.server import TOKEN, Fault
 
 NAME = "ada/loratory"
@@ -240,7 +240,7 @@ def test_a_paused_space_has_not_failed(hub, loratory):
 
 def test_a_space_that_never_gets_there_is_given_up_in_time(hub, refusal, monkeypatch):
     hub.stages = ["BUILDING"]
-    monkeypatch.setattr("engine.commands.space._WAIT_SECONDS", 60)
+    monkeypatch.setattr("loratory.engine.commands.space._WAIT_SECONDS", 60)
     assert "not running within 1 min" in refusal("create", NAME)
 
 
@@ -255,7 +255,7 @@ def test_the_build_of_an_image_downloads_models_with_words(loratory, home, monke
         on_progress(ModelProgress("downloading", "Downloading.", 1, 2))
         return ModelSource(f"{of_home.root}/{config.id}", config.id)
 
-    monkeypatch.setattr("engine.commands.space.resolve_model", resolve)
+    monkeypatch.setattr("loratory.engine.commands.space.resolve_model", resolve)
     code, out, err = loratory("warm", "a/b", "c/d")
     assert code == 0, err
     assert out == f"a/b: {home.root}/a/b\nc/d: {home.root}/c/d\n"

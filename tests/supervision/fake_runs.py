@@ -6,17 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine.config.load import config_from_mapping
-from engine.config.run import RunConfig
-from engine.hardware.device import Device
-from engine.places import make_executors
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.activity import SilenceLimits
-from engine.runs.history.run_history import read_history
-from engine.runs.job import JobSpec, WorkerCommand
-from engine.runs.run import Run, RunState, WorkerRecord
-from engine.supervision.scheduler import SupervisorSettings
-from engine.supervision.worker_monitor import Timeouts
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.run import RunConfig
+from loratory.engine.hardware.device import Device
+from loratory.engine.places import make_executors
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.activity import SilenceLimits
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.job import JobSpec, WorkerCommand
+from loratory.engine.runs.run import Run, RunState, WorkerRecord
+from loratory.engine.supervision.scheduler import SupervisorSettings
+from loratory.engine.supervision.worker_monitor import Timeouts
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]

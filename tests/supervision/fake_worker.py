@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from engine.errors import RunError
-from engine.runs.history.events import (
+from loratory.engine.errors import RunError
+from loratory.engine.runs.history.events import (
     CheckpointData,
     EvalData,
     FailedData,
@@ -25,8 +25,8 @@ from engine.runs.history.events import (
     StatusData,
     StepData,
 )
-from engine.runs.history.log import EventWriter
-from engine.runs.run import RunFolder
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.run import RunFolder
 
 
 class Plan:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.paths import LoratoryHome
-from engine.processes import liveness
-from engine.supervision.seat import SeatTimes
-from engine.supervision.supervisor import Supervisor
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes import liveness
+from loratory.engine.supervision.seat import SeatTimes
+from loratory.engine.supervision.supervisor import Supervisor
 from tests.supervision.fake_runs import REPOSITORY, fake_settings
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.config.run import RunConfig
-from engine.data.source import SourceOptions, open_source
-from engine.models.catalog import list_catalog
-from engine.runs.store import RunStore
-from engine.supervision.launch import Launcher, Preflight, with_absolute_paths
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.source import SourceOptions, open_source
+from loratory.engine.models.catalog import list_catalog
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.launch import Launcher, Preflight, with_absolute_paths
 from tests.supervision.fake_runs import cpu
 from tests.supervision.test_preflight import FakeInspector, resolve
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import StorageError
-from engine.hardware.lease import LeaseBook
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.control import request_cancel, request_stop
-from engine.runs.run import Run, RunFolder
-from engine.runs.store import RunStore
-from engine.supervision.supervisor import SupervisorLoop
+from loratory.engine.errors import StorageError
+from loratory.engine.hardware.lease import LeaseBook
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.control import request_cancel, request_stop
+from loratory.engine.runs.run import Run, RunFolder
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.supervisor import SupervisorLoop
 from tests.supervision.fake_runs import config_for, executions, fake_settings, wait_for_step
 from tests.waiting import wait_until
 

@@ -2,10 +2,10 @@ import signal
 
 import pytest
 
-from engine.runs.activity import Silence
-from engine.runs.history.events import FailedData, StatusData
-from engine.runs.job import JobEnd
-from engine.supervision.diagnosis import Diagnosis, Evidence, diagnose, out_of_memory_kills
+from loratory.engine.runs.activity import Silence
+from loratory.engine.runs.history.events import FailedData, StatusData
+from loratory.engine.runs.job import JobEnd
+from loratory.engine.supervision.diagnosis import Diagnosis, Evidence, diagnose, out_of_memory_kills
 
 
 def evidence(
@@ -124,7 +124,7 @@ def test_the_next_step_names_the_checkpoint_to_resume_from():
 def test_memory_kills_are_those_that_the_kernel_counted(monkeypatch, tmp_path, counters, kills):
     if counters is not None:
         (tmp_path / "vmstat").write_text(counters)
-    monkeypatch.setattr("engine.supervision.diagnosis.Path", lambda path: tmp_path / path.rpartition("/")[2])
+    monkeypatch.setattr("loratory.engine.supervision.diagnosis.Path", lambda path: tmp_path / path.rpartition("/")[2])
 
     assert out_of_memory_kills() == kills
 

@@ -7,22 +7,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.errors import RunError
-from engine.hardware.lease import LeaseBook
-from engine.places import make_executors
-from engine.places.local import LocalContext
-from engine.places.slurm.commands import JobLine
-from engine.places.slurm.job import SlurmExecutor
-from engine.places.slurm.place import ClusterPlace, JobResources, SlurmRecord
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.control import request_cancel, request_resume
-from engine.runs.history.events import StatusData
-from engine.runs.history.run_history import read_history
-from engine.runs.job import JobSpec
-from engine.runs.run import Run, RunState
-from engine.supervision.queue import WaitingRun
-from engine.supervision.scheduler import Scheduler
-from engine.supervision.supervisor import SupervisorLoop, reconcile
+from loratory.engine.errors import RunError
+from loratory.engine.hardware.lease import LeaseBook
+from loratory.engine.places import make_executors
+from loratory.engine.places.local import LocalContext
+from loratory.engine.places.slurm.commands import JobLine
+from loratory.engine.places.slurm.job import SlurmExecutor
+from loratory.engine.places.slurm.place import ClusterPlace, JobResources, SlurmRecord
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.control import request_cancel, request_resume
+from loratory.engine.runs.history.events import StatusData
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.job import JobSpec
+from loratory.engine.runs.run import Run, RunState
+from loratory.engine.supervision.queue import WaitingRun
+from loratory.engine.supervision.scheduler import Scheduler
+from loratory.engine.supervision.supervisor import SupervisorLoop, reconcile
 from tests.event_log import write_log
 from tests.slurm.fake_slurm import FakeSlurm
 from tests.supervision.fake_runs import (
@@ -153,7 +153,7 @@ def test_a_worker_that_has_not_yet_said_who_it_is_keeps_its_run_waiting(store, h
 def test_a_run_that_a_scheduler_starts_again_is_followed_to_its_end(
     store, home, by_hand, monkeypatch, is_known, ends_unseen
 ):
-    monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("loratory.engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=5" if ends_unseen else "steps=5 hold=2"))
     run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, started=1.0))
     write_log(run.folder.events, StatusData(phase="stopped", stopped_by="sigterm"))
@@ -176,7 +176,7 @@ def test_a_run_that_a_scheduler_starts_again_is_followed_to_its_end(
 @pytest.fixture
 def given_up(store, home, by_hand, monkeypatch):
     """Return a run whose job was given up although its worker trains, and a supervisor's loop that sees neither."""
-    monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("loratory.engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run, slurm = store.create(config_for("steps=5 hold=2", run={"where": "slurm"})), FakeSlurm()
     SlurmRecord(
         attempt=1, resources=JobResources(), warning_seconds=1, job_id="100", is_released=True, is_over=True

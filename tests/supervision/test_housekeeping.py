@@ -2,8 +2,8 @@
 
 import sys
 
-from engine.processes.spawn import spawn
-from engine.supervision.supervisor import Housekeeping
+from loratory.engine.processes.spawn import spawn
+from loratory.engine.supervision.supervisor import Housekeeping
 from tests.waiting import wait_until
 
 

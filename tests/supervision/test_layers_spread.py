@@ -1,7 +1,7 @@
 """A run whose layers are spread holds all of its GPUs from its start to its end."""
 
-from engine.hardware.lease import LeaseBook
-from engine.runs.provenance import Provenance
+from loratory.engine.hardware.lease import LeaseBook
+from loratory.engine.runs.provenance import Provenance
 from tests.supervision.fake_runs import GIB, config_for, continue_worker, cpu, gpu, wait_for_state
 from tests.waiting import wait_until
 

@@ -7,31 +7,31 @@ import threading
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.config.objectives import OBJECTIVES
-from engine.data.formats import require_rows_of
-from engine.data.passes.reader import DatasetReader
-from engine.data.source import SourceOptions
-from engine.errors import DeviceError, RunError
-from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.hardware.processor import describe_processor
-from engine.inspector.worker.inventory import module_inventory
-from engine.memory.estimate import estimate_memory
-from engine.processes.liveness import ProcessIdentity
-from engine.processes.messages import CancelledRequestError
-from engine.runs.history.events import Event, FailedData
-from engine.runs.history.log import read_events
-from engine.runs.job import JobSpec
-from engine.runs.run import RunFolder
-from engine.runs.store import list_owners
-from engine.supervision.memory_measurement import (
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.objectives import OBJECTIVES
+from loratory.engine.data.formats import require_rows_of
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DeviceError, RunError
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.inspector.worker.inventory import module_inventory
+from loratory.engine.memory.estimate import estimate_memory
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.processes.messages import CancelledRequestError
+from loratory.engine.runs.history.events import Event, FailedData
+from loratory.engine.runs.history.log import read_events
+from loratory.engine.runs.job import JobSpec
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.runs.store import list_owners
+from loratory.engine.supervision.memory_measurement import (
     MeasurementJob,
     measuring_run,
     sweep_measurements,
     worst_case,
     write_rows,
 )
-from engine.supervision.supervisor import Supervisor
+from loratory.engine.supervision.supervisor import Supervisor
 from tests.supervision.fake_runs import fake_settings, fake_worker_command
 
 
@@ -112,7 +112,7 @@ def test_memory_that_ran_out_is_reported_with_the_advice(home, tiny_model_folder
     ran_out = FailedData(cause="out_of_memory", what="Memory ran out.", fix="Halve max_length.")
     failed = Event.wrap(ran_out, seq=1, attempt=1, time=0.0)
     monkeypatch.setattr(
-        "engine.supervision.memory_measurement.read_events",
+        "loratory.engine.supervision.memory_measurement.read_events",
         lambda *_: read_events(home.root / "no").__class__((failed,), 0),
     )
 

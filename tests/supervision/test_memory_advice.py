@@ -8,13 +8,13 @@ import signal
 import pytest
 import torch
 
-from engine.config.load import config_from_mapping
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import module_inventory
-from engine.runs import prediction
-from engine.runs.prediction import advice_on_memory
-from engine.supervision import states, worker_monitor
-from engine.training.failure import explain
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import module_inventory
+from loratory.engine.runs import prediction
+from loratory.engine.runs.prediction import advice_on_memory
+from loratory.engine.supervision import states, worker_monitor
+from loratory.engine.training.failure import explain
 from tests.supervision.fake_runs import wait_for_state
 
 GPU = Device("cuda", 0, "NVIDIA GeForce RTX 3060", 12 << 30, 12 << 30, has_fast_bfloat16=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import StorageError
-from engine.runs.control import request_cancel, request_resume, resume_is_requested
-from engine.runs.run import Run, RunState
-from engine.runs.store import RunStore, list_owners
-from engine.supervision.supervisor import SupervisorLoop
+from loratory.engine.errors import StorageError
+from loratory.engine.runs.control import request_cancel, request_resume, resume_is_requested
+from loratory.engine.runs.run import Run, RunState
+from loratory.engine.runs.store import RunStore, list_owners
+from loratory.engine.supervision.supervisor import SupervisorLoop
 from tests.supervision.fake_runs import config_for, continue_worker, cpu, executions, fake_settings, wait_for_step
 from tests.waiting import wait_until
 
@@ -53,7 +53,7 @@ def test_a_folder_out_of_reach_stops_the_supervision_of_no_one_else(store, home,
 
 
 def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
-    monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("loratory.engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=3"))
     away = take_away(store)
     loop = SupervisorLoop(home, fake_settings())
@@ -67,7 +67,7 @@ def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
 
 @pytest.mark.parametrize("has_begun", [False, True], ids=["while its run waits", "while its run is at work"])
 def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch, has_begun):
-    monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("loratory.engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     # It holds while the folder is away, so it writes nothing then.
     run, away = store.create(config_for("steps=6 hold=2")), home.root / "away"
     devices = [cpu()] if has_begun else []

@@ -4,21 +4,21 @@ from typing import Any
 
 import pytest
 
-from engine.config.derived_defaults import given_settings
-from engine.config.load import config_from_mapping
-from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport, RowLengths
-from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
-from engine.hardware.device import Device
-from engine.hardware.devices import device_options, device_problems
-from engine.memory.estimate import Estimator, estimate_memory
-from engine.models.shape import ModelShape
-from engine.models.source import ModelSource
-from engine.runs.prediction import most_likely
-from engine.runs.provenance import predicted_figures, read_provenance
-from engine.runs.store import RunStore
-from engine.supervision.launch import Launcher, Preflight, counted_length
-from engine.supervision.queue import WaitingRun, plan_starts
+from loratory.engine.config.derived_defaults import given_settings
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import DatasetReport, RowLengths
+from loratory.engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import device_options, device_problems
+from loratory.engine.memory.estimate import Estimator, estimate_memory
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.models.source import ModelSource
+from loratory.engine.runs.prediction import most_likely
+from loratory.engine.runs.provenance import predicted_figures, read_provenance
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.launch import Launcher, Preflight, counted_length
+from loratory.engine.supervision.queue import WaitingRun, plan_starts
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.supervision.fake_runs import GIB, apple, config_for, cpu, gpu
 
@@ -212,7 +212,7 @@ def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(
     def fail(*_args):
         raise error
 
-    monkeypatch.setattr("engine.runs.prediction.needs_of", fail)
+    monkeypatch.setattr("loratory.engine.runs.prediction.needs_of", fail)
     preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
     run = Launcher(store, preflight).start(config())
 
@@ -273,7 +273,7 @@ def test_twenty_parallel_starts_with_one_key_start_one_run(preflight, store):
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_the_start(home, inspector, monkeypatch):
-    monkeypatch.setattr("engine.supervision.launch.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("loratory.engine.supervision.launch.importlib.util.find_spec", lambda name: None)
     preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
 
     with pytest.raises(ConfigError) as error_info:

@@ -2,8 +2,8 @@ import logging
 
 import pytest
 
-from engine.errors import StorageError
-from engine.supervision.states import ProblemLog
+from loratory.engine.errors import StorageError
+from loratory.engine.supervision.states import ProblemLog
 
 
 def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config.run import RunSection
-from engine.hardware.device import Device
-from engine.hardware.lease import LeaseHolder
-from engine.processes.liveness import ProcessIdentity
-from engine.supervision.queue import QueueOrder, WaitingRun, plan_starts
+from loratory.engine.config.run import RunSection
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.lease import LeaseHolder
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.supervision.queue import QueueOrder, WaitingRun, plan_starts
 from tests.supervision.fake_runs import GIB, cpu, gpu
 
 

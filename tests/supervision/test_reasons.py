@@ -2,12 +2,12 @@
 
 import pytest
 
-from engine.runs.control import request_stop
-from engine.runs.run import RunState
-from engine.supervision.states import resumes_automatically, with_progress
+from loratory.engine.runs.control import request_stop
+from loratory.engine.runs.run import RunState
+from loratory.engine.supervision.states import resumes_automatically, with_progress
+from loratory.ui.backend.run_reader import RunReader
+from loratory.ui.views.run_table import render_queue
 from tests.supervision.fake_runs import config_for, move_to_an_earlier_boot
-from ui.backend.run_reader import RunReader
-from ui.views.run_table import render_queue
 
 RESUMES = {"resume_after_restart": True}
 

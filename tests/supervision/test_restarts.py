@@ -5,13 +5,13 @@ import signal
 
 import pytest
 
-from engine.errors import StorageError
-from engine.paths import LoratoryHome
-from engine.runs.control import request_cancel, request_resume, request_stop
-from engine.runs.history.events import StatusData
-from engine.runs.history.run_history import read_history
-from engine.runs.run import Run, RunFolder, RunState
-from engine.supervision.supervisor import SupervisorLoop
+from loratory.engine.errors import StorageError
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.control import request_cancel, request_resume, request_stop
+from loratory.engine.runs.history.events import StatusData
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.run import Run, RunFolder, RunState
+from loratory.engine.supervision.supervisor import SupervisorLoop
 from tests.event_log import write_log
 from tests.supervision.fake_runs import (
     config_for,
@@ -183,7 +183,7 @@ def test_a_run_continues_once_there_is_room_to_say_so(restarted_run, home, make_
 
 
 def test_the_same_server_tries_again(restarted_run, home, make_room, monkeypatch):
-    monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("loratory.engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     log_end(restarted_run, BY_SIGTERM)
     restarted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     loop = SupervisorLoop(home, fake_settings())

@@ -2,9 +2,9 @@
 
 import pytest
 
-from engine.errors import RunError, StorageError
-from engine.paths import LoratoryHome
-from engine.runs.control import (
+from loratory.engine.errors import RunError, StorageError
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.control import (
     request_cancel,
     request_resume,
     request_start_anyway,
@@ -12,9 +12,9 @@ from engine.runs.control import (
     resume_is_requested,
     resume_requests,
 )
-from engine.runs.provenance import Provenance
-from engine.runs.run import Run, RunState
-from engine.supervision.supervisor import SupervisorLoop
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.run import Run, RunState
+from loratory.engine.supervision.supervisor import SupervisorLoop
 from tests.supervision.fake_runs import (
     GIB,
     config_for,
@@ -123,7 +123,7 @@ def test_a_request_that_cannot_be_obeyed_for_want_of_room_is_obeyed_once_there_i
         raise StorageError("state.json cannot be written (No space left on device).", "Free some space.")
 
     with monkeypatch.context() as patch:
-        patch.setattr("engine.runs.run.RunFolder.write_state", refuse)
+        patch.setattr("loratory.engine.runs.run.RunFolder.write_state", refuse)
         loop.tick(starts_runs=False)
     assert resume_is_requested(home, stopped_run)
 

@@ -5,15 +5,15 @@ import time
 
 import pytest
 
-from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.places.local import LocalContext, LocalExecutor
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.activity import ReportedActivity, SilenceLimits, reported_activity
-from engine.runs.control import request_cancel
-from engine.runs.history.events import StatusData
-from engine.runs.run import RunState, WorkerRecord
-from engine.supervision.supervisor import SupervisorLoop
-from engine.supervision.worker_monitor import Timeouts, WorkerMonitor
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder
+from loratory.engine.places.local import LocalContext, LocalExecutor
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.activity import ReportedActivity, SilenceLimits, reported_activity
+from loratory.engine.runs.control import request_cancel
+from loratory.engine.runs.history.events import StatusData
+from loratory.engine.runs.run import RunState, WorkerRecord
+from loratory.engine.supervision.supervisor import SupervisorLoop
+from loratory.engine.supervision.worker_monitor import Timeouts, WorkerMonitor
 from tests.event_log import write_log
 from tests.supervision.fake_runs import config_for, cpu, fake_settings, wait_for_step
 from tests.waiting import wait_until
@@ -64,8 +64,8 @@ def test_machines_that_share_a_home_lease_their_own_devices(home, monkeypatch):
     LeaseBook(home).take(["cuda:0"], ours)
 
     with monkeypatch.context() as there:
-        there.setattr("engine.hardware.lease.boot_id", lambda: ELSEWHERE["boot_id"])
-        there.setattr("engine.processes.liveness.boot_id", lambda: ELSEWHERE["boot_id"])
+        there.setattr("loratory.engine.hardware.lease.boot_id", lambda: ELSEWHERE["boot_id"])
+        there.setattr("loratory.engine.processes.liveness.boot_id", lambda: ELSEWHERE["boot_id"])
         there.setattr("platform.node", lambda: ELSEWHERE["host"])
         LeaseBook(home).take(["cuda:0"], theirs)
         assert LeaseBook(home).holder("cuda:0").title == "qwen"

@@ -7,15 +7,15 @@ import signal
 import psutil
 import pytest
 
-from engine.errors import RunError
-from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.processes.liveness import ProcessIdentity
-from engine.runs.control import request_cancel, request_resume, request_stop
-from engine.runs.history.run_history import read_history
-from engine.runs.provenance import Provenance
-from engine.runs.run import RunFolder
-from engine.supervision.queue import QueueOrder
-from engine.supervision.worker_monitor import Timeouts
+from loratory.engine.errors import RunError
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.runs.control import request_cancel, request_resume, request_stop
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.supervision.queue import QueueOrder
+from loratory.engine.supervision.worker_monitor import Timeouts
 from tests.supervision.fake_runs import (
     GIB,
     config_for,

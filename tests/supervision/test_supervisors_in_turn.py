@@ -2,11 +2,11 @@
 
 import os
 
-from engine.processes.liveness import FileLock, ProcessIdentity
-from engine.runs.control import request_cancel
-from engine.runs.run import RunState, WorkerRecord
-from engine.supervision.supervisor import reconcile, supervisor_of
-from engine.supervision.worker_monitor import Timeouts
+from loratory.engine.processes.liveness import FileLock, ProcessIdentity
+from loratory.engine.runs.control import request_cancel
+from loratory.engine.runs.run import RunState, WorkerRecord
+from loratory.engine.supervision.supervisor import reconcile, supervisor_of
+from loratory.engine.supervision.worker_monitor import Timeouts
 from tests.supervision.fake_runs import (
     config_for,
     continue_worker,

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from engine.errors import RunError, StorageError
-from engine.hardware.device import Device
-from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.processes.liveness import FileLock, ProcessIdentity
-from engine.runs.activity import SilenceLimits
-from engine.runs.control import request_cancel, request_resume, request_stop
-from engine.runs.history.events import FailedData
-from engine.runs.history.log import forget_failures, note_failure, noted_failure
-from engine.runs.history.run_history import read_history
-from engine.runs.job import JobSpec
-from engine.runs.run import RunFolder, RunState
-from engine.supervision.supervisor import SupervisorLoop
-from engine.supervision.worker_monitor import Timeouts
+from loratory.engine.errors import RunError, StorageError
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.lease import LeaseBook, LeaseHolder
+from loratory.engine.processes.liveness import FileLock, ProcessIdentity
+from loratory.engine.runs.activity import SilenceLimits
+from loratory.engine.runs.control import request_cancel, request_resume, request_stop
+from loratory.engine.runs.history.events import FailedData
+from loratory.engine.runs.history.log import forget_failures, note_failure, noted_failure
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.job import JobSpec
+from loratory.engine.runs.run import RunFolder, RunState
+from loratory.engine.supervision.supervisor import SupervisorLoop
+from loratory.engine.supervision.worker_monitor import Timeouts
 from tests.supervision.fake_runs import config_for, continue_worker, cpu, fake_settings, gpu, wait_for_state, worker_of
 from tests.waiting import wait_until
 

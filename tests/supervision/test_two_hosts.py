@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine.processes.liveness import ProcessIdentity
-from engine.supervision.seat import SeatTimes, SupervisorSeat, seat_holder
-from engine.supervision.supervisor import Supervisor, reconcile
+from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.supervision.seat import SeatTimes, SupervisorSeat, seat_holder
+from loratory.engine.supervision.supervisor import Supervisor, reconcile
 from tests.supervision.fake_runs import config_for, executions, fake_settings, wait_for_state
 from tests.supervision.on_host import start_host as start_host
 
@@ -34,7 +34,7 @@ def on_host(home, monkeypatch):
     def as_host(name: str) -> None:
         identity = here.model_copy(update={"host": name, "boot_id": f"boot of {name}"})
         monkeypatch.setattr(ProcessIdentity, "current", classmethod(lambda _: identity))
-        monkeypatch.setattr("engine.processes.liveness.boot_id", lambda: identity.boot_id)
+        monkeypatch.setattr("loratory.engine.processes.liveness.boot_id", lambda: identity.boot_id)
         monkeypatch.setattr("platform.node", lambda: name)
 
     return lambda name: Host(home, name, as_host)

@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from engine.runs import checkpoints
-from engine.training.faults import VARIABLE
-from engine.training.worker import main
+from loratory.engine.runs import checkpoints
+from loratory.engine.training.faults import VARIABLE
+from loratory.engine.training.worker import main
 
 
 def refuse(path: Path) -> str:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from torch.distributed import TCPStore
 
-from engine.processes.spawn import spawn, worker_argv
-from engine.runs.run import Run
-from engine.training.worker import EXIT_FINISHED
+from loratory.engine.processes.spawn import spawn, worker_argv
+from loratory.engine.runs.run import Run
+from loratory.engine.training.worker import EXIT_FINISHED
 from tests.fork_server import REPOSITORY
 
 RANKS = 2
@@ -60,7 +60,9 @@ def launch_ranks(
 
 def train_on_two(run: Run, environment: Mapping[str, str] | None = None) -> None:
     """Train a run to its end as two processes."""
-    launch = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment)
+    launch = launch_ranks(
+        "loratory.engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment
+    )
     assert launch.returncode == EXIT_FINISHED, launch.stderr[-3000:]
 
 

@@ -3,9 +3,9 @@
 import subprocess
 from pathlib import Path
 
-from engine.processes.spawn import spawn, worker_argv
-from engine.runs.job import WORKER_MODULE
-from engine.training.faults import VARIABLE
+from loratory.engine.processes.spawn import spawn, worker_argv
+from loratory.engine.runs.job import WORKER_MODULE
+from loratory.engine.training.faults import VARIABLE
 
 
 class ForkingWorkers:

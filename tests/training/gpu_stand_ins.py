@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from engine.training import kernels
-from engine.training.batching import choose
-from engine.training.ops import gpu_attention
-from engine.training.ops.loss import LogitTransform
+from loratory.engine.training import kernels
+from loratory.engine.training.batching import choose
+from loratory.engine.training.ops import gpu_attention
+from loratory.engine.training.ops.loss import LogitTransform
 
 
 def varlen_attn(
@@ -36,7 +36,7 @@ def varlen_attn(
 
 
 class CrossEntropy:
-    """As `engine.training.ops.triton_loss` has it."""
+    """As `loratory.engine.training.ops.triton_loss` has it."""
 
     @staticmethod
     def apply(logits, targets, scale, cap):
@@ -46,7 +46,7 @@ class CrossEntropy:
 
 
 def losses_and_gradient_(logits, targets, scale, cap, gradient_sum):
-    """As `engine.training.ops.triton_loss` has it."""
+    """As `loratory.engine.training.ops.triton_loss` has it."""
     with torch.enable_grad():
         again = logits.detach().clone().requires_grad_()
         losses = CrossEntropy.apply(again, targets, scale, cap)
@@ -56,8 +56,8 @@ def losses_and_gradient_(logits, targets, scale, cap, gradient_sum):
 
 
 def triton_loss() -> Any:
-    """Build a module that replaces `engine.training.ops.triton_loss`."""
-    module: Any = types.ModuleType("engine.training.ops.triton_loss")
+    """Build a module that replaces `loratory.engine.training.ops.triton_loss`."""
+    module: Any = types.ModuleType("loratory.engine.training.ops.triton_loss")
     module.CrossEntropy = CrossEntropy
     module.losses_and_gradient_ = losses_and_gradient_
     module.losses_of = lambda *arguments: (CrossEntropy.apply(*arguments), None)
@@ -68,7 +68,7 @@ def use_gpu_paths(monkeypatch, *, joins: bool = True) -> None:
     """Let trainings on this processor use the kernels of a GPU; `joins` as on one since Ampere."""
     module = triton_loss()
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr("engine.training.ops.triton_loss", module, raising=False)
+    monkeypatch.setattr("loratory.engine.training.ops.triton_loss", module, raising=False)
     monkeypatch.setattr(kernels, "_runs_triton", lambda _device: True)
     monkeypatch.setattr(kernels, "_is_installed", lambda package: package == "triton")
     monkeypatch.setattr(gpu_attention, "find_varlen_attn", lambda: varlen_attn)

@@ -5,7 +5,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from engine.training.ops.lora_linear import fuse_lora, lora_linears
+from loratory.engine.training.ops.lora_linear import fuse_lora, lora_linears
 
 WIDTH, WIDE, NARROW = 24, 40, 10
 

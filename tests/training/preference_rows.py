@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from tests.training.tiny_training import TinyTraining
 
 

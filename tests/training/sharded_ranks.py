@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.config.run import RunConfig
-from engine.training.placement import Placement, ProcessGroup
+from loratory.engine.config.run import RunConfig
+from loratory.engine.training.placement import Placement, ProcessGroup
 from tests.training.tiny_training import CPU, Row, make_config, make_training
 
 LENGTH = 48

@@ -8,7 +8,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
-from engine.training.methods.registry import method_trainer  # noqa: F401 - before PEFT patches
+from loratory.engine.training.methods.registry import method_trainer  # noqa: F401 - before PEFT patches
 from tests.training.preference_rows import _Gradients, in_order, make_pairs, make_ratings, split_row, train_with_trl
 from tests.training.tiny_training import make_config, make_training
 

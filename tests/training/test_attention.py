@@ -6,9 +6,9 @@ from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.config.rules import QUERY_TILE
-from engine.training.ops import attention
-from engine.training.ops.attention import (
+from loratory.engine.config.rules import QUERY_TILE
+from loratory.engine.training.ops import attention
+from loratory.engine.training.ops.attention import (
     JoinedRows,
     SharedPrefix,
     UnsupportedAttentionError,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from engine.config.rules import JOINED_MULTIPLE
-from engine.training.batching.batches import join, join_pairs, pad
-from engine.training.ops.attention import SharedPrefix
+from loratory.engine.config.rules import JOINED_MULTIPLE
+from loratory.engine.training.batching.batches import join, join_pairs, pad
+from loratory.engine.training.ops.attention import SharedPrefix
 from tests.training.tiny_training import Row
 
 FIRST = Row([11, 12, 13, 14], [-100, -100, 13, 14])

@@ -7,24 +7,24 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.config.load import config_from_mapping
-from engine.errors import ModelError
-from engine.export.script.model_facts import read_model_facts
-from engine.hardware.device import Device
-from engine.inspector.worker.architecture import read_attention
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.workload import workload_of_step
-from engine.models.batching import (
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.errors import ModelError
+from loratory.engine.export.script.model_facts import read_model_facts
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.architecture import read_attention
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.workload import workload_of_step
+from loratory.engine.models.batching import (
     VARLEN_ATTENTION,
     AttentionFacts,
     choose_batching,
     expected_attention,
     takes_varlen_attention,
 )
-from engine.models.inventory_cache import remember_inventory
-from engine.models.shape import AttentionSupport
-from engine.training.assembly import assemble
-from engine.training.placement import Placement, choose_precision
+from loratory.engine.models.inventory_cache import remember_inventory
+from loratory.engine.models.shape import AttentionSupport
+from loratory.engine.training.assembly import assemble
+from loratory.engine.training.placement import Placement, choose_precision
 from tests.training.tiny_training import CPU, Row
 
 GPU = Device("cuda", 0, "a GPU", 80 << 30, 80 << 30, has_fast_bfloat16=True)
@@ -126,7 +126,7 @@ def test_the_estimate_judges_as_the_trainer_with_the_real_model(
     family, flash, packing, device, tiny_model, monkeypatch
 ):
     model, _, shape = tiny_model(family)
-    monkeypatch.setattr("engine.memory.workload.has_flash_attention", lambda: flash)
+    monkeypatch.setattr("loratory.engine.memory.workload.has_flash_attention", lambda: flash)
     config = make_config(model={"compute_dtype": "auto"}, training={"packing": packing})
     facts = read_attention(model)
     takes_flash = flash and facts.support.has_flash and device is GPU

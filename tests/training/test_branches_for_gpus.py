@@ -12,15 +12,15 @@ import pytest
 import torch
 import transformers
 
-from engine.hardware.device import Device
-from engine.models.source import ModelSource
-from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
-from engine.training import build, placement, worker
-from engine.training.build import load_model, training_arguments
-from engine.training.checkpoints.state_files import load_plain
-from engine.training.failure import explain
-from engine.training.ops.products import DropoutMask
-from engine.training.placement import Placement, choose_placement, choose_precision
+from loratory.engine.hardware.device import Device
+from loratory.engine.models.source import ModelSource
+from loratory.engine.processes.spawn import PRODUCT_CACHE_CAPACITY
+from loratory.engine.training import build, placement, worker
+from loratory.engine.training.build import load_model, training_arguments
+from loratory.engine.training.checkpoints.state_files import load_plain
+from loratory.engine.training.failure import explain
+from loratory.engine.training.ops.products import DropoutMask
+from loratory.engine.training.placement import Placement, choose_placement, choose_precision
 from tests.training.tiny_training import CPU, GPU, ON_CPU, make_config, make_rows, make_training, train_tiny
 
 ON_GPU = Placement(GPU, torch.device("cuda", 0))

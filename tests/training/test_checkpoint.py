@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.runs.checkpoints import MANIFEST, Manifest, list_checkpoints
-from engine.training.checkpoints.folder import (
+from loratory.engine.runs.checkpoints import MANIFEST, Manifest, list_checkpoints
+from loratory.engine.training.checkpoints.folder import (
     replace_folder,
     restore_folder,
     rotate,

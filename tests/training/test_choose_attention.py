@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from engine.config.load import config_from_mapping
-from engine.hardware.device import Device
-from engine.hardware.libraries import library_version
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.workload import has_flash_attention, workload_of_step
-from engine.models.catalog import find_in_catalog
-from engine.training import build
-from engine.training.build import choose_attention
-from engine.training.placement import Placement
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.libraries import library_version
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.workload import has_flash_attention, workload_of_step
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.training import build
+from loratory.engine.training.build import choose_attention
+from loratory.engine.training.placement import Placement
 
 AMPERE, TURING = (8, 6), (7, 5)
 

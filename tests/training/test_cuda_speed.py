@@ -1,6 +1,6 @@
 """The CUDA benchmark works without a GPU as far as it can: its own code, its table, its count of launches."""
 
-from engine.config.optimizations import TRAINING_OPTIMIZATIONS, VARIABLE
+from loratory.engine.config.optimizations import TRAINING_OPTIMIZATIONS, VARIABLE
 from tests.benchmarks.cuda_speed import GIB, TINY, Cell, Figures, cells, measure, table
 from tests.benchmarks.lora_launches import count_launches
 from tests.tiny_model import make_tiny_model

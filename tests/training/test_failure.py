@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from engine.config.load import config_from_mapping
-from engine.errors import ConfigError, DatasetError, ModelError, Problem, StorageError
-from engine.training.failure import DivergedError, check_loss, explain, is_disk_full, is_out_of_memory
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.errors import ConfigError, DatasetError, ModelError, Problem, StorageError
+from loratory.engine.training.failure import DivergedError, check_loss, explain, is_disk_full, is_out_of_memory
 
 
 def config(**training):

@@ -7,13 +7,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from engine.config.run import AdapterConfig
-from engine.errors import ConfigError
-from engine.inspector.worker.inventory import inventory_of
-from engine.training.assembly import assemble
-from engine.training.methods.base import choose_targets
-from engine.training.ops.lora_linear import fuse_lora
-from engine.training.placement import Placement
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.errors import ConfigError
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.training.assembly import assemble
+from loratory.engine.training.methods.base import choose_targets
+from loratory.engine.training.ops.lora_linear import fuse_lora
+from loratory.engine.training.placement import Placement
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import CPU, ON_CPU, load_adapted, make_config, make_rows, make_training, train_tiny
 
@@ -44,7 +44,7 @@ def test_lora_trains_as_pefts_own_layers_do(folders, family, quantization, tmp_p
     rows = make_rows(8)
     ours = train_tiny(config, rows, tmp_path / "ours")
 
-    monkeypatch.setattr("engine.training.methods.registry.fuse_lora", lambda _: 0)
+    monkeypatch.setattr("loratory.engine.training.methods.registry.fuse_lora", lambda _: 0)
     pefts = train_tiny(config, rows, tmp_path / "pefts")
 
     assert ours.losses == pytest.approx(pefts.losses, rel=2e-3)

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config.optimizations import LEFT_OUT, VARIABLE
-from engine.hardware.device import Device
-from engine.models import batching
-from engine.models.batching import AttentionFacts, needs_mask, takes_varlen_attention
-from engine.models.shape import AttentionSupport
-from engine.training.ops import gpu_attention
-from engine.training.ops.attention import JoinedRows, UnsupportedAttentionError, joined_attention
-from engine.training.ops.gpu_attention import (
+from loratory.engine.config.optimizations import LEFT_OUT, VARIABLE
+from loratory.engine.hardware.device import Device
+from loratory.engine.models import batching
+from loratory.engine.models.batching import AttentionFacts, needs_mask, takes_varlen_attention
+from loratory.engine.models.shape import AttentionSupport
+from loratory.engine.training.ops import gpu_attention
+from loratory.engine.training.ops.attention import JoinedRows, UnsupportedAttentionError, joined_attention
+from loratory.engine.training.ops.gpu_attention import (
     find_varlen_attn,
     unmasked_attention,
     varlen_attention,
@@ -120,7 +120,7 @@ def train(folder, out, **adapter):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_without_a_mask_has_the_same_losses(family, joins, folders, tmp_path, monkeypatch):
     if not joins:
-        monkeypatch.setattr("engine.training.batching.choose.choose_batching", lambda *_, **__: "padded")
+        monkeypatch.setattr("loratory.engine.training.batching.choose.choose_batching", lambda *_, **__: "padded")
     monkeypatch.setenv(VARIABLE, "unmasked_rows,varlen_attention,fused_loss")
     before, measured_before = train(folders[family], tmp_path / "before")
     monkeypatch.delenv(VARIABLE)

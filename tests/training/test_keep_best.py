@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.runs.checkpoints import Manifest
-from engine.runs.run import RunFolder
-from engine.training.callbacks import TrainingProgress
-from engine.training.checkpoints.folder import go_back_to_best, write_checkpoint
-from engine.training.placement import SINGLE_PROCESS
+from loratory.engine.runs.checkpoints import Manifest
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.training.callbacks import TrainingProgress
+from loratory.engine.training.checkpoints.folder import go_back_to_best, write_checkpoint
+from loratory.engine.training.placement import SINGLE_PROCESS
 
 
 class Events:
@@ -37,7 +37,7 @@ def end_with_the_best_of(folder, monkeypatch, best_step):
     """End a run of six steps; return its events and the checkpoints that were loaded."""
     loaded = []
     monkeypatch.setattr(
-        "engine.training.checkpoints.folder.load_trained", lambda _model, path: loaded.append(path.name)
+        "loratory.engine.training.checkpoints.folder.load_trained", lambda _model, path: loaded.append(path.name)
     )
     events = Events()
     trainer = SimpleNamespace(model=None, progress=TrainingProgress(best_step=best_step))

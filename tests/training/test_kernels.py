@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
-from engine.config.optimizations import VARIABLE
-from engine.training import kernels
+from loratory.engine.config.optimizations import VARIABLE
+from loratory.engine.training import kernels
 from tests.tiny_model import make_tiny_model
 from tests.training import gpu_stand_ins
 from tests.training.gpu_stand_ins import use_gpu_paths
@@ -163,7 +163,7 @@ def test_the_fused_loss_is_used_where_it_gives_what_the_reference_gives(
             logits.mul_(2)
         return losses * (2 if wrong == "losses" else 1), factors
 
-    module = sys.modules["engine.training.ops.triton_loss"]
+    module = sys.modules["loratory.engine.training.ops.triton_loss"]
     monkeypatch.setattr(module, "losses_and_gradient_", losses_and_gradient_)
     if wrong == "losses":
         monkeypatch.setattr(

@@ -14,17 +14,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.errors import ConfigError
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.estimate import Estimator
-from engine.memory.layer_split import divide
-from engine.memory.workload import workload_of_run
-from engine.models.source import ModelSource
-from engine.training.batching.batches import PassTensors, pad
-from engine.training.build import add_adapter
-from engine.training.distribution import attach_device_hooks, device_map_of, plan_layer_split
-from engine.training.ops.lora_linear import fuse_lora
-from engine.training.ops.loss import TrainedTokens, attach_loss
+from loratory.engine.errors import ConfigError
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.memory.layer_split import divide
+from loratory.engine.memory.workload import workload_of_run
+from loratory.engine.models.source import ModelSource
+from loratory.engine.training.batching.batches import PassTensors, pad
+from loratory.engine.training.build import add_adapter
+from loratory.engine.training.distribution import attach_device_hooks, device_map_of, plan_layer_split
+from loratory.engine.training.ops.lora_linear import fuse_lora
+from loratory.engine.training.ops.loss import TrainedTokens, attach_loss
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import GPU, make_config, make_rows
 

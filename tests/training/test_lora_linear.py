@@ -8,8 +8,8 @@ from peft import LoraConfig
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.config.optimizations import VARIABLE
-from engine.training.ops.lora_linear import fuse_lora, lora_linears
+from loratory.engine.config.optimizations import VARIABLE
+from loratory.engine.training.ops.lora_linear import fuse_lora, lora_linears
 from tests.training.lora_layers import WIDTH, Layer, adapt, answer, fuse, groups, require_as_near, require_equal
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from engine.training.ops import loss as loss_module
-from engine.training.ops.loss import LogitTransform, TrainedTokens, attach_loss, summed_loss
+from loratory.engine.training.ops import loss as loss_module
+from loratory.engine.training.ops.loss import LogitTransform, TrainedTokens, attach_loss, summed_loss
 
 VOCABULARY, WIDTH = 97, 24
 

@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.config.load import config_from_mapping
-from engine.config.optimizations import VARIABLE
-from engine.data.contract import RowLengths
-from engine.data.step_plan import EpochPlanner, PlanSettings, pad_rows
-from engine.hardware.device import Device
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.compare import with_changes
-from engine.memory.estimate import Estimator
-from engine.models.catalog import find_in_catalog
-from engine.training.batching.choose import choose_merging
-from engine.training.passes import ModelPasses
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.optimizations import VARIABLE
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.data.step_plan import EpochPlanner, PlanSettings, pad_rows
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.compare import with_changes
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.training.batching.choose import choose_merging
+from loratory.engine.training.passes import ModelPasses
 from tests.training.tiny_training import make_config, make_rows, make_training, train_tiny
 
 QWEN, GIB = "Qwen/Qwen3-0.6B", 2**30

@@ -10,14 +10,14 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.config.methods.registry import METHODS
-from engine.config.run import AdapterConfig
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.methods.registry import count_trainable
-from engine.memory.structure import find_targets
-from engine.runs.history.events import StepData
-from engine.training.callbacks import RunCallback, TrainerHooks
-from engine.training.checkpoints.state_files import save_adapter
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.methods.registry import count_trainable
+from loratory.engine.memory.structure import find_targets
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.training.callbacks import RunCallback, TrainerHooks
+from loratory.engine.training.checkpoints.state_files import save_adapter
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 pytestmark = [

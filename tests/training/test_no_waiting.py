@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engine.config.training import TrainingConfig
-from engine.training.callbacks import RunCallback, TrainingProgress
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.training.callbacks import RunCallback, TrainingProgress
 from tests.training.preference_rows import make_pairs, make_ratings
 from tests.training.tensor_reads import Reads, WithinSteps
 from tests.training.tiny_training import make_config, make_rows, make_training

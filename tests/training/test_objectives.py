@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config.objectives import OBJECTIVES, objective_of
-from engine.config.optimizations import VARIABLE
-from engine.training.assembly import TRAINING_OBJECTIVES
-from engine.training.objectives.reference import ReferenceCache, ReferenceModel
+from loratory.engine.config.objectives import OBJECTIVES, objective_of
+from loratory.engine.config.optimizations import VARIABLE
+from loratory.engine.training.assembly import TRAINING_OBJECTIVES
+from loratory.engine.training.objectives.reference import ReferenceCache, ReferenceModel
 from tests.training.preference_rows import make_pairs, make_ratings
 from tests.training.tiny_training import make_config, make_training, train_tiny
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engine.training.callbacks import MOST_SKIPPED_IN_A_ROW, OVERFLOW_CHECK_STEPS, SkippedSteps, TrainerHooks
-from engine.training.failure import DivergedError, check_loss
+from loratory.engine.training.callbacks import MOST_SKIPPED_IN_A_ROW, OVERFLOW_CHECK_STEPS, SkippedSteps, TrainerHooks
+from loratory.engine.training.failure import DivergedError, check_loss
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 ROWS = make_rows(13)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.data.source import SourceOptions
-from engine.files import sha256_of
-from engine.runs.control import request_stop
-from engine.runs.history.events import FailedData
-from engine.runs.provenance import Provenance
-from engine.runs.store import RunStore
-from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.files import sha256_of
+from loratory.engine.runs.control import request_stop
+from loratory.engine.runs.history.events import FailedData
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.store import RunStore
+from loratory.engine.training.worker import EXIT_FAILED, EXIT_FINISHED
 from tests.data.checks import check_dataset
 from tests.replaced_base import scale_a_tensor, touch
 from tests.training.worker_runs import data_of_events, events_of, write_questions

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.config.load import config_from_mapping
-from engine.errors import DeviceError
-from engine.hardware import devices as hardware
-from engine.hardware import libraries
-from engine.hardware.device import Device, MemoryNow
-from engine.hardware.libraries import TorchBuild
-from engine.training import placement
-from engine.training.placement import (
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.errors import DeviceError
+from loratory.engine.hardware import devices as hardware
+from loratory.engine.hardware import libraries
+from loratory.engine.hardware.device import Device, MemoryNow
+from loratory.engine.hardware.libraries import TorchBuild
+from loratory.engine.training import placement
+from loratory.engine.training.placement import (
     apple_notes,
     choose_placement,
     choose_precision,
@@ -66,7 +66,7 @@ def test_apples_gpu_is_described_by_the_memory_that_it_shares(machine, monkeypat
     machine(cuda=False, mps=True)
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     monkeypatch.setattr("platform.machine", lambda: "arm64")
-    monkeypatch.setattr("engine.hardware.processor._chip", lambda: "Apple M2")
+    monkeypatch.setattr("loratory.engine.hardware.processor._chip", lambda: "Apple M2")
     monkeypatch.setattr(placement, "memory_now", lambda: MemoryNow(8 << 30, 6 << 30))
     if has_advice:
         monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 5 << 30)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from engine.runs.history.events import DataReportData
-from engine.training.worker import EXIT_FINISHED
+from loratory.engine.runs.history.events import DataReportData
+from loratory.engine.training.worker import EXIT_FINISHED
 from tests.training.forked_ranks import train_on_two
 from tests.training.worker_runs import WORDS, data_of_events, losses_of, require_losses_of
 

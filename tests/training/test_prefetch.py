@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engine.data.step_plan import Step
-from engine.training.assembly import assemble
-from engine.training.batching.batches import join, pad
-from engine.training.batching.steps import PrefetchedSteps, StepBatch
-from engine.training.callbacks import TrainerHooks
-from engine.training.placement import Placement
+from loratory.engine.data.step_plan import Step
+from loratory.engine.training.assembly import assemble
+from loratory.engine.training.batching.batches import join, pad
+from loratory.engine.training.batching.steps import PrefetchedSteps, StepBatch
+from loratory.engine.training.callbacks import TrainerHooks
+from loratory.engine.training.placement import Placement
 from tests.training.tiny_training import GPU, load_adapted, make_config, make_rows, make_training
 
 ROWS = make_rows(13)

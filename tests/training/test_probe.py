@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine.config.rules import QUERY_TILE
-from engine.errors import ModelError
-from engine.training.assembly import assemble
-from engine.training.batching import choose, probe
-from engine.training.ops import attention
+from loratory.engine.config.rules import QUERY_TILE
+from loratory.engine.errors import ModelError
+from loratory.engine.training.assembly import assemble
+from loratory.engine.training.batching import choose, probe
+from loratory.engine.training.ops import attention
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import ON_CPU, load_adapted, make_config, make_rows
 

@@ -6,8 +6,8 @@ import bitsandbytes
 import pytest
 import torch
 
-from engine.training.ops.lora_linear import fuse_lora, lora_linears
-from engine.training.ops.products import DropoutMask, FrozenWeights
+from loratory.engine.training.ops.lora_linear import fuse_lora, lora_linears
+from loratory.engine.training.ops.products import DropoutMask, FrozenWeights
 from tests.training.lora_layers import WIDTH, adapt, answer, groups, quantize_layers, require_equal
 
 

@@ -11,14 +11,14 @@ import psutil
 import pytest
 import torch
 
-from engine.errors import StorageError
-from engine.hardware.device import Device
-from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter, read_events
-from engine.training import reporting
-from engine.training.failure import CancelledError, explain
-from engine.training.placement import Placement
-from engine.training.reporting import DeviceMemory, RunEvents
+from loratory.engine.errors import StorageError
+from loratory.engine.hardware.device import Device
+from loratory.engine.runs.history.events import StatusData
+from loratory.engine.runs.history.log import EventWriter, read_events
+from loratory.engine.training import reporting
+from loratory.engine.training.failure import CancelledError, explain
+from loratory.engine.training.placement import Placement
+from loratory.engine.training.reporting import DeviceMemory, RunEvents
 
 
 class Requests:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from engine.config.training import TrainingConfig
-from engine.data.step_plan import PlanSettings, choose_row_order, row_plan
-from engine.errors import RunError, StorageError
-from engine.runs.checkpoints import MANIFEST, Manifest, list_checkpoints
-from engine.training.checkpoints.folder import (
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.step_plan import PlanSettings, choose_row_order, row_plan
+from loratory.engine.errors import RunError, StorageError
+from loratory.engine.runs.checkpoints import MANIFEST, Manifest, list_checkpoints
+from loratory.engine.training.checkpoints.folder import (
     find_checkpoint,
     forget_damaged,
     open_checkpoint,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.optimizations import TRAINING_OPTIMIZATIONS
+from loratory.engine.config.optimizations import TRAINING_OPTIMIZATIONS
 from tests.benchmarks.same_losses import METHODS, TOLERANCE, difference, losses
 from tests.tiny_model import make_tiny_model
 

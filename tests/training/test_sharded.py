@@ -10,16 +10,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from engine.inspector.worker.inventory import inventory_of
-from engine.memory.estimate import Estimator
-from engine.memory.workload import workload_of_step
-from engine.models.folder import read_config
-from engine.paths import LoratoryHome
-from engine.runs.provenance import ADAPTER_WEIGHTS
-from engine.runs.run import Run
-from engine.training.checkpoints.state_files import OPTIMIZER_FILE, load_nested
-from engine.training.faults import VARIABLE
-from engine.training.worker import EXIT_FINISHED
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.memory.workload import workload_of_step
+from loratory.engine.models.folder import read_config
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.provenance import ADAPTER_WEIGHTS
+from loratory.engine.runs.run import Run
+from loratory.engine.training.checkpoints.state_files import OPTIMIZER_FILE, load_nested
+from loratory.engine.training.faults import VARIABLE
+from loratory.engine.training.worker import EXIT_FINISHED
 from tests.export.conftest import few_questions  # noqa: F401 - a fixture
 from tests.export.exporting import export
 from tests.tiny_model import make_tiny_model
@@ -134,7 +134,9 @@ def test_other_trained_weights_are_sharded_too(sections, fault, worker_runs, wor
 
     run = worker_runs.create(**values, run=SHARDED)
     if fault:
-        launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment={VARIABLE: fault})
+        launch_ranks(
+            "loratory.engine.training.worker", run.folder.path, folder=run.folder.path, environment={VARIABLE: fault}
+        )
     train_on_two(run)
 
     assert [data.step for data in data_of_events(run, "resumed")] == ([3] if fault else [])

@@ -5,12 +5,12 @@ import signal
 import pytest
 import transformers
 
-from engine.errors import ModelError
-from engine.models.source import ModelSource
-from engine.runs.run import RunFolder
-from engine.training.build import load_model
-from engine.training.failure import REPEAT_SECONDS, CancelledError, StopRequests
-from engine.training.placement import choose_precision
+from loratory.engine.errors import ModelError
+from loratory.engine.models.source import ModelSource
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.training.build import load_model
+from loratory.engine.training.failure import REPEAT_SECONDS, CancelledError, StopRequests
+from loratory.engine.training.placement import choose_precision
 from tests.training.tiny_training import CPU, ON_CPU, make_config
 
 SECOND_REQUEST = REPEAT_SECONDS + 1.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.optimization import Adafactor
 
-from engine.training.checkpoints.state_files import (
+from loratory.engine.training.checkpoints.state_files import (
     load_optimizer,
     load_random_state,
     random_state,

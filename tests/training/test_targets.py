@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.config.run import AdapterConfig
-from engine.errors import ConfigError
-from engine.training.methods.base import choose_ia3_targets, choose_saved_modules, choose_targets
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.errors import ConfigError
+from loratory.engine.training.methods.base import choose_ia3_targets, choose_saved_modules, choose_targets
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.training.trackers import TENSORBOARD_FOLDER, Tracker, Trackers, start_trackers
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.training.trackers import TENSORBOARD_FOLDER, Tracker, Trackers, start_trackers
 
 
 def config_with(*names):

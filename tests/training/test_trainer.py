@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from engine.data.step_plan import PlanSettings
-from engine.training.batching.steps import choose_rows
-from engine.training.callbacks import TrainerHooks
+from loratory.engine.data.step_plan import PlanSettings
+from loratory.engine.training.batching.steps import choose_rows
+from loratory.engine.training.callbacks import TrainerHooks
 from tests.training.preference_rows import train_with_trl
 from tests.training.tiny_training import load_adapted, make_config, make_rows, make_training, train_tiny
 

@@ -40,7 +40,7 @@ _COMPILE = """
 import itertools, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from engine.training.ops.triton_loss import _cross_entropy
+from loratory.engine.training.ops.triton_loss import _cross_entropy
 kinds = dict(logits_ptr="*bf16", row_stride="i32", targets_ptr="*i64", losses_ptr="*fp32", normalizers_ptr="*fp32",
              factors_ptr="*fp32", vocabulary="i32", scale="fp32", cap="fp32", gradient_sum="fp32")
 flags = "HAS_CAP KNOWS_NORMALIZER WRITES_GRADIENT CHOOSES_FACTOR".split()

@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from engine.runs.checkpoints import MANIFEST, describe_files, read_manifest
-from engine.runs.history.events import FailedData
-from engine.runs.history.log import note_failure, noted_failure
-from engine.training import faults
-from engine.training.checkpoints.state_files import PROGRESS_FILE
-from engine.training.worker import EXIT_FINISHED
+from loratory.engine.runs.checkpoints import MANIFEST, describe_files, read_manifest
+from loratory.engine.runs.history.events import FailedData
+from loratory.engine.runs.history.log import note_failure, noted_failure
+from loratory.engine.training import faults
+from loratory.engine.training.checkpoints.state_files import PROGRESS_FILE
+from loratory.engine.training.worker import EXIT_FINISHED
 from tests.training.forked_ranks import launch_ranks
 from tests.training.tiny_training import make_config, train_tiny
 from tests.training.two_ranks import EPOCHS, ROWS
@@ -78,7 +78,7 @@ def test_checkpoints_that_are_all_damaged_end_every_process_with_one_cause(worke
     workers.run(run.folder.path, "training:step-7=kill")
     (run.folder.checkpoint(5) / "progress.json").write_text("{}")
 
-    results = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+    results = launch_ranks("loratory.engine.training.worker", run.folder.path, folder=run.folder.path)
 
     assert results.returncode != 0
     (failure,) = data_of_events(run, "failed")

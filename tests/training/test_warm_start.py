@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.errors import ConfigError
-from engine.training.checkpoints.state_files import load_warm_start, save_adapter
-from engine.training.objectives.reference import ReferenceModel
+from loratory.engine.errors import ConfigError
+from loratory.engine.training.checkpoints.state_files import load_warm_start, save_adapter
+from loratory.engine.training.objectives.reference import ReferenceModel
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
 from tests.training.tiny_training import load_adapted, make_config
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine.models.source import ModelSource
-from engine.training.build import load_model
-from engine.training.placement import choose_precision
+from loratory.engine.models.source import ModelSource
+from loratory.engine.training.build import load_model
+from loratory.engine.training.placement import choose_precision
 from tests.training.tiny_training import CPU, ON_CPU, make_config
 
 

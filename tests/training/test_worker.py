@@ -10,16 +10,16 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
-from engine.accounts.accounts import open_database
-from engine.accounts.lab import LabSettings, save_settings
-from engine.accounts.limits import LabLimits
-from engine.runs.checkpoints import list_checkpoints
-from engine.runs.control import request_cancel, request_stop
-from engine.runs.disk import disk_use
-from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
-from engine.training.trackers import TENSORBOARD_FOLDER
-from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.lab import LabSettings, save_settings
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.runs.checkpoints import list_checkpoints
+from loratory.engine.runs.control import request_cancel, request_stop
+from loratory.engine.runs.disk import disk_use
+from loratory.engine.runs.history.events import StatusData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.training.trackers import TENSORBOARD_FOLDER
+from loratory.engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
 from tests.supervision.fake_runs import wait_for_step
 from tests.training.forked_ranks import train_on_two
 from tests.training.test_trackers import read_scalars
@@ -240,7 +240,7 @@ def test_a_worker_that_comes_back_after_a_later_one_began_writes_nothing_more(wo
 
 def test_wrong_usage_is_reported():
     process = subprocess.run(
-        [sys.executable, "-P", "-m", "engine.training.worker"], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "loratory.engine.training.worker"], capture_output=True, text=True, check=False
     )
 
     assert process.returncode == EXIT_USAGE

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from engine.runs.history.events import FailedData
-from engine.runs.history.log import last_event
-from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
+from loratory.engine.runs.history.events import FailedData
+from loratory.engine.runs.history.log import last_event
+from loratory.engine.training.worker import EXIT_FAILED, EXIT_FINISHED
 from tests.fork_server import REPOSITORY
 
 pytestmark = pytest.mark.e2e
@@ -19,7 +19,7 @@ SHORT = {"max_steps": 2, "save_steps": 1, "eval_steps": 1}
 
 def run_worker(run, **environment):
     """Run a worker in a process of its own, not forked; `stdout` has both outputs."""
-    command = [sys.executable, "-P", "-m", "engine.training.worker", str(run.folder.path)]
+    command = [sys.executable, "-P", "-m", "loratory.engine.training.worker", str(run.folder.path)]
     settings = {**os.environ, **environment}
     return subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings, cwd=REPOSITORY, check=False

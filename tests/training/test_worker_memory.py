@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.runs.history.events import MemoryData
-from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
+from loratory.engine.runs.history.events import MemoryData
+from loratory.engine.training.worker import EXIT_FAILED, EXIT_FINISHED
 from tests.training.worker_runs import events_of, history_of
 
 pytestmark = pytest.mark.e2e

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from engine.runs.checkpoints import MANIFEST, read_manifest
-from engine.runs.control import request_stop
-from engine.training import faults
-from engine.training.worker import EXIT_FINISHED
+from loratory.engine.runs.checkpoints import MANIFEST, read_manifest
+from loratory.engine.runs.control import request_stop
+from loratory.engine.training import faults
+from loratory.engine.training.worker import EXIT_FINISHED
 from tests.training.forked_ranks import launch_ranks
 from tests.training.worker_runs import data_of_events, history_of, losses_of, require_losses_of
 from tests.waiting import wait_until
@@ -122,7 +122,7 @@ def test_a_run_continues_with_another_number_of_processes_in_the_same_steps(work
         else:
             environment = {faults.VARIABLE: fault} if fault else {}
             code, _ = launch_ranks(
-                "engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment
+                "loratory.engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment
             )
         assert (code == EXIT_FINISHED) == (processes == after)
 

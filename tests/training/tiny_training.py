@@ -10,20 +10,20 @@ import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from engine.config.load import config_from_mapping
-from engine.config.run import RunConfig
-from engine.data.render.tokenize import TokenizedRow
-from engine.hardware.device import Device
-from engine.models.source import ModelSource
-from engine.runs.history.events import StepData
-from engine.training.assembly import Assembly, assemble
-from engine.training.batching.steps import TrainerRows
-from engine.training.build import add_adapter, load_model, training_arguments
-from engine.training.callbacks import TrainerHooks
-from engine.training.distribution import shard
-from engine.training.methods.registry import method_trainer
-from engine.training.placement import Placement, TrainingDtypes, choose_precision
-from engine.training.trainer import LoratoryTrainer
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.hardware.device import Device
+from loratory.engine.models.source import ModelSource
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.training.assembly import Assembly, assemble
+from loratory.engine.training.batching.steps import TrainerRows
+from loratory.engine.training.build import add_adapter, load_model, training_arguments
+from loratory.engine.training.callbacks import TrainerHooks
+from loratory.engine.training.distribution import shard
+from loratory.engine.training.methods.registry import method_trainer
+from loratory.engine.training.placement import Placement, TrainingDtypes, choose_precision
+from loratory.engine.training.trainer import LoratoryTrainer
 
 CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, has_fast_bfloat16=True, cores=1)
 GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
@@ -107,7 +107,7 @@ def make_training(
     placement: Placement = ON_CPU,
     merged: int = 1,
 ) -> TinyTraining:
-    """Build what `engine.training.session` builds, without its files and processes; on `base` where one is loaded."""
+    """Build what `loratory.engine.training.session` builds, without its files and processes; on `base` where one is loaded."""
     tokenizer = _tokenizer_of(config.model.id)
     torch.manual_seed(config.training.seed)
     random.seed(config.training.seed)

@@ -6,8 +6,8 @@
 import pytest
 import torch
 
-from engine.training.ops import loss as loss_module
-from engine.training.ops.loss import LogitTransform, loss_of_each, summed_loss
+from loratory.engine.training.ops import loss as loss_module
+from loratory.engine.training.ops.loss import LogitTransform, loss_of_each, summed_loss
 
 WIDTH = 24
 TRANSFORMS = [LogitTransform(), LogitTransform(0.25), LogitTransform(cap=3.0), LogitTransform(2.0, 5.0)]

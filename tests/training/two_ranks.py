@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from engine.config.run import RunConfig
-from engine.training.callbacks import TrainerHooks
-from engine.training.placement import Placement, ProcessGroup
+from loratory.engine.config.run import RunConfig
+from loratory.engine.training.callbacks import TrainerHooks
+from loratory.engine.training.placement import Placement, ProcessGroup
 from tests.training.tensor_reads import Reads, WithinSteps
 from tests.training.tiny_training import CPU, Row, make_config, make_training, train_tiny
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from engine.config.load import config_from_mapping
-from engine.paths import LoratoryHome
-from engine.runs.checkpoints import Checkpoint, damage, list_checkpoints
-from engine.runs.history.events import Event
-from engine.runs.history.log import read_events
-from engine.runs.history.run_history import RunHistory, read_history
-from engine.runs.run import Run
-from engine.runs.store import RunStore
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.checkpoints import Checkpoint, damage, list_checkpoints
+from loratory.engine.runs.history.events import Event
+from loratory.engine.runs.history.log import read_events
+from loratory.engine.runs.history.run_history import RunHistory, read_history
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import RunStore
 
 WORDS = "rank alpha adapter dropout target layer batch step loss rate token frozen weight base tune".split()
 

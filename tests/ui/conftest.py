@@ -5,17 +5,17 @@ import math
 import gradio as gr
 import pytest
 
+from loratory.ui.backend.models import FitTable
+from loratory.ui.form import Form
+from loratory.ui.gradio_internals import Blocks
+from loratory.ui.page import Page
+from loratory.ui.services import Services
+from loratory.ui.tabs.data import DataTab
+from loratory.ui.tabs.method import MethodTab
+from loratory.ui.tabs.model import ModelTab
+from loratory.ui.tabs.train import TrainTab
 from tests.fake_services import fake_services
 from tests.ui.data_tab_visitor import Visitor
-from ui.backend.models import FitTable
-from ui.form import Form
-from ui.gradio_internals import Blocks
-from ui.page import Page
-from ui.services import Services
-from ui.tabs.data import DataTab
-from ui.tabs.method import MethodTab
-from ui.tabs.model import ModelTab
-from ui.tabs.train import TrainTab
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def services(home) -> Services:
 @pytest.fixture(autouse=True)
 def reads_all_runs_at_once(monkeypatch):
     """On a busy machine too, where reading a run takes longer than a page waits."""
-    monkeypatch.setattr("ui.backend.run_reader._AT_ONCE_SECONDS", math.inf)
+    monkeypatch.setattr("loratory.ui.backend.run_reader._AT_ONCE_SECONDS", math.inf)
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from engine.config.run import ModelConfig
-from engine.data.contract import RowProblem
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.contract import RowProblem
+from loratory.ui.backend.dataset_checks import CheckQuestion
+from loratory.ui.tabs.data import DataTab
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
-from ui.backend.dataset_checks import CheckQuestion
-from ui.tabs.data import DataTab
 
 PAGE = SimpleNamespace(session_hash="page-1")
 MODEL = ModelConfig(id="some/model")

@@ -9,18 +9,18 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from engine.errors import EngineError
-from engine.hardware.devices import list_devices
-from engine.models.shape import ModelShape
-from engine.paths import LoratoryHome
-from engine.places.run_place import HuggingFaceJobs, SlurmCluster, ThisMachine
-from engine.places.slurm.place import ClusterPlace
+from loratory.engine.errors import EngineError
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.run_place import HuggingFaceJobs, SlurmCluster, ThisMachine
+from loratory.engine.places.slurm.place import ClusterPlace
+from loratory.ui.backend.dataset_checks import DatasetChecks
+from loratory.ui.draft import read_draft
+from loratory.ui.form import JUDGE_FOR, Form
+from loratory.ui.gradio_internals import Blocks
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.fake_inspector import FakeInspector
-from ui.backend.dataset_checks import DatasetChecks
-from ui.draft import read_draft
-from ui.form import JUDGE_FOR, Form
-from ui.gradio_internals import Blocks
 
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SIZES = PublishedSizes(

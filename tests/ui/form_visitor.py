@@ -5,9 +5,9 @@ from typing import Any
 
 import gradio as gr
 
-from ui.draft import Draft
-from ui.form_change import Reading
-from ui.page import Page
+from loratory.ui.draft import Draft
+from loratory.ui.form_change import Reading
+from loratory.ui.page import Page
 
 
 class FormVisitor:

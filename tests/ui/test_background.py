@@ -4,11 +4,11 @@ import threading
 
 import pytest
 
-from engine.chat.contract import JobProgress
-from engine.errors import EngineError, ModelError, RunError, StorageError
-from engine.processes.messages import CancelledRequestError
-from ui.backend.background import UNEXPECTED, BackgroundWork, Cache
-from ui.backend.conversation import run_streaming
+from loratory.engine.chat.contract import JobProgress
+from loratory.engine.errors import EngineError, ModelError, RunError, StorageError
+from loratory.engine.processes.messages import CancelledRequestError
+from loratory.ui.backend.background import UNEXPECTED, BackgroundWork, Cache
+from loratory.ui.backend.conversation import run_streaming
 
 WAIT_SECONDS = 300
 

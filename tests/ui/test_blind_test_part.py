@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from engine.evaluation.blind_test import judgements_file, read_judgements
+from loratory.engine.evaluation.blind_test import judgements_file, read_judgements
+from loratory.ui.backend.run_reader import FINAL
+from loratory.ui.tabs.blind_test import HELD_OUT, OWN, Judging
+from loratory.ui.tabs.chat import ChatTab
+from loratory.ui.tabs.chat_choice import AS_TRAINED, NOTHING, Chosen
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
-from ui.backend.run_reader import FINAL
-from ui.tabs.blind_test import HELD_OUT, OWN, Judging
-from ui.tabs.chat import ChatTab
-from ui.tabs.chat_choice import AS_TRAINED, NOTHING, Chosen
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1", headers={})

@@ -3,12 +3,12 @@
 import gradio as gr
 import pytest
 
-from engine.errors import DatasetError
+from loratory.engine.errors import DatasetError
+from loratory.ui.backend.models import FitTable
+from loratory.ui.page import Page
+from loratory.ui.tabs.data import DataTab, _take_path
+from loratory.ui.tabs.model import ModelTab
 from tests.invented_runs import a_config
-from ui.backend.models import FitTable
-from ui.page import Page
-from ui.tabs.data import DataTab, _take_path
-from ui.tabs.model import ModelTab
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.chat.contract import ChatTarget
-from engine.config.run import ModelConfig
-from engine.errors import ModelError, RunError
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ModelError, RunError
+from loratory.ui.backend.run_reader import FINAL
+from loratory.ui.tabs import chat_choice
+from loratory.ui.tabs.chat import ChatTab
+from loratory.ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen
 from tests.invented_runs import InventedRun, a_config, write_adapter, write_run
-from ui.backend.run_reader import FINAL
-from ui.tabs import chat_choice
-from ui.tabs.chat import ChatTab
-from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_checkpoint_is_loaded_in_the_precision_that_is_asked_for(choice, run):
 
 
 def test_a_run_that_was_chosen_is_proposed_however_old_it_is(choice, services, run, monkeypatch):
-    monkeypatch.setattr("ui.backend.run_reader._OFFERED_AT_ONCE", 1)
+    monkeypatch.setattr("loratory.ui.backend.run_reader._OFFERED_AT_ONCE", 1)
     newer = write_run(services.runs, a_config(), InventedRun())
 
     offers = choice.offer(run.id, newer.id, "")[choice.run]

@@ -7,17 +7,17 @@ import gradio as gr
 import pytest
 from gradio import EventData
 
-from engine.chat.contract import ChatChunk, ChatState, LoadedModel
-from engine.errors import ConfigError, ModelError, StorageError
+from loratory.engine.chat.contract import ChatChunk, ChatState, LoadedModel
+from loratory.engine.errors import ConfigError, ModelError, StorageError
+from loratory.ui.backend.conversation import Answer, RowPrompt, SavedConversation, Turn
+from loratory.ui.backend.run_reader import FINAL
+from loratory.ui.tabs.blind_test import Judging
+from loratory.ui.tabs.chat import ChatTab
+from loratory.ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
+from loratory.ui.tabs.conversation import RUNS, SIDE_BY_SIDE, _take_back
+from loratory.ui.views.chat import render_chat_state, render_loading, render_transcript
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
-from ui.backend.conversation import Answer, RowPrompt, SavedConversation, Turn
-from ui.backend.run_reader import FINAL
-from ui.tabs.blind_test import Judging
-from ui.tabs.chat import ChatTab
-from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
-from ui.tabs.conversation import RUNS, SIDE_BY_SIDE, _take_back
-from ui.views.chat import render_chat_state, render_loading, render_transcript
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1", headers={"x-ip-token": "of the visitor"})

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config.run import ModelConfig
-from engine.data.contract import CheckProgress
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.contract import CheckProgress
+from loratory.ui.backend.dataset_checks import DatasetChecks
 from tests.fake_inspector import a_report
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
 from tests.waiting import wait_until
-from ui.backend.dataset_checks import DatasetChecks
 
 
 class HeldInspector:
@@ -113,7 +113,7 @@ def test_a_fetch_that_a_person_stops_ends_and_the_dataset_waits_again(checks, in
 
 
 def test_a_pass_that_no_page_looks_at_ends_by_itself(checks, inspector, monkeypatch):
-    monkeypatch.setattr("ui.backend.dataset_checks._UNWANTED_SECONDS", 0.0)
+    monkeypatch.setattr("loratory.ui.backend.dataset_checks._UNWANTED_SECONDS", 0.0)
     forgotten = checks.request(with_length(512), "page")
 
     assert forgotten.stop.wait(PATIENCE_SECONDS)

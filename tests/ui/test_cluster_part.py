@@ -6,19 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.config.run import ModelConfig
-from engine.errors import ClusterUnreachableError
-from engine.paths import LoratoryHome
-from engine.places.slurm.place import CLUSTER_FILE, ClusterPlace
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ClusterUnreachableError
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.slurm.place import CLUSTER_FILE, ClusterPlace
+from loratory.ui.backend.cluster import ClusterForecast, Forecast
+from loratory.ui.form import JUDGE_FOR
+from loratory.ui.services import Services
+from loratory.ui.side_panel import SidePanel, _devices
+from loratory.ui.tabs.run_place import offers_cluster, render_forecast
+from loratory.ui.tabs.train import TrainTab
 from tests.invented_runs import a_config
 from tests.ui.drafts import form_values
 from tests.waiting import wait_until
-from ui.backend.cluster import ClusterForecast, Forecast
-from ui.form import JUDGE_FOR
-from ui.services import Services
-from ui.side_panel import SidePanel, _devices
-from ui.tabs.run_place import offers_cluster, render_forecast
-from ui.tabs.train import TrainTab
 
 CLUSTER = "gpu_types: [{name: t4, memory_gib: 15}, {name: a100, memory_gib: 80, count: 8}]\n"
 SLOW = ClusterUnreachableError(

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ui.theme import build_theme
+from loratory.ui.theme import build_theme
 
 UI = Path(__file__).parents[2] / "ui"
 

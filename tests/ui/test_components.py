@@ -3,8 +3,8 @@
 import gradio as gr
 import pytest
 
-from ui.build import build_app
-from ui.gradio_internals import Dropdown, Radio
+from loratory.ui.build import build_app
+from loratory.ui.gradio_internals import Dropdown, Radio
 
 
 @pytest.mark.parametrize("kind", [Dropdown, Radio])

@@ -5,17 +5,17 @@ import threading
 import gradio as gr
 import pytest
 
-from engine.data.contract import CheckProgress
-from engine.errors import ModelError
-from engine.models.prepared import ModelProgress
+from loratory.engine.data.contract import CheckProgress
+from loratory.engine.errors import ModelError
+from loratory.engine.models.prepared import ModelProgress
+from loratory.ui.backend.models import Tokenizers, key_of
+from loratory.ui.build import build_app
+from loratory.ui.tabs.data import DataTab
+from loratory.ui.tabs.dataset_format import _keep_mapping, _map_columns
+from loratory.ui.views.dataset import render_progress
 from tests.invented_runs import a_config
 from tests.ui.data_tab_visitor import MODEL, PATIENCE_SECONDS, question_on
 from tests.waiting import wait_until
-from ui.backend.models import Tokenizers, key_of
-from ui.build import build_app
-from ui.tabs.data import DataTab
-from ui.tabs.dataset_format import _keep_mapping, _map_columns
-from ui.views.dataset import render_progress
 
 # What stays in reach when something fails
 

@@ -3,12 +3,12 @@
 import gradio as gr
 import pytest
 
-from engine.data.contract import RowProblem
+from loratory.engine.data.contract import RowProblem
+from loratory.ui.views.html import ListPage
+from loratory.ui.views.rows import PAGE_ROWS, listing_choices, render_counts, render_problem_list
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, some_report
 from tests.waiting import wait_until
-from ui.views.html import ListPage
-from ui.views.rows import PAGE_ROWS, listing_choices, render_counts, render_problem_list
 
 
 @pytest.fixture

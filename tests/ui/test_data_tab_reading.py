@@ -4,11 +4,11 @@ import time
 
 import gradio as gr
 
-from engine.data.contract import CheckProgress
+from loratory.engine.data.contract import CheckProgress
+from loratory.ui.backend.dataset_checks import DatasetChecks
 from tests.fake_inspector import FakeInspector
 from tests.ui.data_tab_visitor import question_on
 from tests.waiting import wait_until
-from ui.backend.dataset_checks import DatasetChecks
 
 
 def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor, services):

@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from engine.config.methods.registry import METHODS
+from loratory.engine.config.methods.registry import METHODS
+from loratory.ui.backend.dataset_checks import CheckQuestion, question_of
+from loratory.ui.page import Page
+from loratory.ui.tabs.start import start_key
+from loratory.ui.tabs.train import TrainTab
+from loratory.ui.views.memory import render_side_panel
 from tests.invented_runs import a_config
 from tests.ui.form_visitor import FormVisitor
 from tests.waiting import wait_until
-from ui.backend.dataset_checks import CheckQuestion, question_of
-from ui.page import Page
-from ui.tabs.start import start_key
-from ui.tabs.train import TrainTab
-from ui.views.memory import render_side_panel
 
 
 @pytest.fixture

@@ -2,20 +2,20 @@
 
 import pytest
 
-from engine.config.run import ModelConfig
-from engine.errors import MemoryUnknownError, ModelError
-from engine.memory.estimate import estimate_memory
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import MemoryUnknownError, ModelError
+from loratory.engine.memory.estimate import estimate_memory
+from loratory.ui.backend.background import UNEXPECTED
+from loratory.ui.backend.dataset_checks import DatasetChecks, question_of
+from loratory.ui.backend.models import KnownShapes
+from loratory.ui.tabs.method import render_method_table, render_trainable
+from loratory.ui.tabs.start import why_not
+from loratory.ui.views.draft import next_step, render_bar
+from loratory.ui.views.memory import render_side_panel
 from tests.fake_inspector import FakeInspector
 from tests.ui.drafts import NAMES, draft_of, small_shape
 from tests.ui.drafts import form as form
 from tests.waiting import wait_until
-from ui.backend.background import UNEXPECTED
-from ui.backend.dataset_checks import DatasetChecks, question_of
-from ui.backend.models import KnownShapes
-from ui.tabs.method import render_method_table, render_trainable
-from ui.tabs.start import why_not
-from ui.views.draft import next_step, render_bar
-from ui.views.memory import render_side_panel
 
 
 def test_an_empty_form_reports_what_to_choose_and_reports_no_mistake(form):
@@ -187,9 +187,9 @@ def test_a_model_too_big_for_this_machine_cannot_start_whatever_is_judged(form, 
 
         return estimate
 
-    monkeypatch.setattr("ui.draft.estimate_memory", too_big_on("cuda"))
+    monkeypatch.setattr("loratory.ui.draft.estimate_memory", too_big_on("cuda"))
     assert why_not(draft_of(form, small_shape(), **settings, page__judge_for="T4")) is None
-    monkeypatch.setattr("ui.draft.estimate_memory", too_big_on("cpu"))
+    monkeypatch.setattr("loratory.ui.draft.estimate_memory", too_big_on("cpu"))
     assert "It needs about" in why_not(draft_of(form, small_shape(), **settings, page__judge_for="B200"))
 
 
@@ -220,7 +220,7 @@ def test_a_run_whose_memory_cannot_be_estimated_can_start(form, monkeypatch, err
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("ui.draft.estimate_memory", fail)
+    monkeypatch.setattr("loratory.ui.draft.estimate_memory", fail)
     draft = draft_of(form, small_shape(), model__id="m", dataset__source="d", adapter__target_modules=list(NAMES))
 
     assert draft.estimate_error is not None

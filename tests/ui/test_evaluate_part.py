@@ -2,17 +2,17 @@
 
 import pytest
 
-from engine.chat.contract import ChatTarget
-from engine.evaluation.job import EvaluationRequest
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.evaluation.job import EvaluationRequest
+from loratory.ui.backend.results import MeasuredRun
+from loratory.ui.backend.run_reader import FINAL
+from loratory.ui.tabs.chat import ChatTab
+from loratory.ui.tabs.chat_choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
+from loratory.ui.views.evaluation import question_of, render_across, render_answered, render_evaluation
+from loratory.ui.views.html import ListPage
 from tests.fake_results import FakeEvaluation, a_preference_evaluation, a_rated_evaluation, an_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
-from ui.backend.results import MeasuredRun
-from ui.backend.run_reader import FINAL
-from ui.tabs.chat import ChatTab
-from ui.tabs.chat_choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
-from ui.views.evaluation import question_of, render_across, render_answered, render_evaluation
-from ui.views.html import ListPage
 
 WAIT_SECONDS = 300
 

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from gradio import EventData
 
-from engine.config.load import config_from_mapping, mapping_from_yaml
-from engine.errors import RunError, StorageError
-from engine.export.contract import ExportRecord, PerplexityCheck
+from loratory.engine.config.load import config_from_mapping, mapping_from_yaml
+from loratory.engine.errors import RunError, StorageError
+from loratory.engine.export.contract import ExportRecord, PerplexityCheck
+from loratory.ui.backend.run_reader import FINAL
+from loratory.ui.backend.transfers import Transfers, list_files
+from loratory.ui.tabs.export import ExportTab
+from loratory.ui.tabs.export_formats import ADAPTER, EXACT, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
+from loratory.ui.views.run_details import loading_script, render_export, render_verification
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.tiny_model import make_tiny_model
 from tests.ui.changes import Changes
-from ui.backend.run_reader import FINAL
-from ui.backend.transfers import Transfers, list_files
-from ui.tabs.export import ExportTab
-from ui.tabs.export_formats import ADAPTER, EXACT, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
-from ui.views.run_details import loading_script, render_export, render_verification
 
 WAIT_SECONDS = 300
 
@@ -209,7 +209,7 @@ def test_every_form_shows_its_own_settings(tab, run):
 def test_sizes_and_missing_programs_are_shown_before_a_gguf_is_written(tab, services, tmp_path, monkeypatch):
     base = make_tiny_model(tmp_path / "base")
     run = write_run(services.runs, a_config(model__id=str(base)), InventedRun())
-    monkeypatch.setattr("engine.export.gguf.llama_cpp.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("loratory.engine.export.gguf.llama_cpp.importlib.util.find_spec", lambda name: None)
 
     sizes = show(tab, run.id, GGUF)._updates[tab.forms.sizes]
 

@@ -5,17 +5,17 @@ import json
 import gradio as gr
 import pytest
 
-from engine.errors import EngineError
-from engine.places.huggingface_jobs.layout import JobRecord
-from engine.places.slurm.place import CLUSTER_FILE, JobResources, SlurmRecord
-from engine.runs.control import request_start_anyway, request_stop, resume_is_requested, with_requested_target
-from engine.runs.history.events import StepData
-from engine.runs.history.log import EventWriter
+from loratory.engine.errors import EngineError
+from loratory.engine.places.huggingface_jobs.layout import JobRecord
+from loratory.engine.places.slurm.place import CLUSTER_FILE, JobResources, SlurmRecord
+from loratory.engine.runs.control import request_start_anyway, request_stop, resume_is_requested, with_requested_target
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.ui.build import build_app
+from loratory.ui.tabs.follow import FollowPart
+from loratory.ui.tabs.train import TrainTab
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
 from tests.ui.changes import Changes
-from ui.build import build_app
-from ui.tabs.follow import FollowPart
-from ui.tabs.train import TrainTab
 
 NOTHING = gr.skip()
 
@@ -251,7 +251,7 @@ def test_the_log_is_read_only_where_it_is_open(follow, invent):
 
 
 def test_two_pages_draw_one_figure(follow, invent, monkeypatch):
-    import ui.tabs.follow as module
+    import loratory.ui.tabs.follow as module
 
     calls = []
     monkeypatch.setattr(module, "loss_figure", lambda *arguments: calls.append(arguments) or "{}")

@@ -4,13 +4,13 @@ import gradio as gr
 import orjson
 import pytest
 
-from engine.config.derived_defaults import SETTINGS
-from engine.config.load import config_from_mapping, setting_names
-from engine.errors import ConfigError
+from loratory.engine.config.derived_defaults import SETTINGS
+from loratory.engine.config.load import config_from_mapping, setting_names
+from loratory.engine.errors import ConfigError
+from loratory.ui.build import build_app
+from loratory.ui.form import Form, component_for, field_of, label_of
+from loratory.ui.gradio_internals import Blocks
 from tests.ui.drafts import form_values
-from ui.build import build_app
-from ui.form import Form, component_for, field_of, label_of
-from ui.gradio_internals import Blocks
 
 
 def whole_form() -> Form:

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.config.load import with_overrides
-from engine.errors import ConfigError
-from engine.hardware.device import Device
-from engine.memory.advice import advise
-from engine.memory.estimate import estimate_memory
+from loratory.engine.config.load import with_overrides
+from loratory.engine.errors import ConfigError
+from loratory.engine.hardware.device import Device
+from loratory.engine.memory.advice import advise
+from loratory.engine.memory.estimate import estimate_memory
+from loratory.ui.side_panel import overrides_of
+from loratory.ui.tabs.method import MethodTab
+from loratory.ui.views.memory import render_advice
 from tests.invented_runs import a_config
 from tests.ui.drafts import small_shape
 from tests.ui.form_visitor import FormVisitor
-from ui.side_panel import overrides_of
-from ui.tabs.method import MethodTab
-from ui.views.memory import render_advice
 
 GIB = 2**30
 

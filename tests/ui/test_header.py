@@ -3,13 +3,13 @@
 import os
 from dataclasses import replace
 
-from engine.hardware.device import Device, Obstacle
-from engine.hardware.processor import describe_processor
-from engine.supervision.supervisor import Supervisor, supervisor_of
+from loratory.engine.hardware.device import Device, Obstacle
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.supervision.supervisor import Supervisor, supervisor_of
+from loratory.ui.backend.run_reader import RunReader
+from loratory.ui.build import _header, render_header
 from tests.supervision.fake_runs import fake_settings
 from tests.waiting import wait_until
-from ui.backend.run_reader import RunReader
-from ui.build import _header, render_header
 
 
 def test_a_server_that_stands_by_reports_it_until_it_takes_over(services, home):

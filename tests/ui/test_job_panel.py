@@ -6,9 +6,9 @@ import threading
 import gradio as gr
 import pytest
 
-from engine.errors import RunError
-from ui.backend.background import BackgroundWork, FunctionJob, WorkProgress
-from ui.polls import JobPanel
+from loratory.engine.errors import RunError
+from loratory.ui.backend.background import BackgroundWork, FunctionJob, WorkProgress
+from loratory.ui.polls import JobPanel
 
 WAIT_SECONDS = 300
 

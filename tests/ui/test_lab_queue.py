@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from engine.accounts.accounts import open_database
-from engine.accounts.limits import LabLimits
-from engine.accounts.people import Person
-from engine.hardware.cuda import GpuProgram
-from engine.lab.queue import DeviceUse, QueueBoard, QueueEntry
-from engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
-from engine.runs.disk import DiskUse
-from engine.runs.store import RunStore
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.accounts.people import Person
+from loratory.engine.hardware.cuda import GpuProgram
+from loratory.engine.lab.queue import DeviceUse, QueueBoard, QueueEntry
+from loratory.engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
+from loratory.engine.runs.disk import DiskUse
+from loratory.engine.runs.store import RunStore
+from loratory.ui.gradio_internals import Blocks
+from loratory.ui.tabs.shared_runs import LabQueuePart
+from loratory.ui.views.lab import render_devices, render_own_disk, render_queue
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.gradio_internals import Blocks
-from ui.tabs.shared_runs import LabQueuePart
-from ui.views.lab import render_devices, render_own_disk, render_queue
 
 SECRET = "only for the eyes of ann"
 

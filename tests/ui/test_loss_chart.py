@@ -8,11 +8,11 @@ import uuid
 import plotly.graph_objects as go
 import pytest
 
-from engine.runs.history.events import EvalData, StatusData, StepData
-from engine.runs.history.log import EventWriter
-from engine.runs.history.run_history import RunHistory, read_history
-from ui.views.loss_chart import ChartView, loss_figure, loss_words, overlay_figure, render_loss_svg
-from ui.views.step_charts import small_figures
+from loratory.engine.runs.history.events import EvalData, StatusData, StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.history.run_history import RunHistory, read_history
+from loratory.ui.views.loss_chart import ChartView, loss_figure, loss_words, overlay_figure, render_loss_svg
+from loratory.ui.views.step_charts import small_figures
 
 
 @pytest.fixture

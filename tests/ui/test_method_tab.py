@@ -5,12 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config.constraints import distribution_of
-from engine.config.run import AdapterConfig, RunSection
-from tests.ui.drafts import NAMES, draft_of, small_shape
-from tests.ui.drafts import form as form
-from ui.form import targets_update
-from ui.tabs.method import (
+from loratory.engine.config.constraints import distribution_of
+from loratory.engine.config.run import AdapterConfig, RunSection
+from loratory.ui.form import targets_update
+from loratory.ui.tabs.method import (
     _SHARED_DEFAULTS,
     _settings_of_choice,
     change_of_row,
@@ -18,6 +16,8 @@ from ui.tabs.method import (
     render_method_table,
     render_trainable,
 )
+from tests.ui.drafts import NAMES, draft_of, small_shape
+from tests.ui.drafts import form as form
 
 
 def test_trainable_parameters_follow_the_targets(form):

@@ -8,22 +8,22 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from engine.config.run import ModelConfig
-from engine.errors import ModelError
-from engine.hardware.device import THIS_MACHINE, known_device
-from engine.models.catalog import list_catalog
-from engine.private_hub import PrivateCopy
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ModelError
+from loratory.engine.hardware.device import THIS_MACHINE, known_device
+from loratory.engine.models.catalog import list_catalog
+from loratory.engine.private_hub import PrivateCopy
+from loratory.ui.backend.background import FunctionJob
+from loratory.ui.backend.dataset_checks import lengths_stamp
+from loratory.ui.backend.models import DOWNLOAD, FitTable, OwnDownloads, Tokenizers
+from loratory.ui.gradio_internals import Blocks
+from loratory.ui.page import Page
+from loratory.ui.tabs.model import _JUDGED_TOGETHER, ModelTab
+from loratory.ui.tabs.own_models import OwnPart
 from tests.invented_runs import a_config
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
 from tests.waiting import wait_until
-from ui.backend.background import FunctionJob
-from ui.backend.dataset_checks import lengths_stamp
-from ui.backend.models import DOWNLOAD, FitTable, OwnDownloads, Tokenizers
-from ui.gradio_internals import Blocks
-from ui.page import Page
-from ui.tabs.model import _JUDGED_TOGETHER, ModelTab
-from ui.tabs.own_models import OwnPart
 
 MODEL = "some/model"
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from engine.runs.control import resume_is_requested
+from loratory.engine.runs.control import resume_is_requested
+from loratory.ui.build import NextStepBar, StartHere
+from loratory.ui.gradio_internals import Blocks
+from loratory.ui.page import Page
+from loratory.ui.tabs.train import FOLLOW, SET_UP, TrainTab
+from loratory.ui.views.draft import render_bar
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.build import NextStepBar, StartHere
-from ui.gradio_internals import Blocks
-from ui.page import Page
-from ui.tabs.train import FOLLOW, SET_UP, TrainTab
-from ui.views.draft import render_bar
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_run_that_began_before_its_rows_were_counted_is_followed(bar, services
 
 def test_a_run_that_ended_since_the_list_was_read_is_no_longer_followed(bar, services, monkeypatch):
     # The list is kept for a second, which here never ends.
-    monkeypatch.setattr("ui.backend.run_reader.time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr("loratory.ui.backend.run_reader.time", SimpleNamespace(monotonic=lambda: 0.0))
     run = write_run(services.runs, a_config(), InventedRun(state="running"))
     assert step_of(bar, complete())[0] == "Follow"
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine.runs.webhook import WebhookOutcome, WebhookStore
-from ui.gradio_internals import Blocks
-from ui.page import Page
-from ui.tabs.notifications import NotificationsPart, render_outcome
+from loratory.engine.runs.webhook import WebhookOutcome, WebhookStore
+from loratory.ui.gradio_internals import Blocks
+from loratory.ui.page import Page
+from loratory.ui.tabs.notifications import NotificationsPart, render_outcome
 
 SECRET = "T0pS3cret"
 

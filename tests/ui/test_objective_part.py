@@ -2,17 +2,17 @@
 
 import pytest
 
-from engine.config.load import find_preset
-from engine.config.objectives import OBJECTIVES
+from loratory.engine.config.load import find_preset
+from loratory.engine.config.objectives import OBJECTIVES
+from loratory.ui.backend.dataset_checks import question_of
+from loratory.ui.tabs.objective import ObjectivePart, _choose, _render_choice, _render_losses
+from loratory.ui.tabs.start import why_not
+from loratory.ui.tabs.train import TrainTab
+from loratory.ui.views.draft import next_step, render_bar
+from loratory.ui.views.memory import render_side_panel
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.form_visitor import FormVisitor
 from tests.waiting import wait_until
-from ui.backend.dataset_checks import question_of
-from ui.tabs.objective import ObjectivePart, _choose, _render_choice, _render_losses
-from ui.tabs.start import why_not
-from ui.tabs.train import TrainTab
-from ui.views.draft import next_step, render_bar
-from ui.views.memory import render_side_panel
 
 PAIRS, RATINGS, ANSWERS = "sample:loratory-preferences", "ratings.jsonl", "sample:loratory-faq"
 

@@ -3,11 +3,11 @@
 import gradio as gr
 import pytest
 
+from loratory.ui.page import Page
+from loratory.ui.tabs.method import MethodTab, render_warm_start
+from loratory.ui.views.memory import render_side_panel
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.drafts import form_values
-from ui.page import Page
-from ui.tabs.method import MethodTab, render_warm_start
-from ui.views.memory import render_side_panel
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.data.contract import DatasetPage
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.data.contract import DatasetPage
+from loratory.ui.views.dataset import render_facts, render_preferences
+from loratory.ui.views.rows import listing_choices, render_row
 from tests.fake_inspector import FakeInspector, a_report
-from ui.views.dataset import render_facts, render_preferences
-from ui.views.rows import listing_choices, render_row
 
 MODEL = ModelConfig(id="some/model")
 

@@ -9,10 +9,10 @@ import pytest
 
 IMPORTS = """
 import sys
-import ui
+import loratory.ui
 import gradio, gradio.component_meta
 assert not {"pandas", "pyarrow", "gradio.cli", "gradio.external"} & sys.modules.keys()
-assert gradio.component_meta.create_or_modify_pyi.__module__ == "ui"
+assert gradio.component_meta.create_or_modify_pyi.__module__ == "loratory.ui"
 with gradio.Blocks():
     button = gradio.Button("press")
     button.click(lambda: None)
@@ -27,7 +27,7 @@ from pathlib import Path
 if sys.argv[2] == "gradio alone":
     import fastapi.utils, gradio, gradio.blocks, gradio.routes
     refuses_old_models = fastapi.utils.annotation_is_pydantic_v1
-    import ui.gradio_internals as internals
+    import loratory.ui.gradio_internals as internals
     gradio.blocks.App = gradio.routes.App
     del gradio.components.base.dir
     gradio.utils.get_type_hints = gradio.utils.get_type_hints._work_out
@@ -39,7 +39,7 @@ if sys.argv[2] == "gradio alone":
             internals._leave_no_event_out(self.default_config)  # what a page does, not how fast it starts
     internals.Blocks = Patient
 from tests.fake_services import fake_services
-from ui.serve import launch
+from loratory.ui.serve import launch
 services = fake_services(Path(sys.argv[1]), seconds_per_step=0.001)
 blocks = launch(services, "127.0.0.1", None)
 blocks.app_id = blocks.config["app_id"] = 1

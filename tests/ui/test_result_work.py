@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config.results import ExportConfig, PushConfig
-from engine.errors import StorageError
-from engine.export.contract import read_records, records_file, save_record
+from loratory.engine.config.results import ExportConfig, PushConfig
+from loratory.engine.errors import StorageError
+from loratory.engine.export.contract import read_records, records_file, save_record
 from tests.invented_runs import InventedRun, a_config, write_run
 
 WAIT_SECONDS = 300

@@ -2,11 +2,11 @@
 
 import pytest
 
-from engine.runs.prediction import plan_run
-from engine.runs.summary import RunSummary
+from loratory.engine.runs.prediction import plan_run
+from loratory.engine.runs.summary import RunSummary
+from loratory.ui.views.draft import render_plan
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
-from ui.views.draft import render_plan
 
 
 def report(**changes: object):

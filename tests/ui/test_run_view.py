@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
-from engine.data.contract import DatasetReport, RowProblem
-from engine.runs.control import request_resume
-from engine.runs.history.events import FailedData, MemoryData
-from engine.runs.provenance import MemoryFigures, Provenance
-from engine.runs.store import RunStore
-from engine.runs.summary import summarize
-from tests.invented_runs import GIB, InventedRun, a_config, write_run
-from ui.backend.run_reader import RunReader, RunSnapshot, log_tail
-from ui.views.run_table import render_run_table
-from ui.views.run_view import (
+from loratory.engine.data.contract import DatasetReport, RowProblem
+from loratory.engine.runs.control import request_resume
+from loratory.engine.runs.history.events import FailedData, MemoryData
+from loratory.engine.runs.provenance import MemoryFigures, Provenance
+from loratory.engine.runs.store import RunStore
+from loratory.engine.runs.summary import summarize
+from loratory.ui.backend.run_reader import RunReader, RunSnapshot, log_tail
+from loratory.ui.views.run_table import render_run_table
+from loratory.ui.views.run_view import (
     render_heading,
     render_left_out,
     render_log,
@@ -26,6 +25,7 @@ from ui.views.run_view import (
     render_warnings,
     status_line,
 )
+from tests.invented_runs import GIB, InventedRun, a_config, write_run
 
 
 @pytest.fixture

@@ -11,15 +11,11 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from engine.runs.control import read_notes
-from engine.runs.run import RunState
-from engine.runs.summary import summarize
-from tests.fake_services import invent_runs
-from tests.invented_runs import InventedRun, a_config, write_run
-from tests.ui.changes import Changes
-from tests.waiting import wait_until
-from ui.tabs.runs import RunsTab
-from ui.views.run_table import (
+from loratory.engine.runs.control import read_notes
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.summary import summarize
+from loratory.ui.tabs.runs import RunsTab
+from loratory.ui.views.run_table import (
     _COLUMNS,
     ANY_METHOD,
     ANY_MODEL,
@@ -31,7 +27,11 @@ from ui.views.run_table import (
     render_run_table,
     when,
 )  # fmt: skip
-from ui.views.run_view import state_mark
+from loratory.ui.views.run_view import state_mark
+from tests.fake_services import invent_runs
+from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.changes import Changes
+from tests.waiting import wait_until
 
 QUERY = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")  # of an untouched search
 
@@ -131,8 +131,8 @@ def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history,
         time.sleep(0.12)
         return summarize(run, history)
 
-    monkeypatch.setattr("ui.backend.run_reader._AT_ONCE_SECONDS", 0.1)
-    monkeypatch.setattr("engine.runs.summary.summarize", summarize_slowly)
+    monkeypatch.setattr("loratory.ui.backend.run_reader._AT_ONCE_SECONDS", 0.1)
+    monkeypatch.setattr("loratory.engine.runs.summary.summarize", summarize_slowly)
     first = table_of(tab)
     count = first.count("<tr data-pick")
     assert 0 < count < len(history)

@@ -7,10 +7,10 @@ import gradio as gr
 import httpx
 import pytest
 
+from loratory.ui.gradio_internals import PageSession, PageSessions
+from loratory.ui.serve import launch
 from tests.page_client import PageClient, read_config
 from tests.waiting import wait_until
-from ui.gradio_internals import PageSession, PageSessions
-from ui.serve import launch
 
 
 @pytest.fixture

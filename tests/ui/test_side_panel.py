@@ -2,11 +2,11 @@
 
 import pytest
 
-from engine.config.run import ModelConfig
+from loratory.engine.config.run import ModelConfig
+from loratory.ui.backend.dataset_checks import question_of
+from loratory.ui.side_panel import SidePanel
 from tests.ui.drafts import form_values
 from tests.waiting import wait_until
-from ui.backend.dataset_checks import question_of
-from ui.side_panel import SidePanel
 
 MODEL = "smollm2-135m-instruct"
 

@@ -6,16 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.errors import DatasetError, Problem
-from engine.runs.provenance import read_provenance
+from loratory.engine.errors import DatasetError, Problem
+from loratory.engine.runs.provenance import read_provenance
+from loratory.ui.backend.dataset_checks import CheckQuestion
+from loratory.ui.build import build_app
+from loratory.ui.tabs.start import REFUSED, StartPart, render_reason, start_key, why_not
+from loratory.ui.tabs.train import FOLLOW, TrainTab
 from tests.invented_runs import a_config
 from tests.ui.changes import Changes
 from tests.ui.drafts import form_values, values_of
 from tests.waiting import wait_until
-from ui.backend.dataset_checks import CheckQuestion
-from ui.build import build_app
-from ui.tabs.start import REFUSED, StartPart, render_reason, start_key, why_not
-from ui.tabs.train import FOLLOW, TrainTab
 
 PAGE = SimpleNamespace(session_hash="page-1")
 

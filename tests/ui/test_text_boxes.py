@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from ui.build import build_app
+from loratory.ui.build import build_app
 
 
 def test_no_text_box_that_can_be_seen_waits_for_a_key_that_writes_a_character(services):

@@ -8,19 +8,19 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from engine.config.load import find_preset, list_presets
-from engine.errors import DatasetError
-from engine.hardware.devices import device_problems
-from engine.hardware.processor import describe_processor
+from loratory.engine.config.load import find_preset, list_presets
+from loratory.engine.errors import DatasetError
+from loratory.engine.hardware.devices import device_problems
+from loratory.engine.hardware.processor import describe_processor
+from loratory.ui.backend.models import Tokenizers
+from loratory.ui.build import build_app
+from loratory.ui.tabs.start import render_reason, why_not
+from loratory.ui.tabs.train import FOLLOW, TrainTab
+from loratory.ui.views.memory import render_side_panel
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.drafts import values_of
 from tests.ui.form_visitor import FormVisitor
 from tests.waiting import wait_until
-from ui.backend.models import Tokenizers
-from ui.build import build_app
-from ui.tabs.start import render_reason, why_not
-from ui.tabs.train import FOLLOW, TrainTab
-from ui.views.memory import render_side_panel
 
 PAGE = SimpleNamespace(session_hash="page-1")
 

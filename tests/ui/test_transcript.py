@@ -7,12 +7,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from engine.chat.contract import ChatChunk
-from engine.data.conversation import Conversation, Message
-from engine.errors import DatasetError
-from tests.fake_inspector import FakeInspector
-from tests.invented_runs import a_config
-from ui.backend.conversation import (
+from loratory.engine.chat.contract import ChatChunk
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.errors import DatasetError
+from loratory.ui.backend.conversation import (
     Answer,
     HeldOutPrompts,
     RowPrompt,
@@ -23,8 +21,10 @@ from ui.backend.conversation import (
     read_conversation,
     row_prompt,
 )
-from ui.views.chat import render_links, render_suggestions, render_transcript, some_prompts
-from ui.views.html import markdown
+from loratory.ui.views.chat import render_links, render_suggestions, render_transcript, some_prompts
+from loratory.ui.views.html import markdown
+from tests.fake_inspector import FakeInspector
+from tests.invented_runs import a_config
 
 
 def make_answer(branch: str, text: str) -> Answer:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine.errors import StorageError
-from ui.backend.transfers import Transfers
+from loratory.engine.errors import StorageError
+from loratory.ui.backend.transfers import Transfers
 
 HOURS = 3600
 

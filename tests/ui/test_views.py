@@ -3,10 +3,10 @@
 import gradio as gr
 import pytest
 
-from engine.errors import ConfigError, EngineError, Problem
-from ui.components import picked_value, shown_as_message, shown_in_place
-from ui.views.dataset import render_length_histogram
-from ui.views.html import count, duration, error_box, gib, pickable, plural, size
+from loratory.engine.errors import ConfigError, EngineError, Problem
+from loratory.ui.components import picked_value, shown_as_message, shown_in_place
+from loratory.ui.views.dataset import render_length_histogram
+from loratory.ui.views.html import count, duration, error_box, gib, pickable, plural, size
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,18 @@ from types import SimpleNamespace
 import pytest
 from gradio import EventData
 
-from engine.errors import StorageError
-from engine.evaluation.blind_test import judgements_file, read_judgements
-from engine.evaluation.votes import Votes
+from loratory.engine.errors import StorageError
+from loratory.engine.evaluation.blind_test import judgements_file, read_judgements
+from loratory.engine.evaluation.votes import Votes
+from loratory.ui.backend.conversation import Answer, QuestionSettings, Turn
+from loratory.ui.backend.run_reader import FINAL
+from loratory.ui.tabs.blind_test import OWN, Judging
+from loratory.ui.tabs.chat import VOTES, ChatTab
+from loratory.ui.tabs.chat_choice import AS_TRAINED, NOTHING, START, Chosen
+from loratory.ui.tabs.conversation import BASE_AND_SECOND, SIDE_BY_SIDE, TUNED
 from tests.evaluation.test_votes import HOSTILE, a_vote
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
-from ui.backend.conversation import Answer, QuestionSettings, Turn
-from ui.backend.run_reader import FINAL
-from ui.tabs.blind_test import OWN, Judging
-from ui.tabs.chat import VOTES, ChatTab
-from ui.tabs.chat_choice import AS_TRAINED, NOTHING, START, Chosen
-from ui.tabs.conversation import BASE_AND_SECOND, SIDE_BY_SIDE, TUNED
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1", headers={})
@@ -168,7 +168,7 @@ def test_an_older_conversation_with_two_models_on_one_side_is_not_a_pair(tab, ru
 def test_a_vote_that_cannot_be_kept_reports_why(tab, run, votes, monkeypatch):
     load(tab, run)
     turns = send(tab, "Why?").turns
-    monkeypatch.setattr("engine.evaluation.votes.LONGEST_CHARACTERS", 10)
+    monkeypatch.setattr("loratory.engine.evaluation.votes.LONGEST_CHARACTERS", 10)
 
     changes = vote(tab, turns, "vote:0:base")
 
@@ -194,7 +194,7 @@ def test_a_choice_of_the_blind_test_is_a_vote(tab, run, votes):
 def test_the_tally_stays_where_a_vote_is_too_long(tab, run, votes, monkeypatch):
     load(tab, run)
     steps = list(tab.blind.generate_pair(OWN, "Why?", Judging(), "", PAGE, *SAMPLING))
-    monkeypatch.setattr("engine.evaluation.votes.LONGEST_CHARACTERS", 10)
+    monkeypatch.setattr("loratory.engine.evaluation.votes.LONGEST_CHARACTERS", 10)
 
     updates = tab.blind.judge("left", steps[-1][tab.blind.judging])
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from engine.errors import EngineError, RunError
-from engine.processes.messages import CancelledRequestError
+from loratory.engine.errors import EngineError, RunError
+from loratory.engine.processes.messages import CancelledRequestError
 
 _log = logging.getLogger(__name__)
 _MOST_ENTRIES = 200

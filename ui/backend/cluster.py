@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from engine.config.run import RunConfig
-from engine.errors import EngineError
-from engine.places.slurm.commands import Slurm
-from engine.places.slurm.discovery import free_gpus
-from engine.places.slurm.place import ClusterPlace, JobResources
-from engine.places.slurm.script import expected_start
-from ui.backend.background import as_engine_error
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import EngineError
+from loratory.engine.places.slurm.commands import Slurm
+from loratory.engine.places.slurm.discovery import free_gpus
+from loratory.engine.places.slurm.place import ClusterPlace, JobResources
+from loratory.engine.places.slurm.script import expected_start
+from loratory.ui.backend.background import as_engine_error
 
 _FRESH_SECONDS = 30.0
 

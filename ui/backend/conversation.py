@@ -12,17 +12,17 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.dataclasses import dataclass
 
-from engine.chat.contract import Branch, ChatChunk, ChatRequest, FinishReason
-from engine.chat.session import ChatSession
-from engine.chat.zero_gpu import LONGEST_TOKEN, TOKEN_HEADER
-from engine.config.results import SamplingConfig
-from engine.config.run import RunConfig
-from engine.data.contract import MAX_SHOWN_CHARACTERS, PageRow
-from engine.data.conversation import Message
-from engine.errors import DatasetError
-from engine.evaluation.votes import AnswerModel, Vote, VotedAnswer, VotedTurn, Votes, turns_of, vote_id
-from engine.inspector.session import Inspector
-from ui.backend.background import Cache
+from loratory.engine.chat.contract import Branch, ChatChunk, ChatRequest, FinishReason
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.chat.zero_gpu import LONGEST_TOKEN, TOKEN_HEADER
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import MAX_SHOWN_CHARACTERS, PageRow
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import DatasetError
+from loratory.engine.evaluation.votes import AnswerModel, Vote, VotedAnswer, VotedTurn, Votes, turns_of, vote_id
+from loratory.engine.inspector.session import Inspector
+from loratory.ui.backend.background import Cache
 
 BRANCH_WORDS: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned", "second": "The other run"}
 LARGEST_FILE_BYTES = 4_000_000  # of a saved conversation

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
-from engine.config.run import DataFormatName, DatasetConfig, ModelConfig, RunConfig
-from engine.config.training import TrainingConfig
-from engine.data.contract import CheckProgress, DatasetReport, RowLengths
-from engine.data.hub import reads_from_hub
-from engine.errors import EngineError
-from engine.inspector.session import Inspector
-from engine.processes.messages import CancelledRequestError
-from ui.backend.background import as_engine_error
+from loratory.engine.config.run import DataFormatName, DatasetConfig, ModelConfig, RunConfig
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.contract import CheckProgress, DatasetReport, RowLengths
+from loratory.engine.data.hub import reads_from_hub
+from loratory.engine.errors import EngineError
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.processes.messages import CancelledRequestError
+from loratory.ui.backend.background import as_engine_error
 
 V = TypeVar("V")
 _MOST_CHECKS = 16

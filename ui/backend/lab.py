@@ -8,25 +8,25 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from engine.accounts.accounts import Accounts, Invitation, InvitationState
-from engine.accounts.audit import AuditEntry, AuditKind, AuditLog
-from engine.accounts.lab import LabSettings, PublicAddress, change_settings, join_link, read_settings
-from engine.accounts.limits import LabLimits
-from engine.accounts.people import Action, Person, RunAccess, may, require, require_role
-from engine.accounts.sessions import Sessions
-from engine.accounts.throttle import SignInThrottle
-from engine.errors import AccountError, ConfigError, EngineError, ModelError, Problem, RunError
-from engine.lab.fairness import UrgentSlot
-from engine.lab.queue import DeviceUse, QueueBoard, QueueEntry
-from engine.models.cache_space import ModelCache, remove_cached_model, scan_model_cache
-from engine.paths import LoratoryHome
-from engine.runs.control import request_stop
-from engine.runs.disk import DiskSamples, DiskUse, free_bytes, model_uses
-from engine.runs.run import LIVE_STATES, RUN_ID, Run
-from engine.runs.store import RunStore, folder_size_bytes, list_owners
-from engine.runs.usage import Week, WeekOfPerson, usage_by_week
-from ui.front.forms import address_of
-from ui.front.gate import COOKIE
+from loratory.engine.accounts.accounts import Accounts, Invitation, InvitationState
+from loratory.engine.accounts.audit import AuditEntry, AuditKind, AuditLog
+from loratory.engine.accounts.lab import LabSettings, PublicAddress, change_settings, join_link, read_settings
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.accounts.people import Action, Person, RunAccess, may, require, require_role
+from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.accounts.throttle import SignInThrottle
+from loratory.engine.errors import AccountError, ConfigError, EngineError, ModelError, Problem, RunError
+from loratory.engine.lab.fairness import UrgentSlot
+from loratory.engine.lab.queue import DeviceUse, QueueBoard, QueueEntry
+from loratory.engine.models.cache_space import ModelCache, remove_cached_model, scan_model_cache
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.control import request_stop
+from loratory.engine.runs.disk import DiskSamples, DiskUse, free_bytes, model_uses
+from loratory.engine.runs.run import LIVE_STATES, RUN_ID, Run
+from loratory.engine.runs.store import RunStore, folder_size_bytes, list_owners
+from loratory.engine.runs.usage import Week, WeekOfPerson, usage_by_week
+from loratory.ui.front.forms import address_of
+from loratory.ui.front.gate import COOKIE
 
 _SHARED_AT_MOST = 500
 

@@ -10,22 +10,22 @@ from functools import partial
 
 from pydantic import SecretStr
 
-from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
-from engine.config.run import DatasetConfig, ModelConfig, RunConfig
-from engine.data.contract import RowLengths
-from engine.errors import EngineError
-from engine.hardware.device import Device, KnownDevice
-from engine.hardware.devices import list_devices
-from engine.inspector.session import Inspector
-from engine.memory.compare import MethodNeed, compare_rows
-from engine.memory.estimate import Verdict
-from engine.models.catalog import find_in_catalog, list_catalog
-from engine.models.folder import ModelPart
-from engine.models.prepared import ModelProgress, OnModelProgress
-from engine.models.shape import ModelShape
-from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
-from engine.private_hub import (
+from loratory.engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
+from loratory.engine.config.run import DatasetConfig, ModelConfig, RunConfig
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.errors import EngineError
+from loratory.engine.hardware.device import Device, KnownDevice
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.memory.compare import MethodNeed, compare_rows
+from loratory.engine.memory.estimate import Verdict
+from loratory.engine.models.catalog import find_in_catalog, list_catalog
+from loratory.engine.models.folder import ModelPart
+from loratory.engine.models.prepared import ModelProgress, OnModelProgress
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.models.source import resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.private_hub import (
     PrivateCopy,
     PrivateDownload,
     PrivateKind,
@@ -33,11 +33,11 @@ from engine.private_hub import (
     remove_private,
     require_private_id,
 )
-from engine.runs.disk import models_needed_by
-from engine.runs.store import RunStore
-from ui.backend.background import BackgroundWork, FunctionJob, Job, Work, WorkProgress, stamp
-from ui.backend.dataset_checks import CheckQuestion
-from ui.views.html import size
+from loratory.engine.runs.disk import models_needed_by
+from loratory.engine.runs.store import RunStore
+from loratory.ui.backend.background import BackgroundWork, FunctionJob, Job, Work, WorkProgress, stamp
+from loratory.ui.backend.dataset_checks import CheckQuestion
+from loratory.ui.views.html import size
 
 _log = logging.getLogger(__name__)
 METHODS_JUDGED = (DEFAULT_METHOD.label, DEFAULT_METHOD.four_bit_label, FULL_FINE_TUNING.label)

@@ -9,21 +9,28 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from engine.chat.contract import ChatTarget
-from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
-from engine.config.run import RunConfig, WorkPlace
-from engine.data.files.access import shown_name
-from engine.errors import StorageError
-from engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
-from engine.export.contract import ExportRecord, ExportRequest, ExportResult, PushRequest, PushResult, save_record
-from engine.export.job import ScriptJob
-from engine.files import read_model, size_and_time
-from engine.paths import AllowedPaths, LoratoryHome, data_folders, typed_path
-from engine.runs.disk import require_disk_space
-from engine.runs.run import Run
-from engine.runs.store import RunStore
-from ui.backend.background import BackgroundWork, Cache, Job, Work, stamp
-from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader
+from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.config.results import EvaluationConfig, ExportConfig, PushConfig
+from loratory.engine.config.run import RunConfig, WorkPlace
+from loratory.engine.data.files.access import shown_name
+from loratory.engine.errors import StorageError
+from loratory.engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
+from loratory.engine.export.contract import (
+    ExportRecord,
+    ExportRequest,
+    ExportResult,
+    PushRequest,
+    PushResult,
+    save_record,
+)
+from loratory.engine.export.job import ScriptJob
+from loratory.engine.files import read_model, size_and_time
+from loratory.engine.paths import AllowedPaths, LoratoryHome, data_folders, typed_path
+from loratory.engine.runs.disk import require_disk_space
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import RunStore
+from loratory.ui.backend.background import BackgroundWork, Cache, Job, Work, stamp
+from loratory.ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import audit_log_path
-from engine.accounts.people import Action, Person
-from engine.chat.target import list_checkpoints
-from engine.config.derived_defaults import given_settings
-from engine.config.run import RunConfig, RunSection
-from engine.errors import ConfigError, EngineError, RunError, StorageError
-from engine.files import size_and_time
-from engine.lab.rules import LabRuns, is_shared, lab_problems
-from engine.paths import LoratoryHome
-from engine.runs.control import RunNotes, read_notes, resume_is_requested
-from engine.runs.history.run_history import HistoryReader, RunHistory
-from engine.runs.provenance import Provenance, read_provenance, run_title
-from engine.runs.run import LIVE_STATES, STARTS_ANYWAY, Run, RunState
-from engine.runs.store import RunStore
-from engine.runs.summary import Glance, RunIndex, RunSummary
-from engine.supervision.launch import with_absolute_paths
-from ui.backend.background import Cache, stamp
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import audit_log_path
+from loratory.engine.accounts.people import Action, Person
+from loratory.engine.chat.target import list_checkpoints
+from loratory.engine.config.derived_defaults import given_settings
+from loratory.engine.config.run import RunConfig, RunSection
+from loratory.engine.errors import ConfigError, EngineError, RunError, StorageError
+from loratory.engine.files import size_and_time
+from loratory.engine.lab.rules import LabRuns, is_shared, lab_problems
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.control import RunNotes, read_notes, resume_is_requested
+from loratory.engine.runs.history.run_history import HistoryReader, RunHistory
+from loratory.engine.runs.provenance import Provenance, read_provenance, run_title
+from loratory.engine.runs.run import LIVE_STATES, STARTS_ANYWAY, Run, RunState
+from loratory.engine.runs.store import RunStore
+from loratory.engine.runs.summary import Glance, RunIndex, RunSummary
+from loratory.engine.supervision.launch import with_absolute_paths
+from loratory.ui.backend.background import Cache, stamp
 
 FINAL, FINAL_WORDS = "final", "final result"  # the checkpoint of a run that is not one of its checkpoints
 

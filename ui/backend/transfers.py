@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.errors import StorageError
-from engine.paths import LoratoryHome
-from engine.runs.disk import require_disk_space
-from engine.runs.store import folder_size_bytes
-from ui.views.html import size
+from loratory.engine.errors import StorageError
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.disk import require_disk_space
+from loratory.engine.runs.store import folder_size_bytes
+from loratory.ui.views.html import size
 
 LARGEST_FILE_BYTES = 4 * 10**9
 _LARGEST_TOTAL_BYTES = 20 * 10**9

@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from engine.accounts.passwords import LONGEST, SHORTEST
-from engine.accounts.people import Person
-from engine.accounts.sessions import SessionState, SignedIn
-from engine.errors import AccountError, EngineError
-from engine.quantities import ago
-from ui.front.forms import SIGN_OUT, PlainPages, field, page, problem_box, read_form
+from loratory.engine.accounts.passwords import LONGEST, SHORTEST
+from loratory.engine.accounts.people import Person
+from loratory.engine.accounts.sessions import SessionState, SignedIn
+from loratory.engine.errors import AccountError, EngineError
+from loratory.engine.quantities import ago
+from loratory.ui.front.forms import SIGN_OUT, PlainPages, field, page, problem_box, read_form
 
 ACCOUNT = "/account"
 _PASSWORD = f"{ACCOUNT}/password"

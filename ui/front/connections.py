@@ -15,11 +15,11 @@ from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from engine.accounts.listener import Listener
-from engine.accounts.throttle import network_of
-from engine.errors import EngineError, HubUnreachableError
-from engine.space.environment import HUB
-from ui.front.forms import page, problem_box
+from loratory.engine.accounts.listener import Listener
+from loratory.engine.accounts.throttle import network_of
+from loratory.engine.errors import EngineError, HubUnreachableError
+from loratory.engine.space.environment import HUB
+from loratory.ui.front.forms import page, problem_box
 
 _MOST_OF_A_NETWORK = 256  # a browser has six at most, and an institute may have one address
 _TIMEOUT_SECONDS = 20.0

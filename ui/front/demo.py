@@ -16,19 +16,19 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from engine.accounts.throttle import DemoThrottle, ThrottledError
-from engine.errors import EngineError
-from engine.inspector.session import InspectorSlots
-from engine.paths import LoratoryHome
-from engine.quantities import duration
-from engine.space.demo import Demo
-from engine.space.demo_chat import LONGEST_PROMPT, DemoAnswers, DemoBusyError
-from engine.space.environment import SpaceEnvironment
-from ui.backend.run_reader import RunReader, RunSnapshot
-from ui.front.forms import address_of, hash_of, read_form
-from ui.front.gate import SIGN_IN
-from ui.theme import ICON
-from ui.views.demo import ASK, DemoView, render_demo, render_masthead, render_question_form
+from loratory.engine.accounts.throttle import DemoThrottle, ThrottledError
+from loratory.engine.errors import EngineError
+from loratory.engine.inspector.session import InspectorSlots
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.quantities import duration
+from loratory.engine.space.demo import Demo
+from loratory.engine.space.demo_chat import LONGEST_PROMPT, DemoAnswers, DemoBusyError
+from loratory.engine.space.environment import SpaceEnvironment
+from loratory.ui.backend.run_reader import RunReader, RunSnapshot
+from loratory.ui.front.forms import address_of, hash_of, read_form
+from loratory.ui.front.gate import SIGN_IN
+from loratory.ui.theme import ICON
+from loratory.ui.views.demo import ASK, DemoView, render_demo, render_masthead, render_question_form
 
 DEMO = "/demo"
 _REFRESH_SECONDS = 2.0  # between two reads of the run

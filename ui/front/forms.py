@@ -19,15 +19,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from engine.accounts.accounts import Accounts
-from engine.accounts.audit import AuditKind, AuditLog
-from engine.accounts.passwords import LONGEST, PASSWORD_THREADS, SHORTEST
-from engine.accounts.people import Logins, Person
-from engine.accounts.sessions import Sessions, SignedIn
-from engine.accounts.throttle import SignInThrottle, ThrottledError
-from engine.errors import AccountError, EngineError
-from ui.front.gate import COOKIE, SIGN_IN
-from ui.theme import ICON
+from loratory.engine.accounts.accounts import Accounts
+from loratory.engine.accounts.audit import AuditKind, AuditLog
+from loratory.engine.accounts.passwords import LONGEST, PASSWORD_THREADS, SHORTEST
+from loratory.engine.accounts.people import Logins, Person
+from loratory.engine.accounts.sessions import Sessions, SignedIn
+from loratory.engine.accounts.throttle import SignInThrottle, ThrottledError
+from loratory.engine.errors import AccountError, EngineError
+from loratory.ui.front.gate import COOKIE, SIGN_IN
+from loratory.ui.theme import ICON
 
 JOIN = "/join"
 SIGN_OUT = "/sign-out"

@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.accounts.lab import PublicAddress
-from engine.accounts.people import Action, Person, may
-from engine.accounts.sessions import SignedIn
-from engine.errors import EngineError
+from loratory.engine.accounts.lab import PublicAddress
+from loratory.engine.accounts.people import Action, Person, may
+from loratory.engine.accounts.sessions import SignedIn
+from loratory.engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from ui.front.pages import PersonPages
+    from loratory.ui.front.pages import PersonPages
 
 COOKIE = "__Host-loratory"  # browsers take it from https alone, for this host alone
 SIGN_IN = "/sign-in"

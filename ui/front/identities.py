@@ -11,15 +11,25 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from engine.accounts.accounts import new_token
-from engine.accounts.audit import AuditKind
-from engine.accounts.identities import Identities, Identity, Purpose
-from engine.accounts.people import Person, require_name
-from engine.accounts.throttle import ThrottledError
-from engine.errors import AccountError, EngineError
-from ui.front.account import ACCOUNT
-from ui.front.forms import JOIN, SIGN_IN_WITH, Form, PlainPages, address_of, field, page, problem_box, read_form
-from ui.front.gate import COOKIE, PROXY_USER, SIGN_IN
+from loratory.engine.accounts.accounts import new_token
+from loratory.engine.accounts.audit import AuditKind
+from loratory.engine.accounts.identities import Identities, Identity, Purpose
+from loratory.engine.accounts.people import Person, require_name
+from loratory.engine.accounts.throttle import ThrottledError
+from loratory.engine.errors import AccountError, EngineError
+from loratory.ui.front.account import ACCOUNT
+from loratory.ui.front.forms import (
+    JOIN,
+    SIGN_IN_WITH,
+    Form,
+    PlainPages,
+    address_of,
+    field,
+    page,
+    problem_box,
+    read_form,
+)
+from loratory.ui.front.gate import COOKIE, PROXY_USER, SIGN_IN
 
 UNLINK = "/account/unlink"
 _BACK: dict[Purpose, str] = {"sign in": SIGN_IN, "join": JOIN, "link": ACCOUNT, "confirm": ACCOUNT}

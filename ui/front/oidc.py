@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from engine.accounts.accounts import digest_of, new_token
-from engine.accounts.oidc import CALLBACK, ROUND_SECONDS, Arrival, Provider, ProviderError, Round, Rounds
-from engine.errors import EngineError
-from ui.front.forms import page
-from ui.front.identities import IdentityPages, Intent, Service
+from loratory.engine.accounts.accounts import digest_of, new_token
+from loratory.engine.accounts.oidc import CALLBACK, ROUND_SECONDS, Arrival, Provider, ProviderError, Round, Rounds
+from loratory.engine.errors import EngineError
+from loratory.ui.front.forms import page
+from loratory.ui.front.identities import IdentityPages, Intent, Service
 
 ROUND_COOKIE = "__Host-loratory-oidc"
 

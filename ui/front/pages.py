@@ -17,18 +17,18 @@ from gradio.utils import is_static_file
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.accounts.lab import PublicAddress
-from engine.accounts.people import Person
-from engine.errors import EngineError
-from ui.backend.transfers import LARGEST_FILE_BYTES
-from ui.build import build_app
-from ui.front.gate import is_offered
-from ui.front.memory import close_queue, freeze_objects, reclaim, return_memory, trim_memory
-from ui.gradio_internals import use_mounted
-from ui.policy import PagePolicy
-from ui.polls import PollAnswers
-from ui.services import Services
-from ui.theme import STYLESHEETS, build_theme
+from loratory.engine.accounts.lab import PublicAddress
+from loratory.engine.accounts.people import Person
+from loratory.engine.errors import EngineError
+from loratory.ui.backend.transfers import LARGEST_FILE_BYTES
+from loratory.ui.build import build_app
+from loratory.ui.front.gate import is_offered
+from loratory.ui.front.memory import close_queue, freeze_objects, reclaim, return_memory, trim_memory
+from loratory.ui.gradio_internals import use_mounted
+from loratory.ui.policy import PagePolicy
+from loratory.ui.polls import PollAnswers
+from loratory.ui.services import Services
+from loratory.ui.theme import STYLESHEETS, build_theme
 
 _CLOSED_AFTER_SECONDS = 2 * 3600  # without a request; a page that is open asks every few seconds
 _MOST_UPLOAD_IDS = 1_000

@@ -9,42 +9,42 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.audit import AuditKind, AuditLog
-from engine.accounts.identities import Identities
-from engine.accounts.lab import PublicAddress, audit_log_path, read_notice, read_settings, save_settings
-from engine.accounts.listener import Listener, TrustedProxy
-from engine.accounts.people import Action, Logins, Person, may
-from engine.accounts.sessions import Sessions
-from engine.accounts.throttle import SignInThrottle
-from engine.chat.session import ChatSession
-from engine.errors import EngineError
-from engine.inspector.session import InspectorSlots
-from engine.lab.queue import QueueBoard
-from engine.paths import LoratoryHome
-from engine.places import make_executors
-from engine.places.huggingface_jobs.account import logins_of
-from engine.runs.disk import DiskSamples, DiskUse, disk_warning, free_bytes
-from engine.runs.store import list_owners
-from engine.supervision.memory_measurement import sweep_measurements
-from engine.supervision.scheduler import SupervisorSettings
-from engine.supervision.supervisor import Supervisor
-from ui.backend.lab import LabAdmin
-from ui.backend.models import KnownFits, Shapes
-from ui.backend.run_reader import SharedReaders
-from ui.front.account import AccountPages
-from ui.front.connections import bounded_server
-from ui.front.forms import Front
-from ui.front.gate import Gate, NamedByProxy
-from ui.front.identities import IdentityPages, ProxyPages
-from ui.front.memory import prepare_memory
-from ui.front.pages import PersonPages, housekeeping
-from ui.serve import build_services, close_services
-from ui.services import Services
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.audit import AuditKind, AuditLog
+from loratory.engine.accounts.identities import Identities
+from loratory.engine.accounts.lab import PublicAddress, audit_log_path, read_notice, read_settings, save_settings
+from loratory.engine.accounts.listener import Listener, TrustedProxy
+from loratory.engine.accounts.people import Action, Logins, Person, may
+from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.accounts.throttle import SignInThrottle
+from loratory.engine.chat.session import ChatSession
+from loratory.engine.errors import EngineError
+from loratory.engine.inspector.session import InspectorSlots
+from loratory.engine.lab.queue import QueueBoard
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places import make_executors
+from loratory.engine.places.huggingface_jobs.account import logins_of
+from loratory.engine.runs.disk import DiskSamples, DiskUse, disk_warning, free_bytes
+from loratory.engine.runs.store import list_owners
+from loratory.engine.supervision.memory_measurement import sweep_measurements
+from loratory.engine.supervision.scheduler import SupervisorSettings
+from loratory.engine.supervision.supervisor import Supervisor
+from loratory.ui.backend.lab import LabAdmin
+from loratory.ui.backend.models import KnownFits, Shapes
+from loratory.ui.backend.run_reader import SharedReaders
+from loratory.ui.front.account import AccountPages
+from loratory.ui.front.connections import bounded_server
+from loratory.ui.front.forms import Front
+from loratory.ui.front.gate import Gate, NamedByProxy
+from loratory.ui.front.identities import IdentityPages, ProxyPages
+from loratory.ui.front.memory import prepare_memory
+from loratory.ui.front.pages import PersonPages, housekeeping
+from loratory.ui.serve import build_services, close_services
+from loratory.ui.services import Services
 
 if TYPE_CHECKING:
-    from engine.accounts.oidc import Provider
-    from ui.front.space import Space
+    from loratory.engine.accounts.oidc import Provider
+    from loratory.ui.front.space import Space
 
 _GOODBYE_SECONDS = 5  # that open answers get when the server ends
 
@@ -73,11 +73,11 @@ def build_gate(
     shared = accounts, sessions, SignInThrottle(), audit
     other: IdentityPages | None = None
     if space is not None:
-        from ui.front.space import build_sign_in
+        from loratory.ui.front.space import build_sign_in
 
         front, other = build_sign_in(space, database, shared, lambda: read_notice(home), logins)
     elif provider is not None:
-        from ui.front.oidc import OidcPages  # only needed with a provider
+        from loratory.ui.front.oidc import OidcPages  # only needed with a provider
 
         other = OidcPages(*shared, Identities(database, accounts), provider)
     names = None

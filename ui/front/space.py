@@ -11,26 +11,26 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from engine.accounts.accounts import Accounts
-from engine.accounts.audit import AuditLog
-from engine.accounts.database import Database
-from engine.accounts.identities import Identities, Purpose
-from engine.accounts.oidc import Arrival, Provider, Round
-from engine.accounts.people import Logins
-from engine.accounts.sessions import Sessions
-from engine.accounts.throttle import SignInThrottle
-from engine.chat.zero_gpu import ZeroGpu
-from engine.errors import AccountError, EngineError
-from engine.inspector.session import InspectorSlots
-from engine.paths import LoratoryHome
-from engine.space.admission import Admission, Visitor
-from engine.space.environment import ADMITTED, HUB, SpaceEnvironment
-from engine.space.mirror import mirror_of
-from ui.front.demo import DemoPages, open_demo
-from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, page
-from ui.front.gate import SIGN_IN, Welcome
-from ui.front.identities import IdentityPages, Intent
-from ui.front.oidc import OidcPages
+from loratory.engine.accounts.accounts import Accounts
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.database import Database
+from loratory.engine.accounts.identities import Identities, Purpose
+from loratory.engine.accounts.oidc import Arrival, Provider, Round
+from loratory.engine.accounts.people import Logins
+from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.accounts.throttle import SignInThrottle
+from loratory.engine.chat.zero_gpu import ZeroGpu
+from loratory.engine.errors import AccountError, EngineError
+from loratory.engine.inspector.session import InspectorSlots
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.space.admission import Admission, Visitor
+from loratory.engine.space.environment import ADMITTED, HUB, SpaceEnvironment
+from loratory.engine.space.mirror import mirror_of
+from loratory.ui.front.demo import DemoPages, open_demo
+from loratory.ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, page
+from loratory.ui.front.gate import SIGN_IN, Welcome
+from loratory.ui.front.identities import IdentityPages, Intent
+from loratory.ui.front.oidc import OidcPages
 
 _USABLE_SCOPE = "jobs"  # a token without it starts nothing that a person asks for here
 _LAST_SECONDS = 7.0  # to save; Hugging Face kills the process ten seconds after it asked it to end

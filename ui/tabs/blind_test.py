@@ -11,21 +11,21 @@ from typing import Any, Self
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.chat.contract import Branch, ChatRequest, ChatState, ChatTarget, FinishReason
-from engine.data.conversation import Message
-from engine.errors import EngineError, RunError
-from engine.evaluation import blind_test
-from engine.evaluation.blind_test import BlindCounts, Judgement, Pair, Verdict
-from engine.evaluation.votes import Vote, VotedAnswer, Votes, turns_of
-from ui.backend.conversation import AnswerStream, HeldOutPrompts, RowPrompt
-from ui.backend.run_reader import FINAL
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, visible_if
-from ui.gradio_internals import Radio
-from ui.page import Page
-from ui.tabs.chat_choice import ChatChoice, read_sampling, with_seed
-from ui.tabs.conversation import TalkPart
-from ui.views import evaluation as view
-from ui.views.html import empty, error_box, plural
+from loratory.engine.chat.contract import Branch, ChatRequest, ChatState, ChatTarget, FinishReason
+from loratory.engine.data.conversation import Message
+from loratory.engine.errors import EngineError, RunError
+from loratory.engine.evaluation import blind_test
+from loratory.engine.evaluation.blind_test import BlindCounts, Judgement, Pair, Verdict
+from loratory.engine.evaluation.votes import Vote, VotedAnswer, Votes, turns_of
+from loratory.ui.backend.conversation import AnswerStream, HeldOutPrompts, RowPrompt
+from loratory.ui.backend.run_reader import FINAL
+from loratory.ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, visible_if
+from loratory.ui.gradio_internals import Radio
+from loratory.ui.page import Page
+from loratory.ui.tabs.chat_choice import ChatChoice, read_sampling, with_seed
+from loratory.ui.tabs.conversation import TalkPart
+from loratory.ui.views import evaluation as view
+from loratory.ui.views.html import empty, error_box, plural
 
 HELD_OUT, OWN = "From the held-out set", "My own"
 _VERDICTS: tuple[tuple[Verdict, str], ...] = (

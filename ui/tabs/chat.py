@@ -6,18 +6,27 @@ from typing import Any
 import gradio as gr
 from gradio.components.base import Component
 
-from engine.chat.contract import ChatState, JobProgress
-from engine.errors import EngineError
-from ui.backend.conversation import HeldOutPrompts, run_streaming
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, shown_in_place, visible_if
-from ui.gradio_internals import Radio, enclosing_tab
-from ui.page import Page
-from ui.tabs.blind_test import BlindTestPart, Judging
-from ui.tabs.chat_choice import ChatChoice, Chosen
-from ui.tabs.conversation import TalkPart
-from ui.tabs.evaluate import EvaluatePart, VotesPart
-from ui.views.chat import render_chat_state, render_loading
-from ui.views.html import error_box
+from loratory.engine.chat.contract import ChatState, JobProgress
+from loratory.engine.errors import EngineError
+from loratory.ui.backend.conversation import HeldOutPrompts, run_streaming
+from loratory.ui.components import (
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    clear_error_after,
+    script,
+    shown_in_place,
+    visible_if,
+)
+from loratory.ui.gradio_internals import Radio, enclosing_tab
+from loratory.ui.page import Page
+from loratory.ui.tabs.blind_test import BlindTestPart, Judging
+from loratory.ui.tabs.chat_choice import ChatChoice, Chosen
+from loratory.ui.tabs.conversation import TalkPart
+from loratory.ui.tabs.evaluate import EvaluatePart, VotesPart
+from loratory.ui.views.chat import render_chat_state, render_loading
+from loratory.ui.views.html import error_box
 
 CHOOSE, CHANGE = "Choose a model", "Change model"
 TALK, BLIND_TEST, MEASURE, VOTES = "Chat", "Blind test", "Measure", "Votes"

@@ -7,27 +7,27 @@ from typing import Any, NamedTuple, get_args
 
 import gradio as gr
 
-from engine.accounts.people import Action
-from engine.chat.contract import AdapterChoice, Branch, ChatTarget
-from engine.chat.target import list_checkpoints
-from engine.config.load import section_from_mapping
-from engine.config.objectives import objective_of
-from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig, Quantization, RunConfig
-from engine.errors import EngineError, ModelError, RunError
-from engine.evaluation.votes import AnswerModel
-from engine.paths import AllowedPaths, data_folders, typed_path
-from engine.runs.provenance import read_provenance, start_of
-from engine.runs.run import Run, RunFolder
-from ui.backend.conversation import BRANCH_WORDS
-from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, RunSnapshot, can_chat, has_adapter
-from ui.components import HIDDEN, QUICK, Updates, visible_if
-from ui.form import component_of_field, number_of
-from ui.gradio_internals import Dropdown
-from ui.page import Page
-from ui.tabs.run_place import chosen_place, work_place
-from ui.views.html import short_name
-from ui.views.run_view import run_choices
+from loratory.engine.accounts.people import Action
+from loratory.engine.chat.contract import AdapterChoice, Branch, ChatTarget
+from loratory.engine.chat.target import list_checkpoints
+from loratory.engine.config.load import section_from_mapping
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.config.run import ModelConfig, Quantization, RunConfig
+from loratory.engine.errors import EngineError, ModelError, RunError
+from loratory.engine.evaluation.votes import AnswerModel
+from loratory.engine.paths import AllowedPaths, data_folders, typed_path
+from loratory.engine.runs.provenance import read_provenance, start_of
+from loratory.engine.runs.run import Run, RunFolder
+from loratory.ui.backend.conversation import BRANCH_WORDS
+from loratory.ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, RunSnapshot, can_chat, has_adapter
+from loratory.ui.components import HIDDEN, QUICK, Updates, visible_if
+from loratory.ui.form import component_of_field, number_of
+from loratory.ui.gradio_internals import Dropdown
+from loratory.ui.page import Page
+from loratory.ui.tabs.run_place import chosen_place, work_place
+from loratory.ui.views.html import short_name
+from loratory.ui.views.run_view import run_choices
 
 A_MODEL = "a-model"
 A_FOLDER = "a-folder"

@@ -11,12 +11,12 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.chat.contract import Branch, ChatRequest, ChatTarget
-from engine.config.results import SamplingConfig
-from engine.errors import EngineError, RunError
-from engine.evaluation.votes import Votes
-from ui.backend.background import as_engine_error
-from ui.backend.conversation import (
+from loratory.engine.chat.contract import Branch, ChatRequest, ChatTarget
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.errors import EngineError, RunError
+from loratory.engine.evaluation.votes import Votes
+from loratory.ui.backend.background import as_engine_error
+from loratory.ui.backend.conversation import (
     BRANCH_WORDS,
     LARGEST_FILE_BYTES,
     Answer,
@@ -33,7 +33,7 @@ from ui.backend.conversation import (
     read_conversation,
     turns_to_leave_out,
 )
-from ui.components import (
+from loratory.ui.components import (
     HIDDEN,
     QUICK,
     SLOW,
@@ -46,11 +46,11 @@ from ui.components import (
     shown_as_message,
     shown_in_place,
 )
-from ui.gradio_internals import Radio
-from ui.page import Page
-from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling, with_seed
-from ui.views import chat as view
-from ui.views.html import error_box, plural, small
+from loratory.ui.gradio_internals import Radio
+from loratory.ui.page import Page
+from loratory.ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling, with_seed
+from loratory.ui.views import chat as view
+from loratory.ui.views.html import error_box, plural, small
 
 # Values of the choice of branches: the names of those that answer.
 SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "base tuned second", "tuned", "base", "second", "tuned second"

@@ -6,22 +6,32 @@ from typing import Any
 
 import gradio as gr
 
-from engine.config.run import DatasetConfig, id_of_page
-from engine.data.contract import DatasetColumns, DatasetPage
-from engine.data.files import DATA_ENDINGS
-from engine.data.source import SAMPLE_PREFIX
-from engine.errors import DatasetError
-from ui.backend.background import as_engine_error, stamp
-from ui.backend.dataset_checks import RunningCheck, lengths_stamp, question_of
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, nothing, pick_list, picked_value, shown_as_message
-from ui.page import Page
-from ui.tabs.dataset_format import DatasetFormat
-from ui.tabs.model import TokenizerStatus
-from ui.tabs.own_models import OwnPart
-from ui.tabs.row_viewer import RowViewer, row_of
-from ui.views import dataset as view
-from ui.views.html import Column, Row, error_box, pickable, table
-from ui.views.rows import listing_choices, render_row
+from loratory.engine.config.run import DatasetConfig, id_of_page
+from loratory.engine.data.contract import DatasetColumns, DatasetPage
+from loratory.engine.data.files import DATA_ENDINGS
+from loratory.engine.data.source import SAMPLE_PREFIX
+from loratory.engine.errors import DatasetError
+from loratory.ui.backend.background import as_engine_error, stamp
+from loratory.ui.backend.dataset_checks import RunningCheck, lengths_stamp, question_of
+from loratory.ui.components import (
+    HIDDEN,
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    nothing,
+    pick_list,
+    picked_value,
+    shown_as_message,
+)
+from loratory.ui.page import Page
+from loratory.ui.tabs.dataset_format import DatasetFormat
+from loratory.ui.tabs.model import TokenizerStatus
+from loratory.ui.tabs.own_models import OwnPart
+from loratory.ui.tabs.row_viewer import RowViewer, row_of
+from loratory.ui.views import dataset as view
+from loratory.ui.views.html import Column, Row, error_box, pickable, table
+from loratory.ui.views.rows import listing_choices, render_row
 
 _SAMPLES = (
     ("sample:loratory-faq", "loratory-faq", "354 instructions, Alpaca"),

@@ -6,16 +6,16 @@ from typing import Any
 
 import gradio as gr
 
-from engine.config.run import DatasetConfig
-from engine.data.contract import DatasetColumns, DatasetPage
-from engine.data.formats import FORMATS
-from engine.errors import ConfigError, Problem
-from engine.models.source import is_hub_id
-from ui.components import HIDDEN, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message, visible_if
-from ui.form import field_of
-from ui.gradio_internals import Dropdown
-from ui.page import Page
-from ui.views.html import Column, pick_button, table
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.contract import DatasetColumns, DatasetPage
+from loratory.engine.data.formats import FORMATS
+from loratory.engine.errors import ConfigError, Problem
+from loratory.engine.models.source import is_hub_id
+from loratory.ui.components import HIDDEN, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message, visible_if
+from loratory.ui.form import field_of
+from loratory.ui.gradio_internals import Dropdown
+from loratory.ui.page import Page
+from loratory.ui.views.html import Column, pick_button, table
 
 _TRAIN_ON = [
     ("every answer", "assistant"),

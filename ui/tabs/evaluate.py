@@ -5,12 +5,12 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.results import EvaluationConfig
-from engine.errors import EngineError
-from engine.evaluation.votes import Votes, pairs_of_votes
-from ui.backend.results import Evaluations
-from ui.backend.run_reader import FINAL
-from ui.components import (
+from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.errors import EngineError
+from loratory.engine.evaluation.votes import Votes, pairs_of_votes
+from loratory.ui.backend.results import Evaluations
+from loratory.ui.backend.run_reader import FINAL
+from loratory.ui.components import (
     QUICK,
     SLOW,
     UNCHANGED,
@@ -21,14 +21,14 @@ from ui.components import (
     shown_as_message,
     visible_if,
 )
-from ui.form import component_of_field, number_of, section_by_titles
-from ui.page import Page
-from ui.polls import JobPanel
-from ui.tabs.chat_choice import ChatChoice, checkpoint_of
-from ui.tabs.data import with_source
-from ui.tabs.run_place import chosen_place
-from ui.views import evaluation as view
-from ui.views.html import ListPage, error_box, plural, small
+from loratory.ui.form import component_of_field, number_of, section_by_titles
+from loratory.ui.page import Page
+from loratory.ui.polls import JobPanel
+from loratory.ui.tabs.chat_choice import ChatChoice, checkpoint_of
+from loratory.ui.tabs.data import with_source
+from loratory.ui.tabs.run_place import chosen_place
+from loratory.ui.views import evaluation as view
+from loratory.ui.views.html import ListPage, error_box, plural, small
 
 _SETTINGS = ("max_rows", "answered_rows", "max_new_tokens", "general_text")
 

@@ -6,20 +6,30 @@ from typing import Any
 import gradio as gr
 from pydantic import SecretStr
 
-from engine.accounts.people import Action, require
-from engine.config.results import ExportConfig, PushConfig
-from engine.errors import RunError
-from engine.export.contract import ExportRecord, read_records
-from engine.export.kinds import loads_in_transformers
-from engine.lab.rules import access_of
-from ui.backend.run_reader import FINAL, FINAL_WORDS, RunSnapshot
-from ui.components import HIDDEN, QUICK, UNCHANGED, Updates, nothing, pick_list, picked_value, script, visible_if
-from ui.form import section_by_titles
-from ui.gradio_internals import Dropdown, Radio, enclosing_tab
-from ui.page import Page
-from ui.polls import JobPanel
-from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, offered_runs
-from ui.tabs.export_formats import (
+from loratory.engine.accounts.people import Action, require
+from loratory.engine.config.results import ExportConfig, PushConfig
+from loratory.engine.errors import RunError
+from loratory.engine.export.contract import ExportRecord, read_records
+from loratory.engine.export.kinds import loads_in_transformers
+from loratory.engine.lab.rules import access_of
+from loratory.ui.backend.run_reader import FINAL, FINAL_WORDS, RunSnapshot
+from loratory.ui.components import (
+    HIDDEN,
+    QUICK,
+    UNCHANGED,
+    Updates,
+    nothing,
+    pick_list,
+    picked_value,
+    script,
+    visible_if,
+)
+from loratory.ui.form import section_by_titles
+from loratory.ui.gradio_internals import Dropdown, Radio, enclosing_tab
+from loratory.ui.page import Page
+from loratory.ui.polls import JobPanel
+from loratory.ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, offered_runs
+from loratory.ui.tabs.export_formats import (
     ADAPTER,
     EXACT,
     FOLDERS,
@@ -34,9 +44,9 @@ from ui.tabs.export_formats import (
     gguf_outlook,
     why_not,
 )
-from ui.tabs.run_place import chosen_place, work_place
-from ui.views import run_details as view
-from ui.views.html import empty
+from loratory.ui.tabs.run_place import chosen_place, work_place
+from loratory.ui.views import run_details as view
+from loratory.ui.views.html import empty
 
 
 class ExportTab:

@@ -7,21 +7,21 @@ from typing import Any
 
 import gradio as gr
 
-from engine.config.load import config_to_yaml
-from engine.config.results import ExportConfig, PushConfig
-from engine.config.run import RunConfig
-from engine.errors import EngineError, ModelError, RunError, StorageError
-from engine.export.gguf.llama_cpp import find_converter, require_quantizer
-from engine.export.gguf.precisions import predict_sizes
-from engine.export.kinds import KINDS
-from engine.models.source import find_model
-from engine.paths import LoratoryHome
-from ui.backend.run_reader import RunSnapshot
-from ui.components import HIDDEN, QUICK, SLOW, Updates, script, shown_as_message, visible_if
-from ui.form import component_of_field
-from ui.page import Page
-from ui.views.html import copyable, error_box, notices, size, with_code
-from ui.views.run_details import render_sizes
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.config.results import ExportConfig, PushConfig
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import EngineError, ModelError, RunError, StorageError
+from loratory.engine.export.gguf.llama_cpp import find_converter, require_quantizer
+from loratory.engine.export.gguf.precisions import predict_sizes
+from loratory.engine.export.kinds import KINDS
+from loratory.engine.models.source import find_model
+from loratory.engine.paths import LoratoryHome
+from loratory.ui.backend.run_reader import RunSnapshot
+from loratory.ui.components import HIDDEN, QUICK, SLOW, Updates, script, shown_as_message, visible_if
+from loratory.ui.form import component_of_field
+from loratory.ui.page import Page
+from loratory.ui.views.html import copyable, error_box, notices, size, with_code
+from loratory.ui.views.run_details import render_sizes
 
 ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
 HUB, SCRIPT, EXACT, YAML = "Hub", "Script", "Exact script", "YAML"
@@ -198,7 +198,7 @@ class TextPart:
 
     def _script(self, snapshot: RunSnapshot, config: RunConfig) -> str:
         # Imports the readers of all data formats: it would double our part of the start-up time.
-        from engine.export.script.write import gather_script_facts, write_short_script
+        from loratory.engine.export.script.write import gather_script_facts, write_short_script
 
         services = self.page.services
         rows = services.inspector.row_form(config.dataset)

@@ -12,25 +12,25 @@ from gradio.components.base import Component
 from gradio.events import Dependency
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from engine.accounts.audit import AuditKind
-from engine.config.objectives import objective_of
-from engine.config.run import RunConfig, WorkPlace
-from engine.errors import EngineError
-from engine.lab.rules import resume_run
-from engine.places.huggingface_jobs.layout import JobRecord, JobRequest
-from engine.places.run_place import ThisMachine
-from engine.places.slurm.place import has_place
-from engine.runs.control import (
+from loratory.engine.accounts.audit import AuditKind
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.run import RunConfig, WorkPlace
+from loratory.engine.errors import EngineError
+from loratory.engine.lab.rules import resume_run
+from loratory.engine.places.huggingface_jobs.layout import JobRecord, JobRequest
+from loratory.engine.places.run_place import ThisMachine
+from loratory.engine.places.slurm.place import has_place
+from loratory.engine.runs.control import (
     request_cancel,
     request_start_anyway,
     request_stop,
     request_target,
     with_requested_target,
 )
-from engine.runs.run import LIVE_STATES, Run
-from ui.backend.background import Cache, stamp
-from ui.backend.run_reader import RunSnapshot, can_chat, log_tail
-from ui.components import (
+from loratory.engine.runs.run import LIVE_STATES, Run
+from loratory.ui.backend.background import Cache, stamp
+from loratory.ui.backend.run_reader import RunSnapshot, can_chat, log_tail
+from loratory.ui.components import (
     HIDDEN,
     QUICK,
     UNCHANGED,
@@ -41,15 +41,15 @@ from ui.components import (
     shown_as_message,
     visible_if,
 )
-from ui.form import number_of
-from ui.gradio_internals import Slider
-from ui.page import Page
-from ui.polls import poll, poll_answer
-from ui.tabs.run_place import offers_cluster, work_place
-from ui.views import run_view
-from ui.views.html import error_box
-from ui.views.loss_chart import ChartView, loss_figure
-from ui.views.step_charts import preference_figure, small_figures
+from loratory.ui.form import number_of
+from loratory.ui.gradio_internals import Slider
+from loratory.ui.page import Page
+from loratory.ui.polls import poll, poll_answer
+from loratory.ui.tabs.run_place import offers_cluster, work_place
+from loratory.ui.views import run_view
+from loratory.ui.views.html import error_box
+from loratory.ui.views.loss_chart import ChartView, loss_figure
+from loratory.ui.views.step_charts import preference_figure, small_figures
 
 _MOST_SMOOTHING = 0.99
 _LISTED = 200  # newest runs in the dropdown
@@ -236,7 +236,7 @@ class FollowPart:
         return list_event.then(show_if_in_front, [chosen, view, *self.view_inputs], self.outputs, **QUICK)
 
     def answer(self, question: str, last_stamp: str) -> str | None:
-        """Return what is new since `last_stamp`, as `ui.polls.poll` sends it; None where nothing is new.
+        """Return what is new since `last_stamp`, as `loratory.ui.polls.poll` sends it; None where nothing is new.
 
         If the buttons change, the answer makes the page send an event, `refresh`, which alone can change them.
         """

@@ -6,13 +6,13 @@ from typing import Any, get_args
 
 import gradio as gr
 
-from engine.accounts.audit import AuditKind
-from engine.accounts.lab import LabSettings
-from engine.accounts.limits import LabLimits, Maintenance
-from engine.accounts.people import ROLES
-from engine.errors import AccountError
-from ui.backend.lab import Caller, LabAdmin, UnconfirmedError
-from ui.components import (
+from loratory.engine.accounts.audit import AuditKind
+from loratory.engine.accounts.lab import LabSettings
+from loratory.engine.accounts.limits import LabLimits, Maintenance
+from loratory.engine.accounts.people import ROLES
+from loratory.engine.errors import AccountError
+from loratory.ui.backend.lab import Caller, LabAdmin, UnconfirmedError
+from loratory.ui.components import (
     HIDDEN,
     QUICK,
     SLOW,
@@ -26,13 +26,13 @@ from ui.components import (
     shown_in_place,
     visible_if,
 )  # fmt: skip
-from ui.form import component_of_field, number_of, text_of
-from ui.front.account import ACCOUNT
-from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
-from ui.page import Page
-from ui.tabs.lab_runs import LabModelsPart, LabRunsPart, LabUsagePart
-from ui.views import lab as views
-from ui.views.html import small
+from loratory.ui.form import component_of_field, number_of, text_of
+from loratory.ui.front.account import ACCOUNT
+from loratory.ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
+from loratory.ui.page import Page
+from loratory.ui.tabs.lab_runs import LabModelsPart, LabRunsPart, LabUsagePart
+from loratory.ui.views import lab as views
+from loratory.ui.views.html import small
 
 _LOG_ROWS = 200
 _ANY_KIND = "any"

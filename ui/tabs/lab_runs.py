@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from engine.errors import RunError
-from ui.backend.lab import Caller, LabAdmin
-from ui.components import (
+from loratory.engine.errors import RunError
+from loratory.ui.backend.lab import Caller, LabAdmin
+from loratory.ui.components import (
     HIDDEN,
     QUICK,
     SLOW,
@@ -22,10 +22,10 @@ from ui.components import (
     shown_in_place,
     visible_if,
 )
-from ui.page import Page
-from ui.views import lab as views
-from ui.views.html import notice, size
-from ui.views.lab import LOOK_PREFIX, STOP_PREFIX, TURN, URGENT_PREFIX, render_devices, render_queue
+from loratory.ui.page import Page
+from loratory.ui.views import lab as views
+from loratory.ui.views.html import notice, size
+from loratory.ui.views.lab import LOOK_PREFIX, STOP_PREFIX, TURN, URGENT_PREFIX, render_devices, render_queue
 
 
 class LabRunsPart:

@@ -7,19 +7,26 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from engine.config.constraints import DISTRIBUTIONS, DistributionName, distribution_of
-from engine.config.load import change_of
-from engine.config.methods.base import FOUR_BIT
-from engine.config.methods.registry import DEFAULT_METHOD, METHODS
-from engine.config.run import AdapterConfig
-from engine.memory.compare import DeviceShare, MethodNeed, as_overrides, compare_methods, recommend, share_among
-from engine.memory.estimate import Estimator, Verdict
-from ui.components import QUICK, SLOW, nothing, pick_list, picked_value, shown_as_message, visible_if
-from ui.draft import Draft
-from ui.form import ALL_LINEAR, EVERY_LAYER, field_of, group_settings
-from ui.gradio_internals import CheckboxGroup, Radio
-from ui.page import Page
-from ui.views.html import Column, Row, gib, pick_button, pickable, table, under
+from loratory.engine.config.constraints import DISTRIBUTIONS, DistributionName, distribution_of
+from loratory.engine.config.load import change_of
+from loratory.engine.config.methods.base import FOUR_BIT
+from loratory.engine.config.methods.registry import DEFAULT_METHOD, METHODS
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.memory.compare import (
+    DeviceShare,
+    MethodNeed,
+    as_overrides,
+    compare_methods,
+    recommend,
+    share_among,
+)
+from loratory.engine.memory.estimate import Estimator, Verdict
+from loratory.ui.components import QUICK, SLOW, nothing, pick_list, picked_value, shown_as_message, visible_if
+from loratory.ui.draft import Draft
+from loratory.ui.form import ALL_LINEAR, EVERY_LAYER, field_of, group_settings
+from loratory.ui.gradio_internals import CheckboxGroup, Radio
+from loratory.ui.page import Page
+from loratory.ui.views.html import Column, Row, gib, pick_button, pickable, table, under
 
 # How far the sliders go; larger values can be typed.
 _PRESENTATION: dict[str, dict[str, Any]] = {

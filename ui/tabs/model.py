@@ -6,16 +6,16 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.run import ModelConfig, id_of_page
-from engine.data.files.access import shown_name
-from engine.errors import EngineError, ModelError
-from engine.hardware.device import THIS_MACHINE, find_known_device
-from engine.models.catalog import find_in_catalog, search_catalog
-from engine.models.hub import search_hub
-from ui.backend.background import Work, as_engine_error, stamp
-from ui.backend.dataset_checks import model_of
-from ui.backend.models import Fits, FitTable, key_of
-from ui.components import (
+from loratory.engine.config.run import ModelConfig, id_of_page
+from loratory.engine.data.files.access import shown_name
+from loratory.engine.errors import EngineError, ModelError
+from loratory.engine.hardware.device import THIS_MACHINE, find_known_device
+from loratory.engine.models.catalog import find_in_catalog, search_catalog
+from loratory.engine.models.hub import search_hub
+from loratory.ui.backend.background import Work, as_engine_error, stamp
+from loratory.ui.backend.dataset_checks import model_of
+from loratory.ui.backend.models import Fits, FitTable, key_of
+from loratory.ui.components import (
     HIDDEN,
     QUICK,
     SLOW,
@@ -27,12 +27,12 @@ from ui.components import (
     picked_value,
     visible_if,
 )
-from ui.gradio_internals import changed_by_hand
-from ui.page import Page
-from ui.polls import WorkStatus, poll, poll_answer
-from ui.tabs.own_models import OwnPart
-from ui.views.html import error_box, small, work_status
-from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_lookup
+from loratory.ui.gradio_internals import changed_by_hand
+from loratory.ui.page import Page
+from loratory.ui.polls import WorkStatus, poll, poll_answer
+from loratory.ui.tabs.own_models import OwnPart
+from loratory.ui.views.html import error_box, small, work_status
+from loratory.ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_lookup
 
 _BLINK_SECONDS = 0.4  # a cached tokenizer is found in that time, without a flicker
 _STOPPED = "The download was stopped."

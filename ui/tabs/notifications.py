@@ -5,13 +5,13 @@ from html import escape
 
 import gradio as gr
 
-from engine.errors import EngineError
-from engine.runs.webhook import KINDS, WebhookOutcome, WebhookStore, deliver, parse_webhook
-from ui.components import QUICK, SLOW, Updates, script, visible_if
-from ui.gradio_internals import Dropdown
-from ui.page import Page
-from ui.views.html import error_box, notice, small
-from ui.views.run_table import when
+from loratory.engine.errors import EngineError
+from loratory.engine.runs.webhook import KINDS, WebhookOutcome, WebhookStore, deliver, parse_webhook
+from loratory.ui.components import QUICK, SLOW, Updates, script, visible_if
+from loratory.ui.gradio_internals import Dropdown
+from loratory.ui.page import Page
+from loratory.ui.views.html import error_box, notice, small
+from loratory.ui.views.run_table import when
 
 _KIND_NAMES = {"json": "Generic JSON", "slack": "Slack", "discord": "Discord"}
 _BY_ADDRESS = "auto"

@@ -6,18 +6,18 @@ from typing import Any
 
 import gradio as gr
 
-from engine.config.derived_defaults import open_settings
-from engine.config.load import Preset, find_preset, list_presets
-from engine.config.objectives import OBJECTIVES, ROW_KINDS, SUPERVISED, Objective, objectives_for
-from engine.config.run import DatasetConfig
-from engine.config.training import ObjectiveSettings
-from engine.data.source import SAMPLE_PREFIX
-from ui.backend.run_reader import has_adapter
-from ui.components import QUICK, SLOW, shown_as_message, visible_if
-from ui.draft import Draft
-from ui.form import field_of, group_settings, label_of
-from ui.gradio_internals import CheckboxGroup, Dropdown, Radio
-from ui.page import Page
+from loratory.engine.config.derived_defaults import open_settings
+from loratory.engine.config.load import Preset, find_preset, list_presets
+from loratory.engine.config.objectives import OBJECTIVES, ROW_KINDS, SUPERVISED, Objective, objectives_for
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.config.training import ObjectiveSettings
+from loratory.engine.data.source import SAMPLE_PREFIX
+from loratory.ui.backend.run_reader import has_adapter
+from loratory.ui.components import QUICK, SLOW, shown_as_message, visible_if
+from loratory.ui.draft import Draft
+from loratory.ui.form import field_of, group_settings, label_of
+from loratory.ui.gradio_internals import CheckboxGroup, Dropdown, Radio
+from loratory.ui.page import Page
 
 _SETTINGS = [name for name in ObjectiveSettings.model_fields if name != "loss_type"]  # which is laid out by itself
 _BASE = ""  # the choice that starts from the base model

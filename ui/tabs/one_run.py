@@ -7,17 +7,17 @@ import gradio as gr
 from gradio.components.base import Component
 from gradio.events import Dependency
 
-from engine.accounts.people import Action, may
-from engine.config.derived_defaults import given_settings
-from engine.errors import EngineError
-from engine.lab.rules import access_of, is_shared, set_shared
-from engine.runs.control import change_notes
-from engine.runs.provenance import read_provenance
-from engine.runs.run import Run
-from engine.runs.store import folder_size_bytes
-from engine.runs.usage import read_electricity
-from ui.backend.run_reader import has_adapter
-from ui.components import (
+from loratory.engine.accounts.people import Action, may
+from loratory.engine.config.derived_defaults import given_settings
+from loratory.engine.errors import EngineError
+from loratory.engine.lab.rules import access_of, is_shared, set_shared
+from loratory.engine.runs.control import change_notes
+from loratory.engine.runs.provenance import read_provenance
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.store import folder_size_bytes
+from loratory.engine.runs.usage import read_electricity
+from loratory.ui.backend.run_reader import has_adapter
+from loratory.ui.components import (
     HIDDEN,
     NOT_SHOWN,
     QUICK,
@@ -29,10 +29,10 @@ from ui.components import (
     shown_as_message,
     visible_if,
 )
-from ui.page import Page
-from ui.tabs.follow import FollowPart
-from ui.views.html import error_box, size
-from ui.views.run_details import render_record, render_run_details
+from loratory.ui.page import Page
+from loratory.ui.tabs.follow import FollowPart
+from loratory.ui.views.html import error_box, size
+from loratory.ui.views.run_details import render_record, render_run_details
 
 _CLOSE = f"() => [({NOT_SHOWN})(), '', '']"
 

@@ -5,17 +5,17 @@ from typing import Any
 import gradio as gr
 from pydantic import SecretStr
 
-from engine.accounts.audit import AuditKind
-from engine.accounts.people import Action, require, require_token
-from engine.errors import EngineError, ModelAccessError
-from engine.models.source import is_hub_id
-from engine.private_hub import PrivateCopy
-from ui.backend.models import DOWNLOAD, OwnDownloads
-from ui.components import QUICK, Updates, pick_list, picked_value
-from ui.page import Page
-from ui.polls import JobPanel
-from ui.views.html import error_box, small
-from ui.views.model import render_own
+from loratory.engine.accounts.audit import AuditKind
+from loratory.engine.accounts.people import Action, require, require_token
+from loratory.engine.errors import EngineError, ModelAccessError
+from loratory.engine.models.source import is_hub_id
+from loratory.engine.private_hub import PrivateCopy
+from loratory.ui.backend.models import DOWNLOAD, OwnDownloads
+from loratory.ui.components import QUICK, Updates, pick_list, picked_value
+from loratory.ui.page import Page
+from loratory.ui.polls import JobPanel
+from loratory.ui.views.html import error_box, small
+from loratory.ui.views.model import render_own
 
 _REALLY = "really:"
 _LOGGED: dict[str, AuditKind] = {"model": "model downloaded", "dataset": "dataset downloaded"}

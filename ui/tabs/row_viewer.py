@@ -6,15 +6,15 @@ from typing import Any
 
 import gradio as gr
 
-from engine.data.contract import MAX_SEARCH_CHARACTERS, DatasetPage, DatasetReport, FoundRow, SearchProgress
-from ui.backend.background import as_engine_error
-from ui.backend.dataset_checks import CheckQuestion, question_of
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, script
-from ui.gradio_internals import Dropdown, Radio
-from ui.page import Page
-from ui.views import rows as row_views
-from ui.views.html import ListPage, error_box, small
-from ui.views.rows import Listing
+from loratory.engine.data.contract import MAX_SEARCH_CHARACTERS, DatasetPage, DatasetReport, FoundRow, SearchProgress
+from loratory.ui.backend.background import as_engine_error
+from loratory.ui.backend.dataset_checks import CheckQuestion, question_of
+from loratory.ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, script
+from loratory.ui.gradio_internals import Dropdown, Radio
+from loratory.ui.page import Page
+from loratory.ui.views import rows as row_views
+from loratory.ui.views.html import ListPage, error_box, small
+from loratory.ui.views.rows import Listing
 
 _TITLES = {
     "odd": "Kept with warnings",

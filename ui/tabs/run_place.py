@@ -9,25 +9,25 @@ from typing import Any, get_args
 
 import gradio as gr
 
-from engine.accounts.people import Action, Logins, Person, require
-from engine.config.run import RunConfig, WorkPlace
-from engine.errors import EngineError, SignInNeededError
-from engine.memory.estimate import GIB
-from engine.paths import LoratoryHome
-from engine.places import PLACES
-from engine.places.huggingface_jobs.account import Flavor, flavor_named, sign_in
-from engine.places.run_place import HuggingFaceJobs, SlurmCluster, ThisMachine
-from engine.places.slurm.place import JobResources, has_place, read_place
-from engine.quantities import duration
-from ui.backend.cluster import Forecast
-from ui.backend.dataset_checks import CheckQuestion
-from ui.components import QUICK, SLOW, Updates, clear_error_after, shown_in_place, visible_if
-from ui.draft import Draft
-from ui.form import field_of
-from ui.gradio_internals import Dropdown, Radio
-from ui.page import Page
-from ui.services import Services
-from ui.views.html import dollars, error_box, facts, gib, notice, small
+from loratory.engine.accounts.people import Action, Logins, Person, require
+from loratory.engine.config.run import RunConfig, WorkPlace
+from loratory.engine.errors import EngineError, SignInNeededError
+from loratory.engine.memory.estimate import GIB
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places import PLACES
+from loratory.engine.places.huggingface_jobs.account import Flavor, flavor_named, sign_in
+from loratory.engine.places.run_place import HuggingFaceJobs, SlurmCluster, ThisMachine
+from loratory.engine.places.slurm.place import JobResources, has_place, read_place
+from loratory.engine.quantities import duration
+from loratory.ui.backend.cluster import Forecast
+from loratory.ui.backend.dataset_checks import CheckQuestion
+from loratory.ui.components import QUICK, SLOW, Updates, clear_error_after, shown_in_place, visible_if
+from loratory.ui.draft import Draft
+from loratory.ui.form import field_of
+from loratory.ui.gradio_internals import Dropdown, Radio
+from loratory.ui.page import Page
+from loratory.ui.services import Services
+from loratory.ui.views.html import dollars, error_box, facts, gib, notice, small
 
 _SIGN_IN = (
     "Jobs run under your Hugging Face account, which pays for them. Enter a token above to see hardware and prices."

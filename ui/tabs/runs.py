@@ -6,15 +6,15 @@ from typing import Any, get_args
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.run import RunConfig
-from engine.errors import EngineError
-from engine.runs.control import request_start_anyway, request_stop
-from engine.runs.run import FINAL_STATES
-from engine.runs.store import folder_size_bytes
-from engine.runs.summary import select_runs, summaries_csv
-from engine.runs.usage import Electricity, read_electricity, save_electricity
-from engine.supervision.queue import QueueMove, QueueOrder
-from ui.components import (
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import EngineError
+from loratory.engine.runs.control import request_start_anyway, request_stop
+from loratory.engine.runs.run import FINAL_STATES
+from loratory.engine.runs.store import folder_size_bytes
+from loratory.engine.runs.summary import select_runs, summaries_csv
+from loratory.engine.runs.usage import Electricity, read_electricity, save_electricity
+from loratory.engine.supervision.queue import QueueMove, QueueOrder
+from loratory.ui.components import (
     HIDDEN,
     QUICK,
     SLOW,
@@ -29,16 +29,16 @@ from ui.components import (
     shown_as_message,
     visible_if,
 )
-from ui.form import component_of_field, number_of, text_of
-from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
-from ui.page import Page
-from ui.tabs.notifications import NotificationsPart
-from ui.tabs.one_run import OneRunPart
-from ui.tabs.shared_runs import LabQueuePart, SharedRunsPart
-from ui.views import run_table
-from ui.views.html import plural, size, small, with_code
-from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
-from ui.views.run_details import render_differences
+from loratory.ui.form import component_of_field, number_of, text_of
+from loratory.ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
+from loratory.ui.page import Page
+from loratory.ui.tabs.notifications import NotificationsPart
+from loratory.ui.tabs.one_run import OneRunPart
+from loratory.ui.tabs.shared_runs import LabQueuePart, SharedRunsPart
+from loratory.ui.views import run_table
+from loratory.ui.views.html import plural, size, small, with_code
+from loratory.ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
+from loratory.ui.views.run_details import render_differences
 
 _PAGE_ROWS = 100
 _NAMED_RUNS = 5  # at most, in the question before a deletion

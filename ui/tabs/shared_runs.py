@@ -8,17 +8,17 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.accounts.lab import read_settings
-from engine.accounts.people import Action
-from engine.config.load import config_to_yaml
-from engine.errors import EngineError
-from engine.lab.queue import QueueBoard
-from engine.lab.rules import is_shared
-from engine.runs.disk import disk_use, free_bytes
-from engine.runs.usage import read_electricity
-from ui.backend.background import Cache
-from ui.backend.run_reader import RunSnapshot, SharedRuns, can_chat, name_of
-from ui.components import (
+from loratory.engine.accounts.lab import read_settings
+from loratory.engine.accounts.people import Action
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.errors import EngineError
+from loratory.engine.lab.queue import QueueBoard
+from loratory.engine.lab.rules import is_shared
+from loratory.engine.runs.disk import disk_use, free_bytes
+from loratory.engine.runs.usage import read_electricity
+from loratory.ui.backend.background import Cache
+from loratory.ui.backend.run_reader import RunSnapshot, SharedRuns, can_chat, name_of
+from loratory.ui.components import (
     HIDDEN,
     QUICK,
     SLOW,
@@ -31,15 +31,15 @@ from ui.components import (
     shown_in_place,
     visible_if,
 )
-from ui.page import Page
-from ui.polls import digest, poll, poll_answer
-from ui.services import Services
-from ui.views.html import empty, error_box, log
-from ui.views.lab import render_devices, render_own_disk, render_queue
-from ui.views.loss_chart import ChartView, loss_figure
-from ui.views.run_details import render_run_details, without_folders
-from ui.views.run_table import render_shared_runs
-from ui.views.run_view import render_heading
+from loratory.ui.page import Page
+from loratory.ui.polls import digest, poll, poll_answer
+from loratory.ui.services import Services
+from loratory.ui.views.html import empty, error_box, log
+from loratory.ui.views.lab import render_devices, render_own_disk, render_queue
+from loratory.ui.views.loss_chart import ChartView, loss_figure
+from loratory.ui.views.run_details import render_run_details, without_folders
+from loratory.ui.views.run_table import render_shared_runs
+from loratory.ui.views.run_view import render_heading
 
 _SECONDS = 4
 _DISK_SECONDS = 60  # measured file by file
@@ -49,7 +49,7 @@ _DEVICES, _TURNS, _DISK = "queue-devices", "queue-turns", "queue-disk"
 class LabQueuePart:
     """Shows who has which device, who is next and why the rest waits; polls while it is visible.
 
-    `engine.lab.queue` leaves out what a user may not see.
+    `loratory.engine.lab.queue` leaves out what a user may not see.
     """
 
     def __init__(self, services: Services, board: QueueBoard) -> None:
@@ -146,7 +146,7 @@ class SharedRunsPart:
         return render_shared_runs(rows, run_name) if rows else _NOTHING_SHARED
 
     def answer(self, question: str, stamp: str) -> str | None:
-        """Return the curve and the heading as far as they are new, as `ui.polls.poll` sends them.
+        """Return the curve and the heading as far as they are new, as `loratory.ui.polls.poll` sends them.
 
         Where more has changed, or the run is no longer shared, the page asks for all of it by an event.
         """

@@ -13,19 +13,24 @@ from typing import Any, NamedTuple
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.derived_defaults import HIGH_RATE_FACTOR, given_settings, learning_rate_factor, usual_learning_rate
-from engine.config.objectives import preference_name
-from engine.config.run import RunConfig
-from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem, RunError
-from engine.runs.run import Run
-from engine.runs.sweep import keep_alpha_ratio, sweep_configs
-from ui.backend.background import UNEXPECTED, FunctionJob, Work
-from ui.backend.dataset_checks import CheckQuestion
-from ui.components import HIDDEN, NOT_SHOWN, QUICK, Confirmation, Updates, clear_error_after
-from ui.draft import Draft
-from ui.gradio_internals import changed_by_hand, enclosing_page
-from ui.page import Page
-from ui.views.html import attention, duration, error_box, gib, plural, problem_item, small
+from loratory.engine.config.derived_defaults import (
+    HIGH_RATE_FACTOR,
+    given_settings,
+    learning_rate_factor,
+    usual_learning_rate,
+)
+from loratory.engine.config.objectives import preference_name
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem, RunError
+from loratory.engine.runs.run import Run
+from loratory.engine.runs.sweep import keep_alpha_ratio, sweep_configs
+from loratory.ui.backend.background import UNEXPECTED, FunctionJob, Work
+from loratory.ui.backend.dataset_checks import CheckQuestion
+from loratory.ui.components import HIDDEN, NOT_SHOWN, QUICK, Confirmation, Updates, clear_error_after
+from loratory.ui.draft import Draft
+from loratory.ui.gradio_internals import changed_by_hand, enclosing_page
+from loratory.ui.page import Page
+from loratory.ui.views.html import attention, duration, error_box, gib, plural, problem_item, small
 
 REFUSED = "refused"  # where a start goes that has an error or a question
 _NAMED_BY_BROWSER = "(token) => token || crypto.getRandomValues(new Uint32Array(4)).join('-')"

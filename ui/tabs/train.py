@@ -7,24 +7,24 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.derived_defaults import SETTINGS, derive_defaults
-from engine.config.load import find_preset, list_presets
-from engine.config.objectives import preference_name
-from engine.config.training import ObjectiveSettings
-from engine.hardware.lease import lease_name
-from engine.runs.summary import RunSummary
-from ui.backend.dataset_checks import CheckQuestion, lengths_stamp
-from ui.components import QUICK, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message
-from ui.draft import Draft
-from ui.form import section_fields, setting_in
-from ui.gradio_internals import Dropdown, Radio, enclosing_tab
-from ui.page import Page
-from ui.tabs.follow import FollowPart
-from ui.tabs.objective import ObjectivePart, keep_own_dataset
-from ui.tabs.run_place import RunPlacePart
-from ui.tabs.start import REFUSED, StartPart
-from ui.views.draft import render_plan, render_presets
-from ui.views.html import small
+from loratory.engine.config.derived_defaults import SETTINGS, derive_defaults
+from loratory.engine.config.load import find_preset, list_presets
+from loratory.engine.config.objectives import preference_name
+from loratory.engine.config.training import ObjectiveSettings
+from loratory.engine.hardware.lease import lease_name
+from loratory.engine.runs.summary import RunSummary
+from loratory.ui.backend.dataset_checks import CheckQuestion, lengths_stamp
+from loratory.ui.components import QUICK, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message
+from loratory.ui.draft import Draft
+from loratory.ui.form import section_fields, setting_in
+from loratory.ui.gradio_internals import Dropdown, Radio, enclosing_tab
+from loratory.ui.page import Page
+from loratory.ui.tabs.follow import FollowPart
+from loratory.ui.tabs.objective import ObjectivePart, keep_own_dataset
+from loratory.ui.tabs.run_place import RunPlacePart
+from loratory.ui.tabs.start import REFUSED, StartPart
+from loratory.ui.views.draft import render_plan, render_presets
+from loratory.ui.views.html import small
 
 SET_UP, FOLLOW = "Set up", "Follow"
 # The settings in sight, and how each is shown.

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from types import MappingProxyType
 
-from engine.chat.contract import Branch, ChatState, FinishReason, JobProgress, LoadedModel, PromptView
-from ui.backend.conversation import BRANCH_WORDS, Answer, RowPrompt, SavedConversation, Turn, as_markdown
-from ui.views import html
+from loratory.engine.chat.contract import Branch, ChatState, FinishReason, JobProgress, LoadedModel, PromptView
+from loratory.ui.backend.conversation import BRANCH_WORDS, Answer, RowPrompt, SavedConversation, Turn, as_markdown
+from loratory.ui.views import html
 
 LONGEST_SUMMARY = 220  # characters of a question
 NO_ANSWER = "<em>(empty answer)</em>"

@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from engine.config.objectives import ROW_KINDS
-from engine.data.contract import (
+from loratory.engine.config.objectives import ROW_KINDS
+from loratory.engine.data.contract import (
     CheckProgress,
     DatasetPage,
     DatasetReport,
     PairLengths,
 )
-from engine.data.files import DATA_LABELS
-from engine.data.formats import FORMATS
-from ui.views import html
+from loratory.engine.data.files import DATA_LABELS
+from loratory.engine.data.formats import FORMATS
+from loratory.ui.views import html
 
 NO_DATASET = html.empty(
     "No dataset yet",

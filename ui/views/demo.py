@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 from html import escape
 
-from engine.runs.provenance import compare_peaks
-from engine.space.demo import DemoSample
-from engine.space.demo_chat import ANSWER_TOKENS, LONGEST_PROMPT, DemoAnswer, DemoAnswers
-from ui.backend.background import stamp
-from ui.backend.run_reader import RunSnapshot, has_adapter
-from ui.views.html import count, duration, facts, gib, short_name, small
-from ui.views.loss_chart import loss_words, render_loss_svg
-from ui.views.rows import render_tokens
-from ui.views.run_view import method_words, status_line
+from loratory.engine.runs.provenance import compare_peaks
+from loratory.engine.space.demo import DemoSample
+from loratory.engine.space.demo_chat import ANSWER_TOKENS, LONGEST_PROMPT, DemoAnswer, DemoAnswers
+from loratory.ui.backend.background import stamp
+from loratory.ui.backend.run_reader import RunSnapshot, has_adapter
+from loratory.ui.views.html import count, duration, facts, gib, short_name, small
+from loratory.ui.views.loss_chart import loss_words, render_loss_svg
+from loratory.ui.views.rows import render_tokens
+from loratory.ui.views.run_view import method_words, status_line
 
 ASK = "/demo/ask"
 _END_WORDS = {"length": "token limit", "context": "context limit", "stopped": "time limit", "eos": ""}

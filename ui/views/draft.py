@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-from engine.config.load import Preset, find_preset
-from engine.config.methods.registry import METHODS
-from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport
-from engine.runs.prediction import plan_run
-from engine.runs.run import FINAL_STATES
-from engine.runs.summary import RunSummary
-from ui.draft import Draft
-from ui.views.dataset import render_truncation
-from ui.views.html import count, duration, facts, field_link, gib, notices, pick_button, plural, small, toolbar
-from ui.views.memory import VERDICTS, alarms, chosen_name
+from loratory.engine.config.load import Preset, find_preset
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import DatasetReport
+from loratory.engine.runs.prediction import plan_run
+from loratory.engine.runs.run import FINAL_STATES
+from loratory.engine.runs.summary import RunSummary
+from loratory.ui.draft import Draft
+from loratory.ui.views.dataset import render_truncation
+from loratory.ui.views.html import count, duration, facts, field_link, gib, notices, pick_button, plural, small, toolbar
+from loratory.ui.views.memory import VERDICTS, alarms, chosen_name
 
 OPENING_BAR = small("Restoring draft …", role="status")
 _FIELD = "field:"

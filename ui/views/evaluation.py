@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from engine.chat.contract import Branch
-from engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, BlindCounts, Judgement, Pair
-from engine.evaluation.job import (
+from loratory.engine.chat.contract import Branch
+from loratory.engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, BlindCounts, Judgement, Pair
+from loratory.engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
     EvaluationResult,
@@ -14,12 +14,12 @@ from engine.evaluation.job import (
     describe_gain,
     preference_sentences,
 )
-from engine.evaluation.preference import RATING_COLUMNS, interval, rating_cells
-from engine.evaluation.votes import PairsOfVotes, Vote, VotedAnswer
-from ui.backend.conversation import BRANCH_WORDS
-from ui.backend.results import MeasuredRun
-from ui.views import html
-from ui.views.chat import LONGEST_SUMMARY, NO_ANSWER, answer_box, answer_html
+from loratory.engine.evaluation.preference import RATING_COLUMNS, interval, rating_cells
+from loratory.engine.evaluation.votes import PairsOfVotes, Vote, VotedAnswer
+from loratory.ui.backend.conversation import BRANCH_WORDS
+from loratory.ui.backend.results import MeasuredRun
+from loratory.ui.views import html
+from loratory.ui.views.chat import LONGEST_SUMMARY, NO_ANSWER, answer_box, answer_html
 
 ROWS_PER_PAGE = 5
 # Turn separators and roles of common templates; other prompts are shown whole.

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine.config.run import field_of
-from engine.data.files.access import shown_name
-from engine.errors import ConfigError, EngineError, Problem
-from engine.quantities import GIB as GIB
-from engine.quantities import count as count
-from engine.quantities import duration as duration
-from engine.quantities import gib as gib
-from engine.quantities import size as size
-from ui.backend.background import Work
+from loratory.engine.config.run import field_of
+from loratory.engine.data.files.access import shown_name
+from loratory.engine.errors import ConfigError, EngineError, Problem
+from loratory.engine.quantities import GIB as GIB
+from loratory.engine.quantities import count as count
+from loratory.engine.quantities import duration as duration
+from loratory.engine.quantities import gib as gib
+from loratory.engine.quantities import size as size
+from loratory.ui.backend.background import Work
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -130,7 +130,7 @@ def _attribute(name: str, value: str) -> str:
 
 
 def pickable(identifier: str, *, chosen: bool | None = False) -> str:
-    """Return the attributes of a table row that can be picked; see `ui.components.pick_list`.
+    """Return the attributes of a table row that can be picked; see `loratory.ui.components.pick_list`.
 
     A row that acts instead of being chosen has None for `chosen`.
     """

@@ -9,22 +9,22 @@ from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from engine.accounts.limits import LabLimits
-from engine.accounts.people import Person
-from engine.hardware.lease import device_words
-from engine.lab.queue import DeviceUse, QueueEntry
-from engine.models.cache_space import CachedModel, ModelCache
-from engine.quantities import ago
-from engine.runs.disk import DiskUse
-from engine.runs.usage import Week, WeekOfPerson
-from ui.views import html
-from ui.views.loss_chart import AXIS, SERIES, chart_layout, figure_json
-from ui.views.run_view import state_mark
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.accounts.people import Person
+from loratory.engine.hardware.lease import device_words
+from loratory.engine.lab.queue import DeviceUse, QueueEntry
+from loratory.engine.models.cache_space import CachedModel, ModelCache
+from loratory.engine.quantities import ago
+from loratory.engine.runs.disk import DiskUse
+from loratory.engine.runs.usage import Week, WeekOfPerson
+from loratory.ui.views import html
+from loratory.ui.views.loss_chart import AXIS, SERIES, chart_layout, figure_json
+from loratory.ui.views.run_view import state_mark
 
 if TYPE_CHECKING:  # they import argon2, which only labs need
-    from engine.accounts.accounts import InvitationState
-    from engine.accounts.audit import AuditEntry
-    from ui.backend.lab import RunsOfPerson, SharedItem, Usage
+    from loratory.engine.accounts.accounts import InvitationState
+    from loratory.engine.accounts.audit import AuditEntry
+    from loratory.ui.backend.lab import RunsOfPerson, SharedItem, Usage
 
 MODEL_PREFIX, OFFERED = "model:", "offered"
 _ABOUT_TO_END_SECONDS = 20

@@ -1,4 +1,4 @@
-"""The loss of runs: Plotly figures as the JSON that `ui.components.chart` draws, and SVG for pages without JavaScript.
+"""The loss of runs: Plotly figures as the JSON that `loratory.ui.components.chart` draws, and SVG for pages without JavaScript.
 
 Figures are plain dictionaries, checked with Plotly's figure objects by the tests: building the objects costs 46 ms a figure,
 0.44 s the first time and 17 MB, where a curve of a million steps is drawn in 80 ms, every two seconds.
@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from engine.runs.history.events import EvalData
-from engine.runs.history.run_history import RunHistory
-from engine.runs.history.steps import StepColumn, thin
+from loratory.engine.runs.history.events import EvalData
+from loratory.engine.runs.history.run_history import RunHistory
+from loratory.engine.runs.history.steps import StepColumn, thin
 
 Array = npt.NDArray[np.float64]
 Against = Literal["step", "tokens", "time"]

@@ -4,24 +4,24 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from engine.config.derived_defaults import (
+from loratory.engine.config.derived_defaults import (
     HIGH_RATE_FACTOR,
     learning_rate_factor,
     objective_and_method,
     usual_learning_rate,
 )
-from engine.config.methods.registry import METHODS
-from engine.config.run import AdapterConfig
-from engine.config.training import ObjectiveSettings
-from engine.memory.advice import Advice, AdvisedChange
-from engine.memory.estimate import MemoryEstimate
-from engine.places import PLACES
-from engine.places.run_place import ThisMachine
-from engine.supervision.memory_measurement import MeasuredStep
-from ui.backend.background import Work
-from ui.draft import Draft
-from ui.form import field_of
-from ui.views import html
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.config.training import ObjectiveSettings
+from loratory.engine.memory.advice import Advice, AdvisedChange
+from loratory.engine.memory.estimate import MemoryEstimate
+from loratory.engine.places import PLACES
+from loratory.engine.places.run_place import ThisMachine
+from loratory.engine.supervision.memory_measurement import MeasuredStep
+from loratory.ui.backend.background import Work
+from loratory.ui.draft import Draft
+from loratory.ui.form import field_of
+from loratory.ui.views import html
 
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Okabe and Ito's palette, safe for any kind of colour vision; the legend gives names and figures too.

@@ -3,12 +3,25 @@
 from collections.abc import Sequence
 from html import escape
 
-from engine.models.catalog import CatalogEntry, list_catalog
-from engine.models.hub import HubModel
-from engine.models.shape import ModelDetails
-from engine.private_hub import PrivateCopy
-from ui.backend.models import METHODS_JUDGED, Fits
-from ui.views.html import Column, Row, count, empty, facts, log, notices, pick_button, pickable, size, table, under
+from loratory.engine.models.catalog import CatalogEntry, list_catalog
+from loratory.engine.models.hub import HubModel
+from loratory.engine.models.shape import ModelDetails
+from loratory.engine.private_hub import PrivateCopy
+from loratory.ui.backend.models import METHODS_JUDGED, Fits
+from loratory.ui.views.html import (
+    Column,
+    Row,
+    count,
+    empty,
+    facts,
+    log,
+    notices,
+    pick_button,
+    pickable,
+    size,
+    table,
+    under,
+)
 
 _MARKS = {"fits": ("yes", "fits"), "tight": ("tight", "tight"), "does_not_fit": ("no", "too big")}
 

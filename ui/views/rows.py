@@ -4,9 +4,21 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from html import escape
 from typing import Literal, get_args
 
-from engine.data.contract import DatasetPage, DatasetReport, PageRow, RowProblem, SequenceView, TokenSpan
-from engine.data.conversation import Message
-from ui.views.html import Column, ListPage, Row, empty, lead, notices, pick_button, pickable, plural, small, table
+from loratory.engine.data.contract import DatasetPage, DatasetReport, PageRow, RowProblem, SequenceView, TokenSpan
+from loratory.engine.data.conversation import Message
+from loratory.ui.views.html import (
+    Column,
+    ListPage,
+    Row,
+    empty,
+    lead,
+    notices,
+    pick_button,
+    pickable,
+    plural,
+    small,
+    table,
+)
 
 Listing = Literal["all", "left_out", "odd", "longest", "shortest", "length_gap", "duplicates", "contradictions"]
 LISTINGS: tuple[Listing, ...] = get_args(Listing)

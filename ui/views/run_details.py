@@ -6,23 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from engine.config.load import config_to_yaml
-from engine.config.results import ExportKind, GgufType
-from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport
-from engine.export.contract import ExportedFile, ExportRecord, Verification
-from engine.export.kinds import KINDS
-from engine.runs.checkpoints import list_checkpoints
-from engine.runs.provenance import ADAPTER_CONFIG
-from engine.runs.summary import RunSummary, differing_settings
-from engine.runs.usage import Electricity, energy_words
-from ui.backend.run_reader import RunSnapshot
-from ui.views import html
-from ui.views.dataset import render_facts, render_lengths
-from ui.views.loss_chart import SERIES
-from ui.views.rows import render_problems
-from ui.views.run_table import best_of, held_out_cell, when
-from ui.views.run_view import method_words, objective_entries
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.config.results import ExportKind, GgufType
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import DatasetReport
+from loratory.engine.export.contract import ExportedFile, ExportRecord, Verification
+from loratory.engine.export.kinds import KINDS
+from loratory.engine.runs.checkpoints import list_checkpoints
+from loratory.engine.runs.provenance import ADAPTER_CONFIG
+from loratory.engine.runs.summary import RunSummary, differing_settings
+from loratory.engine.runs.usage import Electricity, energy_words
+from loratory.ui.backend.run_reader import RunSnapshot
+from loratory.ui.views import html
+from loratory.ui.views.dataset import render_facts, render_lengths
+from loratory.ui.views.loss_chart import SERIES
+from loratory.ui.views.rows import render_problems
+from loratory.ui.views.run_table import best_of, held_out_cell, when
+from loratory.ui.views.run_view import method_words, objective_entries
 
 
 def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Electricity) -> str:

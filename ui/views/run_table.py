@@ -5,10 +5,22 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from html import escape
 
-from engine.runs.run import STARTS_ANYWAY, State
-from engine.runs.summary import RunQuery, RunSummary, SortKey, best_by_held_out_loss
-from ui.views.html import Column, Row, duration, empty, pick_button, pickable, plural, short_name, small, table, under
-from ui.views.run_view import state_mark
+from loratory.engine.runs.run import STARTS_ANYWAY, State
+from loratory.engine.runs.summary import RunQuery, RunSummary, SortKey, best_by_held_out_loss
+from loratory.ui.views.html import (
+    Column,
+    Row,
+    duration,
+    empty,
+    pick_button,
+    pickable,
+    plural,
+    short_name,
+    small,
+    table,
+    under,
+)
+from loratory.ui.views.run_view import state_mark
 
 FILTERS: dict[str, frozenset[State]] = {
     "All": frozenset(),

@@ -5,18 +5,18 @@ import time
 from collections.abc import Iterable
 from html import escape
 
-from engine.config.objectives import objective_of
-from engine.config.run import RunConfig
-from engine.data.contract import DatasetReport
-from engine.places.huggingface_jobs.layout import JobRecord
-from engine.runs.history.preference_health import preference_findings
-from engine.runs.history.run_history import seconds_left
-from engine.runs.provenance import PeakKind, compare_peaks
-from engine.runs.run import RunState, State
-from engine.runs.summary import RunSummary
-from ui.backend.run_reader import RunSnapshot
-from ui.views import html
-from ui.views.rows import render_problems
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import DatasetReport
+from loratory.engine.places.huggingface_jobs.layout import JobRecord
+from loratory.engine.runs.history.preference_health import preference_findings
+from loratory.engine.runs.history.run_history import seconds_left
+from loratory.engine.runs.provenance import PeakKind, compare_peaks
+from loratory.engine.runs.run import RunState, State
+from loratory.engine.runs.summary import RunSummary
+from loratory.ui.backend.run_reader import RunSnapshot
+from loratory.ui.views import html
+from loratory.ui.views.rows import render_problems
 
 # A shape and a word for each state; the colour only helps.
 STATE_MARKS: dict[State, str] = {

@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from engine.config.objectives import LONGER_PREFERRED, OBJECTIVES
-from engine.config.training import TrainingConfig
-from engine.runs.history.preference_health import CHOSEN, MARGINS, REJECTED
-from engine.runs.history.run_history import RunHistory
-from engine.runs.history.steps import StepColumn, thin
-from ui.views.html import GIB
-from ui.views.loss_chart import (
+from loratory.engine.config.objectives import LONGER_PREFERRED, OBJECTIVES
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.runs.history.preference_health import CHOSEN, MARGINS, REJECTED
+from loratory.engine.runs.history.run_history import RunHistory
+from loratory.engine.runs.history.steps import StepColumn, thin
+from loratory.ui.views.html import GIB
+from loratory.ui.views.loss_chart import (
     AXIS,
     Array,
     chart_layout,

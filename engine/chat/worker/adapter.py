@@ -14,15 +14,15 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
-from engine.chat.target import PlannedWeights
-from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
-from engine.chat.worker.lora_branches import use_plain_branches
-from engine.chat.worker.static_cache import FixedCaches, LentCache
-from engine.config.methods.registry import METHODS, tensor_marks
-from engine.errors import ModelError
-from engine.models.folder import TensorRecord, read_safetensors_header
-from engine.runs.provenance import ADAPTER_WEIGHTS
-from engine.training.failure import is_out_of_memory
+from loratory.engine.chat.target import PlannedWeights
+from loratory.engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
+from loratory.engine.chat.worker.lora_branches import use_plain_branches
+from loratory.engine.chat.worker.static_cache import FixedCaches, LentCache
+from loratory.engine.config.methods.registry import METHODS, tensor_marks
+from loratory.engine.errors import ModelError
+from loratory.engine.models.folder import TensorRecord, read_safetensors_header
+from loratory.engine.runs.provenance import ADAPTER_WEIGHTS
+from loratory.engine.training.failure import is_out_of_memory
 
 _KEY_PREFIX = "base_model.model."
 _WRONG_BASE_FIX = "Load it with the model that it was trained on."

@@ -6,9 +6,9 @@ from typing import Any
 from peft import PeftConfig
 from torch import nn
 
-from engine.config.methods.registry import tensor_marks
-from engine.errors import ModelError
-from engine.models.shape import PLAIN_NAME, PatternError, PatternMatcher
+from loratory.engine.config.methods.registry import tensor_marks
+from loratory.engine.errors import ModelError
+from loratory.engine.models.shape import PLAIN_NAME, PatternError, PatternMatcher
 
 _ALL_LINEAR = "all-linear"
 _FIX = "Name the modules in a list in its adapter_config.json."

@@ -17,17 +17,17 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from engine.chat.contract import Branch, ChatChunk, FinishReason, PromptView
-from engine.chat.worker.weights import PIECE_TOKENS, BranchWeights
-from engine.config.results import SamplingConfig
-from engine.data.conversation import Conversation, Message
-from engine.data.records import RowProblemError
-from engine.data.render.sequence_plan import prompt_text
-from engine.data.render.template import ChatTokenizer, rendering_confined, stop_token_ids
-from engine.data.render.tokenize import prompt_ids
-from engine.errors import ModelError
-from engine.inspector.worker.load_tokenizer import load_tokenizer
-from engine.models.source import ModelSource
+from loratory.engine.chat.contract import Branch, ChatChunk, FinishReason, PromptView
+from loratory.engine.chat.worker.weights import PIECE_TOKENS, BranchWeights
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render.sequence_plan import prompt_text
+from loratory.engine.data.render.template import ChatTokenizer, rendering_confined, stop_token_ids
+from loratory.engine.data.render.tokenize import prompt_ids
+from loratory.engine.errors import ModelError
+from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
+from loratory.engine.models.source import ModelSource
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 

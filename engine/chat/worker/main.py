@@ -1,4 +1,4 @@
-"""The process that holds a model and generates answers, over JSON lines: `python -P -m engine.chat.worker.main HOME`."""
+"""The process that holds a model and generates answers, over JSON lines: `python -P -m loratory.engine.chat.worker.main HOME`."""
 
 import sys
 from collections.abc import Callable
@@ -7,22 +7,22 @@ from pathlib import Path
 
 import torch
 
-from engine.chat.contract import Branch, ChatRequest, JobProgress, LoadedModel, Phase
-from engine.chat.target import LoadPlan, LoadRequest
-from engine.chat.worker.answer import (
+from loratory.engine.chat.contract import Branch, ChatRequest, JobProgress, LoadedModel, Phase
+from loratory.engine.chat.target import LoadPlan, LoadRequest
+from loratory.engine.chat.worker.answer import (
     DecodingTokenizer,
     begin_answer,
     context_length,
     load_chat_tokenizer,
     render_prompt,
 )
-from engine.chat.worker.static_cache import LentCache
-from engine.chat.worker.weights import Announce, BranchWeights, ModelSpec, Weights, choose_dtype, memory_errors
-from engine.errors import RunError
-from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
-from engine.processes.messages import JsonObject, Request, Steps, serve
-from engine.processes.spawn import Access, give_up_access
+from loratory.engine.chat.worker.static_cache import LentCache
+from loratory.engine.chat.worker.weights import Announce, BranchWeights, ModelSpec, Weights, choose_dtype, memory_errors
+from loratory.engine.errors import RunError
+from loratory.engine.models.source import resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.messages import JsonObject, Request, Steps, serve
+from loratory.engine.processes.spawn import Access, give_up_access
 
 _WARM_UP_TOKENS = 8
 

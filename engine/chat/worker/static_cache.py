@@ -10,8 +10,8 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
-from engine.config.optimizations import LEFT_OUT, is_wanted
-from engine.hardware.processor import memory_now
+from loratory.engine.config.optimizations import LEFT_OUT, is_wanted
+from loratory.engine.hardware.processor import memory_now
 
 Forward = Callable[[torch.Tensor, Cache], torch.Tensor]  # ids (1, tokens) and the cache → logits (1, n, vocabulary)
 TokenPass = Callable[[], torch.Tensor]  # of one token; returns the logits of the next, (1, vocabulary)

@@ -14,22 +14,22 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 
-from engine.chat.contract import Branch
-from engine.chat.target import LoadPlan, PlannedWeights
-from engine.chat.worker.adapter import AdaptedBase, Adapter
-from engine.chat.worker.static_cache import LentCache
-from engine.config.run import ModelConfig
-from engine.data.render.tokenize import TokenizedRow
-from engine.errors import DeviceError, EngineError, ModelError
-from engine.hardware.device import Device
-from engine.hardware.devices import list_devices
-from engine.hardware.processor import has_bfloat16, memory_now
-from engine.models.folder import check_model_folder, read_safetensors_header, weight_files
-from engine.training.batching.batches import pad
-from engine.training.failure import is_out_of_memory
-from engine.training.ops.attention import copy_shared_heads
-from engine.training.ops.loss import logit_transform, loss_of_each
-from engine.training.placement import quantization_of, require_usable
+from loratory.engine.chat.contract import Branch
+from loratory.engine.chat.target import LoadPlan, PlannedWeights
+from loratory.engine.chat.worker.adapter import AdaptedBase, Adapter
+from loratory.engine.chat.worker.static_cache import LentCache
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.errors import DeviceError, EngineError, ModelError
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.hardware.processor import has_bfloat16, memory_now
+from loratory.engine.models.folder import check_model_folder, read_safetensors_header, weight_files
+from loratory.engine.training.batching.batches import pad
+from loratory.engine.training.failure import is_out_of_memory
+from loratory.engine.training.ops.attention import copy_shared_heads
+from loratory.engine.training.ops.loss import logit_transform, loss_of_each
+from loratory.engine.training.placement import quantization_of, require_usable
 
 
 def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:

@@ -1,6 +1,6 @@
 """Chat on ZeroGPU: this process has the tokenizer, and a function that borrows a GPU from Hugging Face for each answer.
 
-`python -P -m engine.chat.worker.zero_gpu HOME` serves `ChatSession`; with `--report`, it only registers the function. The
+`python -P -m loratory.engine.chat.worker.zero_gpu HOME` serves `ChatSession`; with `--report`, it only registers the function. The
 `spaces` library runs the function in a child of this process, which holds the weights until its GPU is lent elsewhere.
 """
 
@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from engine.chat.contract import ChatChunk, ChatRequest, JobProgress, LoadedModel
-from engine.chat.target import LoadPlan, LoadRequest
-from engine.chat.zero_gpu import REPORT, TOKEN_HEADER
-from engine.errors import DeviceError, EngineError, GpuQuotaError, RunError
-from engine.models.folder import check_model_folder, read_config
-from engine.paths import LoratoryHome
-from engine.processes.messages import JsonObject, Request, Steps, error_from_json, error_to_json, serve
-from engine.processes.spawn import end_children_with_us
-from engine.runs.provenance import ADAPTER_WEIGHTS
+from loratory.engine.chat.contract import ChatChunk, ChatRequest, JobProgress, LoadedModel
+from loratory.engine.chat.target import LoadPlan, LoadRequest
+from loratory.engine.chat.zero_gpu import REPORT, TOKEN_HEADER
+from loratory.engine.errors import DeviceError, EngineError, GpuQuotaError, RunError
+from loratory.engine.models.folder import check_model_folder, read_config
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.messages import JsonObject, Request, Steps, error_from_json, error_to_json, serve
+from loratory.engine.processes.spawn import end_children_with_us
+from loratory.engine.runs.provenance import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
-    from engine.chat.worker.answer import DecodingTokenizer
-    from engine.chat.worker.main import ChatWorker
-    from engine.chat.worker.weights import ModelSpec
+    from loratory.engine.chat.worker.answer import DecodingTokenizer
+    from loratory.engine.chat.worker.main import ChatWorker
+    from loratory.engine.chat.worker.weights import ModelSpec
 
 # `spaces` makes torch show a GPU before it is lent, which needs a build with CUDA. Hide torch from it otherwise.
 _torch = sys.modules["torch"]
@@ -77,7 +77,7 @@ class _GpuRequest(Request):
 @functools.cache
 def _chat() -> "ChatWorker":
     """Return the worker that holds the weights in this process; each GPU has its own."""
-    from engine.chat.worker.main import ChatWorker
+    from loratory.engine.chat.worker.main import ChatWorker
 
     return ChatWorker(LoratoryHome(Path(sys.argv[1])))
 
@@ -152,8 +152,8 @@ class ZeroGpuWorker:
 
     def load(self, params: JsonObject, request: Request) -> JsonObject:
         """Download and check a plan's model; each GPU loads the weights with its first answer."""
-        from engine.chat.worker.answer import load_chat_tokenizer
-        from engine.chat.worker.weights import weights_bytes
+        from loratory.engine.chat.worker.answer import load_chat_tokenizer
+        from loratory.engine.chat.worker.weights import weights_bytes
 
         load_request = LoadRequest.model_validate(params)
         plan = load_request.plan
@@ -215,7 +215,7 @@ class ZeroGpuWorker:
 
     def prompt(self, params: JsonObject, _: Request) -> JsonObject:
         """Return the prompt that the model would get."""
-        from engine.chat.worker.answer import render_prompt
+        from loratory.engine.chat.worker.answer import render_prompt
 
         chat_request = ChatRequest.model_validate(params)
         return render_prompt(chat_request.messages, self._require_loaded().tokenizer).model_dump(mode="json")

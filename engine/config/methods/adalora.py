@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.config.methods.base import PeftMethod, cross_field_rule
-from engine.config.section import Magnitude, Section, setting
+from loratory.engine.config.methods.base import PeftMethod, cross_field_rule
+from loratory.engine.config.section import Magnitude, Section, setting
 
 if TYPE_CHECKING:
-    from engine.config.run import AdapterConfig, RunConfig
+    from loratory.engine.config.run import AdapterConfig, RunConfig
 
 
 class AdaLoraSettings(Section):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from engine.config.section import Section, setting
+from loratory.engine.config.section import Section, setting
 
 if TYPE_CHECKING:
-    from engine.config.run import AdapterConfig, RunConfig
+    from loratory.engine.config.run import AdapterConfig, RunConfig
 
 VirtualTokens = Literal["none", "keys_and_values", "inputs"]
 
@@ -81,7 +81,7 @@ class PeftMethod:
         return not self.checkpointing_conflict
 
     def has_quick_layers(self, adapter: AdapterConfig) -> bool:  # noqa: ARG002
-        """Return whether `engine.training.ops` has layers of its own for it."""
+        """Return whether `loratory.engine.training.ops` has layers of its own for it."""
         return False
 
     @property

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.config.methods.base import PeftMethod, cross_field_rule
-from engine.config.section import Section, setting
+from loratory.engine.config.methods.base import PeftMethod, cross_field_rule
+from loratory.engine.config.section import Section, setting
 
 if TYPE_CHECKING:
-    from engine.config.run import RunConfig
+    from loratory.engine.config.run import RunConfig
 
 # Endings of the names of feed-forward layers, where the person leaves the choice to the model's family.
 # Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.

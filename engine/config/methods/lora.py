@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from engine.config.methods.base import ComparisonRow, PeftMethod, cross_field_rule
-from engine.config.section import Magnitude, Section, setting
+from loratory.engine.config.methods.base import ComparisonRow, PeftMethod, cross_field_rule
+from loratory.engine.config.section import Magnitude, Section, setting
 
 if TYPE_CHECKING:
-    from engine.config.run import AdapterConfig, RunConfig
+    from loratory.engine.config.run import AdapterConfig, RunConfig
 
 
 class LoraSettings(Section):
@@ -75,11 +75,11 @@ class Lora(PeftMethod):
         return {name: value for name, value in arguments.items() if value != optional.get(name, ...)}
 
     def has_quick_layers(self, adapter: AdapterConfig) -> bool:
-        """Return whether `engine.training.ops` has layers of its own for it: for all but DoRA."""
+        """Return whether `loratory.engine.training.ops` has layers of its own for it: for all but DoRA."""
         return not adapter.use_dora
 
     def trains_in_compute_dtype(self, adapter: AdapterConfig) -> bool:
-        """Return whether the two matrices are all that is trained: `engine.training.ops.lora_linear` does its own casts."""
+        """Return whether the two matrices are all that is trained: `loratory.engine.training.ops.lora_linear` does its own casts."""
         return not adapter.use_dora and adapter.bias == "none" and not adapter.modules_to_save
 
 

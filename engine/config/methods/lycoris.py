@@ -5,8 +5,8 @@ Kronecker products, Yeh et al. 2024 (arXiv:2309.14859).
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from engine.config.methods.base import PeftMethod
-from engine.config.section import Section, setting
+from loratory.engine.config.methods.base import PeftMethod
+from loratory.engine.config.section import Section, setting
 
 
 class LycorisSettings(Section):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from engine.config.methods.base import PeftMethod
-from engine.config.section import Magnitude, Section, setting
+from loratory.engine.config.methods.base import PeftMethod
+from loratory.engine.config.section import Magnitude, Section, setting
 
 if TYPE_CHECKING:
-    from engine.config.run import AdapterConfig
+    from loratory.engine.config.run import AdapterConfig
 
 
 class OftSettings(Section):

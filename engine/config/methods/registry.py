@@ -1,13 +1,13 @@
 """All PEFT methods, in the order in which people choose among them. A new one is added here."""
 
-from engine.config.methods.adalora import AdaLora, AdaLoraSettings
-from engine.config.methods.base import FullFineTuning, PeftMethod, SharedSettings
-from engine.config.methods.ia3 import Ia3, Ia3Settings
-from engine.config.methods.lora import Lora, LoraSettings, Vera, VeraSettings
-from engine.config.methods.lycoris import LoHa, LoKr, LoKrSettings, LycorisSettings
-from engine.config.methods.miss import Miss, MissSettings
-from engine.config.methods.oft import Oft, OftSettings
-from engine.config.methods.virtual_tokens import (
+from loratory.engine.config.methods.adalora import AdaLora, AdaLoraSettings
+from loratory.engine.config.methods.base import FullFineTuning, PeftMethod, SharedSettings
+from loratory.engine.config.methods.ia3 import Ia3, Ia3Settings
+from loratory.engine.config.methods.lora import Lora, LoraSettings, Vera, VeraSettings
+from loratory.engine.config.methods.lycoris import LoHa, LoKr, LoKrSettings, LycorisSettings
+from loratory.engine.config.methods.miss import Miss, MissSettings
+from loratory.engine.config.methods.oft import Oft, OftSettings
+from loratory.engine.config.methods.virtual_tokens import (
     PrefixTuning,
     PrefixTuningSettings,
     PromptTuning,

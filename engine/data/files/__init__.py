@@ -2,15 +2,15 @@
 
 from pathlib import Path, PurePath
 
-from engine.data.files.access import UnpackedFile, gzipped_start, open_regular, shown_name
-from engine.data.files.base import BinaryRows, PlainTextReader, TextFileRows, TextReader, TextStart
-from engine.data.files.columnar import ArrowRows, ParquetRows
-from engine.data.files.delimited import DelimitedReader
-from engine.data.files.json_files import JsonLinesReader, JsonValuesReader
-from engine.data.files.text_stream import TextStream
-from engine.data.files.xlsx import XlsxRows
-from engine.data.records import RowSource
-from engine.errors import DatasetError
+from loratory.engine.data.files.access import UnpackedFile, gzipped_start, open_regular, shown_name
+from loratory.engine.data.files.base import BinaryRows, PlainTextReader, TextFileRows, TextReader, TextStart
+from loratory.engine.data.files.columnar import ArrowRows, ParquetRows
+from loratory.engine.data.files.delimited import DelimitedReader
+from loratory.engine.data.files.json_files import JsonLinesReader, JsonValuesReader
+from loratory.engine.data.files.text_stream import TextStream
+from loratory.engine.data.files.xlsx import XlsxRows
+from loratory.engine.data.records import RowSource
+from loratory.engine.errors import DatasetError
 
 FileKind = type[TextReader] | type[BinaryRows]
 

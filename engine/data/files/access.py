@@ -17,9 +17,9 @@ from typing import BinaryIO, cast
 
 from pydantic import BaseModel
 
-from engine.errors import DatasetError, StorageError
-from engine.files import write_atomically
-from engine.paths import AllowedPaths
+from loratory.engine.errors import DatasetError, StorageError
+from loratory.engine.files import write_atomically
+from loratory.engine.paths import AllowedPaths
 
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 

@@ -9,11 +9,11 @@ from typing import ClassVar, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.data.files.access import UnpackedFile, fingerprint_of, shown_name, write_cached
-from engine.data.files.text_stream import Line, TextStream, read_lines
-from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, RowSource, SourceForm, lookup
-from engine.errors import DatasetError
-from engine.files import read_model
+from loratory.engine.data.files.access import UnpackedFile, fingerprint_of, shown_name, write_cached
+from loratory.engine.data.files.text_stream import Line, TextStream, read_lines
+from loratory.engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, RowSource, SourceForm, lookup
+from loratory.engine.errors import DatasetError
+from loratory.engine.files import read_model
 
 EVERY_ROW = range(sys.maxsize)
 _TEXT_COLUMN = "text"  # of plain text

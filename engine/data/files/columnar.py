@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.data.files.access import UnpackedFile
-from engine.data.files.base import BinaryRows
-from engine.data.records import MAX_ROW_BYTES, Record, RowProblemError, SourceForm, lookup
-from engine.errors import DatasetError
-from engine.processes.limits import memory_limited
+from loratory.engine.data.files.access import UnpackedFile
+from loratory.engine.data.files.base import BinaryRows
+from loratory.engine.data.records import MAX_ROW_BYTES, Record, RowProblemError, SourceForm, lookup
+from loratory.engine.errors import DatasetError
+from loratory.engine.processes.limits import memory_limited
 
 _READ_BYTES, _WRITE_BYTES = 1 << 29, 3 << 27  # of memory, while a batch is unpacked, and while rows are written out
 _MOST_READ_ROWS = 256  # that are unpacked at once

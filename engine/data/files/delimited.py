@@ -6,11 +6,11 @@ import itertools
 from collections import deque
 from collections.abc import Container, Iterator
 
-from engine.data.files.access import shown_name
-from engine.data.files.base import EVERY_ROW, TextReader, TextStart, require_unique
-from engine.data.files.text_stream import Line, TextStream, read_lines
-from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm
-from engine.errors import DatasetError
+from loratory.engine.data.files.access import shown_name
+from loratory.engine.data.files.base import EVERY_ROW, TextReader, TextStart, require_unique
+from loratory.engine.data.files.text_stream import Line, TextStream, read_lines
+from loratory.engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm
+from loratory.engine.errors import DatasetError
 
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _NEVER_CLOSED = "a quotation mark opens here and is never closed"

@@ -9,10 +9,18 @@ from collections.abc import Container, Iterator
 from json import JSONDecoder
 from typing import Any
 
-from engine.data.files.base import EVERY_ROW, TextReader, TextStart
-from engine.data.files.text_stream import TextStream, read_lines
-from engine.data.formats.turns import conversation_column
-from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm, describe_kind, one_line
+from loratory.engine.data.files.base import EVERY_ROW, TextReader, TextStart
+from loratory.engine.data.files.text_stream import TextStream, read_lines
+from loratory.engine.data.formats.turns import conversation_column
+from loratory.engine.data.records import (
+    MAX_ROW_BYTES,
+    Position,
+    Record,
+    RowProblemError,
+    SourceForm,
+    describe_kind,
+    one_line,
+)
 
 
 def json_record(position: Position, raw: bytes) -> Record:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from engine.data.files.access import GZIP_MAGIC, open_regular, shown_name, unpacked_pieces
-from engine.data.records import MAX_ROW_BYTES
-from engine.errors import DatasetError
+from loratory.engine.data.files.access import GZIP_MAGIC, open_regular, shown_name, unpacked_pieces
+from loratory.engine.data.records import MAX_ROW_BYTES
+from loratory.engine.errors import DatasetError
 
 CHUNK_BYTES = 1 << 20
 SNIFF_BYTES = 1 << 16

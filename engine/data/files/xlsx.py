@@ -8,12 +8,12 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from engine.data.files.access import UnpackedFile, open_regular, shown_name
-from engine.data.files.base import BinaryRows, require_unique
-from engine.data.files.columnar import in_bounded_steps
-from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm, lookup
-from engine.errors import DatasetError
-from engine.processes.limits import TimeLimitError, memory_limited, time_limit
+from loratory.engine.data.files.access import UnpackedFile, open_regular, shown_name
+from loratory.engine.data.files.base import BinaryRows, require_unique
+from loratory.engine.data.files.columnar import in_bounded_steps
+from loratory.engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm, lookup
+from loratory.engine.errors import DatasetError
+from loratory.engine.processes.limits import TimeLimitError, memory_limited, time_limit
 
 _OPEN_SECONDS = 10.0  # of computing: the strings of a workbook of the largest size take about half of it
 _OPEN_BYTES = 1 << 30

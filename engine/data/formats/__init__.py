@@ -8,17 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.config.objectives import OBJECTIVES, ROW_KINDS, Objective
-from engine.config.run import DataFormatName, DatasetConfig
-from engine.data.conversation import Conversation, Example
-from engine.data.files.access import shown_name
-from engine.data.formats.base import SYSTEM_NAMES, TURN_FIELDS, Cells, DataFormat, Detection, Table
-from engine.data.formats.conversations import MESSAGES, SHAREGPT, TEXT
-from engine.data.formats.pairs import ALPACA, ANSWER_NAMES, MATERIAL_NAMES, PROMPT_COMPLETION, single_spaced
-from engine.data.formats.preferences import FORMATS_OF_PREFERENCES
-from engine.data.formats.turns import are_single_turns, is_turn, turn_list
-from engine.data.records import RowProblemError
-from engine.errors import DatasetError
+from loratory.engine.config.objectives import OBJECTIVES, ROW_KINDS, Objective
+from loratory.engine.config.run import DataFormatName, DatasetConfig
+from loratory.engine.data.conversation import Conversation, Example
+from loratory.engine.data.files.access import shown_name
+from loratory.engine.data.formats.base import SYSTEM_NAMES, TURN_FIELDS, Cells, DataFormat, Detection, Table
+from loratory.engine.data.formats.conversations import MESSAGES, SHAREGPT, TEXT
+from loratory.engine.data.formats.pairs import ALPACA, ANSWER_NAMES, MATERIAL_NAMES, PROMPT_COMPLETION, single_spaced
+from loratory.engine.data.formats.preferences import FORMATS_OF_PREFERENCES
+from loratory.engine.data.formats.turns import are_single_turns, is_turn, turn_list
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.errors import DatasetError
 
 FORMATS: dict[str, DataFormat] = {
     format_.name: format_ for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT, *FORMATS_OF_PREFERENCES)

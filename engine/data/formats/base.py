@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from engine.config.objectives import RowKind
-from engine.config.run import DataFormatName
-from engine.data.conversation import Conversation, Example, Message
-from engine.data.formats.turns import list_of_turns, tool_schemas, turn_list
-from engine.data.records import RowProblemError, describe_kind, one_line
+from loratory.engine.config.objectives import RowKind
+from loratory.engine.config.run import DataFormatName
+from loratory.engine.data.conversation import Conversation, Example, Message
+from loratory.engine.data.formats.turns import list_of_turns, tool_schemas, turn_list
+from loratory.engine.data.records import RowProblemError, describe_kind, one_line
 
 
 def is_missing(value: Any) -> bool:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from engine.data.conversation import Conversation, PlainText
-from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
-from engine.data.formats.turns import are_single_turns, begins_like_turns, is_turn, is_turn_text, turn_list
-from engine.data.records import RowProblemError
+from loratory.engine.data.conversation import Conversation, PlainText
+from loratory.engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
+from loratory.engine.data.formats.turns import are_single_turns, begins_like_turns, is_turn, is_turn_text, turn_list
+from loratory.engine.data.records import RowProblemError
 
 # Columns that may hold lists of turns without being the conversation.
 _NO_CONVERSATION = frozenset({"history", "tools", "prompt", "completion"})

@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engine.data.conversation import Conversation, Message
-from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
-from engine.data.formats.turns import answer, check_turn_count, is_turn_text, is_turns, turn_list
-from engine.data.records import RowProblemError
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
+from loratory.engine.data.formats.turns import answer, check_turn_count, is_turn_text, is_turns, turn_list
+from loratory.engine.data.records import RowProblemError
 
 MATERIAL_NAMES = ("input", "context")  # what a question is about
 

@@ -6,12 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.config.objectives import RowKind
-from engine.data.conversation import LabeledCompletion, Message, PreferencePair
-from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table, is_missing
-from engine.data.formats.pairs import question_of
-from engine.data.formats.turns import ROLES, answer, is_turn, is_turns, list_of_turns, turn_list
-from engine.data.records import RowProblemError, describe_kind, shared_length
+from loratory.engine.config.objectives import RowKind
+from loratory.engine.data.conversation import LabeledCompletion, Message, PreferencePair
+from loratory.engine.data.formats.base import (
+    SYSTEM,
+    TOOLS,
+    Cells,
+    Column,
+    DataFormat,
+    Detection,
+    Evidence,
+    Table,
+    is_missing,
+)
+from loratory.engine.data.formats.pairs import question_of
+from loratory.engine.data.formats.turns import ROLES, answer, is_turn, is_turns, list_of_turns, turn_list
+from loratory.engine.data.records import RowProblemError, describe_kind, shared_length
 
 _CHOSEN = Column("chosen", True, "the better answer: text, or a list of turns")
 _REJECTED = Column("rejected", True, "the worse answer: text, or a list of turns")

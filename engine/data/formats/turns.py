@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.data.conversation import Message, Role, ToolCall
-from engine.data.records import RowProblemError, describe_kind, one_line
+from loratory.engine.data.conversation import Message, Role, ToolCall
+from loratory.engine.data.records import RowProblemError, describe_kind, one_line
 
 _TAGS: dict[Role, str] = {
     "user": "human user prompter",

@@ -13,9 +13,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from engine.config.objectives import ROW_KINDS
-from engine.config.run import DatasetConfig
-from engine.data.contract import (
+from loratory.engine.config.objectives import ROW_KINDS
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.contract import (
     CheckProgress,
     DatasetReport,
     Histogram,
@@ -24,15 +24,15 @@ from engine.data.contract import (
     SourceReport,
     TokenLengths,
 )
-from engine.data.files.access import write_cached
-from engine.data.passes.preferences import PreferenceCounts
-from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer
-from engine.data.passes.split import Positions, Split, draw_split
-from engine.data.records import ProblemKind, Record, row_label
-from engine.data.render.template import tokenizer_fingerprint
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError
-from engine.files import read_model
+from loratory.engine.data.files.access import write_cached
+from loratory.engine.data.passes.preferences import PreferenceCounts
+from loratory.engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer
+from loratory.engine.data.passes.split import Positions, Split, draw_split
+from loratory.engine.data.records import ProblemKind, Record, row_label
+from loratory.engine.data.render.template import tokenizer_fingerprint
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError
+from loratory.engine.files import read_model
 
 Result = TypeVar("Result")
 MAX_LENGTHS = 2048  # of sequences that a report holds

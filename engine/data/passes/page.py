@@ -5,8 +5,8 @@ from difflib import SequenceMatcher
 from itertools import groupby, islice
 from typing import Any
 
-from engine.config.run import DatasetConfig
-from engine.data.contract import (
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.contract import (
     MAX_SHOWN_CHARACTERS,
     DatasetColumns,
     DatasetPage,
@@ -17,14 +17,14 @@ from engine.data.contract import (
     SequenceView,
     TokenSpan,
 )
-from engine.data.conversation import Conversation
-from engine.data.formats import column_names, likeliest_format
-from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
-from engine.data.records import Record, shared_length
-from engine.data.render.sequence_plan import trained_turns
-from engine.data.render.tokenize import IGNORED_LABEL, RenderedRow
-from engine.data.source import SourceOptions, open_source
-from engine.errors import DatasetError
+from loratory.engine.data.conversation import Conversation
+from loratory.engine.data.formats import column_names, likeliest_format
+from loratory.engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
+from loratory.engine.data.records import Record, shared_length
+from loratory.engine.data.render.sequence_plan import trained_turns
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, RenderedRow
+from loratory.engine.data.source import SourceOptions, open_source
+from loratory.engine.errors import DatasetError
 
 _RAW_CHARACTERS = 2000
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config.objectives import RowKind
-from engine.data.contract import Histogram, PairLengths
-from engine.data.conversation import Example, LabeledCompletion, PreferencePair
-from engine.data.passes.reader import digest_of
-from engine.data.records import shared_length
-from engine.data.render.tokenize import Rendering
+from loratory.engine.config.objectives import RowKind
+from loratory.engine.data.contract import Histogram, PairLengths
+from loratory.engine.data.conversation import Example, LabeledCompletion, PreferencePair
+from loratory.engine.data.passes.reader import digest_of
+from loratory.engine.data.records import shared_length
+from loratory.engine.data.render.tokenize import Rendering
 
 _FEWEST_PAIRS = 20
 _BIASED_SHARE = 0.9

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar, overload
 
-from engine.config.objectives import Objective
-from engine.config.run import DatasetConfig
-from engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
-from engine.data.formats import require_rows_of
-from engine.data.passes.check import finish, pass_steps
-from engine.data.passes.reader import DatasetReader, DatasetRow, Renderer
-from engine.data.passes.split import Positions
-from engine.data.render.template import ChatTokenizer
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
-from engine.data.source import SourceOptions
-from engine.paths import LoratoryHome
+from loratory.engine.config.objectives import Objective
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
+from loratory.engine.data.formats import require_rows_of
+from loratory.engine.data.passes.check import finish, pass_steps
+from loratory.engine.data.passes.reader import DatasetReader, DatasetRow, Renderer
+from loratory.engine.data.passes.split import Positions
+from loratory.engine.data.render.template import ChatTokenizer
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.paths import LoratoryHome
 
 Element = TypeVar("Element")
 

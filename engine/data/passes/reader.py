@@ -9,15 +9,15 @@ from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from engine.config.run import DatasetConfig
-from engine.data.conversation import Conversation, Example, RowWarning
-from engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
-from engine.data.formats.base import Detection
-from engine.data.records import ProblemKind, Record, RowProblemError, RowSource, row_label
-from engine.data.render.template import ChatTokenizer
-from engine.data.render.tokenize import Rendering, RenderOptions, render_many
-from engine.data.source import SeveralSources, SourceOptions, open_source
-from engine.errors import DatasetError
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.conversation import Conversation, Example, RowWarning
+from loratory.engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
+from loratory.engine.data.formats.base import Detection
+from loratory.engine.data.records import ProblemKind, Record, RowProblemError, RowSource, row_label
+from loratory.engine.data.render.template import ChatTokenizer
+from loratory.engine.data.render.tokenize import Rendering, RenderOptions, render_many
+from loratory.engine.data.source import SeveralSources, SourceOptions, open_source
+from loratory.engine.errors import DatasetError
 
 _TURN_SECONDS = 0.03
 _REPORT_SECONDS = 0.2

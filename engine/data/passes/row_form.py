@@ -6,18 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.config.run import DatasetConfig
-from engine.data.contract import RowForm
-from engine.data.conversation import Conversation, PreferencePair
-from engine.data.files import open_file
-from engine.data.files.access import ANY_FILE
-from engine.data.formats import FORMATS
-from engine.data.formats.preferences import HH_DIALOGUES
-from engine.data.formats.turns import ROLES, turn_list
-from engine.data.passes.reader import DatasetReader, DatasetRow
-from engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
-from engine.errors import DatasetError
-from engine.paths import SAMPLES_FOLDER
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.contract import RowForm
+from loratory.engine.data.conversation import Conversation, PreferencePair
+from loratory.engine.data.files import open_file
+from loratory.engine.data.files.access import ANY_FILE
+from loratory.engine.data.formats import FORMATS
+from loratory.engine.data.formats.preferences import HH_DIALOGUES
+from loratory.engine.data.formats.turns import ROLES, turn_list
+from loratory.engine.data.passes.reader import DatasetReader, DatasetRow
+from loratory.engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
+from loratory.engine.errors import DatasetError
+from loratory.engine.paths import SAMPLES_FOLDER
 
 _ROWS = 1_000
 _BUILDERS = {"json_lines": "json", "json_array": "json", "delimited": "csv", "parquet": "parquet", "lines": "text",

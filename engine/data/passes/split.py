@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.config.run import DatasetConfig
+from loratory.engine.config.run import DatasetConfig
 
 Positions = NDArray[np.uint32]
 

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from engine.data.conversation import Conversation, Message, ToolCall
-from engine.data.records import RowProblemError
-from engine.data.render.template import ChatMessages, ChatTokenizer, apply_template, once_per_tokenizer
+from loratory.engine.data.conversation import Conversation, Message, ToolCall
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render.template import ChatMessages, ChatTokenizer, apply_template, once_per_tokenizer
 
 
 @dataclass(frozen=True)
 class TemplateAbilities:
-    """The features that a template supports; `engine.data.render.adapt` replaces the rest by text."""
+    """The features that a template supports; `loratory.engine.data.render.adapt` replaces the rest by text."""
 
     system: bool = False
     later_system: bool = False  # a system turn in the middle

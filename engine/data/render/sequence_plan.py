@@ -12,11 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from engine.config.run import TrainOn
-from engine.data.conversation import Conversation, RowWarning
-from engine.data.records import RowProblemError, one_line, shared_length
-from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template, tool_schema
-from engine.data.render.template import (
+from loratory.engine.config.run import TrainOn
+from loratory.engine.data.conversation import Conversation, RowWarning
+from loratory.engine.data.records import RowProblemError, one_line, shared_length
+from loratory.engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template, tool_schema
+from loratory.engine.data.render.template import (
     ChatTokenizer,
     apply_template,
     control_token_pattern,

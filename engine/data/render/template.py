@@ -10,9 +10,9 @@ from datetime import date
 from functools import lru_cache, wraps
 from typing import Any, Protocol, TypeVar
 
-from engine.data.records import RowProblemError, one_line
-from engine.errors import ModelError, ModelLimitError
-from engine.processes.limits import TimeLimitError, limited, renew_deadline, time_limit
+from loratory.engine.data.records import RowProblemError, one_line
+from loratory.engine.errors import ModelError, ModelLimitError
+from loratory.engine.processes.limits import TimeLimitError, limited, renew_deadline, time_limit
 
 Answer = TypeVar("Answer")
 

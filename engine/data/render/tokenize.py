@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from engine.config.run import TrainOn
-from engine.data.conversation import Conversation, Example, Message, RowWarning
-from engine.data.records import RowProblemError
-from engine.data.render.sequence_plan import (
+from loratory.engine.config.run import TrainOn
+from loratory.engine.data.conversation import Conversation, Example, Message, RowWarning
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render.sequence_plan import (
     PlannedRow,
     RenderedTurn,
     SequencePlan,
@@ -16,7 +16,7 @@ from engine.data.render.sequence_plan import (
     plan_text,
     prompt_text,
 )
-from engine.data.render.template import (
+from loratory.engine.data.render.template import (
     ChatTokenizer,
     control_token_ids,
     ids_of,

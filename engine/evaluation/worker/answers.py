@@ -8,17 +8,17 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from engine.chat.contract import Branch, JobProgress
-from engine.chat.worker.answer import DecodingTokenizer, begin_answer, context_length, end_token_ids
-from engine.chat.worker.static_cache import free_bytes, logits_agree
-from engine.chat.worker.weights import PIECE_TOKENS, BranchWeights, Weights
-from engine.config.results import SamplingConfig
-from engine.data.passes.prepare import spread_evenly
-from engine.data.render.template import ChatTokenizer
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
-from engine.evaluation.job import AnsweredRow, BranchAnswer, EvaluationOrder
-from engine.evaluation.worker.scores import score_answer
-from engine.processes.messages import CancelledRequestError, Request
+from loratory.engine.chat.contract import Branch, JobProgress
+from loratory.engine.chat.worker.answer import DecodingTokenizer, begin_answer, context_length, end_token_ids
+from loratory.engine.chat.worker.static_cache import free_bytes, logits_agree
+from loratory.engine.chat.worker.weights import PIECE_TOKENS, BranchWeights, Weights
+from loratory.engine.config.results import SamplingConfig
+from loratory.engine.data.passes.prepare import spread_evenly
+from loratory.engine.data.render.template import ChatTokenizer
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
+from loratory.engine.evaluation.job import AnsweredRow, BranchAnswer, EvaluationOrder
+from loratory.engine.evaluation.worker.scores import score_answer
+from loratory.engine.processes.messages import CancelledRequestError, Request
 
 
 @dataclass(frozen=True)

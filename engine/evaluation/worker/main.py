@@ -1,4 +1,4 @@
-"""The process that evaluates: `python -P -m engine.evaluation.worker.main HOME`, JSON lines on stdio."""
+"""The process that evaluates: `python -P -m loratory.engine.evaluation.worker.main HOME`, JSON lines on stdio."""
 
 import sys
 import time
@@ -7,38 +7,38 @@ from pathlib import Path
 
 import torch
 
-from engine.chat.contract import Branch, JobProgress
-from engine.chat.worker.answer import load_chat_tokenizer
-from engine.chat.worker.weights import BranchWeights, ModelSpec, Weights, choose_dtype, memory_errors
-from engine.config.objectives import objective_of
-from engine.config.run import RunConfig
-from engine.data.hub import reads_from_hub
-from engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_evenly
-from engine.data.render.tokenize import TokenizedRow
-from engine.errors import DatasetError
-from engine.evaluation.general_text import general_rows
-from engine.evaluation.job import BranchLoss, EvaluationOrder, EvaluationResult
-from engine.evaluation.preference import (
+from loratory.engine.chat.contract import Branch, JobProgress
+from loratory.engine.chat.worker.answer import load_chat_tokenizer
+from loratory.engine.chat.worker.weights import BranchWeights, ModelSpec, Weights, choose_dtype, memory_errors
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.hub import reads_from_hub
+from loratory.engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_evenly
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.errors import DatasetError
+from loratory.engine.evaluation.general_text import general_rows
+from loratory.engine.evaluation.job import BranchLoss, EvaluationOrder, EvaluationResult
+from loratory.engine.evaluation.preference import (
     PairLikelihoods,
     PreferenceResult,
     RatingResult,
     measure_preference,
     measure_ratings,
 )
-from engine.evaluation.worker.answers import Evaluation, answer_rows
-from engine.evaluation.worker.scores import mean_scores
-from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
-from engine.processes.messages import JsonObject, Request, serve
-from engine.processes.spawn import Access, give_up_access
-from engine.training.batching.probe import losses_match
-from engine.training.failure import is_out_of_memory
+from loratory.engine.evaluation.worker.answers import Evaluation, answer_rows
+from loratory.engine.evaluation.worker.scores import mean_scores
+from loratory.engine.models.source import resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.messages import JsonObject, Request, serve
+from loratory.engine.processes.spawn import Access, give_up_access
+from loratory.engine.training.batching.probe import losses_match
+from loratory.engine.training.failure import is_out_of_memory
 
 _TOKENS_AT_ONCE = 4096  # of rows that a GPU reads together
 
 
 class EvaluationWorker:
-    """Runs the orders of `engine.evaluation.job`."""
+    """Runs the orders of `loratory.engine.evaluation.job`."""
 
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home

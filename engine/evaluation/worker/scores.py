@@ -7,7 +7,7 @@ from statistics import fmean
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
 
-from engine.evaluation.job import AnswerScores, MeanScores
+from loratory.engine.evaluation.job import AnswerScores, MeanScores
 
 _WORD = re.compile(r"[^\W_]+")
 

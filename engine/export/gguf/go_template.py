@@ -7,7 +7,7 @@ all chat templates only put fixed text between turns, which can be extracted fro
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from engine.data.conversation import Message, Role
+from loratory.engine.data.conversation import Message, Role
 
 # Texts that templates neither contain nor change.
 _SYSTEM, _FIRST, _ANSWER, _SECOND = "zqsystemqz", "zqfirstqz", "zqanswerqz", "zqsecondqz"

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from engine.config.results import GgufType
-from engine.errors import ModelError
-from engine.export.gguf.precisions import PRECISIONS
-from engine.paths import typed_path
-from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.messages import JsonObject
-from engine.processes.spawn import spawn
+from loratory.engine.config.results import GgufType
+from loratory.engine.errors import ModelError
+from loratory.engine.export.gguf.precisions import PRECISIONS
+from loratory.engine.paths import typed_path
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.messages import JsonObject
+from loratory.engine.processes.spawn import spawn
 
 CHECKOUT_VARIABLE = "LORATORY_LLAMA_CPP"
 
@@ -159,7 +159,7 @@ def call_llama_cpp(
     """Call llama.cpp in a separate process that ends afterwards.
 
     Args:
-        method: A handler of `engine.export.worker.llama`.
+        method: A handler of `loratory.engine.export.worker.llama`.
         log_file: For llama.cpp's output.
         on_progress: May raise to stop.
 
@@ -167,7 +167,7 @@ def call_llama_cpp(
         ModelError: If llama.cpp cannot load or quantize the file.
         WorkerError: If the process died.
     """
-    process = JsonLinesProcess("engine.export.worker.llama", log_file=log_file, restarts=False)
+    process = JsonLinesProcess("loratory.engine.export.worker.llama", log_file=log_file, restarts=False)
     try:
         return process.call(method, params, on_progress=on_progress)
     finally:

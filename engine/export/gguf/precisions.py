@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.config.results import GgufType
-from engine.models.folder import TensorRecord, read_config, read_safetensors_header, weight_files
+from loratory.engine.config.results import GgufType
+from loratory.engine.models.folder import TensorRecord, read_config, read_safetensors_header, weight_files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.config.objectives import Objective, objective_of
-from engine.config.rules import CHECKPOINTS, MEASUREMENTS, MIN_LEARNING_RATE_SHARE, keeps_best, optimizer_name
-from engine.config.run import RunConfig
-from engine.export.script.model_facts import ModelFacts
+from loratory.engine.config.objectives import Objective, objective_of
+from loratory.engine.config.rules import CHECKPOINTS, MEASUREMENTS, MIN_LEARNING_RATE_SHARE, keeps_best, optimizer_name
+from loratory.engine.config.run import RunConfig
+from loratory.engine.export.script.model_facts import ModelFacts
 
 NOT_EXPORTED: Mapping[str, str] = {
     "report_to": "a script logs into its output; trackers need accounts and packages of their own",

@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.config.rules import choose_compute_dtype
-from engine.config.run import RunConfig
-from engine.data.render.template import DEFAULT_TEMPLATE
-from engine.data.step_plan import RowOrder
-from engine.errors import EngineError
-from engine.files import resolve_inside
-from engine.hardware.device import Device
-from engine.hardware.devices import choose_device
-from engine.hardware.processor import describe_processor
-from engine.memory.workload import has_flash_attention
-from engine.models.batching import (
+from loratory.engine.config.rules import choose_compute_dtype
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.render.template import DEFAULT_TEMPLATE
+from loratory.engine.data.step_plan import RowOrder
+from loratory.engine.errors import EngineError
+from loratory.engine.files import resolve_inside
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import choose_device
+from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.memory.workload import has_flash_attention
+from loratory.engine.models.batching import (
     PLAIN_ATTENTION,
     VARLEN_ATTENTION,
     AttentionFacts,
@@ -24,17 +24,17 @@ from engine.models.batching import (
     expected_attention,
     takes_varlen_attention,
 )
-from engine.models.catalog import find_in_catalog
-from engine.models.folder import ModelPart
-from engine.models.hub import find_snapshot
-from engine.models.inventory_cache import known_inventory
-from engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
-from engine.models.source import DEMO_HUB_ID, resolve_model
-from engine.paths import LoratoryHome, typed_path
-from engine.runs.checkpoints import list_checkpoints
-from engine.runs.history.events import ParametersData
-from engine.runs.history.run_history import read_history
-from engine.runs.run import RUN_ID, RunFolder
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.folder import ModelPart
+from loratory.engine.models.hub import find_snapshot
+from loratory.engine.models.inventory_cache import known_inventory
+from loratory.engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
+from loratory.engine.models.source import DEMO_HUB_ID, resolve_model
+from loratory.engine.paths import LoratoryHome, typed_path
+from loratory.engine.runs.checkpoints import list_checkpoints
+from loratory.engine.runs.history.events import ParametersData
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.run import RUN_ID, RunFolder
 
 
 @dataclass(frozen=True)

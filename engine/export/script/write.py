@@ -1,7 +1,7 @@
 """Write a run as a script for transformers, PEFT, TRL and datasets, without Loratory.
 
 The short form reads the raw data like the usual tutorials, and lists its differences from the run. The exact form, a folder
-with `train.py` and `rows.parquet`, repeats the run's losses; `engine.export.worker.script` writes it.
+with `train.py` and `rows.parquet`, repeats the run's losses; `loratory.engine.export.worker.script` writes it.
 """
 
 import json
@@ -14,15 +14,15 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from engine.config.objectives import preference_name
-from engine.config.run import RunConfig
-from engine.data.contract import RowForm
-from engine.export.script.facts import ScriptFacts
-from engine.export.script.model_facts import read_model_facts
-from engine.paths import LoratoryHome
-from engine.runs.history.run_history import read_history
-from engine.runs.provenance import environment_facts, read_provenance, run_title
-from engine.runs.run import RunFolder
+from loratory.engine.config.objectives import preference_name
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import RowForm
+from loratory.engine.export.script.facts import ScriptFacts
+from loratory.engine.export.script.model_facts import read_model_facts
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.provenance import environment_facts, read_provenance, run_title
+from loratory.engine.runs.run import RunFolder
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _WIDTH = 100

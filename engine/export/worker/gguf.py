@@ -18,15 +18,15 @@ from gguf import GGUFReader, get_tensor_name_map
 from gguf.constants import MODEL_ARCH_NAMES
 from gguf.quants import dequantize
 
-from engine.chat.worker.answer import DecodingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
-from engine.config.results import ExportDtype, GgufType
-from engine.config.run import DatasetConfig
-from engine.data.conversation import Conversation, Message
-from engine.data.passes.reader import DatasetReader
-from engine.data.source import SourceOptions
-from engine.errors import EngineError
-from engine.export.gguf.go_template import NotTranslatableError, translate
-from engine.export.gguf.llama_cpp import (
+from loratory.engine.chat.worker.answer import DecodingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from loratory.engine.config.results import ExportDtype, GgufType
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import EngineError
+from loratory.engine.export.gguf.go_template import NotTranslatableError, translate
+from loratory.engine.export.gguf.llama_cpp import (
     Converter,
     WrittenType,
     call_llama_cpp,
@@ -34,11 +34,11 @@ from engine.export.gguf.llama_cpp import (
     find_converter,
     require_known_architecture,
 )
-from engine.export.gguf.precisions import PRECISIONS
-from engine.export.worker.merge import BaseFiles
-from engine.export.worker.verify import ANSWER_TOKENS, ModelDifference, PerplexityRows, Reference
-from engine.export.worker.write import ExportTask, write_merged
-from engine.runs.run import RunFolder
+from loratory.engine.export.gguf.precisions import PRECISIONS
+from loratory.engine.export.worker.merge import BaseFiles
+from loratory.engine.export.worker.verify import ANSWER_TOKENS, ModelDifference, PerplexityRows, Reference
+from loratory.engine.export.worker.write import ExportTask, write_merged
+from loratory.engine.runs.run import RunFolder
 
 _SYSTEM_PROMPT_ROWS = 200
 

@@ -1,4 +1,4 @@
-"""The process that runs llama.cpp: `python -P -m engine.export.worker.llama`, JSON lines on stdio.
+"""The process that runs llama.cpp: `python -P -m loratory.engine.export.worker.llama`, JSON lines on stdio.
 
 llama.cpp can end its process if a file is damaged; this one has nothing else to do.
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import ModelError
-from engine.processes.messages import JsonObject, Request, serve
+from loratory.engine.errors import ModelError
+from loratory.engine.processes.messages import JsonObject, Request, serve
 
 _POLL_SECONDS = 0.2
 

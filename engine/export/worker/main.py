@@ -1,4 +1,4 @@
-"""The process that exports: `python -P -m engine.export.worker.main HOME`, JSON lines on stdio.
+"""The process that exports: `python -P -m loratory.engine.export.worker.main HOME`, JSON lines on stdio.
 
 Each kind of export is written, loaded again and compared with the live run.
 """
@@ -17,30 +17,43 @@ from typing import NamedTuple
 
 import torch
 
-from engine.chat.contract import JobProgress
-from engine.chat.target import LoadPlan
-from engine.chat.worker.adapter import AdaptedBase
-from engine.chat.worker.weights import BranchWeights, ModelSpec, Weights, choose_dtype, load_model, weights_bytes
-from engine.config.run import ModelConfig
-from engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
-from engine.evaluation.job import perplexity_of
-from engine.export.card import write_card
-from engine.export.contract import ExportOrder, ExportResult, PerplexityCheck, Verification
-from engine.export.folder import list_files
-from engine.export.gguf.llama_cpp import has_llama_cpp
-from engine.export.gguf.precisions import PERPLEXITY_LIMIT, PRECISIONS
-from engine.export.kinds import ADAPTER, GGUF, MERGED
-from engine.export.worker.gguf import WrittenGguf, compare_answers, compare_with_merged, mean_loss_of_gguf, write_gguf
-from engine.export.worker.script import run_script
-from engine.export.worker.verify import QUESTIONS, ModelDifference, Reference, choose_rows, mean_loss
-from engine.export.worker.write import ExportTask, merged_bytes, trained_bytes, write_adapter, write_merged
-from engine.files import fsync_tree
-from engine.hardware.processor import memory_now
-from engine.models.prepared import require_space
-from engine.models.source import resolve_model
-from engine.paths import LoratoryHome
-from engine.processes.messages import JsonObject, Request, serve
-from engine.processes.spawn import Access, give_up_access
+from loratory.engine.chat.contract import JobProgress
+from loratory.engine.chat.target import LoadPlan
+from loratory.engine.chat.worker.adapter import AdaptedBase
+from loratory.engine.chat.worker.weights import (
+    BranchWeights,
+    ModelSpec,
+    Weights,
+    choose_dtype,
+    load_model,
+    weights_bytes,
+)
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
+from loratory.engine.evaluation.job import perplexity_of
+from loratory.engine.export.card import write_card
+from loratory.engine.export.contract import ExportOrder, ExportResult, PerplexityCheck, Verification
+from loratory.engine.export.folder import list_files
+from loratory.engine.export.gguf.llama_cpp import has_llama_cpp
+from loratory.engine.export.gguf.precisions import PERPLEXITY_LIMIT, PRECISIONS
+from loratory.engine.export.kinds import ADAPTER, GGUF, MERGED
+from loratory.engine.export.worker.gguf import (
+    WrittenGguf,
+    compare_answers,
+    compare_with_merged,
+    mean_loss_of_gguf,
+    write_gguf,
+)
+from loratory.engine.export.worker.script import run_script
+from loratory.engine.export.worker.verify import QUESTIONS, ModelDifference, Reference, choose_rows, mean_loss
+from loratory.engine.export.worker.write import ExportTask, merged_bytes, trained_bytes, write_adapter, write_merged
+from loratory.engine.files import fsync_tree
+from loratory.engine.hardware.processor import memory_now
+from loratory.engine.models.prepared import require_space
+from loratory.engine.models.source import resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.messages import JsonObject, Request, serve
+from loratory.engine.processes.spawn import Access, give_up_access
 
 # Verification in float32 shows only the rounding of weights; the share of free memory that it may take.
 _SHARE_FOR_FLOAT32 = 0.6
@@ -57,7 +70,7 @@ class Writer(NamedTuple):
 
 
 def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> JsonObject:
-    """Fill the folder of an order of `engine.export.job`, and verify it."""
+    """Fill the folder of an order of `loratory.engine.export.job`, and verify it."""
     order = ExportOrder.model_validate(params)
     source = resolve_model(
         order.plan.model,

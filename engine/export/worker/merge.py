@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import str_to_torch_dtype
 
-from engine.chat.target import PlannedWeights
-from engine.chat.worker.adapter_patterns import resolve_patterns
-from engine.config.methods.registry import tensor_marks
-from engine.errors import ModelError
-from engine.export.folder import rewrite_json
-from engine.models.folder import WEIGHTS_INDEX, read_safetensors_header, weight_files
-from engine.runs.provenance import ADAPTER_WEIGHTS
+from loratory.engine.chat.target import PlannedWeights
+from loratory.engine.chat.worker.adapter_patterns import resolve_patterns
+from loratory.engine.config.methods.registry import tensor_marks
+from loratory.engine.errors import ModelError
+from loratory.engine.export.folder import rewrite_json
+from loratory.engine.models.folder import WEIGHTS_INDEX, read_safetensors_header, weight_files
+from loratory.engine.runs.provenance import ADAPTER_WEIGHTS
 
 _DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})

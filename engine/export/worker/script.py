@@ -12,30 +12,30 @@ import torch
 from pyarrow.parquet import ParquetWriter
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.chat.contract import JobProgress
-from engine.config.objectives import objective_of
-from engine.data.hub import reads_from_hub
-from engine.data.passes.prepare import PreparedDataset, prepare_dataset
-from engine.data.render.tokenize import TokenizedRow
-from engine.data.step_plan import EpochPlanner, PlanSettings
-from engine.errors import DatasetError, RunError, StorageError
-from engine.export.contract import ExportResult
-from engine.export.folder import list_files
-from engine.export.job import ScriptOrder
-from engine.export.script.facts import TRL_DEFAULTS, ScriptFacts, without_defaults
-from engine.export.script.model_facts import own_template
-from engine.export.script.write import differences_of, exact_head, gather_script_facts, render
-from engine.files import fsync_tree
-from engine.inspector.worker.load_tokenizer import load_tokenizer
-from engine.models.prepared import OnModelProgress
-from engine.models.source import ModelSource, resolve_model
-from engine.paths import LoratoryHome
-from engine.processes.messages import CancelledRequestError, JsonObject, Request
-from engine.processes.spawn import Access, give_up_access
-from engine.runs.provenance import read_provenance
-from engine.runs.run import RunFolder
-from engine.training.batching.steps import choose_rows
-from engine.training.methods.registry import method_trainer
+from loratory.engine.chat.contract import JobProgress
+from loratory.engine.config.objectives import objective_of
+from loratory.engine.data.hub import reads_from_hub
+from loratory.engine.data.passes.prepare import PreparedDataset, prepare_dataset
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.data.step_plan import EpochPlanner, PlanSettings
+from loratory.engine.errors import DatasetError, RunError, StorageError
+from loratory.engine.export.contract import ExportResult
+from loratory.engine.export.folder import list_files
+from loratory.engine.export.job import ScriptOrder
+from loratory.engine.export.script.facts import TRL_DEFAULTS, ScriptFacts, without_defaults
+from loratory.engine.export.script.model_facts import own_template
+from loratory.engine.export.script.write import differences_of, exact_head, gather_script_facts, render
+from loratory.engine.files import fsync_tree
+from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
+from loratory.engine.models.prepared import OnModelProgress
+from loratory.engine.models.source import ModelSource, resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.messages import CancelledRequestError, JsonObject, Request
+from loratory.engine.processes.spawn import Access, give_up_access
+from loratory.engine.runs.provenance import read_provenance
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.training.batching.steps import choose_rows
+from loratory.engine.training.methods.registry import method_trainer
 
 _ROWS_AT_ONCE = 1_000
 _TOKENS = pa.list_(pa.int32())
@@ -44,7 +44,7 @@ _PAIR_FIELDS = {"rejected_ids": _TOKENS, "rejected_labels": _TOKENS}
 
 
 def run_script(home: LoratoryHome, params: JsonObject, request: Request) -> JsonObject:
-    """Fill the folder of an order of `engine.export.job`."""
+    """Fill the folder of an order of `loratory.engine.export.job`."""
     order = ScriptOrder.model_validate(params)
 
     def report(message: str) -> None:

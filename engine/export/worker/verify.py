@@ -10,18 +10,18 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from engine.chat.contract import PromptView
-from engine.chat.worker.answer import DecodingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
-from engine.chat.worker.weights import BranchWeights, Weights
-from engine.config.run import RunConfig
-from engine.data.conversation import Message
-from engine.data.passes.prepare import prepare_dataset, spread_evenly
-from engine.data.render.tokenize import TokenizedRow
-from engine.errors import EngineError
-from engine.evaluation.general_text import general_rows
-from engine.export.worker.write import ExportTask
-from engine.runs.run import RunFolder
-from engine.training.failure import is_out_of_memory
+from loratory.engine.chat.contract import PromptView
+from loratory.engine.chat.worker.answer import DecodingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from loratory.engine.chat.worker.weights import BranchWeights, Weights
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.conversation import Message
+from loratory.engine.data.passes.prepare import prepare_dataset, spread_evenly
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.errors import EngineError
+from loratory.engine.evaluation.general_text import general_rows
+from loratory.engine.export.worker.write import ExportTask
+from loratory.engine.runs.run import RunFolder
+from loratory.engine.training.failure import is_out_of_memory
 
 ANSWER_TOKENS = 16
 

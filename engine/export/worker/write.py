@@ -9,18 +9,18 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
-from engine.chat.contract import JobProgress, Phase
-from engine.chat.target import PlannedWeights
-from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
-from engine.chat.worker.answer import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
-from engine.chat.worker.weights import ModelSpec, load_model, memory_errors, weights_bytes
-from engine.config.results import ExportDtype
-from engine.config.run import ModelConfig
-from engine.errors import ModelError
-from engine.export.contract import ExportOrder
-from engine.export.folder import copy_tokenizer, rewrite_json
-from engine.export.vllm import VLLM_FOLDER, read_vllm_adapter
-from engine.export.worker.merge import (
+from loratory.engine.chat.contract import JobProgress, Phase
+from loratory.engine.chat.target import PlannedWeights
+from loratory.engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
+from loratory.engine.chat.worker.answer import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
+from loratory.engine.chat.worker.weights import ModelSpec, load_model, memory_errors, weights_bytes
+from loratory.engine.config.results import ExportDtype
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ModelError
+from loratory.engine.export.contract import ExportOrder
+from loratory.engine.export.folder import copy_tokenizer, rewrite_json
+from loratory.engine.export.vllm import VLLM_FOLDER, read_vllm_adapter
+from loratory.engine.export.worker.merge import (
     BaseFiles,
     Merge,
     NotByTensorError,
@@ -30,10 +30,10 @@ from engine.export.worker.merge import (
     write_shards,
     write_untied_config,
 )
-from engine.models.source import ModelSource
-from engine.paths import LoratoryHome
-from engine.processes.messages import CancelledRequestError, Request
-from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from loratory.engine.models.source import ModelSource
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.messages import CancelledRequestError, Request
+from loratory.engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -50,7 +50,7 @@ class ExportTask:
 
     @property
     def trained(self) -> PlannedWeights:
-        assert self.order.plan.tuned is not None  # `engine.export.job` requires it
+        assert self.order.plan.tuned is not None  # `loratory.engine.export.job` requires it
         return self.order.plan.tuned
 
     def base_in(self, dtype: torch.dtype) -> ModelSpec:

@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import JsonValue
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from engine.errors import ModelError
-from engine.models.batching import AttentionFacts
-from engine.models.catalog import is_causal_lm, is_known_model_type
-from engine.models.shape import AttentionSupport, ModelShape
-from engine.processes.limits import TimeLimitError
+from loratory.engine.errors import ModelError
+from loratory.engine.models.batching import AttentionFacts
+from loratory.engine.models.catalog import is_causal_lm, is_known_model_type
+from loratory.engine.models.shape import AttentionSupport, ModelShape
+from loratory.engine.processes.limits import TimeLimitError
 
 _LARGEST = {  # far beyond anything published, and small enough to be built without weights in seconds
     "hidden_size": 1_000_000,

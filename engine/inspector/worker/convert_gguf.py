@@ -1,6 +1,6 @@
 """The process that turns a GGUF file into a dense safetensors folder that transformers, PEFT and TRL load as any other.
 
-Run as `python -P -m engine.inspector.worker.convert_gguf`; `engine.models.prepared` is the one who asks.
+Run as `python -P -m loratory.engine.inspector.worker.convert_gguf`; `loratory.engine.models.prepared` is the one who asks.
 """
 
 import functools
@@ -14,9 +14,9 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 from transformers.integrations.gguf.reader import GgufHeader, read_gguf_metadata
 
-from engine.errors import ModelError, ModelLimitError
-from engine.processes.limits import lift_memory_limit, limit_memory
-from engine.processes.messages import JsonObject, Request, serve
+from loratory.engine.errors import ModelError, ModelLimitError
+from loratory.engine.processes.limits import lift_memory_limit, limit_memory
+from loratory.engine.processes.messages import JsonObject, Request, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything needed is in the file; nothing may be looked up elsewhere
 

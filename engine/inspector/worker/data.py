@@ -12,24 +12,24 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.data.contract import DataRequest
-from engine.data.files.access import DataAccess
-from engine.data.hub import is_on_hub
-from engine.data.passes.check import check_steps
-from engine.data.passes.page import find_row, read_columns, read_page, search_rows
-from engine.data.passes.prepare import held_out_steps
-from engine.data.passes.reader import DatasetReader, Renderer
-from engine.data.passes.row_form import read_row_form
-from engine.data.render.template import FrozenTemplate
-from engine.data.source import SourceOptions
-from engine.errors import DatasetError
-from engine.inspector.session import DetailsRequest, RenderedSequences
-from engine.models.folder import ModelPart, tokenizer_files_fingerprint
-from engine.models.source import ModelSource, resolve_model
-from engine.paths import LoratoryHome
-from engine.processes.limits import limit_memory
-from engine.processes.messages import CancelledRequestError, JsonObject, Request, Steps, serve
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.data.contract import DataRequest
+from loratory.engine.data.files.access import DataAccess
+from loratory.engine.data.hub import is_on_hub
+from loratory.engine.data.passes.check import check_steps
+from loratory.engine.data.passes.page import find_row, read_columns, read_page, search_rows
+from loratory.engine.data.passes.prepare import held_out_steps
+from loratory.engine.data.passes.reader import DatasetReader, Renderer
+from loratory.engine.data.passes.row_form import read_row_form
+from loratory.engine.data.render.template import FrozenTemplate
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError
+from loratory.engine.inspector.session import DetailsRequest, RenderedSequences
+from loratory.engine.models.folder import ModelPart, tokenizer_files_fingerprint
+from loratory.engine.models.source import ModelSource, resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.limits import limit_memory
+from loratory.engine.processes.messages import CancelledRequestError, JsonObject, Request, Steps, serve
 
 _KEPT = 4
 _KEPT_SECONDS = 300.0  # a branch of a dataset may move; an address that the Hub signed is good for longer
@@ -128,7 +128,7 @@ class DatasetHandlers:
 
     def details(self, params: JsonObject, job: Request) -> JsonObject:
         """Return the details of a model, with what its tokenizer and files add."""
-        from engine.inspector.worker.load_tokenizer import complete_details  # imported by then, without torch
+        from loratory.engine.inspector.worker.load_tokenizer import complete_details  # imported by then, without torch
 
         request = DetailsRequest.model_validate(params)
         return _dump(complete_details(request.details, request.model, self._home, job))
@@ -199,7 +199,7 @@ def torch_hidden() -> Iterator[None]:
 def main() -> None:
     """Answer until stdin closes."""
     with torch_hidden():
-        from engine.inspector.worker.load_tokenizer import load_tokenizer
+        from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
 
     limit_memory(_MEMORY_BYTES)
     roots, home = tuple(Path(root) for root in sys.argv[1:]), LoratoryHome.from_environment()

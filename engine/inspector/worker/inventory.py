@@ -18,16 +18,16 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from engine.config.run import ModelConfig
-from engine.errors import ModelError, ModelLimitError
-from engine.hardware.libraries import note_architectures
-from engine.inspector.worker.architecture import build_config, read_attention, read_shape
-from engine.models.catalog import find_in_catalog
-from engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
-from engine.models.shape import ModelShape, ModuleKind, ModuleShape
-from engine.paths import LoratoryHome
-from engine.processes.limits import TimeLimitError, limited, time_limit
-from engine.processes.messages import JsonObject, Request, serve
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.errors import ModelError, ModelLimitError
+from loratory.engine.hardware.libraries import note_architectures
+from loratory.engine.inspector.worker.architecture import build_config, read_attention, read_shape
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
+from loratory.engine.models.shape import ModelShape, ModuleKind, ModuleShape
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.limits import TimeLimitError, limited, time_limit
+from loratory.engine.processes.messages import JsonObject, Request, serve
 
 # The largest models in use take half a second and some megabytes.
 _SECONDS = 4.0

@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from engine.config.run import ModelConfig
-from engine.data.render.template import FrozenTemplate, freeze_template, rendering_confined
-from engine.errors import ModelError, ModelLimitError
-from engine.models.catalog import find_in_catalog
-from engine.models.folder import (
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.render.template import FrozenTemplate, freeze_template, rendering_confined
+from loratory.engine.errors import ModelError, ModelLimitError
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.folder import (
     ModelPart,
     check_template_length,
     check_tokenizer_files,
@@ -17,12 +17,12 @@ from engine.models.folder import (
     read_config,
     tokenizer_files_fingerprint,
 )
-from engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
-from engine.models.shape import ModelDetails
-from engine.models.source import ModelSource, resolve_model
-from engine.paths import LoratoryHome
-from engine.processes.limits import limited
-from engine.processes.messages import Request
+from loratory.engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
+from loratory.engine.models.shape import ModelDetails
+from loratory.engine.models.source import ModelSource, resolve_model
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.limits import limited
+from loratory.engine.processes.messages import Request
 
 # Reading a vocabulary of the largest size and turning it into a fast tokenizer take less than half of each.
 _LOAD_SECONDS = 20.0

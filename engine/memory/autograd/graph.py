@@ -10,7 +10,7 @@ allocates, keeps and frees.
 import contextlib
 from collections.abc import Callable, Sequence
 
-from engine.memory.autograd.tensors import (
+from loratory.engine.memory.autograd.tensors import (
     Backward,
     Checkpoint,
     Gradients,

@@ -6,8 +6,16 @@ tests under tests/memory. Widths are bytes per element.
 
 from collections.abc import Sequence
 
-from engine.memory.autograd.graph import Graph
-from engine.memory.autograd.tensors import Backward, Gradients, Parameter, Storage, Value, needs_gradient, share
+from loratory.engine.memory.autograd.graph import Graph
+from loratory.engine.memory.autograd.tensors import (
+    Backward,
+    Gradients,
+    Parameter,
+    Storage,
+    Value,
+    needs_gradient,
+    share,
+)
 
 
 class Tape(Graph):

@@ -3,10 +3,10 @@
 import functools
 from typing import NamedTuple
 
-from engine.config.rules import QUERY_TILE
-from engine.memory.autograd.tape import Tape
-from engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient, share
-from engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.config.rules import QUERY_TILE
+from loratory.engine.memory.autograd.tape import Tape
+from loratory.engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient, share
+from loratory.engine.memory.layers.step_context import StepContext, in_scope
 
 _EFFICIENT_ROW_MULTIPLE = 32  # the memory-efficient kernel keeps its row statistics in blocks
 _MASK_COLUMN_MULTIPLE = 16  # and wants masks aligned

@@ -9,15 +9,15 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engine.memory.autograd.tensors import Parameter, Value
-from engine.memory.layers.attention_kernels import attention_kernel
-from engine.memory.layers.feedforward import feed_forward
-from engine.memory.layers.modules import normalize
-from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.methods.registry import MEMORY_RULES, project, project_each
-from engine.memory.structure import LayerStructure
-from engine.memory.workload import Workload
-from engine.models.shape import ModuleShape
+from loratory.engine.memory.autograd.tensors import Parameter, Value
+from loratory.engine.memory.layers.attention_kernels import attention_kernel
+from loratory.engine.memory.layers.feedforward import feed_forward
+from loratory.engine.memory.layers.modules import normalize
+from loratory.engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.memory.methods.registry import MEMORY_RULES, project, project_each
+from loratory.engine.memory.structure import LayerStructure
+from loratory.engine.memory.workload import Workload
+from loratory.engine.models.shape import ModuleShape
 
 _STATE = "A_log"  # the recurrence of a state space has a parameter of this name: (channels, states) or (heads,)
 _CHUNK_TOKENS = 256  # where states are kept by heads, each token meets those of its chunk

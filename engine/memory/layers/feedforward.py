@@ -1,10 +1,10 @@
 """Feed-forward blocks: gated and plain, dense and with experts."""
 
-from engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient, share
-from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.methods.registry import project, project_each
-from engine.memory.structure import LayerStructure
-from engine.models.shape import ModuleShape
+from loratory.engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient, share
+from loratory.engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.memory.methods.registry import project, project_each
+from loratory.engine.memory.structure import LayerStructure
+from loratory.engine.models.shape import ModuleShape
 
 # Routers that answer at 32 bits, so answers are weighted and summed at 32 bits: `MixtralTopKRouter`.
 _SCORES_AT_32_BITS = frozenset({"mixtral"})

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 
-from engine.memory.autograd.tensors import Gradients, Node, Storage, Value, share
-from engine.memory.layers.modules import autocast_linear
-from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.workload import Workload
+from loratory.engine.memory.autograd.tensors import Gradients, Node, Storage, Value, share
+from loratory.engine.memory.layers.modules import autocast_linear
+from loratory.engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.memory.workload import Workload
 
 
 @in_scope

@@ -1,9 +1,9 @@
 """One module at a time: linear layers in the format that their weights are held in, and norms."""
 
-from engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value
-from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.persistent import dequantized_scale_bytes
-from engine.models.shape import ModuleShape
+from loratory.engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value
+from loratory.engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.memory.persistent import dequantized_scale_bytes
+from loratory.engine.models.shape import ModuleShape
 
 
 def base_projection(r: StepContext, x: Value, module: ModuleShape) -> Value:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec
 
-from engine.memory.autograd.tape import Tape
-from engine.memory.autograd.tensors import Group, Parameter, Storage, Value, share
-from engine.memory.structure import AdapterTargets, ModelStructure
-from engine.memory.workload import Workload
+from loratory.engine.memory.autograd.tape import Tape
+from loratory.engine.memory.autograd.tensors import Group, Parameter, Storage, Value, share
+from loratory.engine.memory.structure import AdapterTargets, ModelStructure
+from loratory.engine.memory.workload import Workload
 
 _Arguments = ParamSpec("_Arguments")
 

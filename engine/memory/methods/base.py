@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from engine.config.run import AdapterConfig
-from engine.memory.autograd.tensors import Parameter, Value
-from engine.memory.layers.modules import base_projection
-from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.persistent import TensorShape
-from engine.models.shape import ModelShape, ModuleShape
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.memory.autograd.tensors import Parameter, Value
+from loratory.engine.memory.layers.modules import base_projection
+from loratory.engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.memory.persistent import TensorShape
+from loratory.engine.models.shape import ModelShape, ModuleShape
 
 
 class MemoryRule:

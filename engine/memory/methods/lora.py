@@ -5,15 +5,15 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from engine.config.run import AdapterConfig
-from engine.memory.autograd.tape import Tape
-from engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient, share
-from engine.memory.layers.modules import autocast_linear, base_projection
-from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.methods.base import MemoryRule, add_branch, as_view, base_result
-from engine.memory.persistent import TensorShape, dequantized_scale_bytes
-from engine.memory.workload import Workload
-from engine.models.shape import ModelShape, ModuleShape
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.memory.autograd.tape import Tape
+from loratory.engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient, share
+from loratory.engine.memory.layers.modules import autocast_linear, base_projection
+from loratory.engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.memory.methods.base import MemoryRule, add_branch, as_view, base_result
+from loratory.engine.memory.persistent import TensorShape, dequantized_scale_bytes
+from loratory.engine.memory.workload import Workload
+from loratory.engine.models.shape import ModelShape, ModuleShape
 
 
 class LoraMemory(MemoryRule):

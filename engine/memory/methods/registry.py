@@ -3,17 +3,24 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from engine.config.run import AdapterConfig
-from engine.memory.autograd.tensors import Value
-from engine.memory.layers.modules import base_projection
-from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.methods.base import MemoryRule
-from engine.memory.methods.lora import AdaLoraMemory, LoraMemory
-from engine.memory.methods.structured import Ia3Memory, LoHaMemory, LoKrMemory, MissMemory, OftMemory, VeraMemory
-from engine.memory.methods.virtual_tokens import PrefixTuningMemory, PromptTuningMemory, PTuningMemory
-from engine.memory.persistent import TensorShape, TrainableCount
-from engine.memory.structure import AdapterTargets, find_targets
-from engine.models.shape import ModelShape, ModuleShape
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.memory.autograd.tensors import Value
+from loratory.engine.memory.layers.modules import base_projection
+from loratory.engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.memory.methods.base import MemoryRule
+from loratory.engine.memory.methods.lora import AdaLoraMemory, LoraMemory
+from loratory.engine.memory.methods.structured import (
+    Ia3Memory,
+    LoHaMemory,
+    LoKrMemory,
+    MissMemory,
+    OftMemory,
+    VeraMemory,
+)
+from loratory.engine.memory.methods.virtual_tokens import PrefixTuningMemory, PromptTuningMemory, PTuningMemory
+from loratory.engine.memory.persistent import TensorShape, TrainableCount
+from loratory.engine.memory.structure import AdapterTargets, find_targets
+from loratory.engine.models.shape import ModelShape, ModuleShape
 
 MEMORY_RULES: dict[str, MemoryRule] = {
     "lora": LoraMemory(),

@@ -2,12 +2,12 @@
 
 import math
 
-from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
-from engine.config.run import AdapterConfig
-from engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient
-from engine.memory.layers.modules import autocast_linear, base_projection
-from engine.memory.layers.step_context import StepContext
-from engine.memory.methods.base import (
+from loratory.engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient
+from loratory.engine.memory.layers.modules import autocast_linear, base_projection
+from loratory.engine.memory.layers.step_context import StepContext
+from loratory.engine.memory.methods.base import (
     MemoryRule,
     add_branch,
     add_with_weight,
@@ -17,8 +17,8 @@ from engine.memory.methods.base import (
     copied_in_4_bits,
     multiply_with_weight,
 )
-from engine.memory.persistent import TensorShape
-from engine.models.shape import ModuleShape
+from loratory.engine.memory.persistent import TensorShape
+from loratory.engine.models.shape import ModuleShape
 
 
 class LoHaMemory(MemoryRule):

@@ -2,13 +2,13 @@
 virtual token, p-tuning one for each and the encoder that all go through.
 """
 
-from engine.config.run import AdapterConfig
-from engine.memory.autograd.tensors import Value
-from engine.memory.layers.modules import autocast_linear
-from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.methods.base import MemoryRule
-from engine.memory.persistent import TensorShape
-from engine.models.shape import ModelShape
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.memory.autograd.tensors import Value
+from loratory.engine.memory.layers.modules import autocast_linear
+from loratory.engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.memory.methods.base import MemoryRule
+from loratory.engine.memory.persistent import TensorShape
+from loratory.engine.models.shape import ModelShape
 
 
 class PrefixTuningMemory(MemoryRule):
@@ -25,7 +25,7 @@ class PrefixTuningMemory(MemoryRule):
 
 
 class PromptTuningMemory(MemoryRule):
-    """What the step does with them is in `engine.memory.layers.decoder`."""
+    """What the step does with them is in `loratory.engine.memory.layers.decoder`."""
 
     def virtual_token_tensors(self, shape: ModelShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
         """Return the weight of `PromptEmbedding`."""

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.accounts.limits import is_lab
-from engine.accounts.people import Logins, require_token
-from engine.errors import EngineError, HubUnreachableError, PushError, SignInNeededError
-from engine.hardware.device import Device, similar_device
-from engine.hub import JOBS
-from engine.paths import LoratoryHome
-from engine.runs.prediction import PROCESSOR_TFLOPS_PER_CORE, estimated_hours, in_half_hours
+from loratory.engine.accounts.limits import is_lab
+from loratory.engine.accounts.people import Logins, require_token
+from loratory.engine.errors import EngineError, HubUnreachableError, PushError, SignInNeededError
+from loratory.engine.hardware.device import Device, similar_device
+from loratory.engine.hub import JOBS
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.prediction import PROCESSOR_TFLOPS_PER_CORE, estimated_hours, in_half_hours
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobHardwareInfo

@@ -11,7 +11,7 @@ import time
 
 from huggingface_hub import HfApi
 
-COMPANION = "engine.places.huggingface_jobs.companion"
+COMPANION = "loratory.engine.places.huggingface_jobs.companion"
 
 
 def main() -> None:

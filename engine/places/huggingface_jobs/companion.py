@@ -1,4 +1,4 @@
-"""The companion of a worker in a job: `python -P -m engine.places.huggingface_jobs.companion`.
+"""The companion of a worker in a job: `python -P -m loratory.engine.places.huggingface_jobs.companion`.
 
 It downloads the run, starts the worker as on any machine, uploads what the worker writes, and forwards requests. The worker
 continues when the Hub fails; uploads are tried again.
@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
-from engine.errors import EngineError
-from engine.files import size_and_time, write_atomically
-from engine.hub import RunBucket
-from engine.paths import LoratoryHome
-from engine.places.huggingface_jobs import layout
-from engine.places.huggingface_jobs.layout import JobOrder, JobResult
-from engine.processes.spawn import Access, allocator_environment, environment_for
-from engine.runs.checkpoints import MANIFEST, list_checkpoints
-from engine.runs.control import request_stop_for_time
-from engine.runs.job import training_command
-from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, RunFolder, RunState
+from loratory.engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
+from loratory.engine.errors import EngineError
+from loratory.engine.files import size_and_time, write_atomically
+from loratory.engine.hub import RunBucket
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.huggingface_jobs import layout
+from loratory.engine.places.huggingface_jobs.layout import JobOrder, JobResult
+from loratory.engine.processes.spawn import Access, allocator_environment, environment_for
+from loratory.engine.runs.checkpoints import MANIFEST, list_checkpoints
+from loratory.engine.runs.control import request_stop_for_time
+from loratory.engine.runs.job import training_command
+from loratory.engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, RunFolder, RunState
 
 _LARGEST_SEGMENT_BYTES = 4_000_000
 _LOG_TAIL_BYTES = 2_000_000

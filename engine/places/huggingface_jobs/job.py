@@ -11,19 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
-from engine.files import write_atomically
-from engine.hub import JOBS, RunBucket, status_of
-from engine.paths import LoratoryHome
-from engine.places.follower import JobView, RemoteExecutor, RemoteJob
-from engine.places.huggingface_jobs import layout
-from engine.places.huggingface_jobs.account import DEFAULT_LIMIT_HOURS, LoginOf, logins_of, price_per_hour_usd
-from engine.places.huggingface_jobs.layout import JobOrder, JobRecord, JobRequest
-from engine.places.huggingface_jobs.transfer import JobDownload, collect_inputs, whole_lines
-from engine.runs.control import request_stop_for_time
-from engine.runs.job import JobEnd, JobSpec
-from engine.runs.run import Run
-from engine.wheel import build_wheel
+from loratory.engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
+from loratory.engine.files import write_atomically
+from loratory.engine.hub import JOBS, RunBucket, status_of
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.follower import JobView, RemoteExecutor, RemoteJob
+from loratory.engine.places.huggingface_jobs import layout
+from loratory.engine.places.huggingface_jobs.account import DEFAULT_LIMIT_HOURS, LoginOf, logins_of, price_per_hour_usd
+from loratory.engine.places.huggingface_jobs.layout import JobOrder, JobRecord, JobRequest
+from loratory.engine.places.huggingface_jobs.transfer import JobDownload, collect_inputs, whole_lines
+from loratory.engine.runs.control import request_stop_for_time
+from loratory.engine.runs.job import JobEnd, JobSpec
+from loratory.engine.runs.run import Run
+from loratory.engine.wheel import build_wheel
 
 if TYPE_CHECKING:
     from huggingface_hub import JobInfo

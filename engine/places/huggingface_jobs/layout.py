@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel
 
-from engine.config.load import config_from_mapping
-from engine.errors import RunError
-from engine.files import read_model, write_atomically
-from engine.places.follower import SavedJob
-from engine.runs.job import JobEnd
-from engine.runs.run import RunFolder
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.errors import RunError
+from loratory.engine.files import read_model, write_atomically
+from loratory.engine.places.follower import SavedJob
+from loratory.engine.runs.job import JobEnd
+from loratory.engine.runs.run import RunFolder
 
 if TYPE_CHECKING:
     from huggingface_hub import JobInfo

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from engine.accounts.limits import is_lab
-from engine.config.load import config_to_yaml
-from engine.config.run import RunConfig
-from engine.errors import RunError
-from engine.files import write_atomically
-from engine.hub import RunBucket
-from engine.models.catalog import find_in_catalog
-from engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
-from engine.paths import AllowedPaths, LoratoryHome
-from engine.places.huggingface_jobs import layout
-from engine.places.huggingface_jobs.layout import JobResult, write_piece
-from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints, offered_checkpoints
-from engine.runs.disk import require_disk_space
-from engine.runs.provenance import read_provenance
-from engine.runs.run import RUN_ID, Run
-from engine.runs.store import RunStore
+from loratory.engine.accounts.limits import is_lab
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import RunError
+from loratory.engine.files import write_atomically
+from loratory.engine.hub import RunBucket
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
+from loratory.engine.paths import AllowedPaths, LoratoryHome
+from loratory.engine.places.huggingface_jobs import layout
+from loratory.engine.places.huggingface_jobs.layout import JobResult, write_piece
+from loratory.engine.runs.checkpoints import MANIFEST, damage, list_checkpoints, offered_checkpoints
+from loratory.engine.runs.disk import require_disk_space
+from loratory.engine.runs.provenance import read_provenance
+from loratory.engine.runs.run import RUN_ID, Run
+from loratory.engine.runs.store import RunStore
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile

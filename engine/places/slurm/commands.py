@@ -7,8 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engine.errors import ClusterError, ClusterUnreachableError, shorten
-from engine.processes.spawn import environment_for
+from loratory.engine.errors import ClusterError, ClusterUnreachableError, shorten
+from loratory.engine.processes.spawn import environment_for
 
 FIELD_END = "\x1f"  # ends each field where a format can be chosen; no value has it
 _FIELDS = ("JobID", "State", "Reason", "Comment", "NodeList", "StartTime", "EndTime", "TimeLimit", "exit_code")

@@ -16,18 +16,18 @@ from typing import NamedTuple
 import yaml
 from pydantic import BaseModel
 
-from engine.errors import ClusterError, WorkerError
-from engine.files import write_atomically
-from engine.hardware.cuda import list_cuda_devices, load_nvml
-from engine.hardware.device import similar_device
-from engine.hardware.libraries import library_version
-from engine.hardware.processor import memory_now
-from engine.paths import LoratoryHome
-from engine.places.slurm.commands import FIELD_END, Slurm, seconds_of, takes_jobs
-from engine.places.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, JobResources, read_place
-from engine.places.slurm.script import expected_start, step_on_node
-from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.messages import CancelledRequestError, serve
+from loratory.engine.errors import ClusterError, WorkerError
+from loratory.engine.files import write_atomically
+from loratory.engine.hardware.cuda import list_cuda_devices, load_nvml
+from loratory.engine.hardware.device import similar_device
+from loratory.engine.hardware.libraries import library_version
+from loratory.engine.hardware.processor import memory_now
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.slurm.commands import FIELD_END, Slurm, seconds_of, takes_jobs
+from loratory.engine.places.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, JobResources, read_place
+from loratory.engine.places.slurm.script import expected_start, step_on_node
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.messages import CancelledRequestError, serve
 
 _FIELDS = ("Partition", "Available", "Time", "Nodes", "CPUs", "Memory", "Gres", "Features")
 _NODE_FIELDS = ("NodeList", "Gres", "GresUsed", "StateLong")
@@ -227,7 +227,7 @@ def probe_node(home: LoratoryHome, place: ClusterPlace, gpu_type: str, wait_seco
     expected_start(Slurm(place.command_seconds), place, resources)  # raises what a run that is submitted would meet
     launcher, environment = step_on_node(home, place, resources)
     process = JsonLinesProcess(
-        "engine.places.slurm.discovery", log_file=home.logs / "cluster-check.log", arguments=(str(home.root),),
+        "loratory.engine.places.slurm.discovery", log_file=home.logs / "cluster-check.log", arguments=(str(home.root),),
         environment=environment, restarts=False, launcher=launcher,
     )  # fmt: skip
     has_waited = threading.Event()

@@ -1,6 +1,6 @@
 """Download a run's model and data to the shared home before its job is submitted, since nodes may have no internet.
 
-`Fetch` is the server's side. `python -P -m engine.places.slurm.fetch RUN_DIR` does it, in a process that alone has the
+`Fetch` is the server's side. `python -P -m loratory.engine.places.slurm.fetch RUN_DIR` does it, in a process that alone has the
 person's login; where it fails, it prints the error as one line of JSON.
 """
 
@@ -12,14 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.config.run import RunConfig
-from engine.data.hub import hub_access
-from engine.errors import ClusterError, EngineError
-from engine.paths import LAB
-from engine.processes.messages import error_from_json, error_to_json
-from engine.processes.spawn import spawn, worker_argv
-from engine.runs.provenance import home_of_run, read_provenance
-from engine.runs.run import Run, RunFolder
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.hub import hub_access
+from loratory.engine.errors import ClusterError, EngineError
+from loratory.engine.paths import LAB
+from loratory.engine.processes.messages import error_from_json, error_to_json
+from loratory.engine.processes.spawn import spawn, worker_argv
+from loratory.engine.runs.provenance import home_of_run, read_provenance
+from loratory.engine.runs.run import Run, RunFolder
 
 
 class Fetch:
@@ -42,7 +42,7 @@ class Fetch:
         if self._process is None:
             folder = self._run.folder
             access = self._access if not read_provenance(folder).person else ()
-            argv = worker_argv("engine.places.slurm.fetch", (str(folder.path),))
+            argv = worker_argv("loratory.engine.places.slurm.fetch", (str(folder.path),))
             self._process = spawn(argv, log_file=folder.log, access=access, answers=True)
         if self._process.poll() is None:
             return "Downloading the model and the data; the job is submitted then."
@@ -80,9 +80,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _fetch(folder: RunFolder) -> None:
-    from engine.data.hub import is_on_hub
-    from engine.data.source import SourceOptions, open_source
-    from engine.models.source import resolve_model
+    from loratory.engine.data.hub import is_on_hub
+    from loratory.engine.data.source import SourceOptions, open_source
+    from loratory.engine.models.source import resolve_model
 
     config, home = folder.read_config(), home_of_run(folder)
     if home.owner:

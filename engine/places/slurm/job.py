@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from engine.config.run import RunConfig
-from engine.errors import ClusterError, ClusterUnreachableError, EngineError
-from engine.files import size_and_time
-from engine.paths import LoratoryHome
-from engine.places.follower import JobView, RemoteExecutor, RemoteJob
-from engine.places.slurm.commands import JobLine, Slurm
-from engine.places.slurm.fetch import Fetch
-from engine.places.slurm.place import (
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import ClusterError, ClusterUnreachableError, EngineError
+from loratory.engine.files import size_and_time
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.follower import JobView, RemoteExecutor, RemoteJob
+from loratory.engine.places.slurm.commands import JobLine, Slurm
+from loratory.engine.places.slurm.fetch import Fetch
+from loratory.engine.places.slurm.place import (
     ENDED_STATES,
     WAITING_STATES,
     ClusterPlace,
@@ -23,12 +23,12 @@ from engine.places.slurm.place import (
     job_end,
     read_place,
 )
-from engine.places.slurm.script import job_options, job_script
-from engine.runs.history.events import is_last_word
-from engine.runs.history.log import last_event
-from engine.runs.job import JobEnd, JobSpec, JobStatus
-from engine.runs.provenance import read_provenance
-from engine.runs.run import Run
+from loratory.engine.places.slurm.script import job_options, job_script
+from loratory.engine.runs.history.events import is_last_word
+from loratory.engine.runs.history.log import last_event
+from loratory.engine.runs.job import JobEnd, JobSpec, JobStatus
+from loratory.engine.runs.provenance import read_provenance
+from loratory.engine.runs.run import Run
 
 _MISSES = 3  # queries of the queue in a row that do not show a job, before its worker decides
 # Of a worker whose job Slurm has forgotten: it writes twice a minute, and a file server may show that a minute later.

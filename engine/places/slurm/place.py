@@ -5,15 +5,15 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from engine.config.load import mapping_from_file, section_from_mapping
-from engine.config.run import RunConfig
-from engine.errors import ClusterError, DeviceError
-from engine.hardware.device import Device
-from engine.paths import LoratoryHome
-from engine.places.follower import SavedJob
-from engine.places.slurm.commands import JobLine
-from engine.runs.job import ExecutorVerdict, JobEnd
-from engine.runs.run import Run
+from loratory.engine.config.load import mapping_from_file, section_from_mapping
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import ClusterError, DeviceError
+from loratory.engine.hardware.device import Device
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.follower import SavedJob
+from loratory.engine.places.slurm.commands import JobLine
+from loratory.engine.runs.job import ExecutorVerdict, JobEnd
+from loratory.engine.runs.run import Run
 
 CLUSTER_FILE = "cluster.yaml"
 

@@ -9,15 +9,15 @@ import shlex
 import shutil
 from collections.abc import Mapping
 
-from engine.config.run import DatasetConfig, ModelConfig, RunConfig
-from engine.errors import ClusterError
-from engine.hardware.device_job import OtherMachine
-from engine.paths import LoratoryHome
-from engine.places.slurm.commands import Slurm, which_slurm
-from engine.places.slurm.place import ClusterPlace, JobResources, SlurmRecord, read_place
-from engine.processes.spawn import LIBRARY_ENVIRONMENT, Launcher, allocator_environment, environment_for
-from engine.runs.job import Nodes, training_command
-from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
+from loratory.engine.config.run import DatasetConfig, ModelConfig, RunConfig
+from loratory.engine.errors import ClusterError
+from loratory.engine.hardware.device_job import OtherMachine
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.slurm.commands import Slurm, which_slurm
+from loratory.engine.places.slurm.place import ClusterPlace, JobResources, SlurmRecord, read_place
+from loratory.engine.processes.spawn import LIBRARY_ENVIRONMENT, Launcher, allocator_environment, environment_for
+from loratory.engine.runs.job import Nodes, training_command
+from loratory.engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
 
 # Of the server's machine, or decided by Slurm; a proxy's address may hold a password.
 NOT_PASSED = frozenset(

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
 
-from engine.models.fingerprint import WeightsFile
+from loratory.engine.models.fingerprint import WeightsFile
 
 EVENT_VERSION = 1
 EVENT_KINDS: dict[str, type["EventData"]] = {}  # by the name in the log
@@ -163,7 +163,7 @@ class ParametersData(EventData):
     optim: str = ""  # the optimizer's kernel, where the device has a better one for the same algorithm
     merged_passes: int = 1  # of the settings that go through the model as one, at most
     batching: str = ""  # joined: rows behind one another without padding; padded: side by side
-    optimizations: dict[str, str] = {}  # of `engine.config.optimizations`: why one is not used, "" where it is
+    optimizations: dict[str, str] = {}  # of `loratory.engine.config.optimizations`: why one is not used, "" where it is
 
 
 class BaseWeightsData(EventData):

@@ -10,9 +10,9 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ValidationError
 
-from engine.errors import StorageError
-from engine.files import fsync_folder, write_atomically
-from engine.runs.history.events import Event, EventData, FailedData, parse_event
+from loratory.engine.errors import StorageError
+from loratory.engine.files import fsync_folder, write_atomically
+from loratory.engine.runs.history.events import Event, EventData, FailedData, parse_event
 
 _TAIL_BYTES = 65_536
 

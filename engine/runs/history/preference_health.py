@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.config.objectives import LONGER_PREFERRED, OBJECTIVES, Objective
-from engine.config.training import TrainingConfig
-from engine.runs.history.events import EvalData
-from engine.runs.history.run_history import RunHistory
+from loratory.engine.config.objectives import LONGER_PREFERRED, OBJECTIVES, Objective
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.runs.history.events import EvalData
+from loratory.engine.runs.history.run_history import RunHistory
 
 CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"
 _FEWEST_STEPS = 10  # logged steps before a finding

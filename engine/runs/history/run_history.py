@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from engine.config.objectives import METRICS
-from engine.files import size_and_time
-from engine.runs.history.events import (
+from loratory.engine.config.objectives import METRICS
+from loratory.engine.files import size_and_time
+from loratory.engine.runs.history.events import (
     CheckpointData,
     DataReportData,
     EvalData,
@@ -27,8 +27,8 @@ from engine.runs.history.events import (
     WarningData,
     parse_event,
 )
-from engine.runs.history.log import read_lines
-from engine.runs.history.steps import (
+from loratory.engine.runs.history.log import read_lines
+from loratory.engine.runs.history.steps import (
     GrowingColumns,
     StepSeries,
     is_step_line,

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pydantic_core
 
-from engine.config.objectives import METRICS
-from engine.runs.history.events import StepData
+from loratory.engine.config.objectives import METRICS
+from loratory.engine.runs.history.events import StepData
 
 Array = npt.NDArray[np.float64]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from engine.config.rules import JOINED_MULTIPLE
-from engine.data.records import shared_length
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
-from engine.training.ops.attention import JoinedRows, SharedPrefix
-from engine.training.ops.loss import TrainedTokens
+from loratory.engine.config.rules import JOINED_MULTIPLE
+from loratory.engine.data.records import shared_length
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
+from loratory.engine.training.ops.attention import JoinedRows, SharedPrefix
+from loratory.engine.training.ops.loss import TrainedTokens
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from typing import Any
 
 from transformers import AttentionInterface
 
-from engine.config.optimizations import LEFT_OUT, is_wanted
-from engine.config.run import RunConfig
-from engine.data.contract import RowLengths
-from engine.errors import EngineError
-from engine.hardware.device import Device
-from engine.inspector.worker.architecture import read_attention
-from engine.memory.compare import with_changes
-from engine.memory.estimate import Estimator
-from engine.models.batching import (
+from loratory.engine.config.optimizations import LEFT_OUT, is_wanted
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.errors import EngineError
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.architecture import read_attention
+from loratory.engine.memory.compare import with_changes
+from loratory.engine.memory.estimate import Estimator
+from loratory.engine.models.batching import (
     VARLEN_ATTENTION,
     AttentionFacts,
     Batching,
@@ -28,13 +28,18 @@ from engine.models.batching import (
     needs_mask,
     takes_varlen_attention,
 )
-from engine.models.shape import ModelShape
-from engine.training.batching.batches import join, pad
-from engine.training.batching.probe import Probe
-from engine.training.ops.attention import JOINED_ATTENTION, joined_attention
-from engine.training.ops.gpu_attention import UNMASKED_ATTENTION, find_varlen_attn, unmasked_attention, varlen_attention
-from engine.training.ops.loss import causal_lm_of
-from engine.training.placement import Placement
+from loratory.engine.models.shape import ModelShape
+from loratory.engine.training.batching.batches import join, pad
+from loratory.engine.training.batching.probe import Probe
+from loratory.engine.training.ops.attention import JOINED_ATTENTION, joined_attention
+from loratory.engine.training.ops.gpu_attention import (
+    UNMASKED_ATTENTION,
+    find_varlen_attn,
+    unmasked_attention,
+    varlen_attention,
+)
+from loratory.engine.training.ops.loss import causal_lm_of
+from loratory.engine.training.placement import Placement
 
 
 @dataclass(frozen=True)

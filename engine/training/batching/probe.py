@@ -16,13 +16,13 @@ import torch
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from engine.config.rules import QUERY_TILE
-from engine.data.render.tokenize import TokenizedRow
-from engine.training.batching.batches import PassTensors, pad
-from engine.training.distribution import is_sharded
-from engine.training.failure import is_out_of_memory
-from engine.training.ops.attention import UnsupportedAttentionError
-from engine.training.ops.loss import causal_lm_of
+from loratory.engine.config.rules import QUERY_TILE
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.training.batching.batches import PassTensors, pad
+from loratory.engine.training.distribution import is_sharded
+from loratory.engine.training.failure import is_out_of_memory
+from loratory.engine.training.ops.attention import UnsupportedAttentionError
+from loratory.engine.training.ops.loss import causal_lm_of
 
 _SHORT = 64  # tokens of each row whose loss is compared
 _SHORTER = 48  # of one of them, which is padded where rows are

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from engine.data.passes.prepare import PreparedDataset
-from engine.data.render.tokenize import TokenizedRow
-from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, divide
-from engine.training.batching.batches import PassTensors, join, join_pairs, pad
-from engine.training.methods.base import MethodTrainer
-from engine.training.objectives.base import TrainingObjective
+from loratory.engine.data.passes.prepare import PreparedDataset
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, divide
+from loratory.engine.training.batching.batches import PassTensors, join, join_pairs, pad
+from loratory.engine.training.methods.base import MethodTrainer
+from loratory.engine.training.objectives.base import TrainingObjective
 
 # Measuring must not cost more than training: a measurement during the run takes at most so many tokens.
 _MEASURED_TOKENS_ALWAYS = 16_384

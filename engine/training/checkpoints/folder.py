@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.errors import RunError, StorageError
-from engine.files import fsync_folder, fsync_tree, write_atomically
-from engine.runs.checkpoints import (
+from loratory.engine.errors import RunError, StorageError
+from loratory.engine.files import fsync_folder, fsync_tree, write_atomically
+from loratory.engine.runs.checkpoints import (
     MANIFEST,
     Checkpoint,
     Manifest,
@@ -24,10 +24,10 @@ from engine.runs.checkpoints import (
     read_manifest_strictly,
     step_of,
 )
-from engine.training import faults
-from engine.training.checkpoints.state_files import load_trained
-from engine.training.placement import ProcessGroup
-from engine.training.reporting import RunEvents
+from loratory.engine.training import faults
+from loratory.engine.training.checkpoints.state_files import load_trained
+from loratory.engine.training.placement import ProcessGroup
+from loratory.engine.training.reporting import RunEvents
 
 _UNFINISHED_PREFIX = ".unfinished-"
 _DOOMED_PREFIX = ".old-"

@@ -16,16 +16,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
-from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
-from engine.config.methods.registry import method_of_peft_type, tensor_marks
-from engine.errors import ConfigError, ModelError, Problem
-from engine.models.folder import read_config
-from engine.runs.checkpoints import ADAPTER_SUBFOLDER
-from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from engine.training.build import train_in_float32
-from engine.training.distribution import sharded_optimizer_state, sharded_weights
-from engine.training.failure import is_out_of_memory
-from engine.training.methods.registry import trainer_of_model
+from loratory.engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
+from loratory.engine.config.methods.registry import method_of_peft_type, tensor_marks
+from loratory.engine.errors import ConfigError, ModelError, Problem
+from loratory.engine.models.folder import read_config
+from loratory.engine.runs.checkpoints import ADAPTER_SUBFOLDER
+from loratory.engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from loratory.engine.training.build import train_in_float32
+from loratory.engine.training.distribution import sharded_optimizer_state, sharded_weights
+from loratory.engine.training.failure import is_out_of_memory
+from loratory.engine.training.methods.registry import trainer_of_model
 
 _STRUCTURE = "structure"  # key of the JSON in a file's metadata
 _PAGED_STATE = frozenset({"state1", "state2"})  # Optimizer2State.init_state, bitsandbytes/optim/optimizer.py

@@ -7,12 +7,12 @@ from typing import Any
 import peft
 import torch
 
-from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
-from engine.config.run import AdapterConfig
-from engine.errors import ConfigError, Problem
-from engine.memory.structure import ALL_LINEAR, ends_with_one_of, match_pattern, stacked_experts_among
-from engine.models.shape import EXPERT_PROJECTIONS
-from engine.models.source import ModelSource
+from loratory.engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.errors import ConfigError, Problem
+from loratory.engine.memory.structure import ALL_LINEAR, ends_with_one_of, match_pattern, stacked_experts_among
+from loratory.engine.models.shape import EXPERT_PROJECTIONS
+from loratory.engine.models.source import ModelSource
 
 
 class MethodTrainer:
@@ -56,7 +56,7 @@ class MethodTrainer:
         return nullcontext()
 
     def optimizations(self, model: Any) -> dict[str, str]:  # noqa: ARG002
-        """Return those of `engine.config.optimizations` that are the method's: why one is not used, "" where it is."""
+        """Return those of `loratory.engine.config.optimizations` that are the method's: why one is not used, "" where it is."""
         return {}
 
     def begin(self, model: Any, total_steps: int) -> None:

@@ -8,15 +8,15 @@ import peft
 import torch
 from transformers import AutoTokenizer
 
-from engine.config.methods.adalora import too_few_steps
-from engine.config.methods.registry import method_of_peft_type
-from engine.config.optimizations import LEFT_OUT, is_wanted
-from engine.config.run import AdapterConfig
-from engine.errors import ConfigError, Problem
-from engine.models.source import ModelSource
-from engine.training.methods.base import MethodTrainer, choose_ia3_targets
-from engine.training.ops.lora_linear import fuse_lora, lora_linears
-from engine.training.ops.loss import causal_lm_of
+from loratory.engine.config.methods.adalora import too_few_steps
+from loratory.engine.config.methods.registry import method_of_peft_type
+from loratory.engine.config.optimizations import LEFT_OUT, is_wanted
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.errors import ConfigError, Problem
+from loratory.engine.models.source import ModelSource
+from loratory.engine.training.methods.base import MethodTrainer, choose_ia3_targets
+from loratory.engine.training.ops.lora_linear import fuse_lora, lora_linears
+from loratory.engine.training.ops.loss import causal_lm_of
 
 _ADAPTER = "default"
 
@@ -131,7 +131,7 @@ def _restore_pruned_ranks(
 
 
 class LoraTrainer(MethodTrainer):
-    """LoRA, whose plain layers run as `engine.training.ops.lora_linear` has them."""
+    """LoRA, whose plain layers run as `loratory.engine.training.ops.lora_linear` has them."""
 
     def prepare(self, model: Any) -> int:
         # Two matrices each, which need no autocast.

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.config.objectives import SUPERVISED, Objective
-from engine.config.training import TrainingConfig
-from engine.data.render.tokenize import TokenizedRow
-from engine.training.batching.batches import PassTensors
-from engine.training.objectives.reference import ReferenceModel
+from loratory.engine.config.objectives import SUPERVISED, Objective
+from loratory.engine.config.training import TrainingConfig
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.training.batching.batches import PassTensors
+from loratory.engine.training.objectives.reference import ReferenceModel
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TrainingObjective:
     def losses(self, model: Any, batch: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
         """Return the losses of a pass, which is on the device and has a term; `estimate` is the sum over the whole step.
 
-        The model has its adapter, and `engine.training.ops.loss` attached.
+        The model has its adapter, and `loratory.engine.training.ops.loss` attached.
         """
         return PassLosses((model(**batch.inputs, trained_tokens=batch.trained),))
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid
 
-from engine.config.objectives import DPO, KTO, ORPO
-from engine.config.training import PreferenceLoss
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
-from engine.training.batching.batches import PassTensors
-from engine.training.objectives.base import (
+from loratory.engine.config.objectives import DPO, KTO, ORPO
+from loratory.engine.config.training import PreferenceLoss
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
+from loratory.engine.training.batching.batches import PassTensors
+from loratory.engine.training.objectives.base import (
     MaskedValues,
     PassLosses,
     TrainingObjective,

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from engine.config.run import RunConfig
-from engine.data.files.access import fingerprint_of
-from engine.data.render.tokenize import TokenizedRow
-from engine.training.distribution import is_sharded, reshard
+from loratory.engine.config.run import RunConfig
+from loratory.engine.data.files.access import fingerprint_of
+from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.training.distribution import is_sharded, reshard
 
 
 @dataclass(frozen=True)

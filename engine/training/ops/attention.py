@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from engine.config.rules import QUERY_TILE
+from loratory.engine.config.rules import QUERY_TILE
 
 JOINED_ATTENTION = "loratory_joined"  # its name among transformers' attention functions
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from engine.training.ops.attention import JoinedRows, joined_attention, require_plain
+from loratory.engine.training.ops.attention import JoinedRows, joined_attention, require_plain
 
 UNMASKED_ATTENTION = "loratory_unmasked"  # its name among transformers' attention functions
 

@@ -23,8 +23,15 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch.autograd.function import once_differentiable
 
-from engine.config.optimizations import LEFT_OUT, is_wanted
-from engine.training.ops.products import DropoutMask, FrozenWeights, as_writable, product_dtype, rows_of, wide_product
+from loratory.engine.config.optimizations import LEFT_OUT, is_wanted
+from loratory.engine.training.ops.products import (
+    DropoutMask,
+    FrozenWeights,
+    as_writable,
+    product_dtype,
+    rows_of,
+    wide_product,
+)
 
 _ATTRIBUTE = "_loratory_linears"  # of a model; of a layer, its group
 
@@ -193,7 +200,7 @@ class LoraLinears:
 
     @property
     def optimizations(self) -> dict[str, str]:
-        """Return why each optimization of `engine.config.optimizations` in this module is not used, "" where it is."""
+        """Return why each optimization of `loratory.engine.config.optimizations` in this module is not used, "" where it is."""
         has_groups = any(len(group.layers) > 1 for group in self.groups)
         return {
             "fused_lora": "" if self.groups else "no layer has plain LoRA",

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from engine.config.rules import LOSS_CHUNK_BYTES, LOSS_CHUNK_BYTES_CPU
+from loratory.engine.config.rules import LOSS_CHUNK_BYTES, LOSS_CHUNK_BYTES_CPU
 
 # float16 holds nothing below 6e-8 and nothing above 65,504. The gradient at a position's logits is scaled until its absolute
 # values add up to this, so its product with weights of up to 100 is held with all its digits.
@@ -87,7 +87,7 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
             pass is unchanged.
         through_logits: Compute all logits as the model does, for families that change them in ways unknown here.
         virtual_inputs: Embeddings that PEFT puts before every row, which the positions of trained tokens do not count.
-        fused: Let the Triton kernel make losses and gradients (`engine.training.kernels.use_fused_loss`).
+        fused: Let the Triton kernel make losses and gradients (`loratory.engine.training.kernels.use_fused_loss`).
     """
     original = getattr(causal_lm, _ORIGINAL_FORWARD, causal_lm.forward)
     setattr(causal_lm, _ORIGINAL_FORWARD, original)
@@ -167,7 +167,7 @@ def _chunk_loss(
     reduction: str,
 ) -> torch.Tensor:
     if transform.fused:
-        from engine.training.ops.triton_loss import CrossEntropy
+        from loratory.engine.training.ops.triton_loss import CrossEntropy
 
         losses = CrossEntropy.apply(head(hidden), targets, transform.scale, transform.cap)
         return losses.sum() if reduction == "sum" else losses
@@ -249,7 +249,7 @@ def _fused_chunk(
     scales: torch.Tensor | None,  # (n, 1), what it is multiplied by, written
 ) -> torch.Tensor:
     """Return the losses of a chunk. Its logits are gone before the next chunk's come."""
-    from engine.training.ops import triton_loss
+    from loratory.engine.training.ops import triton_loss
 
     hidden, weight, bias, targets, transform = piece
     logits = functional.linear(hidden.to(weight.dtype), weight, bias)

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from engine.config.optimizations import is_wanted
+from loratory.engine.config.optimizations import is_wanted
 
 # Up to so many rows bitsandbytes multiplies on a GPU without writing the weight out: `gemm_4bit`, backends/cuda/ops.py.
 _FEW_ROWS = 1536

@@ -6,11 +6,11 @@ depends on the order of all requests, so here they are all simulated.
 
 from typing import NamedTuple
 
-from engine.memory.autograd.tensors import Group, Node, Storage, Value
-from engine.memory.layers.decoder import embed
-from engine.memory.layers.modules import normalize
-from engine.memory.layers.step_context import StepContext
-from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
+from loratory.engine.memory.autograd.tensors import Group, Node, Storage, Value
+from loratory.engine.memory.layers.decoder import embed
+from loratory.engine.memory.layers.modules import normalize
+from loratory.engine.memory.layers.step_context import StepContext
+from loratory.engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
 from tests.benchmarks.published.other_trainers import PlainTape, PlainWorkload, plain_layer, plain_loss
 
 

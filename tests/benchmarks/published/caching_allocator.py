@@ -11,7 +11,7 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from engine.memory.persistent import (
+from loratory.engine.memory.persistent import (
     TensorShape,
     TrainableCount,
     is_paged,
@@ -19,8 +19,8 @@ from engine.memory.persistent import (
     state_of_tensor,
     unquantized_width,
 )
-from engine.memory.structure import AdapterTargets, ModelStructure
-from engine.memory.workload import Optimizer, Workload
+from loratory.engine.memory.structure import AdapterTargets, ModelStructure
+from loratory.engine.memory.workload import Optimizer, Workload
 from tests.benchmarks.published.allocation_trace import StepStream, trace_step
 
 _SMALLEST = 512

@@ -13,17 +13,17 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.errors import EngineError
-from engine.hardware.device import Device
-from engine.memory.device_need import (
+from loratory.engine.errors import EngineError
+from loratory.engine.hardware.device import Device
+from loratory.engine.memory.device_need import (
     PROCESS_MARGIN,
     DeviceNeed,
     TensorsAtPeak,
     cuda_context_bytes,
 )
-from engine.memory.methods.registry import count_trainable
-from engine.memory.peak import check_bounds, find_peak
-from engine.memory.structure import find_targets, read_structure
+from loratory.engine.memory.methods.registry import count_trainable
+from loratory.engine.memory.peak import check_bounds, find_peak
+from loratory.engine.memory.structure import find_targets, read_structure
 from tests.benchmarks.published.caching_allocator import reserve_of_step
 from tests.benchmarks.published.gpus import is_before_ampere
 from tests.benchmarks.published.measurements import (

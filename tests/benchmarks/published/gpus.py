@@ -9,7 +9,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from engine.memory.device_need import gpu_name_parts
+from loratory.engine.memory.device_need import gpu_name_parts
 
 GIB = 2**30
 # Programs see at most this share of a size that is part of a name.

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from engine.memory.autograd.tape import Tape
-from engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, share
-from engine.memory.layers.decoder import decoder_layer, input_is_leaf
-from engine.memory.layers.losses import cross_entropy, loss_of_trained_positions
-from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.methods.registry import project
-from engine.memory.phases import BytesByGroup, StepPeaks, StepRules, simulate_step
-from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
-from engine.memory.workload import Loss, Workload
-from engine.models.shape import ModuleShape
+from loratory.engine.memory.autograd.tape import Tape
+from loratory.engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, share
+from loratory.engine.memory.layers.decoder import decoder_layer, input_is_leaf
+from loratory.engine.memory.layers.losses import cross_entropy, loss_of_trained_positions
+from loratory.engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.memory.methods.registry import project
+from loratory.engine.memory.phases import BytesByGroup, StepPeaks, StepRules, simulate_step
+from loratory.engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
+from loratory.engine.memory.workload import Loss, Workload
+from loratory.engine.models.shape import ModuleShape
 
 LossPath = Literal[
     "full_logits",  # transformers' ForCausalLMLoss on all positions

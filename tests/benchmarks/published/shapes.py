@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from engine.models.catalog import find_in_catalog, list_catalog
-from engine.models.shape import ModelShape, ModuleKind, ModuleShape
+from loratory.engine.models.catalog import find_in_catalog, list_catalog
+from loratory.engine.models.shape import ModelShape, ModuleKind, ModuleShape
 
 
 class PublishedSizes(BaseModel):

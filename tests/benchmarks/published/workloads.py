@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import Literal
 
-from engine.config.methods.registry import METHODS
-from engine.config.run import AdapterConfig
-from engine.errors import EngineError
-from engine.hardware.device import Device
-from engine.memory.workload import AttentionKernel, BaseFormat, Optimizer, StepPrecision
-from engine.models.shape import ModelShape
+from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.errors import EngineError
+from loratory.engine.hardware.device import Device
+from loratory.engine.memory.workload import AttentionKernel, BaseFormat, Optimizer, StepPrecision
+from loratory.engine.models.shape import ModelShape
 from tests.benchmarks.published.gpus import is_before_ampere, memory_of_gpu
 from tests.benchmarks.published.measurements import MeasuredPoint
 from tests.benchmarks.published.other_trainers import PlainLoss, PlainWorkload

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from engine.config.run import ModelConfig
+from loratory.engine.config.run import ModelConfig
 from tests.faults.hostile.watched import HostileFile, Target, attacked_inspector, make_hostile_model
 
 

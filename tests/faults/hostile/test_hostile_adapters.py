@@ -9,15 +9,15 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
-from engine.chat.contract import AdapterChoice, ChatTarget
-from engine.chat.target import PlannedWeights, plan_load
-from engine.chat.worker.adapter import AdaptedBase
-from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
-from engine.config.run import AdapterConfig
-from engine.errors import ConfigError, ModelError
-from engine.memory.structure import find_targets
-from engine.models.shape import PatternMatcher
-from engine.training.methods.base import choose_targets
+from loratory.engine.chat.contract import AdapterChoice, ChatTarget
+from loratory.engine.chat.target import PlannedWeights, plan_load
+from loratory.engine.chat.worker.adapter import AdaptedBase
+from loratory.engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
+from loratory.engine.config.run import AdapterConfig
+from loratory.engine.errors import ConfigError, ModelError
+from loratory.engine.memory.structure import find_targets
+from loratory.engine.models.shape import PatternMatcher
+from loratory.engine.training.methods.base import choose_targets
 from tests.chat.tiny_adapters import lora, make_adapter
 
 ANSWERED_WITHIN_SECONDS = 10.0
@@ -162,9 +162,9 @@ def test_harmless_patterns_mean_the_same_modules_as_peft_finds(values, tiny_mode
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("pattern", [*HANGS_RE, HANGS_REGEX], ids=lambda text: text[:20])
 def test_a_pattern_that_was_typed_is_bounded_in_training_and_in_the_estimate(pattern, base, tiny_model_folder):
-    from engine.config.run import ModelConfig
-    from engine.inspector.worker.inventory import module_inventory
-    from engine.paths import LoratoryHome
+    from loratory.engine.config.run import ModelConfig
+    from loratory.engine.inspector.worker.inventory import module_inventory
+    from loratory.engine.paths import LoratoryHome
 
     config = AdapterConfig(target_modules=pattern)
     with pytest.raises(ConfigError, match=r"takes too long|matches no module"):

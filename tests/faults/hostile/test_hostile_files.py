@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.errors import ModelError
-from engine.models.folder import ModelPart, check_model_folder
+from loratory.engine.errors import ModelError
+from loratory.engine.models.folder import ModelPart, check_model_folder
 from tests.faults.hostile.watched import attack, require_survived
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limits are those of Linux")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.errors import ModelLimitError
+from loratory.engine.errors import ModelLimitError
 from tests.faults.hostile.templates import TEMPLATES
 from tests.faults.hostile.watched import attack, require_survived
 

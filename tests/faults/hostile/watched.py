@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.config.run import DatasetConfig, ModelConfig
-from engine.errors import EngineError
-from engine.inspector.session import Inspector
-from engine.paths import LoratoryHome
+from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.errors import EngineError
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.paths import LoratoryHome
 from tests.tiny_model import make_tiny_model
 
 ROWS = 100

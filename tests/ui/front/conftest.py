@@ -2,17 +2,17 @@
 
 import pytest
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import PublicAddress, audit_log_path
-from engine.accounts.throttle import SignInThrottle
-from engine.lab.queue import QueueBoard
-from engine.runs.disk import DiskSamples
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import PublicAddress, audit_log_path
+from loratory.engine.accounts.throttle import SignInThrottle
+from loratory.engine.lab.queue import QueueBoard
+from loratory.engine.runs.disk import DiskSamples
+from loratory.ui.backend.lab import Caller, LabAdmin
+from loratory.ui.front import serve
 from tests.accounts.conftest import accounts, clock, database, make_person, quick_passwords, sessions  # noqa: F401
 from tests.space.demo_parts import a_demo, with_run, with_sample
 from tests.ui.front.institute import running_institute
 from tests.ui.front.lab_admin import MONDAY
-from ui.backend.lab import Caller, LabAdmin
-from ui.front import serve
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from ui.front.demo import DemoPages
-from ui.views.demo import ASK
+from loratory.ui.front.demo import DemoPages
+from loratory.ui.views.demo import ASK
 
 SIGN_IN = "https://ann-loratory.hf.space/sign-in"
 DUPLICATE = "https://huggingface.co/spaces/ann/loratory?duplicate=true"

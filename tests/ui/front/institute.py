@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from engine.accounts.listener import bound_socket
+from loratory.engine.accounts.listener import bound_socket
 from tests.real_tls import certificate_for, serve_over_tls
 
 CLIENT, SECRET = "lab of ann".replace(" ", "-"), "s3cr%t +/?&=:canary"

@@ -10,24 +10,24 @@ from pathlib import Path
 import httpx
 from argon2 import PasswordHasher
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.lab import PublicAddress, change_settings
-from engine.accounts.listener import bound_socket
-from engine.accounts.oidc import Provider
-from engine.accounts.passwords import Passwords
-from engine.accounts.people import Logins, Person, Role
-from engine.accounts.sessions import Sessions
-from engine.paths import LoratoryHome
-from engine.private_hub import PrivateCopy
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.lab import PublicAddress, change_settings
+from loratory.engine.accounts.listener import bound_socket
+from loratory.engine.accounts.oidc import Provider
+from loratory.engine.accounts.passwords import Passwords
+from loratory.engine.accounts.people import Logins, Person, Role
+from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.private_hub import PrivateCopy
+from loratory.ui.backend.background import FunctionJob
+from loratory.ui.backend.models import OwnDownloads
+from loratory.ui.front.gate import COOKIE
+from loratory.ui.front.pages import PersonPages
+from loratory.ui.front.serve import build_gate
+from loratory.ui.front.space import Space
+from loratory.ui.services import Services
 from tests.fake_services import fake_services
 from tests.real_tls import certificate_for, serve_over_tls
-from ui.backend.background import FunctionJob
-from ui.backend.models import OwnDownloads
-from ui.front.gate import COOKIE
-from ui.front.pages import PersonPages
-from ui.front.serve import build_gate
-from ui.front.space import Space
-from ui.services import Services
 
 PASSWORD = "correct horse battery"
 PATIENCE_SECONDS = 300

@@ -1,7 +1,7 @@
 """What tests of a lab's admin share: the audit log in short, and runs that wait."""
 
-from engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
-from engine.runs.store import RunStore
+from loratory.engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
+from loratory.engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 
 MONDAY = 1_789_984_800.0  # 2026-09-21 10:00 UTC

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import audit_log_path, change_settings
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import audit_log_path, change_settings
+from loratory.ui.front.account import browser_name
 from tests.ui.front.lab import PASSWORD, running_lab
-from ui.front.account import browser_name
 
 NEW = "another horse battery"
 

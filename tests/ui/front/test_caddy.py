@@ -7,16 +7,16 @@ import ssl
 import httpx
 import pytest
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.audit import AuditLog
-from engine.accounts.deployment import Deployment
-from engine.accounts.lab import PublicAddress, audit_log_path
-from engine.accounts.listener import Listener, bound_socket
-from engine.accounts.people import Logins
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.deployment import Deployment
+from loratory.engine.accounts.lab import PublicAddress, audit_log_path
+from loratory.engine.accounts.listener import Listener, bound_socket
+from loratory.engine.accounts.people import Logins
+from loratory.ui.front.serve import build_gate
 from tests.browser.real_server import running
 from tests.real_tls import serve_over_tls
 from tests.ui.front.lab import PASSWORD, fake_services_of
-from ui.front.serve import build_gate
 
 pytestmark = pytest.mark.skipif(
     shutil.which("caddy") is None and not os.environ.get("CI"), reason="needs Debian's caddy package"

@@ -8,16 +8,16 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from engine.inspector.session import InspectorSlots
-from engine.paths import LoratoryHome
-from engine.runs.history.events import FailedData
-from engine.runs.store import RunStore
+from loratory.engine.inspector.session import InspectorSlots
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs.history.events import FailedData
+from loratory.engine.runs.store import RunStore
+from loratory.ui.front.demo import DEMO, open_demo
+from loratory.ui.views.demo import ASK
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.space.demo_parts import a_demo, with_run
 from tests.ui.front.demo_visits import DUPLICATE, SIGN_IN, app_of, send_question, visit, visit_at_once
 from tests.ui.front.space.stand_in import environment_at
-from ui.front.demo import DEMO, open_demo
-from ui.views.demo import ASK
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_finished_run_shows_figures_curve_tokens_and_answers(demo_with_run):
 
 
 def test_a_space_opens_its_demo_and_closes_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.space.demo._POLL_SECONDS", 600)
+    monkeypatch.setattr("loratory.engine.space.demo._POLL_SECONDS", 600)
     home = LoratoryHome(tmp_path)
     home.make_writable()
 
@@ -143,7 +143,7 @@ def test_the_address_of_an_answer_can_be_opened_once_more(demo_with_run):
 
 def test_the_page_is_made_once_for_many_visitors(demo_with_run, monkeypatch):
     views = []
-    monkeypatch.setattr("ui.front.demo.render_demo", lambda view: views.append(view) or "<p>made</p>")
+    monkeypatch.setattr("loratory.ui.front.demo.render_demo", lambda view: views.append(view) or "<p>made</p>")
 
     async def visitors(client):
         return await asyncio.gather(*(client.get("/") for _ in range(100)))
@@ -156,7 +156,7 @@ def test_the_page_is_made_once_for_many_visitors(demo_with_run, monkeypatch):
 
 
 def test_no_one_waits_for_the_page_to_be_made_again(demo_with_run, monkeypatch):
-    monkeypatch.setattr("ui.front.demo._REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr("loratory.ui.front.demo._REFRESH_SECONDS", 0.0)
     reading, let = threading.Event(), threading.Event()
     read = demo_with_run.sample_of
 
@@ -178,7 +178,7 @@ def test_no_one_waits_for_the_page_to_be_made_again(demo_with_run, monkeypatch):
 
 
 def test_the_page_follows_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("ui.front.demo._REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr("loratory.ui.front.demo._REFRESH_SECONDS", 0.0)
     demo = a_demo(tmp_path)
     client = visit(demo)
     assert "being prepared" in client.get("/").text

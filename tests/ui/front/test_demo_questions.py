@@ -8,15 +8,15 @@ from html import unescape
 import pytest
 from starlette.testclient import TestClient
 
-from engine.accounts.throttle import DemoThrottle
-from engine.chat.contract import ChatChunk
-from engine.errors import ModelError
+from loratory.engine.accounts.throttle import DemoThrottle
+from loratory.engine.chat.contract import ChatChunk
+from loratory.engine.errors import ModelError
+from loratory.ui.views.demo import ASK
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun
 from tests.space.demo_parts import a_demo, with_run, with_sample
 from tests.ui.front.demo_visits import app_of, send_question, visit, visit_at_once
 from tests.waiting import wait_until
-from ui.views.demo import ASK
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 

@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from engine.accounts.passwords import Passwords
+from loratory.engine.accounts.passwords import Passwords
+from loratory.ui.front import connections
+from loratory.ui.front.gate import COOKIE
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, running_lab
 from tests.waiting import wait_until
-from ui.front import connections
-from ui.front.gate import COOKIE
 
 SIGN_IN = "/sign-in"
 

@@ -12,9 +12,9 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Mount, Route
 
+from loratory.ui.front.gate import COOKIE
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, running_lab
 from tests.ui.front.space.stand_in import DEMO_WORDS, space_at
-from ui.front.gate import COOKIE
 
 PLAIN = ("/sign-in", "/sign-out", "/join")
 OF_A_PROVIDER = ("/sign-in/with", "/account/unlink", "/oidc/callback")  # refused where a lab has none

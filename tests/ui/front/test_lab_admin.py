@@ -6,19 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from engine.accounts.lab import audit_log_path, change_settings, read_notice, read_settings
-from engine.accounts.limits import LabLimits
-from engine.accounts.sessions import CONFIRMED_SECONDS
-from engine.accounts.throttle import ThrottledError
-from engine.errors import AccountError, ConfigError, EngineError
-from engine.runs.run import RunState
-from engine.runs.store import RunStore
-from engine.runs.usage import Attempt
-from tests.accounts.conftest import PASSWORD
-from tests.invented_runs import InventedRun, a_config, write_run
-from tests.ui.front.lab_admin import MONDAY, audit_entries, waiting_runs
-from ui.backend.lab import Caller, LabAdmin, UnconfirmedError
-from ui.views.lab import (
+from loratory.engine.accounts.lab import audit_log_path, change_settings, read_notice, read_settings
+from loratory.engine.accounts.limits import LabLimits
+from loratory.engine.accounts.sessions import CONFIRMED_SECONDS
+from loratory.engine.accounts.throttle import ThrottledError
+from loratory.engine.errors import AccountError, ConfigError, EngineError
+from loratory.engine.runs.run import RunState
+from loratory.engine.runs.store import RunStore
+from loratory.engine.runs.usage import Attempt
+from loratory.ui.backend.lab import Caller, LabAdmin, UnconfirmedError
+from loratory.ui.views.lab import (
     removal_words,
     render_log,
     render_people,
@@ -27,6 +24,9 @@ from ui.views.lab import (
     usage_csv,
     usage_figure,
 )
+from tests.accounts.conftest import PASSWORD
+from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.front.lab_admin import MONDAY, audit_entries, waiting_runs
 
 ACTIONS = {
     "people": lambda admin, caller: admin.people(),

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.inspector.session import Inspector, InspectorSlots
-from engine.processes.pool import ProcessSlots
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.inspector.session import Inspector, InspectorSlots
+from loratory.engine.processes.pool import ProcessSlots
 from tests.waiting import count_living, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -21,9 +21,9 @@ SAMPLE = DatasetConfig(source="sample:lab-chats")
 SERVER = """
 import sys, time
 from pathlib import Path
-from engine.config.run import DatasetConfig
-from engine.inspector.session import Inspector, InspectorSlots
-from engine.paths import LoratoryHome
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.inspector.session import Inspector, InspectorSlots
+from loratory.engine.paths import LoratoryHome
 
 home, slots = LoratoryHome(Path(sys.argv[1])), InspectorSlots()
 inspectors = [Inspector(home.for_person(name), slots=slots) for name in ("ann", "bea")]

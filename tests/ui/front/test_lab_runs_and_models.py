@@ -2,16 +2,16 @@
 
 import pytest
 
-from engine.errors import ModelError, RunError
-from engine.lab.fairness import UrgentSlot
-from engine.runs.provenance import Provenance
-from engine.runs.store import RunStore
-from tests.invented_runs import InventedRun, a_config, write_run
-from tests.ui.front.lab_admin import audit_entries, waiting_runs
-from ui.views.lab import (
+from loratory.engine.errors import ModelError, RunError
+from loratory.engine.lab.fairness import UrgentSlot
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.store import RunStore
+from loratory.ui.views.lab import (
     models_question,
     render_cache,
 )
+from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.front.lab_admin import audit_entries, waiting_runs
 
 
 def test_a_run_of_another_is_stopped_and_logged(admin, caller):

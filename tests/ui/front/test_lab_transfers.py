@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from engine.accounts.lab import change_settings
-from engine.runs.store import RunStore
+from loratory.engine.accounts.lab import change_settings
+from loratory.engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.page_client import PageClient, read_config
 from tests.real_tls import public_site

@@ -14,26 +14,26 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import audit_log_path
-from engine.config.run import ModelConfig
-from engine.export.push import PushJob
-from engine.models.folder import ModelPart
-from engine.models.hub import find_snapshot
-from engine.models.source import resolve_model
-from engine.private_hub import list_private
-from engine.runs.store import RunStore
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import audit_log_path
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.export.push import PushJob
+from loratory.engine.models.folder import ModelPart
+from loratory.engine.models.hub import find_snapshot
+from loratory.engine.models.source import resolve_model
+from loratory.engine.private_hub import list_private
+from loratory.engine.runs.store import RunStore
+from loratory.ui.backend.models import DOWNLOAD, OwnDownloads
+from loratory.ui.tabs.export_formats import ADAPTER, HUB
 from tests.export.quick_export import QuickExport
 from tests.hub.published import PublishedHub
 from tests.hub.repositories import OwnHub
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab import Lab, fake_services_of, running_lab
 from tests.waiting import wait_until
-from ui.backend.models import DOWNLOAD, OwnDownloads
-from ui.tabs.export_formats import ADAPTER, HUB
 
 MODEL, DATASET = "owner/gated", "owner/gated-rows"
-WORKERS = ("engine.private_hub", "push_upload")
+WORKERS = ("loratory.engine.private_hub", "push_upload")
 TOKEN = f"hf_{secrets.token_hex(16)}"  # of this process: every process of the machine is scanned
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")

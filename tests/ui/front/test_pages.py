@@ -13,15 +13,15 @@ from fastapi import FastAPI
 from gradio.routes import ORJSONResponse
 from starlette.routing import Mount
 
-from engine.config.run import ModelConfig
-from engine.memory.compare import MethodNeed
+from loratory.engine.config.run import ModelConfig
+from loratory.engine.memory.compare import MethodNeed
+from loratory.ui.backend.models import METHODS_JUDGED, KnownFits, KnownShapes, Shapes
+from loratory.ui.front.memory import reclaim, trim_memory
 from tests.fake_inspector import FakeInspector
 from tests.fake_launcher import a_device
 from tests.page_client import PageClient, read_config
 from tests.ui.front.lab import fake_services_of, running_lab
 from tests.waiting import wait_until
-from ui.backend.models import METHODS_JUDGED, KnownFits, KnownShapes, Shapes
-from ui.front.memory import reclaim, trim_memory
 
 
 def test_shapes_of_the_catalogue_are_read_once_for_all_and_others_stay_a_persons_own():

@@ -7,18 +7,18 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.audit import AuditLog
-from engine.accounts.identities import Identities, Identity
-from engine.accounts.lab import PublicAddress, audit_log_path
-from engine.accounts.listener import Listener, TrustedProxy
-from engine.accounts.people import Logins
-from engine.accounts.sessions import Sessions
+from loratory.engine.accounts.accounts import Accounts, open_database
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.identities import Identities, Identity
+from loratory.engine.accounts.lab import PublicAddress, audit_log_path
+from loratory.engine.accounts.listener import Listener, TrustedProxy
+from loratory.engine.accounts.people import Logins
+from loratory.engine.accounts.sessions import Sessions
+from loratory.ui.front.gate import COOKIE
+from loratory.ui.front.serve import build_gate
 from tests.accounts.conftest import quick_passwords  # noqa: F401 - a fixture
 from tests.real_tls import serve_over_tls
 from tests.ui.front.lab import PASSWORD, fake_services_of, running_lab
-from ui.front.gate import COOKIE
-from ui.front.serve import build_gate
 
 ADDRESS = PublicAddress.parse("https://gpu.lab.example")
 HEADER = "X-Remote-User"

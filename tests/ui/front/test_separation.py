@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import audit_log_path, forget_secrets
-from engine.config.run import DatasetConfig
-from engine.errors import DatasetError
-from engine.inspector.session import Inspector
-from engine.lab.rules import set_shared
-from engine.paths import LAB, searches_working_folder
-from engine.processes.spawn import has_hub_login
-from engine.runs.job import JobSpec, start_worker
-from engine.runs.provenance import Provenance
-from engine.runs.store import RunStore
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import audit_log_path, forget_secrets
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.errors import DatasetError
+from loratory.engine.inspector.session import Inspector
+from loratory.engine.lab.rules import set_shared
+from loratory.engine.paths import LAB, searches_working_folder
+from loratory.engine.processes.spawn import has_hub_login
+from loratory.engine.runs.job import JobSpec, start_worker
+from loratory.engine.runs.provenance import Provenance
+from loratory.engine.runs.store import RunStore
 from tests.fake_launcher import a_device
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab import fake_services_of, running_lab

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.lab import audit_log_path
-from engine.lab.rules import set_shared
-from engine.runs.history.events import StepData
-from engine.runs.history.log import EventWriter
-from engine.runs.store import RunStore
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.lab import audit_log_path
+from loratory.engine.lab.rules import set_shared
+from loratory.engine.runs.history.events import StepData
+from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.page_client import PageClient, read_config
 from tests.ui.front.lab import running_lab

@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.accounts.identities import Identity
-from engine.accounts.oidc import Provider
+from loratory.engine.accounts.identities import Identity
+from loratory.engine.accounts.oidc import Provider
 from tests.ui.front.lab import running_lab
 from tests.ui.front.oidc.rounds import RULE, identities, settings_of
 from tests.ui.front.space.stand_in import space_at

@@ -7,13 +7,13 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import httpx
 from pydantic import SecretStr
 
-from engine.accounts.audit import AuditLog
-from engine.accounts.identities import Identities
-from engine.accounts.lab import audit_log_path
-from engine.accounts.oidc_settings import MemberRule, OidcSettings
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.identities import Identities
+from loratory.engine.accounts.lab import audit_log_path
+from loratory.engine.accounts.oidc_settings import MemberRule, OidcSettings
+from loratory.ui.front.gate import COOKIE
+from loratory.ui.front.oidc import ROUND_COOKIE
 from tests.ui.front.institute import CLIENT, SECRET
-from ui.front.gate import COOKIE
-from ui.front.oidc import ROUND_COOKIE
 
 NAVIGATION = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 RULE = MemberRule(email_domains=("example.edu",), groups=("gpu-lab",))

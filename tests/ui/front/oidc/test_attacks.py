@@ -11,8 +11,9 @@ from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from engine.accounts import oidc
-from engine.accounts.oidc import Provider
+from loratory.engine.accounts import oidc
+from loratory.engine.accounts.oidc import Provider
+from loratory.ui.front.oidc import ROUND_COOKIE
 from tests.ui.front.institute import CLIENT, SECRET
 from tests.ui.front.lab import running_lab
 from tests.ui.front.oidc.rounds import (
@@ -24,7 +25,6 @@ from tests.ui.front.oidc.rounds import (
     start,
     visit,
 )
-from ui.front.oidc import ROUND_COOKIE
 
 
 @pytest.fixture(params=["lab", "space"])

@@ -5,10 +5,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from engine.accounts.identities import Identity
-from engine.accounts.lab import audit_log_path
-from engine.accounts.oidc import Provider
-from engine.accounts.throttle import SignInThrottle
+from loratory.engine.accounts.identities import Identity
+from loratory.engine.accounts.lab import audit_log_path
+from loratory.engine.accounts.oidc import Provider
+from loratory.engine.accounts.throttle import SignInThrottle
+from loratory.ui.front.gate import COOKIE
+from loratory.ui.front.oidc import ROUND_COOKIE, OidcPages
 from tests.ui.front.institute import SECRET
 from tests.ui.front.lab import PASSWORD, running_lab
 from tests.ui.front.oidc.rounds import (
@@ -23,8 +25,6 @@ from tests.ui.front.oidc.rounds import (
     visit,
 )
 from tests.ui.front.test_gate import OF_A_PROVIDER
-from ui.front.gate import COOKIE
-from ui.front.oidc import ROUND_COOKIE, OidcPages
 
 
 def test_a_linked_person_signs_in_without_a_password(lab, institute):

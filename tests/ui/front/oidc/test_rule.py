@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.accounts.identities import Identity
+from loratory.engine.accounts.identities import Identity
 from tests.ui.front.oidc.rounds import go, identities, person_in, refusal_of
 
 ADMITTED = {"email": "ivy@example.edu", "email_verified": True, "groups": ["gpu-lab"], "preferred_username": "Ivy.Lee"}

@@ -5,10 +5,10 @@ from collections import defaultdict
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from engine.accounts.oidc import Provider
-from engine.space.environment import SpaceEnvironment
+from loratory.engine.accounts.oidc import Provider
+from loratory.engine.space.environment import SpaceEnvironment
+from loratory.ui.front.space import Space
 from tests.ui.front.institute import CLIENT, SECRET
-from ui.front.space import Space
 
 CREATOR = "6032802e1f993496bc14d9e3"
 DEMO_WORDS = "What strangers see"

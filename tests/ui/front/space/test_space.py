@@ -5,20 +5,20 @@ from dataclasses import replace
 import pytest
 from starlette.responses import JSONResponse
 
-from engine.accounts.accounts import open_database
-from engine.accounts.audit import AuditLog
-from engine.accounts.database import DATABASE_FILE
-from engine.accounts.lab import audit_log_path
-from engine.accounts.sessions import Sessions
-from engine.chat.zero_gpu import ZeroGpu
-from engine.errors import DeviceError, PushError
-from engine.space.mirror import Unsaved
+from loratory.engine.accounts.accounts import open_database
+from loratory.engine.accounts.audit import AuditLog
+from loratory.engine.accounts.database import DATABASE_FILE
+from loratory.engine.accounts.lab import audit_log_path
+from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.chat.zero_gpu import ZeroGpu
+from loratory.engine.errors import DeviceError, PushError
+from loratory.engine.space.mirror import Unsaved
+from loratory.ui.front.gate import COOKIE
+from loratory.ui.front.space import open_space
 from tests.ui.front.lab import PASSWORD, fake_services_of, running_lab
 from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refusal_of, start, visit
 from tests.ui.front.space.stand_in import CREATOR, DEMO_WORDS, UNSAVED, environment_at, space_at
 from tests.waiting import wait_until
-from ui.front.gate import COOKIE
-from ui.front.space import open_space
 
 CANARY = "hf_oauth_canary_9b1"
 TOKEN = {"access_token": CANARY, "expires_in": 28_800, "scope": "openid profile jobs"}
@@ -297,7 +297,7 @@ class Bucket:
 
 
 def open_space_app(monkeypatch, home, mirror):
-    monkeypatch.setattr("ui.front.space.mirror_of", lambda *_: mirror)
+    monkeypatch.setattr("loratory.ui.front.space.mirror_of", lambda *_: mirror)
     return open_space(environment_at("https://ann-loratory.hf.space", "https://huggingface.co"), home)
 
 
@@ -331,7 +331,7 @@ def test_a_space_on_zero_gpu_reports_before_it_is_served_and_chats_there(monkeyp
             raise DeviceError("Not told.", "Restart.")
 
     monkeypatch.setattr(ZeroGpu, "report", report)
-    monkeypatch.setattr("ui.front.space.mirror_of", lambda *_: None)
+    monkeypatch.setattr("loratory.ui.front.space.mirror_of", lambda *_: None)
     plain = environment_at("https://ann-loratory.hf.space", "https://huggingface.co")
     with open_space(replace(plain, zero_gpu={"SPACES_ZERO_GPU": "true"}), home) as space:
         assert reports == [{"SPACES_ZERO_GPU": "true"}]

@@ -15,15 +15,15 @@ import psutil
 import pytest
 import uvicorn
 
-from engine.accounts.listener import bound_socket
-from engine.errors import AccountError, HubUnreachableError
+from loratory.engine.accounts.listener import bound_socket
+from loratory.engine.errors import AccountError, HubUnreachableError
+from loratory.ui.front import connections
+from loratory.ui.front.gate import COOKIE
+from loratory.ui.front.oidc import ROUND_COOKIE
 from tests.browser.real_server import running
 from tests.space.test_environment import CANARY, GIVEN
 from tests.ui.front.institute import CLIENT, SECRET, running_institute
 from tests.ui.front.oidc.rounds import NAVIGATION, visit
-from ui.front import connections
-from ui.front.gate import COOKIE
-from ui.front.oidc import ROUND_COOKIE
 
 HOST = {"Host": GIVEN["SPACE_HOST"]}
 

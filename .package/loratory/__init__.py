@@ -1,0 +1,1 @@
+"""Loratory as one package, whose parts are the folders at the top of the repository."""
