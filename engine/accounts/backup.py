@@ -1,6 +1,7 @@
 """Backups of a lab: accounts, settings, audit log and runs in one tar file, and back into an empty home."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from loratory.engine.accounts.accounts import open_database
 from loratory.engine.accounts.database import DATABASE_FILE, Database
-from loratory.engine.errors import AccountError, StorageError
+from loratory.engine.errors import AccountError, StorageError, shorten
 from loratory.engine.paths import LoratoryHome
 
 _HEAD = "loratory-backup"  # the first member; its content is the format
@@ -105,6 +106,11 @@ def restore_backup(home: LoratoryHome, path: Path) -> BackupSize:
     except BaseException as error:
         for entry in home.root.iterdir():  # it was empty
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = shorten(Path(error.filename).name, 40)
+            raise AccountError(
+                f"The backup holds {name!r}, a name too long for this disk.", "Give another backup."
+            ) from error
         if isinstance(error, OSError):
             fix = "Free some space, or check the folder's permissions."
             raise StorageError(f"The backup cannot be unpacked ({error.strerror}).", fix) from error

@@ -15,7 +15,7 @@ from loratory.engine.accounts.lab import LabSettings, audit_log_path, read_setti
 from loratory.engine.accounts.limits import LabLimits
 from loratory.engine.accounts.sessions import Sessions
 from loratory.engine.cli import run_command
-from loratory.engine.errors import EngineError
+from loratory.engine.errors import AccountError, EngineError
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.store import RunStore, list_owners
@@ -170,6 +170,17 @@ def test_an_archive_that_is_not_a_lab_leaves_the_home_empty(empty, tmp_path, mem
         restore_backup(empty, tmp_path / "forged.tar")
     assert list(empty.root.iterdir()) == []
     assert not list(tmp_path.rglob("outside"))
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "/".join(["n" * 200] * 30)])
+def test_a_name_too_long_for_the_disk_is_reported_as_that(empty, tmp_path, name):
+    forge(tmp_path / "forged.tar", (f"runs/{name}", tarfile.REGTYPE, b"x"))
+
+    with pytest.raises(AccountError) as error_info:
+        restore_backup(empty, tmp_path / "forged.tar")
+    shown = f"{'n' * 39}…"
+    assert str(error_info.value) == f"The backup holds {shown!r}, a name too long for this disk. Give another backup."
+    assert list(empty.root.iterdir()) == []
 
 
 def test_a_damaged_backup_leaves_the_home_empty(lab, empty, tmp_path):

@@ -162,6 +162,12 @@ def test_a_magnitude_is_stepped_by_factors_and_a_share_by_a_hundredth():
     assert number("training.num_train_epochs").elem_classes == ["training.num_train_epochs"]
 
 
+def test_an_emptied_number_shows_its_default():
+    with Blocks():
+        assert component_for("training.learning_rate").placeholder == "0.0002"
+        assert component_for("training.num_train_epochs").placeholder == "3"
+
+
 def test_the_term_is_next_to_plain_words_only_where_they_differ():
     assert label_of("adapter.r") == "Rank (r)"
     assert label_of("training.learning_rate") == "Learning rate"

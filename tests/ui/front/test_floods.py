@@ -128,6 +128,14 @@ def test_sessions_are_found_while_passwords_wait_for_their_turn(lab, bea, monkey
     assert Counter(answer.result() for answer in answers) == {503: 6, 403: 18}
 
 
+def test_of_forty_guesses_at_once_ten_are_checked(lab):
+    with ThreadPoolExecutor(40) as pool:
+        answers = Counter(pool.map(lambda number: guess(lab, number), range(40)))
+
+    assert answers[403] + answers[503] == 10
+    assert answers[429] == 30
+
+
 def test_wrong_passwords_lock_no_one_out(lab, monkeypatch):
     monkeypatch.setattr(
         Passwords, "_matches", lambda _, password, _stored_hash: password == PASSWORD
