@@ -178,8 +178,11 @@ def test_a_name_too_long_for_the_disk_is_reported_as_that(empty, tmp_path, name)
 
     with pytest.raises(AccountError) as error_info:
         restore_backup(empty, tmp_path / "forged.tar")
-    shown = f"{'n' * 39}…"
-    assert str(error_info.value) == f"The backup holds {shown!r}, a name too long for this disk. Give another backup."
+    name_in_message = f"{'n' * 39}…"
+    assert (
+        str(error_info.value)
+        == f"The backup holds {name_in_message!r}, a name too long for this disk. Give another backup."
+    )
     assert list(empty.root.iterdir()) == []
 
 
