@@ -1,4 +1,4 @@
-"""How the training goes: length, batches, learning rate, memory savings, evaluation and saving."""
+"""Settings of the training: length, batches, learning rate, memory savings, evaluation and saving."""
 
 from typing import Annotated, Literal
 
