@@ -43,7 +43,7 @@ BROKEN = {
     "engine/runs/store.py": "import gradio",
     "engine/data/source.py": "import loratory.engine.supervision.queue",
     "ui/backend/models.py": "import gradio",
-    "ui/page.py": "import loratory.engine.training.trainer",
+    "ui/page.py": "import loratory.engine.training.loops.supervised",
 }
 
 

@@ -162,6 +162,41 @@ assert abs(double[0][1] / single[0][1] - 2) < 1e-3, (single, double)
 """,
 )
 
+LOOP = Toy(
+    most_files=2,
+    new={
+        "engine/training/loops/toy.py": """
+from loratory.engine.training.loops.supervised import SupervisedLoop
+
+
+class RepeatedStep(SupervisedLoop):
+    def get_train_dataloader(self):
+        return [next(iter(super().get_train_dataloader()))] * 9
+"""
+    },
+    lines={
+        "engine/training/loops/__init__.py": {
+            "from loratory.engine.training.loops.supervised import SupervisedLoop\n": (
+                "from loratory.engine.training.loops.toy import RepeatedStep\n"
+            ),
+            '"supervised": SupervisedLoop': ', "toy": RepeatedStep',
+        },
+    },
+    proof=TRAIN
+    + """
+from loratory.engine.config.objectives import SUPERVISED
+
+def tokens_of_steps():
+    return [event.data.tokens for event in events_of(train()) if event.kind == "step"]
+
+first, both = tokens_of_steps()
+assert both != 2 * first, "two steps have different rows"
+object.__setattr__(SUPERVISED, "loop", "toy")  # as an objective would name it
+first, both = tokens_of_steps()
+assert both == 2 * first, "two steps have the same rows"
+""",
+)
+
 FORMAT = Toy(
     most_files=3,
     new={
@@ -412,6 +447,7 @@ assert parts["toy-grade"].label == "Grade"
 TOYS = {
     "method": METHOD,
     "objective": OBJECTIVE,
+    "loop": LOOP,
     "row kind": ROW_KIND,
     "format": FORMAT,
     "file": FILE_KIND,

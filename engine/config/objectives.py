@@ -52,6 +52,7 @@ class Objective:
     losses: tuple[PreferenceLoss, ...] = ()  # those to choose from, the default first
     adds_losses: bool = False  # several may be chosen
     kl_losses: frozenset[PreferenceLoss] = frozenset()  # those that need an estimate of the KL
+    loop: str = "supervised"  # of `loratory.engine.training.loops`: where its steps come from
     has_reference: bool = False  # compares with the model that training starts from
     shardable: bool = True  # False where the processes would pass different numbers of batches through the model
     trains_prompts: bool = False  # the loss is over the prompt as well

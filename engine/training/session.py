@@ -18,10 +18,11 @@ from loratory.engine.training.checkpoints import folder as checkpoints
 from loratory.engine.training.checkpoints.state_files import load_trained, save_adapter, trained_bytes
 from loratory.engine.training.distribution import trained_weights
 from loratory.engine.training.failure import StopRequests, check_held_out, check_loss
+from loratory.engine.training.loops import LOOPS
+from loratory.engine.training.loops.supervised import SupervisedLoop
 from loratory.engine.training.objectives.reference import ReferenceModel
 from loratory.engine.training.preparation import Attempt, Preparation, PreparedRun, StoppedBeforeTrainingError
 from loratory.engine.training.reporting import RunEvents
-from loratory.engine.training.trainer import LoratoryTrainer
 
 _POLL_SECONDS = 0.2
 
@@ -69,7 +70,7 @@ class TrainingSession:
             checkpoints.go_back_to_best(trainer, step, self._folder.checkpoints, self._events, group)
         self._finish(trainer, callback, prepared, step)
 
-    def _begin(self, trainer: LoratoryTrainer, callback: RunCallback, prepared: PreparedRun) -> None:
+    def _begin(self, trainer: SupervisedLoop, callback: RunCallback, prepared: PreparedRun) -> None:
         """Restore the progress of a resumed run; measure the base before the first step of a new one."""
         resumed_from = self._preparation.resumed_from
         if prepared.reference is not None:
@@ -82,7 +83,7 @@ class TrainingSession:
         elif len(prepared.data.held_out):
             self._measure_base(trainer, prepared)
 
-    def _run_steps(self, trainer: LoratoryTrainer, callback: RunCallback) -> int:
+    def _run_steps(self, trainer: SupervisedLoop, callback: RunCallback) -> int:
         """Train; return the last step. If a resumed run lacks its adapter only, load the weights of its checkpoint."""
         resumed_from, total = self._preparation.resumed_from, trainer.total_steps
         if resumed_from is None:
@@ -96,7 +97,7 @@ class TrainingSession:
             return resumed_from.step
         return int(trainer.state.global_step)
 
-    def _finish(self, trainer: LoratoryTrainer, callback: RunCallback, prepared: PreparedRun, step: int) -> None:
+    def _finish(self, trainer: SupervisedLoop, callback: RunCallback, prepared: PreparedRun, step: int) -> None:
         """Save the result, where the quota has room for it, and report how the run ended."""
         total = trainer.total_steps
         if self._quota_reached and step < total and not callback.stopped_early:
@@ -113,13 +114,15 @@ class TrainingSession:
             early = " The held-out loss had stopped improving." if callback.stopped_early else ""
             self._events.status("finished", f"Finished after step {step:,}.{early}", total)
 
-    def _build_trainer(self, prepared: PreparedRun) -> tuple[LoratoryTrainer, RunCallback]:
+    def _build_trainer(self, prepared: PreparedRun) -> tuple[SupervisedLoop, RunCallback]:
         training, setup, group = self._config.training, prepared.assembly.setup, self._preparation.group
         rows = choose_rows(prepared.data, setup.settings)
-        is_likelihood = not objective_of(self._config).learns_preferences
-        vocabulary = int(prepared.model.config.get_text_config().vocab_size) if is_likelihood else None
+        objective = objective_of(self._config)
+        vocabulary = (
+            int(prepared.model.config.get_text_config().vocab_size) if not objective.learns_preferences else None
+        )
         is_timed = prepared.placement.torch_device.type == "cuda" and is_wanted("timed_logging")
-        trainer = LoratoryTrainer(
+        trainer = LOOPS[objective.loop](
             model=prepared.model,
             args=training_arguments(training, self._folder.checkpoints, prepared.precision, prepared.placement),
             tokenizer=prepared.tokenizer,
@@ -146,7 +149,7 @@ class TrainingSession:
         )
         return trainer, callback
 
-    def _measure_base(self, trainer: LoratoryTrainer, prepared: PreparedRun) -> None:
+    def _measure_base(self, trainer: SupervisedLoop, prepared: PreparedRun) -> None:
         """Measure the held-out loss before the first step, without an adapter that already changes the model."""
         self._events.status("evaluating", "Measuring the base model on held-out rows.", trainer.total_steps)
         adapter = self._config.adapter
@@ -159,7 +162,7 @@ class TrainingSession:
         self._events.held_out(first.model_copy(update={"adapter_disabled": off}))
         self._preparation.check_requests()
 
-    def _save_result(self, trainer: LoratoryTrainer, prepared: PreparedRun) -> None:
+    def _save_result(self, trainer: SupervisedLoop, prepared: PreparedRun) -> None:
         self._events.status("saving", "Saving the trained weights.")
         weights = trained_weights(trainer.model) if prepared.placement.sharded else None
         while prepared.base.is_alive() and not self._requests.stop_wanted():
@@ -192,7 +195,7 @@ class TrainingSession:
         self._last_held_out = evaluation
         self._events.held_out(evaluation)
 
-    def _save_checkpoint(self, trainer: LoratoryTrainer, prepared: PreparedRun) -> None:
+    def _save_checkpoint(self, trainer: SupervisedLoop, prepared: PreparedRun) -> None:
         group, last, folder = self._preparation.group, self._last_held_out, self._folder.checkpoints
         step, best_step = int(trainer.state.global_step), trainer.progress.best_step
         manifest = Manifest(
@@ -222,7 +225,7 @@ class TrainingSession:
         self._quota.count(checkpoint.size_bytes)
         self._events.checkpoint(checkpoint)
 
-    def _make_room(self, trainer: LoratoryTrainer) -> str:
+    def _make_room(self, trainer: SupervisedLoop) -> str:
         """Delete older checkpoints where the person's quota has no room for one more and the result; return what lacks."""
         folder = self._folder.checkpoints
         weights, optimizer = trained_bytes(trainer.model, trainer.optimizer)
@@ -241,7 +244,7 @@ class TrainingSession:
             return ""
         return f"{room.use}, and there is no room for a checkpoint of {size(checkpoint_bytes)} and the result."
 
-    def _room_for_result(self, trainer: LoratoryTrainer) -> str:
+    def _room_for_result(self, trainer: SupervisedLoop) -> str:
         """Return text if the result fits, since processes broadcast text; empty if it does not."""
         weights, _ = trained_bytes(trainer.model, trainer.optimizer)
         room = self._quota.room(weights)

@@ -9,9 +9,9 @@ from loratory.engine.training.assembly import assemble
 from loratory.engine.training.batching.steps import TrainerRows
 from loratory.engine.training.build import add_adapter, load_model, training_arguments
 from loratory.engine.training.callbacks import TrainerHooks
+from loratory.engine.training.loops.supervised import SupervisedLoop
 from loratory.engine.training.methods.registry import method_trainer
 from loratory.engine.training.placement import choose_placement, choose_precision
-from loratory.engine.training.trainer import LoratoryTrainer
 from tests.benchmarks.training_trial import WARM_UP_STEPS, Clock, Recipe, Trial, config_for, prepare
 
 
@@ -35,7 +35,7 @@ def train_ours(recipe: Recipe) -> Trial:
         if step.step in recipe.measured_at:
             held_out[str(step.step)] = clock.without(lambda: trainer.measure_held_out().eval_loss)
 
-    trainer = LoratoryTrainer(
+    trainer = SupervisedLoop(
         model=model,
         args=training_arguments(config.training, Path("/dev/shm/train-speed"), precision, placement),
         tokenizer=tokenizer,

@@ -78,8 +78,8 @@ def trainer_of(tmp_path_factory):
     from loratory.engine.training.batching.steps import TrainerRows, TrainerSetup
     from loratory.engine.training.build import add_adapter, training_arguments
     from loratory.engine.training.callbacks import TrainerHooks
+    from loratory.engine.training.loops.supervised import SupervisedLoop
     from loratory.engine.training.placement import choose_placement, choose_precision
-    from loratory.engine.training.trainer import LoratoryTrainer
 
     def build(config: RunConfig, tokenizer, prepared, batching):
         torch.manual_seed(0)
@@ -102,7 +102,7 @@ def trainer_of(tmp_path_factory):
         settings = PlanSettings(at_random, batching)
         rows = TrainerRows(prepared.train, prepared.train.lengths(), prepared.held_out)
         setup = TrainerSetup(settings, tokenizer.pad_token_id)
-        return LoratoryTrainer(model, args, tokenizer, rows, setup, TrainerHooks())
+        return SupervisedLoop(model, args, tokenizer, rows, setup, TrainerHooks())
 
     return build
 

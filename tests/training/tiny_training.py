@@ -21,9 +21,9 @@ from loratory.engine.training.batching.steps import TrainerRows
 from loratory.engine.training.build import add_adapter, load_model, training_arguments
 from loratory.engine.training.callbacks import TrainerHooks
 from loratory.engine.training.distribution import shard
+from loratory.engine.training.loops.supervised import SupervisedLoop
 from loratory.engine.training.methods.registry import method_trainer
 from loratory.engine.training.placement import Placement, TrainingDtypes, choose_precision
-from loratory.engine.training.trainer import LoratoryTrainer
 
 CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, has_fast_bfloat16=True, cores=1)
 GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
@@ -71,7 +71,7 @@ def make_config(folder: Path, **sections: dict[str, Any]) -> RunConfig:
 class TinyTraining:
     """A trainer, and what it logged."""
 
-    trainer: LoratoryTrainer
+    trainer: SupervisedLoop
     assembly: Assembly
     steps: list[StepData]
 
@@ -122,7 +122,7 @@ def make_training(
     hooks = hooks or TrainerHooks()
     previous = hooks.on_logged
     hooks.on_logged = lambda step: (steps.append(step), previous(step))[1]
-    trainer = LoratoryTrainer(
+    trainer = SupervisedLoop(
         model=model,
         args=training_arguments(config.training, folder, precision, placement),
         tokenizer=tokenizer,

@@ -41,7 +41,7 @@ from loratory.engine.training.passes import ModelPasses, StepCounts, Votes, add_
 from loratory.engine.training.placement import ProcessGroup
 
 
-class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
+class SupervisedLoop(SFTTrainer):  # type: ignore[misc]
     """Trains a prepared model, whose loss is attached (`loratory.engine.training.ops.loss`), on tokenized rows.
 
     Its arguments come from `loratory.engine.training.build`. Callbacks of transformers decide when to log, measure, save and stop.
