@@ -79,7 +79,7 @@ def session(api, home, target):
     pytest.importorskip("spaces")
     chat = ChatSession(home, choose=lambda _: describe_processor(), zero_gpu=Here(api.variables | FINDS_TESTS))
     chat.load(target)
-    assert api.of("/schedule") == []  # a GPU is lent to answers alone
+    assert api.parameters_of("/schedule") == []  # a GPU is lent to answers alone
     yield chat
     chat.unload()
 
@@ -131,9 +131,9 @@ def test_an_answer_is_that_of_the_model_and_counted_for_who_asks(session, api):
 
     assert "".join(chunk.text for chunk in first) == "".join(chunk.text for chunk in again)
     assert (again[-1].tokens, again[-1].finish_reason) == (6, "length")
-    assert [values.get("token") for values in api.of("/schedule")] == [TOKEN, None]
-    assert [values["fail"] for values in api.of("/release")] == ["false", "false"]
-    assert len(api.of("/allow")) <= 1  # the child that holds the weights answers again
+    assert [values.get("token") for values in api.parameters_of("/schedule")] == [TOKEN, None]
+    assert [values["fail"] for values in api.parameters_of("/release")] == ["false", "false"]
+    assert len(api.parameters_of("/allow")) <= 1  # the child that holds the weights answers again
 
 
 @pytest.mark.e2e
@@ -141,7 +141,7 @@ def test_two_answers_at_once_get_a_gpu_each(session, api):
     with ThreadPoolExecutor(2) as pool:
         texts = list(pool.map(lambda _: "".join(chunk.text for chunk in stream_answer(session, tokens=40)), range(2)))
     assert texts[0] == texts[1]
-    assert len(api.of("/release")) == 2
+    assert len(api.parameters_of("/release")) == 2
 
 
 @pytest.mark.e2e
@@ -180,7 +180,7 @@ def test_a_wait_is_shown_and_can_be_stopped(session, api):
     assert observations[0].note == "waiting for a GPU …"
     assert (observations[-1].finish_reason, observations[-1].note) == ("stopped", "")
     api.free.set()
-    wait_until(lambda: api.of("/release"))  # what is lent too late is given back
+    wait_until(lambda: api.parameters_of("/release"))  # what is lent too late is given back
     api.queues = False
     assert stream_answer(session)[-1].finish_reason == "length"
 
@@ -208,7 +208,7 @@ def test_without_a_quota_the_same_is_answered_on_the_processor(session, api, tar
 
     session.load(target)
     assert "".join(chunk.text for chunk in stream_answer(session)) == "".join(chunk.text for chunk in lent)
-    assert len(api.of("/schedule")) == 2
+    assert len(api.parameters_of("/schedule")) == 2
 
 
 def is_at_work(process):
