@@ -259,7 +259,7 @@ def test_every_tab_is_open_to_everyone(page, services):
 
     open_tab(page, "Train")
     expect(page.locator("#plan .facts")).to_be_visible()
-    expect(page.get_by_role("textbox", name="Name", exact=True)).to_have_accessible_description(re.compile("look for"))
+    expect(page.get_by_role("textbox", name="Name", exact=True)).to_have_accessible_description(re.compile("Run name"))
     expect(page.locator("#objective input:checked")).to_have_value("dpo")
     page.locator("#presets").get_by_text("Preferences on a CPU").click()
     expect(page.locator("#applied .notice")).to_contain_text("has not been trained here yet")
