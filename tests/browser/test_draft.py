@@ -171,6 +171,7 @@ def test_a_slider_may_be_emptied_and_alpha_follows_the_rank_while_ticked(page):
 
     rank.fill("20")
     expect(alpha).to_have_value("40")
+    expect(page.locator("#panel")).to_contain_text("r 20")
     alpha.fill("16")
     expect(link_box).not_to_be_checked()
     rank.fill("24")
