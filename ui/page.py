@@ -161,11 +161,9 @@ class Page:
     def refresh_after(self, event: Dependency) -> Dependency:
         """Redraw after an event that set form values.
 
-        Twice: the user may edit meanwhile, and on a busy machine that edit's redraw may arrive first. The second redraw is
-        the one of edits, which Gradio runs again if it is triggered while it runs.
+        By the event of edits, of which one runs at a time: answers of two might arrive in the wrong order.
         """
-        redrawn = event.then(self.redraw, self.redraw_inputs, self._redraw_outputs, **QUICK)
-        return redrawn.then(None, None, self._turn, js="() => String(Math.random())", **QUICK)
+        return event.then(None, None, self._turn, js="() => String(Math.random())", **QUICK)
 
     def redraw_after(self, event: Dependency, *components: Component) -> Dependency:
         """Redraw views of the draft after an event that changed something else that they show."""

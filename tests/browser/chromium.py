@@ -58,6 +58,14 @@ def open_tab(page: Page, name: str) -> None:
     let_layout_settle(page)
 
 
+def set_up(page: Page) -> None:
+    """Open the Train tab with its settings."""
+    open_tab(page, "Train")
+    page.locator("#train-view label", has_text="Set up").click()
+    expect(page.locator("#presets button").first).to_be_visible()
+    let_layout_settle(page)
+
+
 def choose_model_and_data(page: Page) -> None:
     """Take the first model of the catalogue and the first sample."""
     page.locator("#catalog [data-pick]").first.click()

@@ -15,6 +15,7 @@ from tests.browser.chromium import (
     open_model_choice,
     open_page,
     open_tab,
+    set_up,
 )
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
@@ -66,7 +67,7 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     choose_model_and_data(page)
     open_tab(page, "Train")
     expect(page.get_by_label("Follow", exact=True)).to_be_checked()  # a run waits, which comes first
-    page.locator("#train-view label", has_text="Set up").click()
+    set_up(page)
     page.locator("#max-steps input").fill(str(ENDLESS))
     page.locator("#max-steps input").blur()
     expect(page.locator("#plan")).to_contain_text(f"{ENDLESS:,}")

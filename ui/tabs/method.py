@@ -21,7 +21,7 @@ from loratory.engine.memory.compare import (
     share_among,
 )
 from loratory.engine.memory.estimate import Estimator, Verdict
-from loratory.ui.components import QUICK, SLOW, nothing, pick_list, picked_value, shown_as_message, visible_if
+from loratory.ui.components import QUICK, SLOW, pick_list, picked_value, shown_as_message, visible_if
 from loratory.ui.draft import Draft
 from loratory.ui.form import ALL_LINEAR, EVERY_LAYER, field_of, group_settings
 from loratory.ui.gradio_internals import CheckboxGroup, Radio
@@ -41,6 +41,10 @@ _FITS: dict[Verdict | None, str] = {
     "does_not_fit": '<span class="no">no</span>',
     None: "–",
 }
+
+# Gradio clamps a rank beyond the slider's end when its box loses focus.
+_ALPHA_OF_RANK = """(r, linked, alpha) =>
+  linked && r ? 2 * Math.min(r, document.querySelector("#rank input[type=range]").max) : alpha"""
 
 
 class _Choice(NamedTuple):
@@ -134,12 +138,9 @@ class MethodTab:
         page.refresh_after(self.choice.input(_settings_of_choice, [self.choice, *settings], settings, **QUICK))
         quantization.input(None, quantization, self._set_quantization, js="(value) => value", **QUICK)
         page.refresh_after(self.warm_start.click(lambda: None, None, start, **QUICK))
-        # In the browser: figures that depend on both need one round trip only.
-        linking = {"js": "(r, linked, alpha) => linked && r ? 2 * r : alpha", **QUICK}
-        linking |= {"fn": None, "inputs": [rank, self.link_alpha, alpha], "outputs": alpha}
-        page.refresh_after(gr.on([rank.input, self.link_alpha.input], **linking))
-        # Gradio clamps a rank beyond the slider's end just after its box loses focus.
-        page.refresh_after(rank.release(nothing, None, None, **QUICK).then(**linking))
+        # In the browser alone: an alpha that a server answers would be put over one that was typed meanwhile.
+        link_inputs, linking = [rank, self.link_alpha, alpha], [rank.input, self.link_alpha.input]
+        page.refresh_after(gr.on(linking, None, link_inputs, alpha, js=_ALPHA_OF_RANK, **QUICK))
         gr.on(
             [alpha.input, alpha.release],
             None,
