@@ -1,6 +1,8 @@
 """Columns of logged steps, their smoothing, and which points of a curve are drawn."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -99,3 +101,8 @@ def test_smoothing_is_the_plain_recurrence(weight):
         expected.append(average / (1 - weight**count))
 
     np.testing.assert_allclose(smooth(values, weight), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_server_that_draws_curves_does_without_pandas():
+    program = "import sys, numpy; from loratory.engine.runs.history import steps; steps.smooth(numpy.ones(3), 0.9); assert 'pandas' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
