@@ -18,6 +18,7 @@ import typer
 from loratory.engine.cli import build_app
 from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.runs.store import RunStore
+from tests.e2e.test_scripts_for_real import run_here
 
 ROOT = Path(__file__).parents[1]
 GENERATED = {"settings.md", "cli.md", "events.md"}
@@ -113,6 +114,8 @@ def test_a_command_of_the_documentation_exists_with_its_options(command):
 class Terminal:
     """Runs commands as a person would who replaces RUN, CONFIG, MODEL and DATA by their own.
 
+    The first one and servers are processes of their own; the import of the others would take most of their time.
+
     Attributes:
         FIRST: Is run first, and makes RUN.
     """
@@ -136,6 +139,9 @@ class Terminal:
         if arguments[1] in ("train", "sweep", "estimate", "script"):
             arguments += [word for setting in settings for word in ("--set", setting)]
         is_server = command.startswith(SERVERS)
+        if arguments[0] == "loratory" and not is_server and command != self.FIRST:
+            self._run_here(command, arguments[1:])
+            return
         if is_server:
             arguments = [word for word in arguments if word not in ("--port", "7861")] + ["--port", str(free_port())]
         program = [str(Path(sys.executable).with_name("loratory"))] if arguments[0] == "loratory" else [sys.executable]
@@ -157,6 +163,12 @@ class Terminal:
                 process.send_signal(signal.SIGINT)
         assert process.wait() == 0, f"{command}: {''.join(output)[-3000:]}"
         assert not is_server or "http://127.0.0.1:" in "".join(output)
+
+    def _run_here(self, command: str, arguments: list[str]) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self._folder)
+            code, out, err = run_here(*arguments, home=self._home)
+        assert code == 0, f"{command}: {(out + err)[-3000:]}"
 
 
 @pytest.fixture(scope="module")

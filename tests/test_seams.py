@@ -462,7 +462,7 @@ def add(toy: Toy, sources: Path) -> None:
     sources.mkdir(parents=True)
     shutil.copy(ROOT / ".package" / "loratory" / "__init__.py", sources)
     for name in ("engine", "ui", "presets"):
-        shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, sources / name)  # with what is compiled, which stays valid for unchanged files
     for name, content in toy.new.items():
         assert not (sources / name).exists()
         (sources / name).write_text(content, encoding="utf-8")

@@ -37,10 +37,8 @@ from tests.serve.running import listening
 pytestmark = pytest.mark.e2e
 
 STEPS = 3  # of seconds each
-SETTINGS = {
-    "lora": ("quickstart-cpu", f"training.max_steps={STEPS}", "dataset.max_samples=24"),
-    "qlora": ("quickstart-cpu-qlora", f"training.max_steps={STEPS}", "dataset.max_samples=24"),
-}
+FEW = (f"training.max_steps={STEPS}", "training.gradient_accumulation_steps=2", "dataset.max_samples=16")
+SETTINGS = {"lora": ("quickstart-cpu", *FEW), "qlora": ("quickstart-cpu-qlora", *FEW)}
 ASKED_ONCE_MORE = 5  # questions, without our code
 
 

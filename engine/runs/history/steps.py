@@ -28,9 +28,9 @@ def smooth(values: Array, weight: float) -> Array:
     # Without pandas, whose import takes 60 MiB of a server that draws curves; a million steps take a tenth of a second.
     is_finite = np.isfinite(values)
     sums = itertools.accumulate(values[is_finite].tolist(), lambda total, value: total * weight + value)
-    smoothed = np.full(len(values), np.nan)
-    smoothed[is_finite] = np.fromiter(sums, float) * (1 - weight) / (1 - weight ** np.arange(1, is_finite.sum() + 1))
-    return smoothed
+    averages = np.full(len(values), np.nan)
+    averages[is_finite] = np.fromiter(sums, float) * (1 - weight) / (1 - weight ** np.arange(1, is_finite.sum() + 1))
+    return averages
 
 
 StepColumn = Literal[
