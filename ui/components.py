@@ -26,6 +26,7 @@ R = TypeVar("R")
 Updates = dict[Component, Any]  # what a handler changes; components that it does not name stay as they are
 
 # An event whose handler takes at most milliseconds, and one that may have to wait for its turn.
+# Without the queue, which alone shows what gr.Info and gr.Warning say.
 QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 SLOW: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 

@@ -183,6 +183,7 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
     for name, value in (("running_per_person", ""), ("weekly_gpu_hours", "40.5"), ("device_weights", "cuda:0: 2")):
         page.locator(f"#lab-{name} textarea, #lab-{name} input").fill(value)
     page.locator("#lab-save-limits").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("Limits saved.")
     expect(page.locator("#lab-log")).to_contain_text("weekly_gpu_hours: None to 40.5")
     limits = read_settings(lab.home).limits
     assert (limits.running_per_person, limits.weekly_gpu_hours, limits.device_weights) == (None, 40.5, {"cuda:0": 2})

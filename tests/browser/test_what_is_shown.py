@@ -128,6 +128,7 @@ def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(kept_page,
     expect(note).to_have_value("What I found out so far")
 
     page.locator("#note-save").click()
+    expect(page.get_by_test_id("toast-body")).to_contain_text("Saved.")
     expect(page.locator("#run-facts")).to_contain_text("What I found out so far")
     pick_run(page, "Qwen3-0.6B")
     expect(note).to_have_value("")

@@ -161,7 +161,7 @@ class LabTab:
             (self.announce, self._announce, [self.announcement]),
             (self.save_maintenance, self._set_maintenance, maintenance),
         ):
-            self._log_after(button.click(shown_as_message(handler), inputs, None, **QUICK))
+            self._log_after(button.click(shown_as_message(handler), inputs, None, **SLOW))
         gr.on(
             [changed_by_hand(part) for part in filters],
             shown_in_place(self._show_log),

@@ -54,10 +54,10 @@ class LabRunsPart:
         page = self.page
         panel = [self.panel, self.question, self.run_key, self.why]
         action_outputs = [*self.outputs, *panel, page.other_run, page.tabs]
-        log_after(self.active.click(shown_as_message(self._act), None, action_outputs, **QUICK))
+        log_after(self.active.click(shown_as_message(self._act), None, action_outputs, **SLOW))
         action_inputs = [self.run_key, self.why]
         for event in (self.confirm.click, self.why.submit):
-            log_after(event(shown_as_message(self._make_urgent), action_inputs, [*self.outputs, *panel], **QUICK))
+            log_after(event(shown_as_message(self._make_urgent), action_inputs, [*self.outputs, *panel], **SLOW))
         self.cancel.click(lambda: HIDDEN, None, self.panel, **QUICK)
 
     def show(self) -> Updates:

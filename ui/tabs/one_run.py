@@ -104,7 +104,7 @@ class OneRunPart:
             shared = self.share.click(shown_as_message(self.change_sharing), run_shown, None, **QUICK)
             shared.then(self.redraw, run_shown, self._changing, **QUICK)
         notes = [run_shown, self.name, self.tags, self.note]
-        save_event = self.save.click(shown_as_message(self.save_notes), notes, None, **QUICK)
+        save_event = self.save.click(shown_as_message(self.save_notes), notes, None, **SLOW)
         save_event.then(self.describe, run_shown, self._details, **QUICK)
         return save_event, delete_event
 

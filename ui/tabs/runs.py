@@ -300,7 +300,7 @@ class ElectricityPart:
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
         tab.select(self.read_values, None, self.inputs, **QUICK)
-        self.save.click(shown_as_message(self.save_values), self.inputs, None, **QUICK)
+        self.save.click(shown_as_message(self.save_values), self.inputs, None, **SLOW)
 
     def read_values(self) -> list[Any]:
         electricity = read_electricity(self.page.services.home)

@@ -125,10 +125,10 @@ class SharedRunsPart:
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
         page = self.page
-        self.list_after(tab.select(self.show, self.run_name, self._outputs, **QUICK))
+        self.list_after(tab.select(self.show, self.run_name, self._outputs, **SLOW))
         pick_event = self.table.click(picked_value, None, self.run_name, **QUICK)
-        self.list_after(pick_event.then(self.show, self.run_name, self._outputs, **QUICK))
-        self.list_after(self.live.submit(self.show, self.run_name, self._outputs, trigger_mode="always_last", **QUICK))
+        self.list_after(pick_event.then(self.show, self.run_name, self._outputs, **SLOW))
+        self.list_after(self.live.submit(self.show, self.run_name, self._outputs, trigger_mode="always_last", **SLOW))
         self.run_name.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
         copy_event = self.copy.click(
             shown_as_message(self.settings), self.run_name, [self._change, page.copied_from], **SLOW
