@@ -3,6 +3,7 @@
 What needs the Hub, root, a cluster or a download is marked in `NEEDS`; all else runs as written, on a tiny model.
 """
 
+import io
 import os
 import re
 import shlex
@@ -167,6 +168,7 @@ class Terminal:
     def _run_here(self, command: str, arguments: list[str]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self._folder)
+            patch.setattr("sys.stdin", io.StringIO())  # nobody types
             code, out, err = run_here(*arguments, home=self._home)
         assert code == 0, f"{command}: {(out + err)[-3000:]}"
 
