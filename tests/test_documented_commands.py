@@ -168,7 +168,7 @@ class Terminal:
     def _run_here(self, command: str, arguments: list[str]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self._folder)
-            patch.setattr("sys.stdin", io.StringIO())  # nobody types
+            patch.setattr("sys.stdin", io.StringIO())  # without input, as in a script
             code, out, err = run_here(*arguments, home=self._home)
         assert code == 0, f"{command}: {(out + err)[-3000:]}"
 

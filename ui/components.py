@@ -25,8 +25,8 @@ R = TypeVar("R")
 
 Updates = dict[Component, Any]  # what a handler changes; components that it does not name stay as they are
 
-# An event whose handler takes at most milliseconds, and one that may have to wait for its turn.
-# Without the queue, which alone shows what gr.Info and gr.Warning say.
+# An event whose handler takes at most milliseconds, and one that may have to wait for its turn. What gr.Info and gr.Warning
+# say in the first is printed by the server instead of shown, as it has no queue.
 QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 SLOW: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 

@@ -161,7 +161,8 @@ class Page:
     def refresh_after(self, event: Dependency) -> Dependency:
         """Redraw after an event that set form values.
 
-        By the event of edits, of which one runs at a time: answers of two might arrive in the wrong order.
+        By the event of edits, of which one runs at a time: answers of two might arrive in the wrong order. The event that is
+        returned ends before the redraw.
         """
         return event.then(None, None, self._turn, js="() => String(Math.random())", **QUICK)
 

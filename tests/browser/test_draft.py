@@ -155,6 +155,22 @@ def test_an_adapter_to_begin_with_is_seen_can_be_taken_out_and_goes_with_its_mod
     assert services.launcher.started[-1].folder.read_config().adapter.warm_start is None
 
 
+def test_alpha_is_linked_again_where_the_method_shows_no_rank(page):
+    open_tab(page, "Method")
+    page.locator("#method-choice label", has_text="AdaLoRA").click()
+    alpha, link_box = (
+        page.get_by_label("number input for Alpha (lora_alpha)"),
+        page.get_by_label("Keep alpha at twice the rank"),
+    )
+    expect(alpha).to_have_value("8")
+    expect(page.locator("#rank")).to_be_hidden()
+
+    link_box.uncheck()
+    link_box.check()
+
+    expect(alpha).to_have_value("32")
+
+
 def test_a_slider_may_be_emptied_and_alpha_follows_the_rank_while_ticked(page):
     link_box = page.get_by_label("Keep alpha at twice the rank")
     rank, alpha = (page.get_by_label(f"number input for {name}") for name in ("Rank (r)", "Alpha (lora_alpha)"))
@@ -166,7 +182,7 @@ def test_a_slider_may_be_emptied_and_alpha_follows_the_rank_while_ticked(page):
 
     rank.fill("20")
     expect(alpha).to_have_value("40")
-    expect(page.locator("#panel")).to_contain_text("r 20")  # which showed 24 before: a draft of then could be reloaded
+    expect(page.locator("#panel")).to_contain_text("r 20")  # 24 comes once more below
     alpha.fill("16")
     expect(link_box).not_to_be_checked()
     rank.fill("24")

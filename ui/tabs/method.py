@@ -44,7 +44,7 @@ _FITS: dict[Verdict | None, str] = {
 
 # Gradio clamps a rank beyond the slider's end when its box loses focus.
 _ALPHA_OF_RANK = """(r, linked, alpha) =>
-  linked && r ? 2 * Math.min(r, document.querySelector("#rank input[type=range]").max) : alpha"""
+  linked && r ? 2 * Math.min(r, document.querySelector("#rank input[type=range]")?.max ?? r) : alpha"""
 
 
 class _Choice(NamedTuple):
@@ -139,8 +139,8 @@ class MethodTab:
         quantization.input(None, quantization, self._set_quantization, js="(value) => value", **QUICK)
         page.refresh_after(self.warm_start.click(lambda: None, None, start, **QUICK))
         # In the browser alone: an alpha that a server answers would be put over one that was typed meanwhile.
-        link_inputs, linking = [rank, self.link_alpha, alpha], [rank.input, self.link_alpha.input]
-        page.refresh_after(gr.on(linking, None, link_inputs, alpha, js=_ALPHA_OF_RANK, **QUICK))
+        inputs = [rank, self.link_alpha, alpha]
+        page.refresh_after(gr.on([rank.input, self.link_alpha.input], None, inputs, alpha, js=_ALPHA_OF_RANK, **QUICK))
         gr.on(
             [alpha.input, alpha.release],
             None,

@@ -25,7 +25,7 @@ def smooth(values: Array, weight: float) -> Array:
     Source: debiased EMA as in TensorBoard's `resmoothDataset`; Kingma and Ba 2015, section 3 (arXiv:1412.6980).
     """
     assert 0.0 <= weight < 1.0, f"weight {weight} is not in [0, 1)"
-    # Without pandas, whose import takes 60 MiB of a server that draws curves; a million steps take a tenth of a second.
+    # Without pandas, whose import takes 60 MiB of a server that draws curves; a million steps take a quarter of a second.
     is_finite = np.isfinite(values)
     sums = itertools.accumulate(values[is_finite].tolist(), lambda total, value: total * weight + value)
     averages = np.full(len(values), np.nan)
