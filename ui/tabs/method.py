@@ -21,7 +21,7 @@ from loratory.engine.memory.compare import (
     share_among,
 )
 from loratory.engine.memory.estimate import Estimator, Verdict
-from loratory.ui.components import QUICK, SLOW, pick_list, picked_value, shown_as_message, visible_if
+from loratory.ui.components import QUICK, SLOW, nothing, pick_list, picked_value, shown_as_message, visible_if
 from loratory.ui.draft import Draft
 from loratory.ui.form import ALL_LINEAR, EVERY_LAYER, field_of, group_settings
 from loratory.ui.gradio_internals import CheckboxGroup, Radio
@@ -141,6 +141,8 @@ class MethodTab:
         # In the browser alone: an alpha that a server answers would be put over one that was typed meanwhile.
         inputs = [rank, self.link_alpha, alpha]
         page.refresh_after(gr.on([rank.input, self.link_alpha.input], None, inputs, alpha, js=_ALPHA_OF_RANK, **QUICK))
+        # Gradio clamps a rank beyond the slider's end just after its box loses focus, with this event.
+        page.refresh_after(rank.release(nothing, None, None, **QUICK))
         gr.on(
             [alpha.input, alpha.release],
             None,
