@@ -22,6 +22,7 @@ from tests.supervision.fake_runs import (
     fake_settings,
     wait_for_state,
 )
+from tests.waiting import wait_until
 
 _FAKE_WORKER = (
     f"import runpy, sys; sys.path.insert(0, {str(REPOSITORY)!r}); "
@@ -111,3 +112,9 @@ def record_of(run: Run) -> SlurmRecord:
     record = SlurmRecord.read(run.folder)
     assert record is not None
     return record
+
+
+def record_on_node(run: Run) -> SlurmRecord:
+    """Wait until Slurm's queue has told a run's node, which may be after the first steps of its worker."""
+    wait_until(lambda: record_of(run).nodes != "")
+    return record_of(run)

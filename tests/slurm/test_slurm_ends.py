@@ -3,7 +3,7 @@
 import pytest
 
 from loratory.engine.runs.control import request_stop
-from tests.slurm.conftest import file_run, record_of
+from tests.slurm.conftest import file_run, record_of, record_on_node
 from tests.supervision.fake_runs import executions, wait_for_state, wait_for_step
 from tests.waiting import wait_until
 
@@ -15,7 +15,7 @@ def test_after_a_time_limit_and_a_failed_node_runs_resume_as_other_jobs(slurm, o
     runs = [file_run(store, "steps=9999 pace=0.05 checkpoint=5", gpus=2) for _ in range(2)]
     for run in runs:
         wait_for_step(run, 6)
-    by_node = {record_of(run).nodes: run for run in runs}
+    by_node = {record_on_node(run).nodes: run for run in runs}
     first = {name: record_of(run).job_id for name, run in by_node.items()}
     slurm.run_command("scontrol", "update", f"JobId={first['node1']}", "TimeLimit=1")
 

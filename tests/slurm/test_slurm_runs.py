@@ -12,7 +12,7 @@ from loratory.engine.places.slurm.place import ClusterPlace
 from loratory.engine.runs.control import request_cancel, request_resume, request_stop, request_target
 from loratory.engine.training import faults
 from tests.browser.real_server import real_server
-from tests.slurm.conftest import file_run, finish, record_of
+from tests.slurm.conftest import file_run, finish, record_of, record_on_node
 from tests.supervision.fake_runs import executions, wait_for_state, wait_for_step, worker_of
 from tests.supervision.on_host import start_host as start_host
 from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, write_questions
@@ -26,10 +26,9 @@ def test_a_run_is_submitted_follows_its_job_and_finishes(slurm, on_slurm, store)
     run = file_run(store, "steps=6 hold=3")
     wait_for_state(run, "running")
     wait_for_step(run, 3)
-    state, record = run.folder.read_state(), record_of(run)
-
-    assert state.job_id == record.job_id != ""
-    assert state.device == f"slurm {record.job_id} · {record.nodes} · 1×toy"
+    record = record_on_node(run)
+    wait_until(lambda: run.folder.read_state().device == f"slurm {record.job_id} · {record.nodes} · 1×toy")
+    assert run.folder.read_state().job_id == record.job_id != ""
     assert worker_of(run).job_id == record.job_id
     assert f"loratory {run.id}" in slurm.run_command("squeue", "-h", "-j", record.job_id, "-o", "%k")
 
@@ -66,7 +65,7 @@ def test_a_preempted_run_resumes_as_another_job_from_its_checkpoint(slurm, on_sl
     on_slurm()
     run = file_run(store, "steps=9999 pace=0.05", gpus=2)
     wait_for_step(run, 2)
-    first = record_of(run)
+    first = record_on_node(run)
     urgent = ("sbatch", "--parsable", "-p", "urgent", "--gpus-per-node=toy:2", "--mem=100M", "-w", first.nodes)
     slurm.run_command(*urgent, "--output=/dev/null", "--time=1", "--wrap=sleep 1")
 
@@ -130,7 +129,7 @@ def test_a_waiting_run_shows_slurms_reason_and_leaves_its_queue(slurm, on_slurm,
     busy = [file_run(store, "steps=9999 pace=0.05", gpus=2) for _ in range(2)]
     for run in busy:
         wait_for_step(run, 1)
-    assert {record_of(run).nodes for run in busy} == {"node1", "node2"}
+    assert {record_on_node(run).nodes for run in busy} == {"node1", "node2"}
     waits = file_run(store, "steps=3", gpus=2)
     wait_until(lambda: "Resources" in waits.folder.read_state().cause)
     wait_until(lambda: "-" in slurm.run_command("sinfo", "--noheader", "--format=%T"))  # a node is planned for it
