@@ -140,10 +140,10 @@ def test_a_space_without_sign_in_reports_it_on_its_page_and_in_its_log(tmp_path)
     [(HubUnreachableError("The Hub does not answer.", "Wait."), True), (AccountError("No.", "Add it."), False)],
 )
 def test_only_what_may_pass_by_itself_is_tried_again(monkeypatch, error, may_pass):
-    runs = []
+    runs, before = [], set(threading.enumerate())  # those of other tests, which may wait for minutes
 
     def run(server, sockets):
-        timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+        timers = [thread for thread in set(threading.enumerate()) - before if isinstance(thread, threading.Timer)]
         for timer in timers:
             timer.join()
         runs.append((bool(timers), server.should_exit))
