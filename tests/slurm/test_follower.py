@@ -300,7 +300,7 @@ def test_one_look_at_the_queue_serves_all_runs_and_no_call_waits_for_it(home, sl
     for number in range(20):
         run = store.create(config_for(f"run {number}", run={"where": "slurm"}))
         jobs.append(executor.submit(JobSpec(run, run.folder.read_config(), (), 1)))
-    wait_until(lambda: all(job.id for job in jobs))
+    wait_until(lambda: all(job.record.is_released for job in jobs))  # an id is known one command earlier
     slurm.commands.clear()
     wait_until(lambda: slurm.commands.count("queue") >= 3)
     executor.close()
