@@ -206,6 +206,8 @@ def test_two_nodes_train_as_one_process_does_and_one_process_resumes_their_run(
     wait_until(lambda: len(losses_of(run)) == 3 or run.folder.read_state().is_final)
     monkeypatch.delenv(faults.VARIABLE)
     assert not run.folder.read_state().is_final, f"{run.folder.read_state()}\n{run.folder.log.read_text()}"
+    # What a run says at its end of its nodes is what it said while it ran.
+    wait_until(lambda: " · node[1-2] · " in run.folder.read_state().device)
     request_stop(run)
     (tmp_path / "go").touch()
 
