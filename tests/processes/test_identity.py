@@ -8,7 +8,7 @@ import pytest
 from loratory.engine.processes.liveness import ProcessIdentity, boot_id, end_group
 from tests.waiting import wait_until
 
-SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEP = [sys.executable, "-c", "import time; time.sleep(3600)"]
 
 
 @pytest.fixture
