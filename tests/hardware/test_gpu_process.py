@@ -1,8 +1,8 @@
 """What a GPU's driver counts for this process, by drivers that are made up."""
 
-import getpass
 import os
 
+import psutil
 import pytest
 
 from loratory.engine.hardware.cuda import GpuProgram, gpu_process_bytes, list_gpu_programs
@@ -42,8 +42,8 @@ def test_a_mig_instance_is_asked_by_its_own_handle():
 
 def test_programs_of_other_people_are_listed_with_their_user():
     unseen = 2**22 + 1  # above the highest pid: of another container
-    driver = driver_with((0, OURS, 5_000), (0, unseen, None), (1, OURS, 7))
+    driver, user = driver_with((0, OURS, 5_000), (0, unseen, None), (1, OURS, 7)), psutil.Process().username()
 
-    assert list_gpu_programs(0, driver) == (GpuProgram(OURS, getpass.getuser(), 5_000), GpuProgram(unseen, "", None))
+    assert list_gpu_programs(0, driver) == (GpuProgram(OURS, user, 5_000), GpuProgram(unseen, "", None))
     assert list_gpu_programs(0, driver_with()) == ()
     assert driver.open == 0
