@@ -148,9 +148,11 @@ def test_a_dead_worker_that_no_one_has_collected_is_seen_as_dead(store, monkeypa
 def test_two_servers_on_one_home_supervise_once_and_the_survivor_takes_over(store):
     with server() as first, server() as second:
         assert (first.role, second.role) == ("supervising", "standing_by")  # type: ignore[attr-defined]
-        runs = [store.create(config_for("steps=10")) for _ in range(3)]
-        wait_for_state(runs[0], "running", "completed")
+        # The second run waits for the device of the first, so that no worker is about to be started at the kill.
+        runs = [store.create(config_for(name)) for name in ("steps=10 hold=5", "steps=10", "steps=10")]
+        wait_until(lambda: last_step(runs[0]) >= 5)
         first.kill()
+        continue_worker(runs[0])
         for run in runs:
             wait_for_state(run, "completed")
     assert [executions(run) for run in runs] == [["1"], ["1"], ["1"]]
