@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from loratory.engine.serve.model import ServedModel
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.serve.running import listening
 from tests.tiny_model import make_tiny_model
-from tests.waiting import wait_until
+from tests.waiting import count_living, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -164,14 +163,11 @@ def test_the_command_serves_the_demo_model_with_an_adapter_and_ends_without_a_tr
         assert record["models"] == ["demo-adapter", "base"]
         client = OpenAI(base_url=record["url"], api_key="unused", max_retries=0, timeout=300)
         answers = {name: say(client, name, temperature=0, max_tokens=12) for name in record["models"]}
-        children = psutil.Process(process.pid).children(recursive=True)
+        pids = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         process.send_signal(signal.SIGTERM)
         assert process.wait(300) == 0, process.stderr.read()
     finally:
         process.kill()
     assert all(answers.values())
     assert answers["demo-adapter"] != answers["base"]
-    deadline = time.monotonic() + 300
-    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: count_living(pids) == 0)
