@@ -77,7 +77,7 @@ def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp
         wait_for_state(whole, "completed")
         monkeypatch.setenv(faults.VARIABLE, f"training:step-6=wait:{tmp_path / 'nothing'}")
         run = launcher.start(config)
-        wait_for_step(run, 5)
+        wait_for_step(run, 6)  # behind which it writes nothing any more
         wait_until(lambda: run.folder.newest_checkpoint_step() is not None)
         mirror.save()
         os.kill(run.folder.read_worker().pid, signal.SIGKILL)
