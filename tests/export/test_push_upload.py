@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi, constants
@@ -24,7 +25,7 @@ LIBRARYS_OWN = ("preupload", "batch", "put")  # requests that huggingface_hub re
 def hub(monkeypatch):
     with OwnHub() as stand_in:
         stand_in.serve_all(monkeypatch)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))  # there alone
         yield stand_in
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi
@@ -19,6 +20,7 @@ from tests.hub.jobs import STORAGE_CLIENT, JobsHub
 from tests.hub.server import TOKEN
 from tests.jobs.followed_run import FollowedRun
 from tests.jobs.lab import SERVERS_OWN, Lab
+from tests.waiting import PATIENCE_SECONDS
 
 _wheel = functools.cache(build_wheel)  # of hundreds of files that no test changes
 
@@ -31,7 +33,10 @@ def as_hugging_face(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[J
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     monkeypatch.setattr(job, "build_wheel", _wheel)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    # A step under way, which a test may not see the end of otherwise, is waited for however busy the machine is.
+    monkeypatch.setattr(job.JobsExecutor, "close_seconds", PATIENCE_SECONDS)
+    # In that module alone: what waits for other processes, and stand-ins that are slow on purpose, do sleep.
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
     with JobsHub(folder) as stand_in:
         stand_in.serve_all(monkeypatch, xet=True)
         yield stand_in
