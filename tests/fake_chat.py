@@ -1,5 +1,6 @@
 """A conversation partner that needs no model and answers at a human pace."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,7 @@ class FakeChatSession:
         self._stopped: set[str] = set()
         self.may_answer = threading.Event()  # while it is not set, an answer continues only once it is stopped
         self.may_answer.set()
+        self.most_words = sys.maxsize  # after so many, too
         self.requests: list[ChatRequest] = []
 
     @property
@@ -86,8 +88,8 @@ class FakeChatSession:
         answer_words = {branch: _ANSWERS[branch].split(" ") for branch in request.branches}
         for position in range(max(len(answer_words[branch]) for branch in request.branches) + 1):
             time.sleep(self._pace)
-            while request.id not in self._stopped and not self.may_answer.wait(0.02):
-                pass
+            while request.id not in self._stopped and not (position < self.most_words and self.may_answer.is_set()):
+                time.sleep(0.01)
             stopped = request.id in self._stopped
             for branch in request.branches:
                 text = answer_words[branch]

@@ -238,7 +238,7 @@ def test_wrong_sampling_settings_are_listed_together(tab, run):
 
 def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
     load(tab, run.id)
-    services.chat._pace = 0.01
+    services.chat.most_words = 1
     stream = tab.talk.stream_answers("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
