@@ -16,6 +16,7 @@ from loratory.ui.tabs.model import ModelTab
 from loratory.ui.tabs.train import TrainTab
 from tests.fake_services import fake_services
 from tests.ui.data_tab_visitor import Visitor
+from tests.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -30,6 +31,12 @@ def services(home) -> Services:
 def reads_all_runs_at_once(monkeypatch):
     """On a busy machine too, where reading a run takes longer than a page waits."""
     monkeypatch.setattr("loratory.ui.backend.run_reader._AT_ONCE_SECONDS", math.inf)
+
+
+@pytest.fixture(autouse=True)
+def waits_for_tokenizers(monkeypatch):
+    """Those of the fakes are there at once, on a busy machine after more time than a page waits."""
+    monkeypatch.setattr("loratory.ui.tabs.model._BLINK_SECONDS", PATIENCE_SECONDS)
 
 
 @pytest.fixture

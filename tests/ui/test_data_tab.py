@@ -171,9 +171,12 @@ def slow(services):
     resolver.go_on.set()
 
 
-def test_rows_are_shown_without_tokens_until_the_tokenizer_is_here(visitor, slow):
+def test_rows_are_shown_without_tokens_until_the_tokenizer_is_here(visitor, slow, monkeypatch):
+    monkeypatch.setattr("loratory.ui.tabs.model._BLINK_SECONDS", 0.0)
     settings = {"dataset__source": "rows.jsonl", "model__id": MODEL.id}
     tab = visitor.tab
+    download = tab.page.services.tokenizers.download(MODEL)
+    wait_until(lambda: "41.0 MB" in download.message)
 
     updates = visitor.open(**settings)
 

@@ -20,7 +20,7 @@ from loratory.ui.views.memory import render_side_panel
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.drafts import values_of
 from tests.ui.form_visitor import FormVisitor
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 PAGE = SimpleNamespace(session_hash="page-1")
 
@@ -148,10 +148,19 @@ def test_tokens_are_counted_once_the_tokenizer_is_here(tab, services):
     assert tab.page.draft(values).problems == ()
 
 
-def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):
-    values = values_of(tab, a_config(training__max_steps=-1))
+def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services, monkeypatch):
+    config, check, goes_on = a_config(training__max_steps=-1), services.inspector.check, threading.Event()
+
+    def check_later(*of_what, **settings):
+        assert goes_on.wait(PATIENCE_SECONDS)
+        return check(*of_what, **settings)
+
+    monkeypatch.setattr(services.inspector, "check", check_later)
+    assert services.tokenizers.download(config.model).done.wait(PATIENCE_SECONDS)
+    values = values_of(tab, config)
 
     assert "Counting tokens" in count(tab, values)[0]
+    goes_on.set()
     wait_until(lambda: not count(tab, values)[1]["active"])
 
     plan, clock, _ = count(tab, values)
