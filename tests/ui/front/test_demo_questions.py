@@ -16,7 +16,7 @@ from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun
 from tests.space.demo_parts import a_demo, with_run, with_sample
 from tests.ui.front.demo_visits import app_of, send_question, visit, visit_at_once
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -190,7 +190,7 @@ def test_questions_wait_in_a_short_line(slow_demo):
         slow_demo.chat.session.may_answer.set()
         return [answer.status_code for answer in await asyncio.gather(*requests)], page, refusals
 
-    statuses, page, refusals = visit_at_once(app_of(slow_demo), visitors)
+    statuses, page, refusals = visit_at_once(app_of(slow_demo, waits_seconds=PATIENCE_SECONDS), visitors)
 
     assert sorted(statuses) == [200] * 5 + [503] * 3, "one is answered, four wait"
     assert all("Several visitors are asking at the moment." in answer.text for answer in refusals)

@@ -1,10 +1,13 @@
 """Floods of a lab by strangers and by its own people: everyone else is answered meanwhile, over real TLS."""
 
+import asyncio
 import http.client
 import socket
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -68,20 +71,32 @@ UNFINISHED = [
 
 
 def test_a_request_that_does_not_arrive_is_given_up(lab, bea, monkeypatch):
-    monkeypatch.setattr(connections, "_TIMEOUT_SECONDS", 0.5)
     for request_start in UNFINISHED:
-        with connect(lab, request_start) as connection:
-            assert has_ended(connection), request_start
+        with monkeypatch.context() as patch:  # not for what is asked below: a busy machine may need longer
+            patch.setattr(connections, "_TIMEOUT_SECONDS", 0.5)
+            with connect(lab, request_start) as connection:
+                assert has_ended(connection), request_start
     assert bea.get("/config").status_code == 200
 
 
 def test_a_body_that_arrives_steadily_may_take_longer(lab, monkeypatch):
-    monkeypatch.setattr(connections, "_TIMEOUT_SECONDS", 2.0)
+    """The clock of the server is put forward, as a busy machine may take seconds between two parts."""
+    received, later = [], [0.0]
+    take, clock = connections.TimedConnection.data_received, asyncio.BaseEventLoop.time
+
+    def note(connection, data):
+        take(connection, data)
+        received.append(data)
+
+    monkeypatch.setattr(connections.TimedConnection, "data_received", note)
+    monkeypatch.setattr(asyncio.BaseEventLoop, "time", lambda loop: clock(loop) + later[0])
     monkeypatch.setattr(connections, "_SLOWEST_BYTES_PER_SECOND", 1)
     with connect(lab, UNFINISHED[-1]) as slow:
         for _ in range(10):
+            count = len(received)
             slow.sendall(b"aaaaa")
-            threading.Event().wait(0.3)
+            wait_until(lambda count=count: len(received) > count)
+            later[0] += connections._TIMEOUT_SECONDS / 4
         slow.sendall(b"&password=" + b"x" * 35)
         assert slow.recv(12) == b"HTTP/1.1 403"
 
@@ -104,6 +119,13 @@ def test_one_more_connection_of_a_network_replaces_the_oldest_that_waits(lab, be
         connection.close()
 
 
+@pytest.fixture
+def within_a_moment(monkeypatch):
+    """No time passes for the limits: on a busy machine, a test may take longer than the minute that they count."""
+    now = time.time()
+    monkeypatch.setattr("limits.storage.memory.time", SimpleNamespace(time=lambda: now))
+
+
 def guess(lab, number, name="ann", address="10.0.0.1"):
     with lab.browser(**{"X-Forwarded-For": address}) as browser:
         return browser.post(SIGN_IN, data={"name": name, "password": f"guess number {number}"}).status_code
@@ -120,7 +142,8 @@ def test_sessions_are_found_while_passwords_wait_for_their_turn(lab, bea, monkey
     monkeypatch.setattr(Passwords, "_matches", wait)
     with ThreadPoolExecutor(24) as pool:
         answers = [pool.submit(guess, lab, number, f"name-{number}", f"10.0.{number}.1") for number in range(24)]
-        wait_until(lambda: sum(answer.done() for answer in answers) == 6)  # turned away: two are checked, 16 wait
+        # Turned away are six; two are checked, and 16 wait.
+        wait_until(lambda: len(checks) == 2 and sum(answer.done() for answer in answers) == 6)
         assert bea.get("/config").status_code == 200
         assert len(checks) == 2
         may_end.set()
@@ -128,7 +151,7 @@ def test_sessions_are_found_while_passwords_wait_for_their_turn(lab, bea, monkey
     assert Counter(answer.result() for answer in answers) == {503: 6, 403: 18}
 
 
-def test_of_forty_guesses_at_once_ten_are_checked(lab):
+def test_of_forty_guesses_at_once_ten_are_checked(lab, within_a_moment):
     with ThreadPoolExecutor(40) as pool:
         answers = Counter(pool.map(lambda number: guess(lab, number), range(40)))
 
@@ -136,10 +159,8 @@ def test_of_forty_guesses_at_once_ten_are_checked(lab):
     assert answers[429] == 30
 
 
-def test_wrong_passwords_lock_no_one_out(lab, monkeypatch):
-    monkeypatch.setattr(
-        Passwords, "_matches", lambda _, password, _stored_hash: password == PASSWORD
-    )  # all within a minute
+def test_wrong_passwords_lock_no_one_out(lab, monkeypatch, within_a_moment):
+    monkeypatch.setattr(Passwords, "_matches", lambda _, password, _stored_hash: password == PASSWORD)
     with lab.browser(**{"X-Forwarded-For": "10.0.0.1"}) as known, lab.browser(**{"X-Forwarded-For": "10.0.0.2"}) as new:
         right = {"name": "ann", "password": PASSWORD}
         assert known.post(SIGN_IN, data=right).status_code == 303
