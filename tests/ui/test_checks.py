@@ -86,6 +86,8 @@ def test_rows_are_looked_at_with_and_without_a_tokenizer_for_one_form(checks, in
     wait_until(lambda: inspector.under_way == [512, 512])
 
     checks.request(replace(question, model=ModelConfig(id="another")), "page")
+    assert checks.find(question) is None
+    assert checks.find(replace(question, model=None)) is not None
     wait_until(lambda: len(inspector.under_way) == 2)
 
 
