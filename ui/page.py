@@ -353,7 +353,12 @@ class Page:
     def offer_targets(self, *values: Any) -> Any:
         mapping = self.draft(values).mapping
         shape = shape_of(self.services, mapping)
-        return UNCHANGED if shape is None else targets_update(shape, mapping["adapter"].get("target_modules"))
+        if shape is None:
+            return UNCHANGED
+        update, name = targets_update(shape, mapping["adapter"].get("target_modules")), "adapter.target_modules"
+        if update["value"] == values[self.form.names.index(name)]:  # a person may have changed them meanwhile
+            del update["value"]
+        return update
 
 
 def _merge(mapping: Mapping[str, Any], change: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

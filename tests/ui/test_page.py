@@ -56,6 +56,17 @@ def test_all_linear_stays_all_linear_before_and_after_the_layers_are_known(page,
     assert page.offer_targets(*values)["value"] == list(shape.linear_names())
 
 
+def test_targets_that_are_ticked_already_may_be_unticked_while_they_are_offered(page, services):
+    config = a_config()
+    names = list(services.shapes.learn(config.model).linear_names())
+    values = form_values(page.form, config.model_dump(mode="json"), adapter__target_modules=names)
+
+    offer = page.offer_targets(*values)
+
+    assert offer["choices"] == names
+    assert "value" not in offer
+
+
 @pytest.mark.parametrize("saved", [None, {}, [], "{}", {"model": "of another version", "gone": {}}])
 def test_a_browser_without_a_draft_of_ours_begins_with_an_empty_form(page, saved):
     values = restore(page, saved)
