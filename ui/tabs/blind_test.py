@@ -112,7 +112,8 @@ class BlindTestPart:
             [self.pair, self.judging, self.trouble, self.next, self.stop, self.choosing, self.tally],
             trigger_mode="once", concurrency_limit=None, **SLOW,
         )  # fmt: skip
-        self.show_count_after(pair_event)
+        # Not with the pair itself: until the event is over, Gradio ignores a click.
+        self.show_count_after(pair_event.then(lambda: gr.update(interactive=True), None, self.next, **QUICK))
         clear_error_after(self.trouble, [self.source, self.question, talk.sampling.system, *talk.sampling.inputs])
         self.stop.click(self.stop_answers, None, None, **QUICK)
         judge_outputs = [self.pair, self.judging, self.choosing, self.trouble]
@@ -163,7 +164,7 @@ class BlindTestPart:
     ) -> Iterator[Updates]:
         """Generate both answers to one question, and show them together."""
         chat = self.page.services.chat
-        end_updates: Updates = {self.next: gr.update(interactive=True), self.stop: HIDDEN, self.choosing: HIDDEN}
+        end_updates: Updates = {self.stop: HIDDEN, self.choosing: HIDDEN}
         try:
             target, sides = sides_to_compare(chat.state, judging.sides)
             prompt, judging = self._question(source, question, judging.about(target))
