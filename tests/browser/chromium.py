@@ -46,9 +46,20 @@ def open_page(browser: Browser, address: str, *, width: int = 1280, height: int 
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.goto(f"{address.rstrip('/')}/?__theme={'dark' if dark else 'light'}")
-    page.locator("#tabs button[role=tab]").first.wait_for()
-    page.locator("#next-step-line .chosen").wait_for()  # the browser's draft would be put in over what was typed before
+    await_draft(page)
     return page
+
+
+def await_draft(page: Page) -> None:
+    """Wait until the browser's draft is in the form: it would be put in over what was typed or uploaded before."""
+    page.locator("#tabs button[role=tab]").first.wait_for()
+    page.locator("#next-step-line .chosen").wait_for()
+
+
+def reload(page: Page) -> None:
+    """Open a page again, once its form can be filled."""
+    page.reload()
+    await_draft(page)
 
 
 def open_tab(page: Page, name: str) -> None:

@@ -15,10 +15,12 @@ from tests.browser.chromium import (
     open_model_choice,
     open_page,
     open_tab,
+    reload,
     set_up,
 )
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
 
@@ -95,7 +97,7 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     expect(other.locator("#run-heading h2")).to_have_text(title)
     other.context.close()
 
-    page.reload()
+    reload(page)
     expect(page.locator("#run-heading h2")).to_have_text(title)
     page.go_back()
     expect(page.locator("#tabs button[role=tab].selected")).to_have_text("Data")
@@ -168,6 +170,7 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(kept_page, servic
     services.chat.may_answer.clear()  # it still answers when the stop is clicked
     question.fill("And again?")
     page.locator("#chat-send").click()
+    wait_until(lambda: services.chat.requests[-1].messages[-1].content == "And again?")  # what is asked can be stopped
     page.locator("#chat-stop").click()
     expect(page.locator("#transcript .answers").last).to_contain_text("stopped")
     services.chat.may_answer.set()

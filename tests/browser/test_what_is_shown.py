@@ -1,6 +1,7 @@
 """What a page shows is what its buttons act on, in a real browser, on fakes: runs, confirmations, pairs of answers."""
 
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -152,6 +153,12 @@ def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(kept
     expect(page.locator("#run-details")).to_be_hidden()
 
 
+def write_line(log: Path, line: str) -> None:
+    """Write at the end, as a worker does: in a file that is written anew, a page may see nothing for a moment."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"\n{line}")
+
+
 def test_the_log_shows_its_end_and_holds_still_while_someone_reads_above(kept_page, services):
     page = kept_page
     run = services.launcher.start(a_config(run__name="says much", training__max_steps=ENDLESS))
@@ -167,7 +174,7 @@ def test_the_log_shows_its_end_and_holds_still_while_someone_reads_above(kept_pa
 
     page.wait_for_function(shows_its_end, arg=element)
     assert log.evaluate("(log) => log.scrollHeight > 2 * log.clientHeight")
-    run.folder.log.write_text("\n".join([*lines, "one more"]), encoding="utf-8")
+    write_line(run.folder.log, "one more")
     expect(log).to_contain_text("one more")
     page.wait_for_function(shows_its_end, arg=element)
 
@@ -175,6 +182,6 @@ def test_the_log_shows_its_end_and_holds_still_while_someone_reads_above(kept_pa
     log.evaluate(
         "(log) => new Promise((done) => { log.addEventListener('scroll', done, {once: true}); log.scrollTop = 100; })"
     )
-    run.folder.log.write_text("\n".join([*lines, "one more", "and another"]), encoding="utf-8")
+    write_line(run.folder.log, "and another")
     expect(log).to_contain_text("and another")
     assert log.evaluate("(log) => log.scrollTop") == 100
