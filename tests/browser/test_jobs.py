@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from loratory.engine.errors import PushError
 from loratory.engine.places.huggingface_jobs.account import HardwareList, HubLogin
 from loratory.engine.places.huggingface_jobs.layout import JobRecord, JobRequest
-from tests.browser.chromium import choose_model_and_data, open_tab
+from tests.browser.chromium import choose_model_and_data, open_tab, reload
 from tests.fake_services import fake_services
 from tests.hub.jobs import HARDWARE
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -80,10 +80,12 @@ def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload
     expect(page.locator("#jobs-offer code")).to_have_text("hf auth login")
     expect(page.locator(".trouble:visible")).to_have_count(1)  # elsewhere on the page, words point to it
     before = Api.requests
-    page.locator("#max-length input[type=number], #max-length textarea").fill("333")
+    length = page.locator("#max-length input[type=number], #max-length textarea")
+    expect(length).to_have_value("240")  # what suits the rows would be put over what is typed before
+    length.fill("333")
     expect(page.locator("#panel")).to_contain_text("333 tokens")
     monkeypatch.setattr(services.hardware, "_trouble_since", -1e9)  # long afterwards, a change asks again
-    page.locator("#max-length input[type=number], #max-length textarea").fill("444")
+    length.fill("444")
     # Not when it is asked, but once it is noted that it was refused, so this is not noted after what follows.
     wait_until(lambda: services.hardware._trouble_since > 0)
     assert Api.requests == before + 1
@@ -91,7 +93,7 @@ def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload
 
     monkeypatch.setattr(Api, "has_login", True)
     monkeypatch.setattr(services.hardware, "_trouble_since", -1e9)
-    page.reload()
+    reload(page)
     open_tab(page, "Train")
     expect(page.locator("#jobs-offer")).to_contain_text("$0.40")
     expect(page.locator("#start")).to_be_enabled()

@@ -230,8 +230,10 @@ class JobsPanel(PlacePanel):
     def fetch_hardware(self) -> Updates:
         """Fetch hardware and prices from Hugging Face; the draft shows the result."""
         flavors: Sequence[Flavor] = ()
+        hardware = self.page.services.hardware
         with contextlib.suppress(EngineError):  # stored, and shown with the draft
-            flavors = self.page.services.hardware.refresh()
+            # A draft that was read before the answer starts the timer once more.
+            flavors = hardware.known() if hardware.is_known else hardware.refresh()
         choices = [self._CHEAPEST, *((_describe(flavor), flavor.name) for flavor in flavors)]
         return {self.flavor: gr.update(choices=choices), self.timer: gr.update(active=False)}
 
