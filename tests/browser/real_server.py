@@ -78,6 +78,17 @@ def real_server(
             yield RealServer(url, home, process)
 
 
+def contents_of(home: Path) -> dict[Path, bytes]:
+    """Return what is in the files of a home on which a server is at work."""
+    contents = {}
+    for folder, _, names in os.walk(home):
+        for path in (Path(folder, name) for name in names):
+            with suppress(FileNotFoundError):  # what it writes is elsewhere until it is whole
+                if path.is_file():
+                    contents[path] = path.read_bytes()
+    return contents
+
+
 class LabServer:
     """`app.py --lab` behind real TLS on one port, started as often as a test asks."""
 

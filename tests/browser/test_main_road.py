@@ -13,7 +13,7 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser.chromium import let_layout_settle, open_page, open_tab
+from tests.browser.chromium import let_layout_settle, open_page, open_tab, reload
 from tests.browser.real_server import real_server
 from tests.waiting import wait_until
 
@@ -94,7 +94,7 @@ def test_a_newcomer_trains_with_three_clicks_at_most_and_talks_to_the_result(ser
     expect(page.locator("#next-step-line .go")).to_have_text("Follow")
 
     # A reload does not touch the run, and a second browser shows the same one.
-    page.reload()
+    reload(page)
     expect(page.locator("#panel dl")).to_contain_text("smollm2-135m-instruct")
     open_tab(page, "Train")
     expect(page.locator("#run-heading")).to_contain_text(SECOND_STEP)

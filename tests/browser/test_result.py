@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from loratory.engine.paths import LoratoryHome
-from tests.browser.chromium import let_layout_settle, open_model_choice, open_tab, why_no_browser
-from tests.browser.real_server import RealServer, real_server
+from tests.browser.chromium import let_layout_settle, open_model_choice, open_tab, reload, why_no_browser
+from tests.browser.real_server import RealServer, contents_of, real_server
 from tests.e2e.test_scripts_for_real import loratory
 from tests.export.stand_in_converter import make_checkout
 from tests.hub.repositories import OwnHub
@@ -141,8 +141,7 @@ def test_a_conversation_is_saved_and_the_blind_test_hides_names_until_the_choice
     (remaining,) = (server.home / "runs").glob("*/*/evaluations/blind-test-final.jsonl")
     assert json.loads(remaining.read_text().splitlines()[0])["verdict"] == "left"
 
-    page.reload()
-    page.locator("#tabs button[role=tab]").first.wait_for()
+    reload(page)
     open_tab(page, "Chat")
     expect(page.locator("#transcript .question")).to_contain_text(turn["question"])
     page.locator("#transcript .edit").click()
@@ -152,6 +151,7 @@ def test_a_conversation_is_saved_and_the_blind_test_hides_names_until_the_choice
 
 def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, server):
     open_tab(page, "Chat")
+    expect(page.locator("#chat-run input")).to_have_value(re.compile("tiny faq"))  # without it, nothing is measured
     page.locator("#chat-mode label", has_text="Measure").click()
     expect(page.locator("#measure-start")).to_be_enabled()
     for name, value in (("answered_rows", "6"), ("max_new_tokens", "16")):
@@ -163,8 +163,7 @@ def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, serv
     page.locator("#measure-start").click()
     page.wait_for_function("window.sawMeasuring")
 
-    page.reload()
-    page.locator("#tabs button[role=tab]").first.wait_for()
+    reload(page)
     open_tab(page, "Chat")
     page.locator("#chat-mode label", has_text="Measure").click()
     expect(page.locator("#measure-result .facts")).to_be_visible()
@@ -240,9 +239,9 @@ def test_the_token_is_nowhere_after_a_push_from_the_page(export_page, server, hu
     expect(page.locator("#export-result a")).to_contain_text("lab/tiny-faq")
 
     assert TOKEN not in page.content()
-    files = [path for path in server.home.rglob("*") if path.is_file()]
+    files = contents_of(server.home)
     assert server.home / "server.log" in files
-    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
+    assert not [path for path, content in files.items() if TOKEN.encode() in content]
 
 
 def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, server):
@@ -252,6 +251,7 @@ def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, se
     page.locator("#suggestions [data-pick='0']").click()
     expect(page.locator("#chat-question textarea")).not_to_have_value("")
     page.locator("#chat-send").click()
+    expect(page.locator("#chat-send")).to_be_enabled()  # until it has ended, the last answer may be shown once more
     page.locator("#transcript .vote").nth(1).click()
     expect(page.locator("#transcript .vote[aria-pressed='true']")).to_have_count(1)
     page.locator("#chat-mode label", has_text="Blind test").click()
@@ -263,6 +263,7 @@ def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, se
     open_tab(page, "Runs")
     page.locator("#runs-table tr[data-pick]", has_text="tiny faq").locator("td.name").last.click()
     page.locator("#run-train-on").click()
+    page.locator("#tabs button[role=tab].selected:has-text('Method')").wait_for()  # it would leave the next tab again
     expect(page.locator("#draft-side")).to_contain_text("tiny faq")
     open_tab(page, "Chat")
     page.locator("#chat-mode label", has_text="Votes").click()

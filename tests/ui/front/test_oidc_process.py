@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.browser.real_server import running
+from tests.browser.real_server import contents_of, running
 
 CANARY = "canary-of-a-client-secret"
 
@@ -40,7 +40,7 @@ def test_a_lab_offers_what_its_options_say(tmp_path, way):
             (process / "cmdline").read_bytes(),
             (process / "environ").read_bytes(),
         ]
-        outputs += [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
+        outputs += contents_of(tmp_path / "home").values()
         assert not [part for part in outputs if CANARY.encode() in part]
 
 
