@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from loratory.engine.accounts.listener import bound_socket
 from loratory.engine.cli import build_app
 from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.runs.store import RunStore
@@ -143,8 +143,13 @@ class Terminal:
         if arguments[0] == "loratory" and not is_server and command != self.FIRST:
             self._run_here(command, arguments[1:])
             return
-        if is_server:
-            arguments = [word for word in arguments if word not in ("--port", "7861")] + ["--port", str(free_port())]
+        with bound_socket("127.0.0.1", 0) as reserved:  # until the end: another process may take a free port
+            if is_server:
+                port = str(reserved.getsockname()[1])
+                arguments = [*(word for word in arguments if word not in ("--port", "7861")), "--port", port]
+            self._run_process(command, arguments, is_server=is_server)
+
+    def _run_process(self, command: str, arguments: list[str], *, is_server: bool) -> None:
         program = [str(Path(sys.executable).with_name("loratory"))] if arguments[0] == "loratory" else [sys.executable]
         process = subprocess.Popen(
             [*program, *arguments[1:]],
@@ -176,11 +181,6 @@ class Terminal:
 @pytest.fixture(scope="module")
 def terminal(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Terminal:
     return Terminal(tmp_path_factory.mktemp("terminal"), tiny_model_folder)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def is_whole(command: str) -> bool:
