@@ -112,8 +112,9 @@ class BlindTestPart:
             [self.pair, self.judging, self.trouble, self.next, self.stop, self.choosing, self.tally],
             trigger_mode="once", concurrency_limit=None, **SLOW,
         )  # fmt: skip
-        # Not with the pair itself: until the event is over, Gradio ignores a click.
-        self.show_count_after(pair_event.then(lambda: gr.update(interactive=True), None, self.next, **QUICK))
+        # Not with the pair itself: Gradio ignores a click until the event is over, and shows the last answer again then.
+        ready = pair_event.then(_ready, [self.pair, self.judging], [self.next, self.choosing], **QUICK)
+        self.show_count_after(ready)
         clear_error_after(self.trouble, [self.source, self.question, talk.sampling.system, *talk.sampling.inputs])
         self.stop.click(self.stop_answers, None, None, **QUICK)
         judge_outputs = [self.pair, self.judging, self.choosing, self.trouble]
@@ -212,8 +213,8 @@ class BlindTestPart:
                 turns_of(messages), left, right, verdict="equal", time=datetime.now(UTC),
                 by=self.page.services.runs.owner, source="blind test", sampling=settings,
             )  # fmt: skip
-            waiting = {self.judging: replace(judging, pair=pair, vote=vote), self.choosing: gr.update(visible=True)}
-            yield {**end_updates, self.pair: view.render_pair(pair), **waiting}
+            waiting = replace(judging, pair=pair, vote=vote)
+            yield {**end_updates, self.pair: view.render_pair(pair), self.judging: waiting}
         except EngineError as error:
             yield {**end_updates, self.pair: "", self.trouble: error_box(error)}
 
@@ -304,6 +305,11 @@ class BlindTestPart:
         except EngineError as error:
             return {self.tally: error_box(error)}
         return {self.tally: view.render_tally(tally, self._names(judging.target)), self.judging: judging}
+
+
+def _ready(shown: str, judging: Judging) -> tuple[Any, Any]:
+    """Return that the next pair can be asked for, and this one judged, if it is shown."""
+    return gr.update(interactive=True), visible_if(bool(shown) and judging.pair is not None)
 
 
 def sides_to_compare(state: ChatState, choice: str = "") -> tuple[ChatTarget, tuple[Branch, Branch]]:
