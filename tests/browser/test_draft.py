@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from loratory.ui.services import Services
-from tests.browser.chromium import barriers, let_layout_settle, open_tab, set_up
+from tests.browser.chromium import barriers, let_layout_settle, open_tab, reload, set_up
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.waiting import wait_until
@@ -45,7 +45,7 @@ def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked
     monkeypatch.setattr(services.inspector, "module_inventory", slowly)
 
     for rank in (40, 48):  # a second reload finds what was changed while the model was still looked up
-        page.reload()
+        reload(page)
         expect(page.locator("#panel")).to_contain_text("own-model")
         expect(page.locator("#panel")).not_to_contain_text("Choose a model")
         expect(page.locator("#model-details")).to_contain_text("Looking up somebody/own-model")
@@ -78,14 +78,14 @@ def test_panel_and_catalogue_follow_the_judged_device_also_after_a_reload(page):
     expect(page.locator("#panel")).to_contain_text("Estimate for NVIDIA RTX 4090. A run still starts on this machine.")
     expect(page.locator("#catalog caption")).to_contain_text("on NVIDIA RTX 4090")
     expect(page.locator("#measure")).to_be_hidden()
-    page.reload()
+    reload(page)
     expect(page.locator("#judge-for input")).to_have_value("RTX 4090 24 GB")
     expect(page.locator("#panel")).to_contain_text("Estimate for NVIDIA RTX 4090")
     expect(page.locator("#catalog caption")).to_contain_text("on NVIDIA RTX 4090")
     judge_for(page, "This machine")
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
     expect(page.locator("#catalog caption")).to_contain_text("on CPU")
-    page.reload()
+    reload(page)
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
 
 
@@ -123,7 +123,7 @@ def test_boxes_stay_empty_when_shown_again_and_advice_is_applied_and_undone(page
     expect(page.locator("#panel")).not_to_contain_text("whole number")
     expect(page.locator("#panel")).to_contain_text("Choose a dataset.")
     expect(page.locator("#panel")).not_to_contain_text("out of range")
-    page.reload()
+    reload(page)
     set_up(page)
     page.locator("#more-training button").first.click()
     let_layout_settle(page)
@@ -136,6 +136,9 @@ def test_an_adapter_to_begin_with_is_seen_can_be_taken_out_and_goes_with_its_mod
         open_tab(page, "Runs")
         page.locator("#runs-table tr[data-pick]", has_text="faq, rank 8").locator("td.name").last.click()
         page.locator("#run-train-on").click()
+        page.locator(
+            "#tabs button[role=tab].selected:has-text('Method')"
+        ).wait_for()  # it would leave the next tab again
         expect(page.locator("#begins-with")).to_contain_text("Continues from the adapter of faq, rank 8")
         expect(page.locator("#panel")).to_contain_text("the adapter of faq, rank 8")
 
@@ -188,7 +191,7 @@ def test_a_slider_may_be_emptied_and_alpha_follows_the_rank_while_ticked(page):
     rank.fill("24")
     expect(page.locator("#panel")).to_contain_text("r 24")
 
-    page.reload()
+    reload(page)
     open_tab(page, "Method")
     expect(rank).to_have_value("24")
     expect(link_box).not_to_be_checked()
