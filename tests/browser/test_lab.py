@@ -19,7 +19,14 @@ from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import RunStore
 from loratory.ui.front.gate import COOKIE
 from loratory.ui.services import Services
-from tests.browser.chromium import PATIENCE_MS, barriers, choose_model_and_data, let_layout_settle, open_tab
+from tests.browser.chromium import (
+    PATIENCE_MS,
+    await_draft,
+    barriers,
+    choose_model_and_data,
+    let_layout_settle,
+    open_tab,
+)
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
@@ -86,6 +93,7 @@ def sign_in(lab: Lab, page: Page, name: str) -> None:
     page.context.add_cookies([{"name": COOKIE, "value": token, "url": lab.url, "secure": True}])
     page.goto(lab.url)
     expect(page.locator("#header .account")).to_contain_text(name)
+    await_draft(page)
 
 
 def join(lab: Lab, page: Page, link: str, name: str) -> None:
@@ -118,6 +126,7 @@ def test_an_invited_person_joins_trains_leaves_and_comes_back(lab, page):
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_label("Password").press("Enter")
 
+    await_draft(page)
     open_tab(page, "Runs")
     expect(page.locator("#runs-table")).to_contain_text(runs[0].name[-4:])
 
@@ -144,6 +153,7 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
     page.get_by_label("Name").fill("root")
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign in").click()
+    await_draft(page)
     open_tab(page, "Lab")
     expect(page.locator("#lab-people [data-pick=root]")).to_be_visible()
     assert barriers(page) == []
@@ -182,6 +192,7 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
     let_layout_settle(page)
     for name, value in (("running_per_person", ""), ("weekly_gpu_hours", "40.5"), ("device_weights", "cuda:0: 2")):
         page.locator(f"#lab-{name} textarea, #lab-{name} input").fill(value)
+    expect(page.get_by_test_id("toast-body")).to_have_count(0)  # an earlier message takes later ones away with it
     page.locator("#lab-save-limits").click()
     expect(page.get_by_test_id("toast-body")).to_contain_text("Limits saved.")
     expect(page.locator("#lab-log")).to_contain_text("weekly_gpu_hours: None to 40.5")
