@@ -307,9 +307,9 @@ class BlindTestPart:
         return {self.tally: view.render_tally(tally, self._names(judging.target)), self.judging: judging}
 
 
-def _ready(shown: str, judging: Judging) -> tuple[Any, Any]:
+def _ready(pair_html: str, judging: Judging) -> tuple[Any, Any]:
     """Return that the next pair can be asked for, and this one judged, if it is shown."""
-    return gr.update(interactive=True), visible_if(bool(shown) and judging.pair is not None)
+    return gr.update(interactive=True), visible_if(bool(pair_html) and judging.pair is not None)
 
 
 def sides_to_compare(state: ChatState, choice: str = "") -> tuple[ChatTarget, tuple[Branch, Branch]]:
