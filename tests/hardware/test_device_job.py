@@ -62,9 +62,12 @@ def test_what_looks_for_a_stop_ends_by_itself(job, monkeypatch):
 
 def test_a_process_that_ends_before_it_is_asked_is_reported_with_how_it_ended(home, job, monkeypatch):
     missing_worker = replace(job, module="tests.processes.no_such_worker")
-    monkeypatch.setattr(
-        ProcessIdentity, "from_pid", lambda pid: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT) and None
-    )
+
+    def wait_for_end(pid: int) -> None:
+        if pid:  # 0 once its end has been seen
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(ProcessIdentity, "from_pid", wait_for_end)
 
     with pytest.raises(WorkerError, match=r"ended with code 1 before it answered"):
         missing_worker.run("echo", {}, threading.Event(), lambda _: None, lambda _: None)
