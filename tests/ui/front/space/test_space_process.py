@@ -140,14 +140,23 @@ def test_a_space_without_sign_in_reports_it_on_its_page_and_in_its_log(tmp_path)
     [(HubUnreachableError("The Hub does not answer.", "Wait."), True), (AccountError("No.", "Add it."), False)],
 )
 def test_only_what_may_pass_by_itself_is_tried_again(monkeypatch, error, may_pass):
-    runs, before = [], set(threading.enumerate())  # those of other tests, which may wait for minutes
+    runs, timers = [], []
+
+    class NotedTimer(threading.Timer):
+        """Is known also once it has ended, before the server runs."""
+
+        def start(self):
+            timers.append(self)
+            super().start()
 
     def run(server, sockets):
-        timers = [thread for thread in set(threading.enumerate()) - before if isinstance(thread, threading.Timer)]
         for timer in timers:
             timer.join()
         runs.append((bool(timers), server.should_exit))
 
+    monkeypatch.setattr(
+        connections, "threading", SimpleNamespace(Timer=NotedTimer)
+    )  # those of other tests are not noted
     monkeypatch.setattr(connections, "_RETRY_SECONDS", 0.05)
     monkeypatch.setattr(uvicorn.Server, "run", run)
     connections.serve_problem(error, SimpleNamespace(open=lambda: None))
