@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,7 +152,8 @@ class JobsHub(HubServer):
             return
         job.stage, job.message, job.end_time = stage, message, time.monotonic()
         if job.process is not None and job.process.poll() is None:
-            os.killpg(job.process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.killpg(job.process.pid, signal.SIGKILL)
             job.process.wait()
 
     def start(self, job: FakeJob) -> None:
