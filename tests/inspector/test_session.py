@@ -90,7 +90,8 @@ def test_a_check_can_be_watched_and_stopped(inspector, inspected_home):
 
 def test_a_search_can_be_watched_and_stopped(inspector, inspected_home):
     big = inspected_home.uploads / "searched.jsonl"
-    big.write_text('{"instruction": "x", "output": "y"}\n' * 200_000)
+    # Seconds of any processor, and it reports after 0.2.
+    big.write_text('{"instruction": "x", "output": "y"}\n' * 1_000_000)
     dataset = DatasetConfig(source=str(big))
 
     steps = inspector.find_steps(dataset, "nothing says this", after_row=0)
