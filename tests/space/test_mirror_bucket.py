@@ -108,8 +108,7 @@ def test_saving_continues_after_trouble_and_after_answers_that_were_lost(home, s
 
     bucket.refuse = refuse
     other = a_run(home, seed=2)
-    wait_until(lambda: len(refusals) > 1)
-    assert "no room" in mirror.unsaved("ann").text
+    wait_until(lambda: len(refusals) > 1 and "no room" in mirror.unsaved("ann").text)
     assert mirror.unsaved("ann").runs
     bucket.refuse = lambda _: None
     wait_until(lambda: mirror.unsaved("ann").text == "")
