@@ -21,6 +21,7 @@ from loratory.engine.processes.spawn import has_hub_login
 from loratory.engine.runs.job import JobSpec, start_worker
 from loratory.engine.runs.provenance import Provenance
 from loratory.engine.runs.store import RunStore
+from tests.browser.real_server import contents_of
 from tests.fake_launcher import a_device
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab import fake_services_of, running_lab
@@ -161,9 +162,7 @@ def test_secrets_of_the_server_are_in_no_page_file_or_process(lab, foreign, tmp_
         answers += [(process / "environ").read_bytes().decode(), (process / "cmdline").read_bytes().decode()]
         assert "HF_HUB_DISABLE_IMPLICIT_TOKEN=1" in (process / "environ").read_text()
     assert CANARY not in "".join(answers).replace(f"/run/{CANARY}", "")
-    for path in lab.home.root.rglob("*"):
-        if path.is_file():
-            assert CANARY.encode() not in path.read_bytes(), path
+    assert not [path for path, content in contents_of(lab.home.root).items() if CANARY.encode() in content]
 
 
 def press(client, button, run_id):

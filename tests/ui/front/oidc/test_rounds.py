@@ -11,6 +11,7 @@ from loratory.engine.accounts.oidc import Provider
 from loratory.engine.accounts.throttle import SignInThrottle
 from loratory.ui.front.gate import COOKIE
 from loratory.ui.front.oidc import ROUND_COOKIE, OidcPages
+from tests.browser.real_server import contents_of
 from tests.ui.front.institute import SECRET
 from tests.ui.front.lab import PASSWORD, running_lab
 from tests.ui.front.oidc.rounds import (
@@ -248,7 +249,7 @@ def test_secrets_tokens_and_codes_are_in_no_page_log_or_file(lab, institute, cap
             SECRET,
             "eyJ",
         ]
-    files = b"".join(path.read_bytes() for path in lab.home.root.rglob("*") if path.is_file() and path.suffix != ".key")
+    files = b"".join(content for path, content in contents_of(lab.home.root).items() if path.suffix != ".key")
     output = "".join(capfd.readouterr())
     for secret in secrets:
         assert secret.encode() not in files
