@@ -65,7 +65,11 @@ class Lab:
         """Return a client that behaves as the lab's own page does."""
         own = {"Origin": self.url, "Sec-Fetch-Site": "same-origin", **headers}
         cookies = {} if token is None else {COOKIE: token}
-        return httpx.Client(base_url=self.url, verify=self.trust, headers=own, cookies=cookies, timeout=300)
+        # It gives up an unused connection before the server does, after five seconds: a request would meet its end.
+        limits = httpx.Limits(keepalive_expiry=1)
+        return httpx.Client(
+            base_url=self.url, verify=self.trust, headers=own, cookies=cookies, timeout=300, limits=limits
+        )
 
     def signed_in(self, name: str) -> httpx.Client:
         """Return a client with a session of that person."""
