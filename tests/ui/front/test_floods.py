@@ -4,10 +4,8 @@ import asyncio
 import http.client
 import socket
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -117,13 +115,6 @@ def test_one_more_connection_of_a_network_replaces_the_oldest_that_waits(lab, be
     assert not is_closed(stream), "an answer is under way"
     for connection in (stream, *waiting):
         connection.close()
-
-
-@pytest.fixture
-def within_a_moment(monkeypatch):
-    """No time passes for the limits: on a busy machine, a test may take longer than the minute that they count."""
-    now = time.time()
-    monkeypatch.setattr("limits.storage.memory.time", SimpleNamespace(time=lambda: now))
 
 
 def guess(lab, number, name="ann", address="10.0.0.1"):

@@ -303,7 +303,7 @@ def test_a_secret_goes_into_the_body_where_the_provider_asks_for_that(lab, insti
         assert go(lab, institute, browser).status_code == 303
 
 
-def test_beginning_is_throttled_by_address(tmp_path, institute):
+def test_beginning_is_throttled_by_address(tmp_path, institute, within_a_moment):
     with (
         running_lab(
             tmp_path, provider_at=lambda origin: Provider(settings_of(institute), origin, institute.trust)
