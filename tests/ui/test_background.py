@@ -113,7 +113,7 @@ def test_leaving_stops_everything_that_is_under_way():
     for number, job in enumerate(jobs):
         background.start(str(number), "An export", job)
 
-    background.stop_all()
+    background.stop_all(WAIT_SECONDS)  # a server waits for seconds, in which a busy machine may run no other thread
 
     assert all(job.stopped for job in jobs)
     assert all(background.find(str(number)).was_stopped for number in range(2))

@@ -48,8 +48,8 @@ def answering(services: Services, query) -> None:
 
 
 def test_the_panel_shows_what_the_run_asks_for_what_is_free_and_when_it_starts(cluster, laid_out, services):
-    starts = time.time() + 1230
-    answering(services, lambda *_: Forecast({"t4": 0, "a100": 3}, starts))
+    # From when it is asked: the page may take half a minute to be laid out.
+    answering(services, lambda *_: Forecast({"t4": 0, "a100": 3}, time.time() + 1230))
     tab = laid_out(TrainTab)
     draft = draft_for(tab, slurm__gpu_type="a100", slurm__gpus=2, slurm__memory_gib=24, slurm__limit_hours=3)
 
