@@ -29,6 +29,7 @@ _LOOK_FOR_TURN_SECONDS = 0.1
 _LOOK_FOR_STOP_SECONDS = 0.2
 _OBEYS_WITHIN_SECONDS = 3.0
 _LAUNCHER_OBEYS_WITHIN_SECONDS = 20.0
+_ENDS_WITHIN_SECONDS = 30.0
 
 
 def result_of(answers: Iterable[JsonObject], on_progress: OnProgress | None = None) -> JsonObject:
@@ -230,7 +231,10 @@ class JsonLinesProcess:
         with self._lock:
             running = self._ensure_started()
             pending = self._answers[request_id] = _Pending(running)
-            running.write({"id": request_id, "method": method, "params": params})
+            try:
+                running.write({"id": request_id, "method": method, "params": params})
+            except WorkerError:  # it has ended since it was seen to be alive
+                pending.answers.put(None)
         finished = False
         try:
             while not finished:
@@ -330,9 +334,9 @@ class JsonLinesProcess:
     ) -> WorkerError:
         code = None
         if running is not None:
-            # Its pipes close a moment before it can be asked how it ended.
+            # Its pipes close a moment before it can be asked how it ended, on a busy machine seconds.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = running.process.wait(timeout=1.0)
+                code = running.process.wait(_ENDS_WITHIN_SECONDS)
         if code is not None and code < 0:
             reason = f"was ended by signal {-code}" + (" (often: out of memory)" if code == -9 else "")
         else:

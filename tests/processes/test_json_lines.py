@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from loratory.engine.errors import ConfigError, DatasetError, WorkerError
-from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.json_lines import JsonLinesProcess, _Running
 from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.processes.messages import ProcessEndedError
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,21 @@ def test_a_death_is_said_to_everyone_who_waits_and_the_next_question_restarts_it
 
     assert len(messages) == 1
     assert process.call("echo", {})["pid"] != first
+
+
+def test_a_process_that_ends_as_it_is_asked_is_not_ended_by_the_question(process, monkeypatch):
+    identity = ProcessIdentity.from_pid(process.call("echo", {})["pid"])
+    assert identity is not None
+    identity.kill()
+    wait_until(lambda: process.pid is None)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Running, "is_alive", True)  # as it was when this was looked at
+        with pytest.raises(ProcessEndedError, match="signal 9") as end:
+            process.call("echo", {})
+
+    assert not end.value.at_fault
+    assert process.requests == 0
+    assert process.call("echo", {})["echo"] == {}
 
 
 def test_the_end_of_an_old_process_does_not_disturb_questions_to_its_successor(process):
