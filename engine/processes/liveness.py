@@ -153,6 +153,9 @@ def _start_time_of_living(pid: int) -> float | None:
         return None
 
 
+_STARTS_WITHIN_SECONDS = 1.0
+
+
 def end_group(process_group: int, environment_mark: tuple[str, str]) -> int:
     """Kill what is left of a process group, and only members whose environment bears our mark; returns how many.
 
@@ -161,15 +164,28 @@ def end_group(process_group: int, environment_mark: tuple[str, str]) -> int:
     """
     name, value = environment_mark
     count = 0
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         try:
-            if os.getpgid(process.pid) != process_group or process.environ().get(name) != value:
+            if os.getpgid(pid) != process_group:
+                continue
+            process = psutil.Process(pid)
+            if _environment_of(process).get(name) != value:
                 continue
             process.kill()
         except (OSError, psutil.Error):
             continue
         count += 1
     return count
+
+
+def _environment_of(process: psutil.Process) -> dict[str, str]:
+    """Return the environment of a process; one that has just become another program has none for an instant."""
+    deadline = time.monotonic() + _STARTS_WITHIN_SECONDS
+    while not (variables := process.environ()) and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(_RETRY_SECONDS)
+    return variables
 
 
 _RETRY_SECONDS = 0.02

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from loratory.engine.processes.liveness import ProcessIdentity, boot_id, end_group
@@ -79,7 +80,17 @@ def test_a_suspended_process_is_alive_and_known_as_suspended(sleeper):
     assert identity.is_suspended()
 
 
-def test_what_a_dead_leader_left_behind_is_ended_and_strangers_are_not():
+def test_what_a_dead_leader_left_behind_is_ended_and_strangers_are_not(monkeypatch):
+    environ = psutil.Process.environ
+    pids: set[int] = set()
+
+    def without_it_at_first(process: psutil.Process) -> dict[str, str]:
+        """Return none at first, as of a process that has just become another program."""
+        if process.pid not in pids:
+            pids.add(process.pid)
+            return {}
+        return environ(process)
+
     leader_script = (
         "import os, subprocess, sys\n"
         f"child = subprocess.Popen({SLEEP!r})\n"
@@ -100,6 +111,7 @@ def test_what_a_dead_leader_left_behind_is_ended_and_strangers_are_not():
     assert stranger is not None
 
     try:
+        monkeypatch.setattr(psutil.Process, "environ", without_it_at_first)
         assert end_group(leader.pid, ("MARK", "ours")) == 1
         wait_until(lambda: not child.is_alive())
         assert stranger.is_alive()
