@@ -32,8 +32,8 @@ def test_code_that_never_ends_is_interrupted_and_the_next_is_not():
 
 @needs_signals
 def test_waiting_does_not_count():
-    with time_limit(0.05):
-        time.sleep(0.2)
+    with time_limit(1.0):  # other threads of this process may compute a little meanwhile
+        time.sleep(1.2)
 
 
 @needs_signals
