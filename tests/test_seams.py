@@ -461,8 +461,9 @@ def add(toy: Toy, sources: Path) -> None:
     """Copy the sources to a folder, with the toy."""
     sources.mkdir(parents=True)
     shutil.copy(ROOT / ".package" / "loratory" / "__init__.py", sources)
-    for name in ("engine", "ui", "presets"):
-        shutil.copytree(ROOT / name, sources / name)  # with what is compiled, which stays valid for unchanged files
+    half_compiled = shutil.ignore_patterns("*.pyc.*")  # files of other processes, which rename them at once
+    for name in ("engine", "ui", "presets"):  # with what is compiled, which stays valid for unchanged files
+        shutil.copytree(ROOT / name, sources / name, ignore=half_compiled)
     for name, content in toy.new.items():
         assert not (sources / name).exists()
         (sources / name).write_text(content, encoding="utf-8")
