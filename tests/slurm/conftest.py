@@ -69,7 +69,7 @@ def place(tmp_path) -> ClusterPlace:
         offline=False,
         cpus=1,
         memory_gib=0.5,
-        limit_hours=0.1,
+        limit_hours=1,
         poll_seconds=0.3,
     )
 
