@@ -9,6 +9,7 @@ from loratory.engine.accounts.people import Logins
 from loratory.engine.places.huggingface_jobs.account import HardwareList, logins_of
 from loratory.engine.supervision.supervisor import Supervisor
 from loratory.ui.serve import build_services
+from tests.browser.real_server import contents_of
 from tests.fake_services import fake_services
 from tests.hub.server import TOKEN
 from tests.page_client import PageClient, read_config
@@ -62,8 +63,9 @@ def test_a_token_is_its_persons_alone_and_forgotten_with_their_last_session(lab,
         ann.post("/sign-out")
     assert logins.token_of("ann") is None
     assert Counter(token for step, token in hugging_face.asked_as if step != "other") == {WRONG: 1, TOKEN: 2}
-    for path in lab.home.root.rglob("*"):
-        assert path.is_dir() or not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+    contents = contents_of(lab.home.root)
+    assert contents
+    assert not [path for path, content in contents.items() if TOKEN.encode() in content]
 
 
 def test_a_guest_has_no_choice_of_the_place(lab):
