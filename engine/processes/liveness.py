@@ -153,9 +153,6 @@ def _start_time_of_living(pid: int) -> float | None:
         return None
 
 
-_STARTS_WITHIN_SECONDS = 1.0
-
-
 def end_group(process_group: int, environment_mark: tuple[str, str]) -> int:
     """Kill what is left of a process group, and only members whose environment bears our mark; returns how many.
 
@@ -188,7 +185,7 @@ def _environment_of(process: psutil.Process) -> dict[str, str]:
     return variables
 
 
-_RETRY_SECONDS = 0.02
+_RETRY_SECONDS, _STARTS_WITHIN_SECONDS = 0.02, 1.0
 _FLOCK = "hhqqi"  # of Linux: kind, whence, start, length, pid; source: fcntl(2)
 
 # POSIX gives a lock to the whole process, and takes it away when the process closes *any* descriptor of the file. What

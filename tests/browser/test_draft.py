@@ -136,9 +136,8 @@ def test_an_adapter_to_begin_with_is_seen_can_be_taken_out_and_goes_with_its_mod
         open_tab(page, "Runs")
         page.locator("#runs-table tr[data-pick]", has_text="faq, rank 8").locator("td.name").last.click()
         page.locator("#run-train-on").click()
-        page.locator(
-            "#tabs button[role=tab].selected:has-text('Method')"
-        ).wait_for()  # it would leave the next tab again
+        # It would leave the next tab again.
+        page.locator("#tabs button[role=tab].selected:has-text('Method')").wait_for()
         expect(page.locator("#begins-with")).to_contain_text("Continues from the adapter of faq, rank 8")
         expect(page.locator("#panel")).to_contain_text("the adapter of faq, rank 8")
 

@@ -154,7 +154,7 @@ def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(kept
 
 
 def write_line(log: Path, line: str) -> None:
-    """Write at the end, as a worker does: in a file that is written anew, a page may see nothing for a moment."""
+    """Append, as a worker does: a page may find a file that is overwritten empty for a moment."""
     with log.open("a", encoding="utf-8") as file:
         file.write(f"\n{line}")
 

@@ -148,7 +148,7 @@ def test_a_dead_worker_that_no_one_has_collected_is_seen_as_dead(store, monkeypa
 def test_two_servers_on_one_home_supervise_once_and_the_survivor_takes_over(store):
     with server() as first, server() as second:
         assert (first.role, second.role) == ("supervising", "standing_by")  # type: ignore[attr-defined]
-        # The second run waits for the device of the first, so that no worker is about to be started at the kill.
+        # The second run waits for the device of the first: no worker is about to be started at the kill.
         runs = [store.create(config_for(name)) for name in ("steps=10 hold=5", "steps=10", "steps=10")]
         wait_until(lambda: last_step(runs[0]) >= 5)
         first.kill()

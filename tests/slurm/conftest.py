@@ -115,6 +115,6 @@ def record_of(run: Run) -> SlurmRecord:
 
 
 def record_on_node(run: Run) -> SlurmRecord:
-    """Wait until Slurm's queue has told a run's node, which may be after the first steps of its worker."""
+    """Wait until Slurm's queue names a run's node, which may be after the first steps of its worker."""
     wait_until(lambda: record_of(run).nodes != "")
     return record_of(run)
