@@ -140,7 +140,7 @@ def build_app(services: Services) -> gr.Blocks:
     fits = FitTable(services.shapes.learn, services.devices, services.fits)
     with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
-        header = live_html(_header(services, page.reader).html, elem_id="header", more=("access", "pick"))
+        header = live_html(_header(services, page.reader).html, elem_id="header", more=("terms", "access", "pick"))
         news = poll(
             _header_news(page, header), _HEADER_SECONDS, question="header", elem_id="header-live", while_hidden=True
         )

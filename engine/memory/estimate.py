@@ -312,8 +312,8 @@ def _process_notes(peak: Peak, need: DeviceNeed, device: Device) -> tuple[str, .
         )
     gaps = need.expected_bytes - need.allocated_bytes - PROCESS_ITSELF
     return (
-        f"Python and libraries: {PROCESS_ITSELF / GIB:.1f} GiB with PyTorch and transformers; the other {gaps / GIB:.1f} GiB are "
-        "gaps between tensors, which grow with batch × length.",
+        f"Python and libraries: {PROCESS_ITSELF / GIB:.1f} GiB with PyTorch and transformers; another {gaps / GIB:.1f} GiB "
+        "are held between tensors without being used, which grows with batch × length.",
     )
 
 

@@ -9,7 +9,14 @@ from playwright.sync_api import Page, expect
 from loratory.engine.evaluation.votes import Votes
 from loratory.engine.runs.control import change_notes, request_stop
 from loratory.ui.services import Services
-from tests.browser.chromium import barriers, let_layout_settle, open_model_choice, open_page, open_tab
+from tests.browser.chromium import (
+    barriers,
+    choose_model_and_data,
+    let_layout_settle,
+    open_model_choice,
+    open_page,
+    open_tab,
+)
 from tests.evaluation.test_votes import HOSTILE, a_vote
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
@@ -185,3 +192,44 @@ def test_the_log_shows_its_end_and_holds_still_while_someone_reads_above(kept_pa
     write_line(run.folder.log, "and another")
     expect(log).to_contain_text("and another")
     assert log.evaluate("(log) => log.scrollTop") == 100
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_a_term_explains_itself_to_a_pointer_and_to_the_keyboard(browser, address, is_dark):
+    page = open_page(browser, address, width=390, dark=is_dark)
+    choose_model_and_data(page)
+    explanation = page.locator("#explanation")
+    term = page.locator("#facts .term").first
+
+    term.hover()
+    expect(explanation).to_have_text(re.compile(r"\w.*\.$"))
+    expect(explanation).to_be_in_viewport(ratio=1)
+    page.locator("#facts").hover(position={"x": 2, "y": 2})
+    expect(explanation).to_be_hidden()
+
+    term.focus()
+    expect(explanation).to_be_visible()
+    expect(term).to_have_accessible_description(explanation.inner_text())
+    assert barriers(page) == []
+    page.keyboard.press("Escape")
+    expect(explanation).to_be_hidden()
+    page.context.close()
+
+
+def test_the_parts_of_the_memory_are_shown_on_demand_and_stay_open(browser, address):
+    page = open_page(browser, address)
+    choose_model_and_data(page)
+    legend = page.locator("#panel .legend")
+    expect(page.locator("#panel .verdict")).to_contain_text("Fits in memory.")
+    expect(legend).to_be_hidden()
+
+    page.locator("#memory-parts summary").click()
+    before = legend.inner_text()
+    open_tab(page, "Method")
+    page.locator("#panel .legend").wait_for()
+    page.locator("#rank input[type=number]").fill("64")
+    page.keyboard.press("Enter")
+
+    expect(legend).not_to_have_text(before, use_inner_text=True)
+    expect(legend).to_be_visible()
+    page.context.close()

@@ -31,7 +31,10 @@ def test_qlora_needs_less_than_lora_because_the_weight_files_are_left():
 
 @pytest.mark.parametrize(
     ("quantization", "length", "sentence"),
-    [("none", 1024, "are gaps between tensors"), ("nf4", 128, "12.1 GiB of it are pages of the weight files")],
+    [
+        ("none", 1024, "are held between tensors without being used"),
+        ("nf4", 128, "12.1 GiB of it are pages of the weight files"),
+    ],
 )
 def test_one_line_reports_what_the_process_holds_besides_tensors(quantization, length, sentence):
     (note,) = estimate(quantization, length).notes

@@ -4,6 +4,7 @@
 const LANDMARKS = {side: ['region', 'Your draft'], 'next-step': ['region', 'Next step']};
 const BOXES = 'input:not([type=range]), textarea';
 let named = 0;
+const opened = new Set(); // folds with an id, which are drawn again with what they are about
 
 const arrange = () => {
   // Gradio puts everything into one `main`; a banner within it is none. Our rules reach what is within a `.contain`.
@@ -52,7 +53,12 @@ const arrange = () => {
       mark(field, field.querySelector('.field-problem') ?? addNote(field, name), link.nextElementSibling.textContent);
     }
   }
+  for (const id of opened) document.getElementById(id)?.setAttribute('open', '');
+  markTerms();
 };
+document.addEventListener('toggle', ({target}) => {
+  if (target.id && target.isConnected) opened[target.open ? 'add' : 'delete'](target.id);
+}, true);
 
 const addNote = (field, name) => {
   const note = document.createElement('p');

@@ -183,7 +183,7 @@ def _rows_words(draft: Draft, estimate: MemoryEstimate) -> str:
 
 
 def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
-    """Return the stacked bar, its legend in GiB, the verdict, the text `rows`, and the phase of the peak."""
+    """Return the verdict, the stacked bar and the text `rows`; on demand its categories and the phase of the peak."""
     scale = max(estimate.total_bytes, estimate.needed_bytes)
     spans, legend = [], []
     certain = [component for component in estimate.components if component.key != "margin"]
@@ -206,20 +206,21 @@ def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
         f'style="left:{100 * min(estimate.free_bytes, scale) / scale:.2f}%"></em>'
     )
     reading = f"{expected} GiB expected, {most} GiB at most, {free} of {html.gib(estimate.total_bytes)} GiB free"
+    peak = f"Memory is highest in the {estimate.phase_words}."
     return (
         f'<div class="section"><h3>Memory on {escape(estimate.device_name)}, GiB</h3>'
-        f'<div class="bar" role="img" aria-label="{reading}">{"".join(spans)}{bound}{room}</div>'
-        f'<div class="legend">{"".join(legend)}</div>'
         f'<p class="verdict"><b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
-        f"{expected} expected, {most} at most, {free} free.</p>{rows}"
-        f"{html.small(f'The peak is in the {estimate.phase_words}.')}{''.join(map(html.small, estimate.notes))}</div>"
+        f"{expected} expected, {most} at most, {free} free.</p>"
+        f'<div class="bar" role="img" aria-label="{reading}">{"".join(spans)}{bound}{room}</div>{rows}'
+        f'<details class="fold" id="memory-parts"><summary>What takes memory</summary><div class="legend">{"".join(legend)}</div>'
+        f"{html.small(peak)}{''.join(map(html.small, estimate.notes))}</details></div>"
     )
 
 
 def render_advice(advice: Advice, estimate: MemoryEstimate) -> str:
     """Return changes that make the draft fit, or that use the remaining memory."""
     if estimate.verdict == "fits":
-        return _changes("Room for", (*advice.changes, *advice.limits))
+        return _changes("Also fits", (*advice.changes, *advice.limits))
     changes = [change for change in (*advice.changes, *advice.limits) if change.needed_bytes < estimate.needed_bytes]
     return _changes("Suggested changes", changes) or html.small("No single change makes it fit; a smaller model would.")
 
