@@ -1,6 +1,7 @@
 """The side panel: the draft and its memory, changes that help, and the measurement of its worst step on the device."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import ConfigError, Problem
 from loratory.engine.hardware.device import KNOWN_DEVICES, find_known_device
 from loratory.engine.memory.advice import advise
+from loratory.engine.memory.compare import with_changes
 from loratory.engine.memory.estimate import Estimator
 from loratory.engine.places.run_place import ThisMachine
 from loratory.engine.supervision.memory_measurement import config_of_rows
@@ -28,7 +30,10 @@ from loratory.ui.draft import Draft
 from loratory.ui.gradio_internals import Dropdown
 from loratory.ui.page import DraftView, Page
 from loratory.ui.polls import WorkStatus
-from loratory.ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
+from loratory.ui.views.memory import OPENING_PANEL, render_advice, render_grid, render_measured_step, render_side_panel
+
+_LENGTHS = (512, 1024, 2048, 4096, 8192)
+_BATCHES = (1, 2, 4, 8)
 
 
 class SidePanel:
@@ -150,4 +155,19 @@ def _render_advice(draft: Draft) -> str:
     device, estimate = draft.device_memory.device, draft.device_memory.estimate
     if draft.shape is None or draft.memory_config is None or device is None or estimate is None:
         return ""
-    return render_advice(advise(draft.shape, draft.memory_config, device, draft.rows), estimate)
+    advice = render_advice(advise(draft.shape, draft.memory_config, device, draft.rows), estimate)
+    return advice + _memory_grid(Estimator(draft.shape, device), draft.memory_config)
+
+
+def _memory_grid(estimator: Estimator, config: RunConfig) -> str:
+    """Return the memory of the draft at other lengths and batches, its own among them."""
+    training = config.training
+    chosen = training.max_length, training.per_device_train_batch_size
+    context = estimator.shape.max_position_embeddings or _LENGTHS[-1]
+    lengths = {length for length in _LENGTHS if length <= context} | {chosen[0]}
+    needs = {}
+    for length, batch in itertools.product(lengths, {*_BATCHES, chosen[1]}):
+        changes = {"training.max_length": length, "training.per_device_train_batch_size": batch}
+        estimate = estimator.estimate(with_changes(config, changes))
+        needs[length, batch] = estimate.needed_bytes, estimate.verdict
+    return render_grid(needs, chosen, estimator.device.name)

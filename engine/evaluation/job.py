@@ -106,6 +106,17 @@ class MeanScores(FrozenModel):
     rows: int
 
 
+MOST_ROW_LOSSES = 1_000  # that a result keeps
+
+
+class RowLoss(FrozenModel):
+    """Mean losses of one held-out row, in nats per trained token."""
+
+    row: int  # of the dataset, from 0
+    base: float
+    tuned: float
+
+
 class EvaluationResult(FrozenModel):
     """The result of an evaluation. All branches have the same rows with the same masking."""
 
@@ -116,6 +127,7 @@ class EvaluationResult(FrozenModel):
     answered_rows: tuple[AnsweredRow, ...] = Field(
         default=(), validation_alias="answered", serialization_alias="answered"
     )
+    row_losses: tuple[RowLoss, ...] = ()  # of at most `MOST_ROW_LOSSES` rows; empty in older results
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     general_losses: dict[Branch, BranchLoss] = Field(default_factory=dict)  # on general text; empty if not requested

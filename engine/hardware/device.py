@@ -104,15 +104,20 @@ def _apple(memory_gb: int) -> KnownDevice:
 
 # Memory is what PyTorch reports as a GPU's total on Linux, the smallest where drivers differ: what the driver and error
 # correction take is gone from it, and the CUDA context is part of every estimate. A screen may take up to 1 GiB more.
-# Sources: "total capacity" in PyTorch's messages about memory, in public issues (3060: dreambooth-gui 78; 3090: GaoLii/DSP
-# 10; 4070: Kolors 11; 4090: DepthAnyVideo 16 and torchchat 1341; 5090: TrajectoryCrafter 20; T4: CatVTON 133; A100: CoSeR 10
+# Sources: "total capacity" in PyTorch's messages about memory, in public issues (2060: meshrcnn 92; 3060: dreambooth-gui 78;
+# 3070: GASDA 19; 3090: GaoLii/DSP 10; 4050, as the 3060 with 6 GB: SAM-6D 13; 4060: HairFastGAN 8; 4070: Kolors 11; 4090:
+# DepthAnyVideo 16 and torchchat 1341; 5090: TrajectoryCrafter 20; T4: CatVTON 133; A100: CoSeR 10
 # and Control-GIC 6); programs that print it (5060 Ti, as 5070 Ti and 5080: lucebox 407; B200: pytorch/ao 4002; RTX PRO 6000:
 # ds4 431); for the rest nvidia-smi's figure (modal-client 2797) less what those of the same kind lose. Capability and speed:
 # NVIDIA's data sheets. Apple: `recommendedMaxWorkingSetSize` in issues of llama.cpp (2011, 3213) and ollama (434): two thirds
 # of the memory up to 32 GB, three quarters above.
 KNOWN_DEVICES: tuple[KnownDevice, ...] = (
+    KnownDevice("RTX 2060", 6, 5.79, (7, 5)),
     KnownDevice("RTX 3060 12 GB", 12, 11.75, (8, 6)),
+    KnownDevice("RTX 3070", 8, 7.76, (8, 6)),
     KnownDevice("RTX 3090", 24, 23.60, (8, 6)),
+    KnownDevice("RTX 4050", 6, 5.80, (8, 9)),
+    KnownDevice("RTX 4060", 8, 7.63, (8, 9)),
     KnownDevice("RTX 4060 Ti 16 GB", 16, 15.60, (8, 9)),
     KnownDevice("RTX 4070", 12, 11.70, (8, 9)),
     KnownDevice("RTX 4090", 24, 23.52, (8, 9)),

@@ -56,6 +56,22 @@ def test_the_method_table_compares_all_methods_and_marks_the_current_one(form):
     for method in ("Full fine-tuning", "LoRA", "QLoRA", "IA3", "Prefix tuning"):
         assert f">{method}</td>" in table
     assert table.count('class="chosen"') == 1
+    widths = [float(width) for width in re.findall(r'class="bar need".*?width:([0-9.]+)%', table)]
+    assert len(widths) == table.count('<em class="free"') > 5
+    assert max(widths) <= 100
+    assert 'aria-label="Fits in memory."' in table
+
+
+def test_a_bar_that_is_too_long_says_so(form):
+    draft = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES))
+    memory = draft.device_memory
+    small = replace(memory, device=replace(memory.device, free_bytes=1, total_bytes=2))
+
+    table = render_method_table(replace(draft, memory_elsewhere=small))
+
+    assert '<span class="no">no</span>' in table
+    assert 'aria-label="Does not fit in memory."' in table
+    assert 'aria-label="Fits in memory."' not in table
 
 
 def test_ways_to_share_several_gpus_are_offered_and_the_chosen_one_is_marked(form):

@@ -1,6 +1,7 @@
 """The Model tab on fakes: a revision is looked up, and the tokenizer is on its way once a model is picked."""
 
 import json
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,18 @@ import pytest
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.errors import ModelError
 from loratory.engine.hardware.device import THIS_MACHINE, known_device
-from loratory.engine.models.catalog import list_catalog
+from loratory.engine.memory.compare import MethodNeed
+from loratory.engine.memory.estimate import judge
+from loratory.engine.models.catalog import find_in_catalog, list_catalog, search_catalog
 from loratory.engine.private_hub import PrivateCopy
 from loratory.ui.backend.background import FunctionJob
 from loratory.ui.backend.dataset_checks import lengths_stamp
-from loratory.ui.backend.models import DOWNLOAD, FitTable, OwnDownloads, Tokenizers
+from loratory.ui.backend.models import DOWNLOAD, METHODS_JUDGED, Fits, FitTable, OwnDownloads, Tokenizers
 from loratory.ui.gradio_internals import Blocks
 from loratory.ui.page import Page
 from loratory.ui.tabs.model import _JUDGED_TOGETHER, ModelTab
 from loratory.ui.tabs.own_models import OwnPart
+from loratory.ui.views.model import SMALLEST, render_catalog
 from tests.invented_runs import a_config
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
@@ -104,8 +108,8 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     fits = FitTable(learn, services.devices)
     tab = laid_out(lambda page: ModelTab(page, fits))
     count = len(trainable)
-    assert tab.redraw_catalog("", "")[tab.catalog].count("…</span>") == 3 * count
-    assert tab.catalog.value.count("…</span>") == 3 * count
+    assert tab.redraw_catalog("", "")[tab.catalog].count("…</span>") == count
+    assert tab.catalog.value.count("…</span>") == count
     assert tab.fits_news("fits", "") is None
 
     goes_on.release(_JUDGED_TOGETHER)
@@ -113,7 +117,7 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     first = json.loads(tab.fits_news("fits", ""))
     assert first["submit"]
     assert tab.fits_news("fits", first["stamp"]) is None
-    wait_until(lambda: tab.redraw_catalog("", "")[tab.catalog].count("…</span>") == 3 * (count - _JUDGED_TOGETHER))
+    wait_until(lambda: tab.redraw_catalog("", "")[tab.catalog].count("…</span>") == count - _JUDGED_TOGETHER)
     html, question = tab.redraw_catalog("", "").values()
     assert f" of {count + others} models estimated" in html
     assert question == THIS_MACHINE
@@ -122,7 +126,7 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     html, question = tab.redraw_catalog("", "").values()
     assert "…</span>" not in html
     assert "models estimated" not in html
-    assert html.count("–</span>") == 3 * (1 + others)
+    assert html.count("–</span>") == 1 + others
     assert question == ""
 
 
@@ -143,13 +147,13 @@ def test_the_catalogue_is_judged_for_another_device_and_the_chosen_rows(services
     html, question = tab.redraw_catalog("", "", "RTX 4090", lengths_stamp(check)).values()
     wait_until(lambda: tab.fits_for("RTX 4090", lengths_stamp(check)).progress == (len(list_catalog()), True))
 
-    assert "Fits: your rows at batch 2 on NVIDIA RTX 4090." in html
+    assert "Memory: your rows at batch 2 on NVIDIA RTX 4090." in html
     assert question.startswith("RTX 4090")
     assert tab.fits_news(question, "") is not None
     assert "NVIDIA" not in tab.redraw_catalog("", "", "<b>no such device</b>")[tab.catalog]
     assert tab.fits_for("RTX 4090", lengths_stamp(check)) is fits.on(known_device("RTX 4090"), check.report.row_lengths)
     html = tab.redraw_catalog("", "", "RTX 4090", "1-2-forged")[tab.catalog]
-    assert "Fits: rows of 1,024 tokens at batch 2 on NVIDIA RTX 4090, until your rows are counted." in html
+    assert "Memory: rows of 1,024 tokens at batch 2 on NVIDIA RTX 4090, until your rows are counted." in html
 
 
 def test_a_revision_that_cannot_be_read_reports_it_next_to_the_model(tab, services, monkeypatch):
@@ -239,3 +243,40 @@ def test_a_private_model_is_chosen_once_its_download_ended_however_soon_that_is(
     end_updates = part.show_end()
     assert (end_updates[part.arrival], end_updates[part.job.poll]) == ("owner/gated", "")
     assert "owner/gated is downloaded." in end_updates[part.job.status]
+
+
+def test_the_catalogue_recommends_a_method_and_filters_what_fits():
+    """On a device with 8 GiB: by the size of each model alone, with four bits in the place of sixteen."""
+    device = known_device("RTX 4060").device()
+    fits = Fits(device.name)
+    for entry in list_catalog():
+        sizes = zip(METHODS_JUDGED, (2, 0.6, 16), strict=True)
+        needs = [
+            MethodNeed(method=method, needed_bytes=round(size * entry.parameters), expected_bytes=1)
+            for method, size in sizes
+        ]
+        verdicts = (
+            need.model_copy(update={"verdict": judge(need.needed_bytes, need.needed_bytes, device)}) for need in needs
+        )
+        fits.needs[entry.id] = () if entry.untrainable else tuple(verdicts)
+
+    def rows_of(order, query=""):
+        html = render_catalog(search_catalog(query), "", fits, order)
+        return re.findall(r'data-pick="([^"]+)"', html), html
+
+    everything, html = rows_of(SMALLEST)
+    assert "≈ 269 MB" in html  # the demo model's weights in 16 bits
+    assert '<span class="yes">LoRA</span><span class="under">16-bit weights fit</span>' in html
+    assert re.search(r'<span class="yes">QLoRA</span><span class="under">LoRA needs [0-9.]+ GiB</span>', html)
+    assert re.search(r'<span class="no">QLoRA</span><span class="under">LoRA needs [0-9.]+ GiB; choose a smaller', html)
+    fitting, html = rows_of("Fits, largest first")
+    assert 0 < len(fitting) < len(everything)
+    assert '<span class="no">' not in html
+    parameters = [find_in_catalog(model_id).parameters for model_id in fitting]
+    assert parameters == sorted(parameters, reverse=True)
+    assert everything[0] == "smollm2-135m-instruct"
+    needed = [float(need) for need in re.findall(r'([0-9.]+)<span class="unseen">', rows_of("Least memory first")[1])]
+    assert needed == sorted(needed)
+    assert len(needed) > 10
+    assert rows_of("<b>no such order</b>")[0] == everything
+    assert "No matching model" in rows_of("Fits, largest first", "70b")[1]

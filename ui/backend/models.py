@@ -18,7 +18,6 @@ from loratory.engine.hardware.device import Device, KnownDevice
 from loratory.engine.hardware.devices import list_devices
 from loratory.engine.inspector.session import Inspector
 from loratory.engine.memory.compare import MethodNeed, compare_rows
-from loratory.engine.memory.estimate import Verdict
 from loratory.engine.models.catalog import find_in_catalog, list_catalog
 from loratory.engine.models.folder import ModelPart
 from loratory.engine.models.prepared import ModelProgress, OnModelProgress
@@ -33,6 +32,7 @@ from loratory.engine.private_hub import (
     remove_private,
     require_private_id,
 )
+from loratory.engine.quantities import gib
 from loratory.engine.runs.disk import models_needed_by
 from loratory.engine.runs.store import RunStore
 from loratory.ui.backend.background import BackgroundWork, FunctionJob, Job, Work, WorkProgress, stamp
@@ -43,8 +43,6 @@ _log = logging.getLogger(__name__)
 METHODS_JUDGED = (DEFAULT_METHOD.label, DEFAULT_METHOD.four_bit_label, FULL_FINE_TUNING.label)
 
 Needs = tuple[MethodNeed, ...]  # of the judged methods; none where the model could not be read
-Verdicts = tuple[Verdict | None, ...]  # one per method; None while it is not known, or cannot be
-_UNKNOWN: Verdicts = (None,) * len(METHODS_JUDGED)
 _MOST_KNOWN = 4096  # needs, of all pages
 _MOST_TABLES = 16  # of a page
 
@@ -155,8 +153,8 @@ class KnownFits:
 
     def find(
         self, model_id: str, device: Device, estimate: Callable[[], Needs], rows: RowLengths | None = None
-    ) -> Verdicts:
-        """Return the verdicts on a model for the memory that is free now; estimates its needs if unknown."""
+    ) -> Needs:
+        """Return the needs of a model, judged by the memory that is free now; estimates them if unknown."""
         key = (model_id, device.name, device.total_bytes, hash(rows))
         with self._lock:
             needs = self._needs.get(key) or estimate()
@@ -164,8 +162,7 @@ class KnownFits:
                 self._needs[key] = needs
             if len(self._needs) > _MOST_KNOWN:
                 self._needs.popitem(last=False)
-        verdicts = {need.method: need.verdict_on(device) for need in needs}
-        return tuple(verdicts.get(method) for method in METHODS_JUDGED)
+        return tuple(need.model_copy(update={"verdict": need.verdict_on(device)}) for need in needs)
 
 
 class FitTable:
@@ -208,12 +205,10 @@ class FitTable:
     def _judge_all(self, fits: "Fits", device: Device | None) -> None:
         if device is not None:
             for entry in sorted(list_catalog(), key=lambda entry: entry.parameters):
-                if entry.untrainable:
-                    fits.verdicts[entry.id] = _UNKNOWN
-                    continue
                 model = ModelConfig(id=entry.id)
-                fits.verdicts[entry.id] = self._known_fits.find(
-                    entry.id, device, partial(self._estimate, model, device, fits.rows), fits.rows
+                find = partial(self._known_fits.find, entry.id, device, rows=fits.rows)
+                fits.needs[entry.id] = (
+                    () if entry.untrainable else find(partial(self._estimate, model, device, fits.rows))
                 )
 
     def _estimate(self, model: ModelConfig, device: Device, rows: RowLengths | None) -> Needs:
@@ -227,25 +222,34 @@ class FitTable:
 
 @dataclass
 class Fits:
-    """The verdicts on one device for some rows, as far as they are known."""
+    """What models need on one device for some rows, as far as it is known."""
 
     device_name: str
     rows: RowLengths | None = None
-    verdicts: dict[str, Verdicts] = field(default_factory=dict)  # by the id of a model
+    needs: dict[str, Needs] = field(default_factory=dict)  # by the id of a model
     work: Work[None] | None = None
 
     @property
     def progress(self) -> tuple[int, bool]:
         """How many models have verdicts, and whether these are all."""
-        return len(self.verdicts), self.work is not None and not self.work.is_under_way
+        return len(self.needs), self.work is not None and not self.work.is_under_way
 
     def is_pending(self, model_id: str) -> bool:
         """Return whether the verdicts of a model are still to come."""
-        return not self.progress[1] and model_id not in self.verdicts
+        return not self.progress[1] and model_id not in self.needs
 
-    def verdicts_on(self, model_id: str) -> Verdicts:
-        """Return the verdicts on a model."""
-        return self.verdicts.get(model_id, _UNKNOWN)
+    def recommendation(self, model_id: str) -> tuple[MethodNeed | None, str]:
+        """Return the method to begin with, and why; the smallest where nothing fits, none while its memory is unknown.
+
+        LoRA learns as well as full fine-tuning at the sizes of most datasets (Schulman et al. 2025, "LoRA Without Regret"), and 16 bits are
+        faster than four: four bits are for what does not fit otherwise.
+        """
+        needs = {need.method: need for need in self.needs.get(model_id, ()) if need.needed_bytes is not None}
+        first, second, _ = (needs.get(method) for method in METHODS_JUDGED)
+        if first is None or first.verdict == "fits" or second is None:
+            return first or second, "16-bit weights fit" if first is not None and first.verdict == "fits" else ""
+        larger = f"{first.method} needs {gib(first.needed_bytes or 0)} GiB"
+        return second, larger if second.verdict != "does_not_fit" else f"{larger}; choose a smaller model"
 
 
 DOWNLOAD = "own"  # the key of the one download at a time

@@ -29,7 +29,9 @@ from loratory.ui.tabs.data import with_source
 from loratory.ui.tabs.run_place import chosen_place
 from loratory.ui.views import evaluation as view
 from loratory.ui.views.html import ListPage, error_box, plural, small
+from loratory.ui.views.row_losses import ROW_PREFIX, render_row_losses
 
+_SHOW_ROW = "() => document.getElementById('measure-answers')?.scrollIntoView({block: 'start'})"
 _SETTINGS = ("max_rows", "answered_rows", "max_new_tokens", "general_text")
 
 
@@ -53,7 +55,7 @@ class EvaluatePart:
             page.services.results.measuring, "Measure", "Stopped; nothing was saved.", name="measure", min_width=170,
             seconds=1.0, watch=self._evaluations.stamp,
         )  # fmt: skip
-        self.result = gr.HTML(view.NOT_MEASURED, elem_id="measure-result")
+        self.result = pick_list(view.NOT_MEASURED, elem_id="measure-result")
         with gr.Column(visible=False, elem_id="measure-answers") as self.answers:
             with gr.Row(elem_id="measure-pages"):
                 self.previous = gr.Button("← Worse", size="sm", scale=0, min_width=90, elem_id="measure-previous")
@@ -79,6 +81,9 @@ class EvaluatePart:
         self.next.click(lambda *selection: self.show(*selection, step=1), selection, self._outputs, **QUICK)
         self.job.start_by(self.start, [*selection, self._choice.where, *self._settings], self._outputs)
         self.job.stop.click(self.job.end, self._choice.run, self.job.outputs, **QUICK)
+        self.result.click(self.open_row, selection, self._outputs, **QUICK).then(
+            None, None, None, js=_SHOW_ROW, **QUICK
+        )
         pick_event = self.across.click(self.pick, None, [*self._choice.outputs, self.number], **QUICK)
         pick_event.then(self.show, selection, self._outputs, **QUICK)
 
@@ -89,7 +94,7 @@ class EvaluatePart:
         result = self._evaluations.read(run_id, state) if is_run else None
         page = ListPage.at(number + step, len(result.answered_rows) if result is not None else 0, view.ROWS_PER_PAGE)
         if result is not None:
-            html = view.render_evaluation(result)
+            html = view.render_evaluation(result) + render_row_losses(result)
         elif is_run:
             work = self.page.services.results.measuring.find(run_id)
             html = "" if work is not None and work.is_under_way else view.NOT_MEASURED
@@ -118,6 +123,14 @@ class EvaluatePart:
         self.page.services.unload_idle_chat()
         results.measure(run, checkpoint_of(checkpoint), config, chosen_place(where))
         return self.show(run_id, checkpoint, number)
+
+    def open_row(self, event: gr.EventData, run_id: str, checkpoint: str | None, number: int) -> Updates:
+        """Show the page with the answers to the picked row."""
+        is_run = self.page.reader.exists(run_id)
+        result = self._evaluations.read(run_id, checkpoint_of(checkpoint)) if is_run else None
+        rows = [f"{ROW_PREFIX}{row.row}" for row in result.answered_rows] if result is not None else []
+        pick = picked_value(event)
+        return self.show(run_id, checkpoint, rows.index(pick) // view.ROWS_PER_PAGE if pick in rows else number)
 
     def pick(self, event: gr.EventData) -> Updates:
         """Choose a run and checkpoint of the table across runs."""

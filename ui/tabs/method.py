@@ -27,6 +27,7 @@ from loratory.ui.form import ALL_LINEAR, EVERY_LAYER, field_of, group_settings
 from loratory.ui.gradio_internals import CheckboxGroup, Radio
 from loratory.ui.page import Page
 from loratory.ui.views.html import Column, Row, gib, pick_button, pickable, table, under
+from loratory.ui.views.memory import VERDICTS
 
 # How far the sliders go; larger values can be typed.
 _PRESENTATION: dict[str, dict[str, Any]] = {
@@ -250,21 +251,31 @@ def render_method_table(draft: Draft) -> str:
     training = config.training
     checkpointing = "with" if training.gradient_checkpointing else "without"
     columns = [
-        Column("Method"), *map(Column.of_numbers, ("Trains", "Needs, GiB")), Column(f"Fits {escape(device.name)}"),
+        Column("Method"), *map(Column.of_numbers, ("Trains", "Needs, GiB")),
+        Column(f"Of {gib(device.free_bytes)} GiB free on {escape(device.name)}", "against"),
     ]  # fmt: skip
+    largest = max(device.free_bytes, *(need.needed_bytes or 0 for need in needs))
     return (
         f'{head}<p class="lead">{"For your rows, at most" if draft.rows is not None else "At"} {training.max_length:,} tokens, batch {training.per_device_train_batch_size}, '
         f"{checkpointing} gradient checkpointing unless noted. Pick a row to use it.</p>"
-        f"{table(columns, map(_need, needs))}{_render_shares_of(draft)}"
+        f"{table(columns, (_need(need, largest, device.free_bytes) for need in needs))}{_render_shares_of(draft)}"
     )
 
 
-def _need(need: MethodNeed) -> Row:
+def _need(need: MethodNeed, largest_bytes: int, free_bytes: int) -> Row:
+    """Return a row with a bar of the needed memory, of which `largest_bytes` is the whole length."""
+    bar = f'<span class="soft">{escape(need.why_not)}</span>'
+    if need.needed_bytes is not None:
+        width, free = (100 * size_bytes / largest_bytes for size_bytes in (need.needed_bytes, free_bytes))
+        bar = (
+            f'<span class="bar need" role="img" aria-label="{VERDICTS[need.verdict or "fits"]}"><span style="width:{width:.1f}%">'
+            f'</span><em class="free" style="left:{free:.1f}%"></em></span>{"" if need.verdict == "fits" else _FITS[need.verdict]}'
+        )
     cells = (
         escape(need.method),
         f"{need.trainable:,}" if need.trainable else "–",
         gib(need.needed_bytes) if need.needed_bytes is not None else "–",
-        f'<span class="soft">{escape(need.why_not)}</span>' if need.why_not else _FITS[need.verdict],
+        bar,
     )
     return Row(cells, pickable(need.method, chosen=need.is_current) if need.overrides else 'class="soft"')
 

@@ -27,12 +27,20 @@ from loratory.ui.components import (
     picked_value,
     visible_if,
 )
-from loratory.ui.gradio_internals import changed_by_hand
+from loratory.ui.gradio_internals import Dropdown, changed_by_hand
 from loratory.ui.page import Page
 from loratory.ui.polls import WorkStatus, poll, poll_answer
 from loratory.ui.tabs.own_models import OwnPart
 from loratory.ui.views.html import error_box, small, work_status
-from loratory.ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_lookup
+from loratory.ui.views.model import (
+    NOT_CHOSEN,
+    ORDERS,
+    SMALLEST,
+    render_catalog,
+    render_details,
+    render_hub_results,
+    render_lookup,
+)
 
 _BLINK_SECONDS = 0.4  # a cached tokenizer is found in that time, without a flicker
 _STOPPED = "The download was stopped."
@@ -62,6 +70,10 @@ class ModelTab:
                 info="A Hub id, the address of its page, or a path on this computer. Press Enter.", scale=3, min_width=240, max_lines=3,
                 elem_id="model-own",
             )  # fmt: skip
+            self.order = Dropdown(
+                list(ORDERS), value=SMALLEST, label="Show", info="What fits depends on the device and your rows.",
+                scale=2, min_width=200, elem_id="model-order",
+            )  # fmt: skip
         self.hub = pick_list(elem_id="hub-results")
         laid_out = render_catalog(search_catalog(""), "", Fits("this machine"))
         self.catalog = pick_list(laid_out, elem_id="catalog", elem_classes="scroll tall")
@@ -85,8 +97,9 @@ class ModelTab:
     def wire(self) -> None:
         """Connect the events."""
         page, model_id, revision = self.page, self.page.form["model.id"], self.page.form["model.revision"]
-        filter_inputs = [self.search, model_id, page.judge_for, page.data_lengths]
+        filter_inputs = [self.search, model_id, page.judge_for, page.data_lengths, self.order]
         redraw_events: list[Any] = [changed_by_hand(self.search), self.search.submit, self._fits_poll.submit]
+        redraw_events.append(changed_by_hand(self.order))
         redraw_events += [page.judge_for.change, page.data_lengths.change]
         gr.on(
             redraw_events, self.redraw_catalog, filter_inputs, [self.catalog, self._fits_poll],
@@ -118,7 +131,7 @@ class ModelTab:
         # such as the revision, is filled.
         model_event = model_id.change(nothing, None, None, **QUICK)
         begin_event = model_event.then(
-            self.begin_lookup, [model_id, revision, self.described_name, self.search, page.judge_for, page.data_lengths],
+            self.begin_lookup, [model_id, revision, self.described_name, self.search, page.judge_for, page.data_lengths, self.order],
             [self.catalog, self.details, self.described_name, self.sought], **QUICK,
         )  # fmt: skip
         find_event = begin_event.then(self.find, self.sought, self._lookup, **SLOW)
@@ -211,13 +224,13 @@ class ModelTab:
         return self._fits.on(find_known_device(device or ""), rows)
 
     def redraw_catalog(
-        self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = ""
+        self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = "", order: str = SMALLEST
     ) -> Updates:
         """Return the catalogue with the verdicts so far; the poll ends once they are complete."""
         fits = self.fits_for(device, lengths)
         question = "" if fits.progress[1] else _AND.join(filter(None, (device or THIS_MACHINE, lengths)))
         return {
-            self.catalog: render_catalog(search_catalog(query or ""), chosen or "", fits),
+            self.catalog: render_catalog(search_catalog(query or ""), chosen or "", fits, order),
             self._fits_poll: question,
         }
 

@@ -1,6 +1,6 @@
 """The side panel: the draft, its problems, its memory on the device, and suggested changes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.config.run import AdapterConfig
 from loratory.engine.config.training import ObjectiveSettings
 from loratory.engine.memory.advice import Advice, AdvisedChange
-from loratory.engine.memory.estimate import MemoryEstimate
+from loratory.engine.memory.estimate import MemoryEstimate, Verdict
 from loratory.engine.places import PLACES
 from loratory.engine.places.run_place import ThisMachine
 from loratory.engine.supervision.memory_measurement import MeasuredStep
@@ -27,6 +27,7 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Okabe and Ito's palette, safe for any kind of colour vision; the legend gives names and figures too.
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
 
+_MARKS: dict[Verdict, str] = {"fits": "yes", "tight": "tight", "does_not_fit": "no"}
 VERDICTS = {"fits": "Fits in memory.", "tight": "Tight in memory.", "does_not_fit": "Does not fit in memory."}
 # Shown until the browser's draft is restored.
 OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{html.small("Restoring draft …")}</div>'
@@ -228,13 +229,41 @@ def render_advice(advice: Advice, estimate: MemoryEstimate) -> str:
 def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:
     if not changes:
         return ""
-    css = {"fits": "yes", "tight": "tight"}
     rows = []
     for change in changes:
-        needs = f'<span class="{css.get(change.verdict, "no")}">{html.gib(change.needed_bytes)}</span>'
+        needs = f'<span class="{_MARKS[change.verdict]}">{html.gib(change.needed_bytes)}</span>'
         cells = html.under(escape(change.change), change.cost), needs
         rows.append(html.Row(cells, html.pickable(" ".join(change.overrides), chosen=None)))
     return html.section(title, html.table(["Change", html.Column.of_numbers("Needs, GiB")], rows, scrolls=""))
+
+
+def render_grid(needs: Mapping[tuple[int, int], tuple[int, Verdict]], chosen: tuple[int, int], device_name: str) -> str:
+    """Return the needed memory by length and batch; a cell sets both.
+
+    Args:
+        needs: Bytes and verdict by `max_length` and `per_device_train_batch_size`.
+        chosen: Those of the draft.
+        device_name: What is judged.
+    """
+    lengths, batches = (sorted({key[axis] for key in needs}) for axis in (0, 1))
+    rows = [
+        (f"{length:,}", *(_grid_cell(needs[length, batch], (length, batch), chosen) for batch in batches))
+        for length in lengths
+    ]
+    columns = [html.Column("Max length"), *(html.Column(f"batch {batch}", "r") for batch in batches)]
+    caption = f"GiB if all rows are that long, on {device_name}. Pick a cell to use it."
+    table = html.table(columns, rows, caption=caption, css="grid")
+    return f'<details class="fold" id="memory-grid"><summary>Memory by length and batch</summary>{table}</details>'
+
+
+def _grid_cell(need: tuple[int, Verdict], key: tuple[int, int], chosen: tuple[int, int]) -> str:
+    needed_bytes, verdict = need
+    overrides = f"training.max_length={key[0]} training.per_device_train_batch_size={key[1]}"
+    label = (
+        f"{html.gib(needed_bytes)} GiB at length {key[0]:,} and batch {key[1]}: {VERDICTS[verdict].rstrip('.').lower()}"
+    )
+    css = f"{_MARKS[verdict]}{' now' if key == chosen else ''}"
+    return html.pick_button(overrides, html.gib(needed_bytes), css=css, label=label)
 
 
 def render_measured_step(work: Work[MeasuredStep] | None) -> str:

@@ -1,19 +1,21 @@
 """Tables of models to pick: catalogue and Hub results; and the details of one."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from html import escape
 
 from loratory.engine.models.catalog import CatalogEntry, list_catalog
 from loratory.engine.models.hub import HubModel
 from loratory.engine.models.shape import ModelDetails
 from loratory.engine.private_hub import PrivateCopy
-from loratory.ui.backend.models import METHODS_JUDGED, Fits
+from loratory.ui.backend.models import Fits
 from loratory.ui.views.html import (
     Column,
     Row,
     count,
     empty,
     facts,
+    gib,
     log,
     notices,
     pick_button,
@@ -23,7 +25,12 @@ from loratory.ui.views.html import (
     under,
 )
 
-_MARKS = {"fits": ("yes", "fits"), "tight": ("tight", "tight"), "does_not_fit": ("no", "too big")}
+_MARKS: dict[str | None, tuple[str, str]] = {
+    "fits": ("yes", "fits"), "tight": ("tight", "tight"), "does_not_fit": ("no", "too big"),
+}  # fmt: skip
+_BYTES_PER_PARAMETER = 2  # of what these models are published in: bfloat16
+
+SMALLEST = "Smallest first"
 
 NOT_CHOSEN = empty(
     "No model chosen",
@@ -31,23 +38,24 @@ NOT_CHOSEN = empty(
 )
 
 
-def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> str:
-    """Return the catalogue with the fit by method."""
+def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits, order: str = SMALLEST) -> str:
+    """Return the catalogue in an order of `ORDERS`, with the method to begin with and the memory that it needs."""
+    entries = ORDERS.get(order, ORDERS[SMALLEST])(entries, fits)
     if not entries:
         return empty(
             "No matching model in the catalogue",
-            "Press Enter to search the Hugging Face Hub, or type an id or a folder in the other box.",
+            "Show all models, press Enter to search the Hugging Face Hub, or type an id or a folder in the other box.",
         )
     columns = [
-        Column("Model"), *map(Column.of_numbers, ("Parameters", "Context")), Column("Licence", "soft tag"),
-        *(Column(escape(name.removesuffix(" fine-tuning"))) for name in METHODS_JUDGED),
+        Column("Model"), *map(Column.of_numbers, ("Parameters", "Download", "Context")), Column("Licence", "soft tag"),
+        Column("Begin with"), Column.of_numbers("Needs, GiB"),
     ]  # fmt: skip
     done_count, is_done = fits.progress
     # Tokens are counted with the chosen model's tokenizer; other tokenizers differ slightly.
     rows, until = (
         ("your rows", "") if fits.rows is not None else ("rows of 1,024 tokens", ", until your rows are counted")
     )
-    caption = f"Fits: {rows} at batch 2 on {fits.device_name}{until}."
+    caption = f"Memory: {rows} at batch 2 on {fits.device_name}{until}."
     if not is_done:
         caption += (
             f" {done_count} of {len(list_catalog())} models estimated; each architecture takes seconds the first time."
@@ -56,17 +64,54 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> 
 
 
 def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
-    unknown = ("soft", "…" if fits.is_pending(entry.id) and not entry.untrainable else "–")
-    verdicts = (_MARKS.get(verdict or "", unknown) for verdict in fits.verdicts_on(entry.id))
-    about = " ".join((entry.about, *entry.notes))
+    need, reason = fits.recommendation(entry.id)
+    unknown = "…" if fits.is_pending(entry.id) and not entry.untrainable else "–"
+    css, verdict = _MARKS.get(need.verdict if need is not None else None, ("soft", unknown))
     cells = [
-        under(escape(entry.title), about),
+        under(escape(entry.title), " ".join((entry.about, *entry.notes))),
         count(entry.parameters),
+        f"≈ {size(_BYTES_PER_PARAMETER * entry.parameters)}",
         f"{entry.context_length:,}" if entry.context_length else "–",
         escape(entry.license or "–"),
-        *(f'<span class="{css}">{label}</span>' for css, label in verdicts),
+        under(f'<span class="{css}">{escape(need.method) if need is not None else verdict}</span>', reason),
+        f'{gib(need.needed_bytes)}<span class="unseen"> {verdict}</span>'
+        if need is not None and need.needed_bytes
+        else "–",
     ]
     return Row(cells, 'class="soft"' if entry.untrainable else pickable(entry.id, chosen=is_chosen))
+
+
+def _by_size(entries: Sequence[CatalogEntry], _: Fits) -> Sequence[CatalogEntry]:
+    return entries
+
+
+def _that_fit(entries: Sequence[CatalogEntry], fits: Fits) -> Sequence[CatalogEntry]:
+    """Return the models that fit or are still estimated, the largest first."""
+    verdicts = {entry.id: need.verdict for entry in entries if (need := fits.recommendation(entry.id)[0]) is not None}
+    matches = (entry for entry in entries if verdicts.get(entry.id) == "fits" or fits.is_pending(entry.id))
+    return sorted(matches, key=lambda entry: -entry.parameters)
+
+
+def _by_memory(entries: Sequence[CatalogEntry], fits: Fits) -> Sequence[CatalogEntry]:
+    """Return the models by the memory that they need; those that it is unknown of last."""
+
+    def needed_bytes(entry: CatalogEntry) -> float:
+        need, _ = fits.recommendation(entry.id)
+        return math.inf if need is None or need.needed_bytes is None else need.needed_bytes
+
+    return sorted(entries, key=needed_bytes)
+
+
+def _by_context(entries: Sequence[CatalogEntry], _: Fits) -> Sequence[CatalogEntry]:
+    return sorted(entries, key=lambda entry: -(entry.context_length or 0))
+
+
+ORDERS: dict[str, Callable[[Sequence[CatalogEntry], Fits], Sequence[CatalogEntry]]] = {
+    SMALLEST: _by_size,
+    "Fits, largest first": _that_fit,
+    "Least memory first": _by_memory,
+    "Longest context first": _by_context,
+}
 
 
 def render_hub_results(query: str, results: Sequence[HubModel]) -> str:

@@ -17,7 +17,7 @@ from loratory.engine.data.passes.prepare import PreparedDataset, prepare_dataset
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.errors import DatasetError
 from loratory.engine.evaluation.general_text import general_rows
-from loratory.engine.evaluation.job import BranchLoss, EvaluationOrder, EvaluationResult
+from loratory.engine.evaluation.job import MOST_ROW_LOSSES, BranchLoss, EvaluationOrder, EvaluationResult, RowLoss
 from loratory.engine.evaluation.preference import (
     PairLikelihoods,
     PreferenceResult,
@@ -84,6 +84,7 @@ class EvaluationWorker:
                 {branch: [losses[number] for number in numbers] for branch, losses in row_losses.items()},
                 [rows[number] for number in numbers],
             )
+            by_row = _losses_by_row(row_losses, rows)
             preference = _measure_preference(evaluation, rows, row_losses)
             ratings = _measure_ratings(order.run, rows, row_losses)
             texts = general_rows(tokenizer) if asks_general else []
@@ -98,6 +99,7 @@ class EvaluationWorker:
                 if answered_rows
             },
             answered_rows=tuple(sorted(answered_rows, key=lambda row: row.answers["tuned"].scores.chrf)),
+            row_losses=tuple(spread_evenly(by_row, MOST_ROW_LOSSES)),
             seconds=time.perf_counter() - start,
             notes=(
                 *order.plan.notes,
@@ -190,6 +192,17 @@ def _mean_losses(
 ) -> dict[Branch, BranchLoss]:
     tokens = sum(map(_predicted_tokens, rows))
     return {branch: BranchLoss.from_loss(sum(losses) / tokens, tokens) for branch, losses in row_losses.items()}
+
+
+def _losses_by_row(row_losses: Mapping[Branch, Sequence[float]], rows: Sequence[TokenizedRow]) -> list[RowLoss]:
+    """Return the mean losses of base and tuned for each row, in the order of `rows`."""
+    losses = zip(rows, row_losses["base"], row_losses["tuned"], strict=True)
+    tokens = map(_predicted_tokens, rows)
+    return [
+        RowLoss(row=row.row, base=base / count, tuned=tuned / count)
+        for (row, base, tuned), count in zip(losses, tokens, strict=True)
+        if count
+    ]
 
 
 def _measure_preference(

@@ -156,15 +156,18 @@ def test_verdicts_on_the_catalogue_are_found_once_for_all_pages():
             MethodNeed(method=full, why_not="It cannot."),
         )
 
+    def verdicts(device):
+        return [need.verdict for need in fits.find("a/model", device, estimate)]
+
     for _ in range(2):
-        assert fits.find("a/model", device, estimate) == ("fits", "fits", None)
-    assert fits.find("a/model", replace(device, free_bytes=free - 1), estimate) == ("tight", "fits", None)
-    assert fits.find("a/model", replace(device, free_bytes=1), estimate) == ("does_not_fit", "does_not_fit", None)
+        assert verdicts(device) == ["fits", "fits", None]
+    assert verdicts(replace(device, free_bytes=free - 1)) == ["tight", "fits", None]
+    assert verdicts(replace(device, free_bytes=1)) == ["does_not_fit", "does_not_fit", None]
     assert len(requests) == 1
 
 
 def test_a_model_that_could_not_be_read_is_read_again():
     fits, device = KnownFits(), a_device()
     needs = tuple(MethodNeed(method=name, needed_bytes=1, expected_bytes=1) for name in METHODS_JUDGED)
-    assert fits.find("a/model", device, tuple) == (None, None, None)
-    assert fits.find("a/model", device, lambda: needs) == ("fits", "fits", "fits")
+    assert fits.find("a/model", device, tuple) == ()
+    assert [need.verdict for need in fits.find("a/model", device, lambda: needs)] == ["fits", "fits", "fits"]
