@@ -14,7 +14,7 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.runs.run import LIVE_STATES
 from loratory.ui.backend.background import Cache
 from loratory.ui.backend.models import FitTable
-from loratory.ui.backend.run_reader import RunReader
+from loratory.ui.backend.run_reader import FINAL, RunReader
 from loratory.ui.components import (
     NOT_SHOWN,
     QUICK,
@@ -101,7 +101,7 @@ class NextStepBar:
         if target == "resume":
             self.train.follow.resume_shown(run_id, "", "", None)
         if target == "chat":
-            return {page.tabs: gr.Tabs(selected="chat"), page.chosen_run: run_id, page.wants_chat: True}
+            return {page.tabs: gr.Tabs(selected="chat"), page.chosen_run: run_id, page.wants_chat: FINAL}
         return {
             page.tabs: gr.Tabs(selected="train"),
             self.train.view: FOLLOW,

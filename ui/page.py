@@ -14,7 +14,7 @@ from gradio.events import Dependency
 from loratory.engine.config.derived_defaults import SETTINGS
 from loratory.engine.runs.run import RUN_ID, Run
 from loratory.ui.backend.background import BackgroundWork, WorkProgress
-from loratory.ui.backend.run_reader import RunReader, SharedRuns
+from loratory.ui.backend.run_reader import FINAL, RunReader, SharedRuns
 from loratory.ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
 from loratory.ui.draft import Draft, fill_derived_defaults, known_rows, read_draft, read_settings, shape_of
 from loratory.ui.form import ALL_LINEAR, DERIVED_DEFAULTS, JUDGE_FOR, Form, setting_in, targets_update
@@ -58,10 +58,11 @@ class Page:
         self.start_job = WorkStatus(
             self.starts.find, start_status, elem_id="start-problems", live_id="start-live", is_laid_out=False
         )
+        self.settings_copy = gr.State({})  # of a run, on their way into the form
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
         self.wants_run = gr.State(False)  # whether Train shows the chosen run when it is opened
-        self.wants_chat = gr.Checkbox(False, visible=False)  # whether Chat should load the chosen run
+        self.wants_chat = gr.Textbox("", visible=False)  # the checkpoint of the chosen run that Chat should load, or ""
         self.wants_data = gr.Textbox("", visible=False)  # changes when Data should open the form's dataset
         # Why the chosen dataset cannot be used for training; set by the tab that reads it, shown in the panel.
         self.data_trouble = gr.Textbox("", visible=False)
@@ -104,7 +105,7 @@ class Page:
     def open_in_chat(self, click: Any, run: Component) -> None:
         """Load a run in Chat on click, and open that tab."""
         outputs = [self.chosen_run, self.wants_chat]
-        self.open_tab(click(lambda name: (name, True), run, outputs, **QUICK), "chat")
+        self.open_tab(click(lambda name: (name, FINAL), run, outputs, **QUICK), "chat")
 
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)

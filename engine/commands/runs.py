@@ -17,7 +17,15 @@ from loratory.engine.commands.output import (
     print_json,
     print_result,
 )
-from loratory.engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report, result_json
+from loratory.engine.commands.train import (
+    describe,
+    findings_of,
+    follow_to_the_end,
+    print_runs,
+    report,
+    result_json,
+    verdict_on,
+)
 from loratory.engine.errors import RunError
 from loratory.engine.lab.rules import resume_run
 from loratory.engine.paths import LoratoryHome
@@ -102,7 +110,9 @@ def show(
         typer.echo(steps_csv(read_history(run.folder.events)), nl=False)
     elif as_json:
         findings = [asdict(finding) for finding in findings_of(run)]
-        print_json(_summary_json(store, summarize(run)) | {"findings": findings})
+        verdict = verdict_on(run)
+        values = {"findings": findings, "verdict": None if verdict is None else asdict(verdict)}
+        print_json(_summary_json(store, summarize(run)) | values)
     else:
         warnings = [finding.text for finding in findings_of(run)]
         print("\n\n".join([describe(run, summarize(run), store.home), *warnings]))

@@ -25,13 +25,16 @@ from loratory.engine.commands.output import (
     print_table,
     with_where,
 )
+from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import EngineError, RunError, shorten
+from loratory.engine.evaluation.job import read_forgetting
 from loratory.engine.inspector.session import Inspector
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.quantities import duration, size
 from loratory.engine.runs.control import request_stop
 from loratory.engine.runs.history.preference_health import Finding, preference_findings
 from loratory.engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
+from loratory.engine.runs.history.verdict import Verdict, judge
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.summary import RunSummary, best_by_held_out_loss, summarize
 from loratory.engine.runs.sweep import sweep_configs
@@ -114,11 +117,24 @@ def follow_to_the_end(
 
 def findings_of(run: Run, history: RunHistory | None = None) -> tuple[Finding, ...]:
     """Return what goes wrong in a preference run, by name."""
+    config = _config_of(run)
+    history = history or read_history(run.folder.events)
+    return preference_findings(history, config.training) if config is not None else ()
+
+
+def verdict_on(run: Run) -> Verdict | None:
+    """Return the verdict on the curves of a run."""
+    config = _config_of(run)
+    return (
+        judge(read_history(run.folder.events), config, read_forgetting(run.folder.path)) if config is not None else None
+    )
+
+
+def _config_of(run: Run) -> RunConfig | None:
     try:
-        training = run.folder.read_config().training
+        return run.folder.read_config()
     except EngineError:  # lost or edited: the rest of the run is shown all the same
-        return ()
-    return preference_findings(history or read_history(run.folder.events), training)
+        return None
 
 
 def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
@@ -148,9 +164,10 @@ def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     best = f"{format_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
     base_loss, predicted = format_loss(summary.base_eval_loss), format_memory(summary.predicted_bytes)
-    accuracy = summary.preference_accuracy
+    accuracy, verdict = summary.preference_accuracy, verdict_on(run)
     facts = [
         ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice)))),
+        *([] if verdict is None else [("verdict", verdict.text)]),
         ("method", ", ".join(filter(None, (summary.method, summary.objective)))),
         ("model", summary.model),
         ("dataset", summary.dataset),

@@ -311,6 +311,12 @@ class EvaluationJob:
         return plan_load(target, self.home)
 
 
+def read_forgetting(run: Path) -> float | None:
+    """Return how much a run's result forgot, as `EvaluationResult.forgetting`; None where it was not measured."""
+    result = read_evaluation(run)
+    return result.forgetting if result is not None else None
+
+
 def read_evaluation(run: Path, checkpoint: str | None = None) -> EvaluationResult | None:
     """Return the last evaluation of a run or one of its checkpoints; None if there is none."""
     return read_model(evaluation_file(run, checkpoint), EvaluationResult)

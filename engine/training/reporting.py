@@ -167,10 +167,10 @@ class RunEvents:
         values = {"loss": measured.eval_loss} | measured.metrics
         self.trackers.log(measured.step, {f"eval/{name}": value for name, value in values.items()})
 
-    def checkpoint(self, checkpoint: Checkpoint) -> None:
+    def checkpoint(self, checkpoint: Checkpoint, seconds: float) -> None:
         """Report that a checkpoint is complete."""
         name, size, best = checkpoint.folder.name, checkpoint.size_bytes, checkpoint.manifest.best
-        self.emit(CheckpointData(step=checkpoint.step, name=name, size_bytes=size, best=best))
+        self.emit(CheckpointData(step=checkpoint.step, name=name, size_bytes=size, best=best, seconds=seconds))
 
     def memory(self) -> None:
         """Report the memory peaks so far."""

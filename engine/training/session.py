@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import time
 
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.optimizations import is_wanted
@@ -196,7 +197,8 @@ class TrainingSession:
         self._events.held_out(evaluation)
 
     def _save_checkpoint(self, trainer: SupervisedLoop, prepared: PreparedRun) -> None:
-        group, last, folder = self._preparation.group, self._last_held_out, self._folder.checkpoints
+        began, group = time.perf_counter(), self._preparation.group
+        last, folder = self._last_held_out, self._folder.checkpoints
         step, best_step = int(trainer.state.global_step), trainer.progress.best_step
         manifest = Manifest(
             step=step,
@@ -216,14 +218,14 @@ class TrainingSession:
             self._report_base(prepared)
             fill = functools.partial(trainer.write_state, gathered_state=gathered_state)
             write = functools.partial(checkpoints.write_checkpoint, folder, manifest, fill)
-            self._events.when_there_is_room(lambda: self._report_checkpoint(write()))
+            self._events.when_there_is_room(lambda: self._report_checkpoint(write(), began))
             self._quota.count(-checkpoints.rotate(folder, self._config.training.save_total_limit, best_step))
             checkpoints.forget_damaged(folder)
         group.wait()
 
-    def _report_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def _report_checkpoint(self, checkpoint: Checkpoint, began: float) -> None:
         self._quota.count(checkpoint.size_bytes)
-        self._events.checkpoint(checkpoint)
+        self._events.checkpoint(checkpoint, time.perf_counter() - began)
 
     def _make_room(self, trainer: SupervisedLoop) -> str:
         """Delete older checkpoints where the person's quota has no room for one more and the result; return what lacks."""

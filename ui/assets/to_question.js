@@ -7,5 +7,5 @@
     else if (tries && !document.activeElement?.matches('input, textarea')) setTimeout(enter, 50, tries - 1);
   };
   if (wanted) enter(1200);
-  return false;
+  return '';
 }

@@ -112,12 +112,16 @@ class ChatTab:
         )
         load_event.then(**refreshing).then(None, page.wants_chat, page.wants_chat, js=script("to_question"), **QUICK)
 
-    def propose(self, wants_chat: bool, run_id: str) -> Updates:
+    def propose(self, wants_chat: str, run_id: str) -> Updates:
         if not wants_chat:
             return UNCHANGED
-        return {**self.choice.offer(run_id, "", ""), self.mode: TALK, **self.switch_mode(TALK)}
+        updates = {**self.choice.offer(run_id, "", ""), self.mode: TALK, **self.switch_mode(TALK)}
+        checkpoint = updates[self.choice.checkpoint]
+        if any(name == wants_chat for _, name in checkpoint.get("choices", ())):
+            checkpoint["value"] = wants_chat
+        return updates
 
-    def load_wanted(self, wants_chat: bool, *chosen: Any) -> Iterator[Updates]:
+    def load_wanted(self, wants_chat: str, *chosen: Any) -> Iterator[Updates]:
         if wants_chat:
             yield from self.load_chosen(*chosen)
         else:  # a generator without a yield would clear its outputs

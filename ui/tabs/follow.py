@@ -3,6 +3,7 @@
 Stateless: every request reads the new part from disk, and any browser shows the same.
 """
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
@@ -13,6 +14,7 @@ from gradio.events import Dependency
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loratory.engine.accounts.audit import AuditKind
+from loratory.engine.config.derived_defaults import given_settings
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.run import RunConfig, WorkPlace
 from loratory.engine.errors import EngineError
@@ -27,12 +29,14 @@ from loratory.engine.runs.control import (
     request_target,
     with_requested_target,
 )
+from loratory.engine.runs.provenance import read_provenance
 from loratory.engine.runs.run import LIVE_STATES, Run
 from loratory.ui.backend.background import Cache, stamp
 from loratory.ui.backend.run_reader import RunSnapshot, can_chat, log_tail
 from loratory.ui.components import (
     HIDDEN,
     QUICK,
+    SLOW,
     UNCHANGED,
     Confirmation,
     Updates,
@@ -75,7 +79,7 @@ class FollowPart:
         self._figures: Cache[str] = Cache()
         self._answers: Cache[str] = Cache()
         self.choice = choice
-        self.heading = live_html(run_view.NO_RUN, elem_id=f"{prefix}run-heading")
+        self.heading = live_html(run_view.NO_RUN, elem_id=f"{prefix}run-heading", more=["pick"])
         self.trouble = gr.HTML(elem_id=f"{prefix}run-trouble")
         with gr.Row(elem_id=f"{prefix}run-buttons", elem_classes="run-buttons"):
             at_first: dict[str, Any] = {"visible": False, "scale": 0}
@@ -170,6 +174,9 @@ class FollowPart:
             pick_event = self.choice.input(lambda run_id: run_id or "", self.choice, page.chosen_run, **QUICK)
             self._redraw_after(pick_event, page.chosen_run)
         page.open_in_chat(self.chat.click, self.run_shown)
+        advised = [page.settings_copy, page.copied_from, page.chosen_run, page.wants_chat, page.tabs]
+        advice_event = self.heading.click(shown_as_message(self.take_advice), self.run_shown, advised, **SLOW)
+        page.fill_after(advice_event, page.settings_copy, "Settings copied")
         self.confirm.wire(self.cancel.click, self.cancel_question, self.run_shown)
         return [
             refresh_event,
@@ -200,6 +207,34 @@ class FollowPart:
             self.page.services.log(kind, run.id)
 
         return self._redraw_after(event(shown_as_message(send), self.run_shown, None, trigger_mode="once", **QUICK))
+
+    def take_advice(self, run_id: str) -> Updates:
+        """Do what the verdict on a run advises: open a checkpoint in Chat, or copy the settings with its change."""
+        page, verdict = self.page, run_view.verdict_of(self.page.reader.observe(run_id))
+        if verdict is None or not (verdict.settings or verdict.step is not None):
+            return {**UNCHANGED, page.settings_copy: {}}
+        if verdict.step is not None:
+            opened = {
+                page.chosen_run: run_id,
+                page.wants_chat: f"step-{verdict.step}",
+                page.tabs: gr.Tabs(selected="chat"),
+            }
+            return {page.settings_copy: {}, **opened}
+        settings = self.configuration(run_id)
+        for name, value in verdict.settings.items():
+            section, _, setting = name.partition(".")
+            settings[section] = {**settings[section], setting: value}
+        return {page.settings_copy: settings, page.copied_from: run_id, page.tabs: gr.Tabs(selected="method")}
+
+    def configuration(self, run_id: str) -> dict[str, Any]:
+        """Return the run's saved settings for the form, without its name."""
+        folder = self.page.services.runs.get(run_id).folder
+        config = folder.read_config()
+        # Settings are copied even if the model cannot be read; the Model tab shows why.
+        with contextlib.suppress(EngineError):
+            self.page.services.shapes.learn(config.model)
+        mapping = given_settings(config, read_provenance(folder).open_settings)
+        return {**mapping, "run": {**mapping["run"], "name": ""}}
 
     def resume_shown(self, run_id: str, flavor: str, limit: str, where: str | None) -> None:
         """Resume a run in the chosen place; a job at Hugging Face with the given hardware and time limit."""
@@ -330,7 +365,7 @@ class FollowPart:
                 snapshot, "small", lambda: small_figures(snapshot.history, predicted_bytes, snapshot.run.id)
             ),
             self.made_of: run_view.render_run_settings(snapshot) if self.choice is not None else "",
-            self.memory: run_view.render_memory(snapshot),
+            self.memory: run_view.render_memory(snapshot) + run_view.render_time(snapshot),
             self.warnings: run_view.render_warnings(snapshot)
             + run_view.render_left_out(snapshot.run.folder.read_dataset_report()),
             self.timeline: run_view.render_timeline(snapshot),

@@ -8,11 +8,9 @@ from gradio.components.base import Component
 from gradio.events import Dependency
 
 from loratory.engine.accounts.people import Action, may
-from loratory.engine.config.derived_defaults import given_settings
 from loratory.engine.errors import EngineError
 from loratory.engine.lab.rules import access_of, is_shared, set_shared
 from loratory.engine.runs.control import change_notes
-from loratory.engine.runs.provenance import read_provenance
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import folder_size_bytes
 from loratory.engine.runs.usage import read_electricity
@@ -72,7 +70,6 @@ class OneRunPart:
                 self.confirm = Confirmation(
                     "Delete run", "Keep run", elem_id="confirm-delete", yes_id="really-delete", no_id="keep-run"
                 )
-        self._change = gr.State({})
         self._changing = [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
         if page.shared is not None:
             self._changing.append(self.share)
@@ -88,13 +85,16 @@ class OneRunPart:
         self.close.click(None, None, [self.panel, run_shown, self.follow.live], js=_CLOSE, **QUICK)
         train = [page.chosen_run, page.wants_run]
         page.open_tab(self.to_train.click(lambda run_id: (run_id, True), run_shown, train, **QUICK), "train")
-        for button, configuration in ((self.duplicate, self.configuration), (self.continuing, self.continuation)):
+        for button, configuration in (
+            (self.duplicate, self.follow.configuration),
+            (self.continuing, self.continuation),
+        ):
             # With its id: another run may be picked during the look-up of the model.
             copy_event = button.click(
                 shown_as_message(lambda run_id, configuration=configuration: (configuration(run_id), run_id)),
-                run_shown, [self._change, page.copied_from], **SLOW,
+                run_shown, [page.settings_copy, page.copied_from], **SLOW,
             )  # fmt: skip
-            page.open_tab(page.fill_after(copy_event, self._change, "Settings copied"), "method")
+            page.open_tab(page.fill_after(copy_event, page.settings_copy, "Settings copied"), "method")
         self.confirm.wire(self.delete.click, self.deletion_question, run_shown)
         delete_event = self.confirm.really.click(
             shown_as_message(self.delete_run), [run_shown, page.chosen_run, ticked_runs],
@@ -184,19 +184,9 @@ class OneRunPart:
         run = self.page.services.runs.get(run_id)
         set_shared(run, person, not is_shared(run.folder), shared.audit)
 
-    def configuration(self, run_id: str) -> dict[str, Any]:
-        """Return the run's saved settings for the form, without its name."""
-        folder = self.page.services.runs.get(run_id).folder
-        config = folder.read_config()
-        # Settings are copied even if the model cannot be read; the Model tab shows why.
-        with contextlib.suppress(EngineError):
-            self.page.services.shapes.learn(config.model)
-        mapping = given_settings(config, read_provenance(folder).open_settings)
-        return {**mapping, "run": {**mapping["run"], "name": ""}}
-
     def continuation(self, run_id: str) -> dict[str, Any]:
         """Return the same settings, starting from the adapter of this run."""
-        mapping = self.configuration(run_id)
+        mapping = self.follow.configuration(run_id)
         return {**mapping, "adapter": {**mapping["adapter"], "warm_start": run_id}}
 
     def save_notes(self, run_id: str, name: str, tags: str, note: str) -> None:

@@ -8,14 +8,18 @@ from html import escape
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
+from loratory.engine.evaluation.job import read_forgetting
 from loratory.engine.places.huggingface_jobs.layout import JobRecord
+from loratory.engine.runs.history.events import Phase
 from loratory.engine.runs.history.preference_health import preference_findings
 from loratory.engine.runs.history.run_history import seconds_left
+from loratory.engine.runs.history.verdict import Verdict, judge
 from loratory.engine.runs.provenance import PeakKind, compare_peaks
 from loratory.engine.runs.run import RunState, State
 from loratory.engine.runs.summary import RunSummary
 from loratory.ui.backend.run_reader import RunSnapshot
 from loratory.ui.views import html
+from loratory.ui.views.memory import COMPONENT_COLOURS
 from loratory.ui.views.rows import render_problems
 
 # A shape and a word for each state; the colour only helps.
@@ -34,6 +38,10 @@ _PEAK_WORDS: dict[PeakKind, str] = {
 _PHASE_WORDS = {
     "loading_model": "loading the model", "reading_data": "reading the data", "preparing": "preparing",
     "training": "", "evaluating": "measuring the held-out loss", "saving": "saving", "finished": "", "stopped": "",
+}  # fmt: skip
+_TIMES: dict[str, tuple[Phase, ...]] = {
+    "Loading": ("loading_model", "reading_data", "preparing"), "Steps": ("training",), "Evaluation": ("evaluating",),
+    "Saving": ("saving",),
 }  # fmt: skip
 
 NO_RUN = html.empty(
@@ -72,9 +80,48 @@ def render_heading(snapshot: RunSnapshot, now: float | None = None) -> str:
     return (
         f"{tab_title(snapshot)}<h2>{escape(snapshot.title)}</h2>"
         f'<p class="status" role="status" aria-live="polite">{_join([mark, status_line(snapshot, now)])}</p>'
-        f"{html.progress_bar('Progress of the run', fraction) if working else ''}"
+        f"{render_verdict(snapshot)}{html.progress_bar('Progress of the run', fraction) if working else ''}"
         f'<p class="small">{_ingredients(snapshot)}</p>'
     )
+
+
+def verdict_of(snapshot: RunSnapshot) -> Verdict | None:
+    """Return the verdict on a run; None while nothing is certain."""
+    config, folder = snapshot.config, snapshot.run.folder.path
+    return judge(snapshot.history, config, read_forgetting(folder)) if config is not None else None
+
+
+def render_verdict(snapshot: RunSnapshot) -> str:
+    """Return the verdict in a sentence, with the button that does what helps; empty where there is none."""
+    verdict = verdict_of(snapshot)
+    if verdict is None:
+        return ""
+    label = verdict.fix
+    if verdict.settings:
+        ((name, value),) = verdict.settings.items()
+        label = f"Copy settings with {html.setting_title(name).lower()}{'' if value is True else f' {value:g}'}"
+    remedy = html.pick_button("advice", label) if verdict.settings or verdict.step is not None else escape(label)
+    css, mark = ("tight", "▲") if verdict.fix else ("fits", "✓")
+    return (
+        f'<p class="verdict" role="status"><b class="{css}"><span aria-hidden="true">{mark}</span> {escape(verdict.name)}.</b> '
+        f"{escape(verdict.fact)} {remedy}</p>"
+    )
+
+
+def render_time(snapshot: RunSnapshot) -> str:
+    """Return how the time of a run is divided, as a bar with seconds and shares; empty before its worker starts."""
+    by_phase = snapshot.history.phase_seconds()
+    times = {title: sum(max(by_phase.get(phase, 0.0), 0.0) for phase in phases) for title, phases in _TIMES.items()}
+    total = sum(times.values())
+    if total <= 0:
+        return ""
+    spans, legend = "", ""
+    for (title, seconds), colour in zip(times.items(), COMPONENT_COLOURS, strict=False):
+        spans += f'<span style="width:{100 * seconds / total:.2f}%;background:{colour}"></span>'
+        figures = f"{seconds:,.1f} s, {seconds / total:.0%}"
+        legend += f'<i style="background:{colour}"></i><span>{title}</span><span class="v">{figures}</span>'
+    content = f'<div class="bar" aria-hidden="true">{spans}</div><div class="legend">{legend}</div>'
+    return html.section("Time", content)
 
 
 def tab_title(snapshot: RunSnapshot) -> str:

@@ -135,6 +135,7 @@ class CheckpointData(EventData):
     name: str
     size_bytes: int
     best: bool = False
+    seconds: float | None = None  # that writing it took
 
 
 class MemoryData(EventData):

@@ -30,7 +30,7 @@ class Finding:
 
     @property
     def text(self) -> str:
-        return f"{self.name}: {self.fact} {self.fix}"
+        return f"{self.name}: {self.fact} {self.fix}".strip()
 
 
 def preference_findings(history: RunHistory, training: TrainingConfig) -> tuple[Finding, ...]:
@@ -38,20 +38,13 @@ def preference_findings(history: RunHistory, training: TrainingConfig) -> tuple[
     objective = OBJECTIVES[training.objective]
     if not objective.learns_preferences:
         return ()
-    if len(history.steps) and not math.isfinite(history.steps.losses[-1]):
-        return (_not_finite(history),)
-    if len(history.steps) < _FEWEST_STEPS:
+    if len(history.steps) < _FEWEST_STEPS or not math.isfinite(history.steps.losses[-1]):
         return ()
     findings = [_overfitting(history), _longer_answers(history, objective)]
     if objective.has_reference:
         falling = _falling_together(history, training, objective)
         findings = [falling, *findings, _nothing_learned(history, training)]
     return tuple(finding for finding in findings if finding is not None)
-
-
-def _not_finite(history: RunHistory) -> Finding:
-    fact = f"The loss is {history.steps.losses[-1]} at step {history.last_step:,}."
-    return Finding("Diverged", fact, "Lower the learning rate to a third, or warm up longer.")
 
 
 def _falling_together(history: RunHistory, training: TrainingConfig, objective: Objective) -> Finding | None:

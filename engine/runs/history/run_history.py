@@ -4,7 +4,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
@@ -21,6 +21,7 @@ from loratory.engine.runs.history.events import (
     FailedData,
     MemoryData,
     ParametersData,
+    Phase,
     ResumedData,
     StatusData,
     StepData,
@@ -68,6 +69,10 @@ class HistoryFacts(BaseModel):
     attempt_is_fresh: bool = False  # it has not yet reported anything that has a step
     last_time: float | None = None  # of the newest event
     save_seconds: float | None = None  # that the newest checkpoint took
+    phase_began: float = 0.0
+    past_seconds: Mapping[
+        Phase, float
+    ] = {}  # of all attempts, in phases that have ended; what interrupts `training` is apart
     next_offset: int = 0  # bytes of the log that are in here
 
     def with_event(self, event: Event) -> Self:
@@ -81,15 +86,20 @@ class HistoryFacts(BaseModel):
         match event.data:
             case EvalData() as point:
                 changes["evals"] = (*self.evals, point)
+                changes["past_seconds"] = self._with_seconds("evaluating", point.seconds)
             case CheckpointData() as saved:
                 changes["checkpoints"] = (
                     *(checkpoint for checkpoint in self.checkpoints if checkpoint.step != saved.step),
                     saved,
                 )
-                if self.last_time is not None:
-                    changes["save_seconds"] = max(event.time - self.last_time, 0.0)
+                since_last = max(event.time - self.last_time, 0.0) if self.last_time is not None else 0.0
+                seconds = since_last if saved.seconds is None else saved.seconds  # older logs lack it
+                changes |= {"save_seconds": seconds, "past_seconds": self._with_seconds("saving", seconds)}
             case StatusData() as status:
                 changes |= {"status": status, "total_steps": status.total_steps or self.total_steps}
+                # What passes between two attempts does not count.
+                end = event.time if event.attempt == self.attempt else self.last_time or event.time
+                changes |= {"phase_began": event.time, "past_seconds": self.phase_seconds(end)}
             case MemoryData() as memory:
                 changes["memory"] = memory if self.memory is None else _highest(self.memory, memory)
             case ParametersData() | DataReportData() | FailedData() as data:
@@ -98,6 +108,22 @@ class HistoryFacts(BaseModel):
         if message is not None:
             changes["messages"] = (*self.messages, message)[-_MAX_MESSAGES:]
         return self.model_copy(update=changes)
+
+    def _with_seconds(self, phase: Phase, seconds: float) -> dict[Phase, float]:
+        """Count an evaluation or a save that took part of the phase `training`; other phases count as a whole."""
+        before = dict(self.past_seconds)
+        if self.status is not None and self.status.phase == "training":
+            before[phase] = before.get(phase, 0.0) + seconds
+            before["training"] = before.get("training", 0.0) - seconds
+        return before
+
+    def phase_seconds(self, until: float | None = None) -> dict[Phase, float]:
+        """Return the seconds in each phase until a time, the newest event's by default; those between attempts do not count."""
+        seconds, end = dict(self.past_seconds), self.last_time if until is None else until
+        if self.status is not None and end is not None:
+            phase = self.status.phase
+            seconds[phase] = seconds.get(phase, 0.0) + max(end - self.phase_began, 0.0)
+        return seconds
 
     def last_valid_step(self, event: Event) -> int | None:
         """Return the step after which an event voids all reports; None if it voids none."""
