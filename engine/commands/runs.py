@@ -17,15 +17,7 @@ from loratory.engine.commands.output import (
     print_json,
     print_result,
 )
-from loratory.engine.commands.train import (
-    describe,
-    findings_of,
-    follow_to_the_end,
-    print_runs,
-    report,
-    result_json,
-    verdict_on,
-)
+from loratory.engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report, result_json
 from loratory.engine.errors import RunError
 from loratory.engine.lab.rules import resume_run
 from loratory.engine.paths import LoratoryHome
@@ -103,16 +95,14 @@ def show(
     as_csv: Annotated[bool, typer.Option("--csv", help="The logged steps as CSV.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one run: its state and why, and its figures."""
+    """Show one run: its state and why, its figures, and the verdict on its curves."""
     store = _store()
     run = store.get(run_id)
     if as_csv:
         typer.echo(steps_csv(read_history(run.folder.events)), nl=False)
     elif as_json:
         findings = [asdict(finding) for finding in findings_of(run)]
-        verdict = verdict_on(run)
-        values = {"findings": findings, "verdict": None if verdict is None else asdict(verdict)}
-        print_json(_summary_json(store, summarize(run)) | values)
+        print_json(_summary_json(store, summarize(run)) | {"findings": findings})
     else:
         warnings = [finding.text for finding in findings_of(run)]
         print("\n\n".join([describe(run, summarize(run), store.home), *warnings]))

@@ -25,7 +25,6 @@ from loratory.engine.commands.output import (
     print_table,
     with_where,
 )
-from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import EngineError, RunError, shorten
 from loratory.engine.evaluation.job import read_forgetting
 from loratory.engine.inspector.session import Inspector
@@ -34,7 +33,7 @@ from loratory.engine.quantities import duration, size
 from loratory.engine.runs.control import request_stop
 from loratory.engine.runs.history.preference_health import Finding, preference_findings
 from loratory.engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
-from loratory.engine.runs.history.verdict import Verdict, judge
+from loratory.engine.runs.history.verdict import judge
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.summary import RunSummary, best_by_held_out_loss, summarize
 from loratory.engine.runs.sweep import sweep_configs
@@ -101,7 +100,7 @@ def follow_to_the_end(
                         line.say(f"Warning: {message.text}")
                     shown_until = max(shown_until, message.time)
                 for finding in findings_of(run, history) if history is not last_history else ():
-                    if finding.name not in known_findings:
+                    if finding.fix and finding.name not in known_findings:
                         line.say(f"Warning: {finding.text}")
                     known_findings.add(finding.name)
                 last_history = history
@@ -116,25 +115,14 @@ def follow_to_the_end(
 
 
 def findings_of(run: Run, history: RunHistory | None = None) -> tuple[Finding, ...]:
-    """Return what goes wrong in a preference run, by name."""
-    config = _config_of(run)
-    history = history or read_history(run.folder.events)
-    return preference_findings(history, config.training) if config is not None else ()
-
-
-def verdict_on(run: Run) -> Verdict | None:
-    """Return the verdict on the curves of a run."""
-    config = _config_of(run)
-    return (
-        judge(read_history(run.folder.events), config, read_forgetting(run.folder.path)) if config is not None else None
-    )
-
-
-def _config_of(run: Run) -> RunConfig | None:
+    """Return the verdict on a run, then what goes wrong in a preference run."""
     try:
-        return run.folder.read_config()
+        config = run.folder.read_config()
     except EngineError:  # lost or edited: the rest of the run is shown all the same
-        return None
+        return ()
+    history = history or read_history(run.folder.events)
+    verdict = judge(history, config, read_forgetting(run.folder.path))
+    return (*([verdict] if verdict is not None else []), *preference_findings(history, config.training))
 
 
 def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
@@ -164,10 +152,9 @@ def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
     best = f"{format_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
     base_loss, predicted = format_loss(summary.base_eval_loss), format_memory(summary.predicted_bytes)
-    accuracy, verdict = summary.preference_accuracy, verdict_on(run)
+    accuracy = summary.preference_accuracy
     facts = [
         ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice)))),
-        *([] if verdict is None else [("verdict", verdict.text)]),
         ("method", ", ".join(filter(None, (summary.method, summary.objective)))),
         ("model", summary.model),
         ("dataset", summary.dataset),

@@ -314,7 +314,7 @@ def test_details_show_the_record_and_offer_what_can_be_done(tab, history, servic
 
 
 def test_a_copy_has_the_settings_but_not_the_name_and_may_begin_with_the_adapter(tab, history):
-    mapping = tab.one.configuration(history[1])
+    mapping = tab.one.follow.configuration(history[1])
 
     assert mapping["run"]["name"] == ""
     assert mapping["dataset"]["source"] == "sample:loratory-faq"

@@ -211,19 +211,11 @@ class FollowPart:
     def take_advice(self, run_id: str) -> Updates:
         """Do what the verdict on a run advises: open a checkpoint in Chat, or copy the settings with its change."""
         page, verdict = self.page, run_view.verdict_of(self.page.reader.observe(run_id))
-        if verdict is None or not (verdict.settings or verdict.step is not None):
-            return {**UNCHANGED, page.settings_copy: {}}
-        if verdict.step is not None:
-            opened = {
-                page.chosen_run: run_id,
-                page.wants_chat: f"step-{verdict.step}",
-                page.tabs: gr.Tabs(selected="chat"),
-            }
-            return {page.settings_copy: {}, **opened}
+        if verdict is not None and verdict.step is not None:
+            wanted = {page.chosen_run: run_id, page.wants_chat: f"step-{verdict.step}", page.settings_copy: {}}
+            return {**wanted, page.tabs: gr.Tabs(selected="chat")}
         settings = self.configuration(run_id)
-        for name, value in verdict.settings.items():
-            section, _, setting = name.partition(".")
-            settings[section] = {**settings[section], setting: value}
+        settings["training"] = {**settings["training"], **(verdict.training if verdict is not None else {})}
         return {page.settings_copy: settings, page.copied_from: run_id, page.tabs: gr.Tabs(selected="method")}
 
     def configuration(self, run_id: str) -> dict[str, Any]:

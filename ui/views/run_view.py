@@ -96,32 +96,26 @@ def render_verdict(snapshot: RunSnapshot) -> str:
     verdict = verdict_of(snapshot)
     if verdict is None:
         return ""
-    label = verdict.fix
-    if verdict.settings:
-        ((name, value),) = verdict.settings.items()
-        label = f"Copy settings with {html.setting_title(name).lower()}{'' if value is True else f' {value:g}'}"
-    remedy = html.pick_button("advice", label) if verdict.settings or verdict.step is not None else escape(label)
+    label = "" if verdict.step is None else f"Use checkpoint of step {verdict.step:,}"
+    for name, value in verdict.training.items():
+        label = f"Copy settings with {html.setting_title(f'training.{name}').lower()}{'' if value is True else f' {value:g}'}"
+    remedy = html.pick_button("advice", label) if label else escape(verdict.fix)
     css, mark = ("tight", "▲") if verdict.fix else ("fits", "✓")
-    return (
-        f'<p class="verdict" role="status"><b class="{css}"><span aria-hidden="true">{mark}</span> {escape(verdict.name)}.</b> '
-        f"{escape(verdict.fact)} {remedy}</p>"
-    )
+    title = f'<b class="{css}"><span aria-hidden="true">{mark}</span> {escape(verdict.name)}.</b>'
+    return f'<p class="verdict" role="status">{title} {escape(verdict.fact)} {remedy}</p>'
 
 
 def render_time(snapshot: RunSnapshot) -> str:
     """Return how the time of a run is divided, as a bar with seconds and shares; empty before its worker starts."""
-    by_phase = snapshot.history.phase_seconds()
-    times = {title: sum(max(by_phase.get(phase, 0.0), 0.0) for phase in phases) for title, phases in _TIMES.items()}
+    spent, spans, legend = snapshot.history.spent, "", ""
+    times = {title: sum(spent.get(phase, 0.0) for phase in phases) for title, phases in _TIMES.items()}
     total = sum(times.values())
-    if total <= 0:
-        return ""
-    spans, legend = "", ""
     for (title, seconds), colour in zip(times.items(), COMPONENT_COLOURS, strict=False):
-        spans += f'<span style="width:{100 * seconds / total:.2f}%;background:{colour}"></span>'
-        figures = f"{seconds:,.1f} s, {seconds / total:.0%}"
+        figures = f"{seconds:,.1f} s, {seconds / max(total, 0.001):.0%}"
+        spans += f'<span style="flex-grow:{seconds:.3f};background:{colour}"></span>'
         legend += f'<i style="background:{colour}"></i><span>{title}</span><span class="v">{figures}</span>'
-    content = f'<div class="bar" aria-hidden="true">{spans}</div><div class="legend">{legend}</div>'
-    return html.section("Time", content)
+    bar = f'<div class="bar" aria-hidden="true">{spans}</div><div class="legend">{legend}</div>'
+    return html.section("Time", bar) if total > 0 else ""
 
 
 def tab_title(snapshot: RunSnapshot) -> str:

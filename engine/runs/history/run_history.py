@@ -4,7 +4,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
@@ -69,15 +69,12 @@ class HistoryFacts(BaseModel):
     attempt_is_fresh: bool = False  # it has not yet reported anything that has a step
     last_time: float | None = None  # of the newest event
     save_seconds: float | None = None  # that the newest checkpoint took
-    phase_began: float = 0.0
-    past_seconds: Mapping[
-        Phase, float
-    ] = {}  # of all attempts, in phases that have ended; what interrupts `training` is apart
+    spent: dict[Phase, float] = {}  # seconds of all attempts; evaluations and saves do not count as `training`
     next_offset: int = 0  # bytes of the log that are in here
 
     def with_event(self, event: Event) -> Self:
         """Add one event; values of steps are stored elsewhere."""
-        changes: dict[str, object] = {"last_time": event.time}
+        changes = self.until(event.time) if event.attempt == self.attempt else {"last_time": event.time}
         if event.attempt > self.attempt:
             changes |= {"attempt": event.attempt, "failed": None}
         is_fresh = self.attempt_is_fresh or event.attempt > self.attempt
@@ -85,21 +82,17 @@ class HistoryFacts(BaseModel):
         changes["attempt_is_fresh"] = is_fresh and not has_step
         match event.data:
             case EvalData() as point:
-                changes["evals"] = (*self.evals, point)
-                changes["past_seconds"] = self._with_seconds("evaluating", point.seconds)
+                changes |= {"evals": (*self.evals, point)} | self.until(event.time, point.seconds, "evaluating")
             case CheckpointData() as saved:
                 changes["checkpoints"] = (
                     *(checkpoint for checkpoint in self.checkpoints if checkpoint.step != saved.step),
                     saved,
                 )
-                since_last = max(event.time - self.last_time, 0.0) if self.last_time is not None else 0.0
+                since_last = max(event.time - (self.last_time or event.time), 0.0)
                 seconds = since_last if saved.seconds is None else saved.seconds  # older logs lack it
-                changes |= {"save_seconds": seconds, "past_seconds": self._with_seconds("saving", seconds)}
+                changes |= {"save_seconds": seconds} | self.until(event.time, seconds, "saving")
             case StatusData() as status:
                 changes |= {"status": status, "total_steps": status.total_steps or self.total_steps}
-                # What passes between two attempts does not count.
-                end = event.time if event.attempt == self.attempt else self.last_time or event.time
-                changes |= {"phase_began": event.time, "past_seconds": self.phase_seconds(end)}
             case MemoryData() as memory:
                 changes["memory"] = memory if self.memory is None else _highest(self.memory, memory)
             case ParametersData() | DataReportData() | FailedData() as data:
@@ -109,21 +102,12 @@ class HistoryFacts(BaseModel):
             changes["messages"] = (*self.messages, message)[-_MAX_MESSAGES:]
         return self.model_copy(update=changes)
 
-    def _with_seconds(self, phase: Phase, seconds: float) -> dict[Phase, float]:
-        """Count an evaluation or a save that took part of the phase `training`; other phases count as a whole."""
-        before = dict(self.past_seconds)
-        if self.status is not None and self.status.phase == "training":
-            before[phase] = before.get(phase, 0.0) + seconds
-            before["training"] = before.get("training", 0.0) - seconds
-        return before
-
-    def phase_seconds(self, until: float | None = None) -> dict[Phase, float]:
-        """Return the seconds in each phase until a time, the newest event's by default; those between attempts do not count."""
-        seconds, end = dict(self.past_seconds), self.last_time if until is None else until
-        if self.status is not None and end is not None:
-            phase = self.status.phase
-            seconds[phase] = seconds.get(phase, 0.0) + max(end - self.phase_began, 0.0)
-        return seconds
+    def until(self, time: float, seconds: float = 0.0, other: Phase = "training") -> dict[str, object]:
+        """Return the changes once the worker's phase has lasted until a time, of which `seconds` were spent on another one."""
+        phase, spent = self.status.phase if self.status is not None else other, dict(self.spent)
+        for name, amount in ((phase, time - (self.last_time or time) - seconds), (other, seconds)):
+            spent[name] = spent.get(name, 0.0) + amount
+        return {"last_time": time, "spent": spent}
 
     def last_valid_step(self, event: Event) -> int | None:
         """Return the step after which an event voids all reports; None if it voids none."""
@@ -293,7 +277,7 @@ class HistoryReader:
         rows, metrics = plain
         self._columns.extend(rows)
         self._metrics.extend(metrics)
-        self._facts = self._facts.model_copy(update={"last_time": float(rows[1, -1])})
+        self._facts = self._facts.model_copy(update=self._facts.until(float(rows[1, -1])))
 
     def _take_each(self, lines: list[bytes]) -> None:
         for event in map(parse_event, lines):

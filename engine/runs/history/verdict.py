@@ -1,4 +1,4 @@
-"""Judge a run from its curves: one verdict with its reason and what helps, for the page and the commands.
+"""Judge a run from its curves: one verdict with its reason and what helps.
 
 Each threshold is wider than the noise of a run that learns normally. A rule that has too few points gives no verdict.
 """
@@ -29,24 +29,19 @@ _FORGOT = 0.05  # of the loss on general text; less is usual after fine-tuning
 
 @dataclass(frozen=True)
 class Verdict(Finding):
-    """A finding on the whole run; nothing has to be fixed where all is well."""
+    """A finding on the whole run; without a fix, all is well."""
 
-    settings: Mapping[str, float | bool] = field(default_factory=dict)  # to train again with, by name
+    training: Mapping[str, float | bool] = field(default_factory=dict)  # a setting of `training` to train again with
     step: int | None = None  # of the checkpoint to use
 
 
 class _Curves(NamedTuple):
-    """The losses of a run that has enough steps."""
-
     history: RunHistory
     config: RunConfig
     train: list[float]  # the beginning, then medians of windows
     margin: float  # between two of them, which noise does not reach
+    end: float  # lower one of the last two: a spike is not the end
     held_out: list[tuple[int, float]]  # steps and losses, that before training first
-
-    @property
-    def end(self) -> float:
-        return min(self.train[-2:])  # a spike is not the end
 
 
 def judge(history: RunHistory, config: RunConfig, forgetting: float | None = None) -> Verdict | None:
@@ -54,97 +49,88 @@ def judge(history: RunHistory, config: RunConfig, forgetting: float | None = Non
 
     `forgetting` is the relative increase of the loss on general text, where an evaluation measured it.
     """
-    losses, failed = history.steps.losses, history.failed
+    losses, failed, status = history.steps.losses, history.failed, history.status
     if len(losses) and (not math.isfinite(losses[-1]) or (failed is not None and failed.cause == "diverged")):
         fact = f"The loss was {losses[0]:.2f} at the beginning and {losses[-1]:.2f} at step {history.last_step:,}."
         return _lower_rate(config, "Diverged", fact)
     if len(losses) < 2 * _WINDOWS or preference_findings(history, config.training):
         return None
-    medians = [float(np.median(part)) for part in (losses[:3], *np.array_split(losses, _WINDOWS))]
-    # Between neighbours, so a trend is not noise; 1.48 turns a median into a standard deviation, 1.25 that into a median's.
-    noise = 1.48 * float(np.median(np.abs(np.diff(losses)))) / math.sqrt(2)
-    margin = _ERRORS * 1.25 * noise * math.sqrt(2 / min(3, len(losses) // _WINDOWS))
+    train = [float(np.median(part)) for part in (losses[:3], *np.array_split(losses, _WINDOWS))]
+    # Between neighbours, so a trend is not noise. 1.48 turns a median into a standard deviation, 1.25 that into a median's.
+    noise = 1.25 * 1.48 * float(np.median(np.abs(np.diff(losses)))) / math.sqrt(2)
+    margin = _ERRORS * noise * math.sqrt(2 / min(3, len(losses) // _WINDOWS))
     held_out = sorted({point.step: point.eval_loss for point in history.evals}.items())
-    curves, is_supervised = (
-        _Curves(history, config, medians, margin, held_out),
-        not objective_of(config).learns_preferences,
-    )
-    verdict = _rate_too_high(curves) or _overfits(curves) if is_supervised else None
-    if verdict is not None or history.status is None or history.status.phase != "finished":
-        return verdict
-    return _result(curves, forgetting)
+    curves = _Curves(history, config, train, margin, min(train[-2:]), held_out)
+    verdict = None if objective_of(config).learns_preferences else _problem(curves)
+    is_finished = status is not None and status.phase == "finished"
+    return verdict or (_result(curves, forgetting) if is_finished else None)
 
 
 def _lower_rate(config: RunConfig, name: str, fact: str) -> Verdict:
     rate = min(config.training.learning_rate / 3, usual_learning_rate(config))
-    return Verdict(name, fact, "Lower the learning rate.", {"training.learning_rate": float(f"{rate:.1g}")})
+    return Verdict(name, fact, "Lower the learning rate.", {"learning_rate": float(f"{rate:.1g}")})
 
 
-def _rate_too_high(curves: _Curves) -> Verdict | None:
-    """Find a loss that lost what it had won. Clipped gradients are not a sign: those of small models often exceed 1.0."""
-    lowest = min(curves.train)
-    if curves.end - lowest <= max(curves.margin, _BARELY * lowest, _LOST * (curves.train[0] - lowest)):
-        return None
-    fact = f"The training loss rose from {lowest:.2f} to {curves.end:.2f}."
-    return _lower_rate(curves.config, "Learning rate too high", fact)
+def _problem(curves: _Curves) -> Verdict | None:
+    """Find a loss that lost what it had won, or held-out losses that rise while the training loss falls.
 
-
-def _overfits(curves: _Curves) -> Verdict | None:
-    """Find two held-out losses in a row above the lowest one, while the training loss is below what it was there."""
+    Clipped gradients are not a sign: those of small models often exceed 1.0.
+    """
+    history, training, lowest = curves.history, curves.config.training, min(curves.train)
+    if curves.end - lowest > max(curves.margin, _BARELY * lowest, _LOST * (curves.train[0] - lowest)):
+        fact = f"The training loss rose from {lowest:.2f} to {curves.end:.2f}."
+        return _lower_rate(curves.config, "Learning rate too high", fact)
     best, lowest = min(curves.held_out, key=lambda point: point[1], default=(0, 0.0))
     after = [loss for step, loss in curves.held_out if step > best]
-    window = 1 + int(np.searchsorted(curves.history.steps.steps, best) / len(curves.history.steps) * _WINDOWS)
-    is_learning = curves.end < curves.train[min(window, _WINDOWS)]
-    if len(after) < 2 or min(after[-2:]) < lowest * (1 + _SAME_ROWS) or not is_learning:
+    window = 1 + int(np.searchsorted(history.steps.steps, best) * _WINDOWS / len(history.steps))
+    if len(after) < 2 or min(after[-2:]) < lowest * (1 + _SAME_ROWS) or curves.end >= curves.train[min(window, 10)]:
         return None
-    name, training = f"Overfits since step {best:,}", curves.config.training
+    name = f"Overfits since step {best:,}"
     fact = f"The held-out loss rose from {lowest:.2f} to {after[-1]:.2f}; the training loss fell to {curves.end:.2f}."
     if best and keeps_best(training):
         return Verdict(name, f"{fact} The result has the weights of step {best:,}.", "")
-    if any(saved.step == best for saved in curves.history.checkpoints[-training.save_total_limit :]):
-        return Verdict(name, fact, f"Use checkpoint of step {best:,}", step=best)
-    return Verdict(name, fact, "Train again and keep the best.", {"training.load_best_model_at_end": True})
+    if best in [saved.step for saved in history.checkpoints[-training.save_total_limit :]]:
+        return Verdict(name, fact, "Use that checkpoint.", step=best)
+    return Verdict(name, fact, "Train again and keep the best.", {"load_best_model_at_end": True})
 
 
-def _result(curves: _Curves, forgetting: float | None) -> Verdict | None:
+def _result(curves: _Curves, forgetting: float | None) -> Verdict:
     """Judge a run that has finished by what it reached."""
-    tuned = [loss for step, loss in curves.held_out if step]
-    name, values = (
-        ("held-out loss", [loss for _, loss in curves.held_out]) if tuned else ("training loss", curves.train)
-    )
-    first, result = values[0], min(values[1:] or values)
-    fact = f"The {name} went from {first:.2f} to {result:.2f}."
-    if result > first * (1 - _BARELY):
+    training, tuned = curves.config.training, [point for point in curves.held_out if point[0]]
+    name, values = "training loss", curves.train
+    if tuned:
+        name, values = "held-out loss", [loss for _, loss in curves.held_out]
+    result = min(values[1:] or values)
+    fact = f"The {name} went from {values[0]:.2f} to {result:.2f}."
+    if result > values[0] * (1 - _BARELY):
         norms = np.array_split(curves.history.steps.column("grad_norm"), 4)
         start, end = float(np.median(norms[0])), float(np.median(norms[-1]))
         if curves.train[0] - curves.end > curves.margin or not start / _STEADY < end < start * _STEADY:
             return Verdict(f"The {name} did not fall", fact, "Check that the held-out rows resemble the others.")
-        rate = max(3 * curves.config.training.learning_rate, usual_learning_rate(curves.config))
-        settings, fact = {"training.learning_rate": float(f"{rate:.1g}")}, f"{fact} The gradient did not shrink."
-        return Verdict("Learning rate too low", fact, "Raise the learning rate.", settings)
+        rate, fact = (
+            max(3 * training.learning_rate, usual_learning_rate(curves.config)),
+            f"{fact} The gradient did not shrink.",
+        )
+        return Verdict("Learning rate too low", fact, "Raise it.", {"learning_rate": float(f"{rate:.1g}")})
     if forgetting is not None and forgetting >= _FORGOT:
         fact = f"{fact} The loss on general text rose."
         return Verdict(f"Forgot {forgetting:.0%}", fact, "Train fewer epochs, or mix in general data.")
-    return _other_length(curves) or Verdict("Learned well" if tuned else "Learned", fact, "")
+    return _other_length(curves, tuned) or Verdict("Learned well" if tuned else "Learned", fact, "")
 
 
-def _other_length(curves: _Curves) -> Verdict | None:
+def _other_length(curves: _Curves, tuned: list[tuple[int, float]]) -> Verdict | None:
     """Find a held-out loss that still falls at the end, or one that hardly fell after the first epoch."""
-    training, total = curves.config.training, curves.history.total_steps or 0
-    points = [point for point in curves.held_out if point[0]]
-    if len(points) < 3 or curves.history.last_step < total or training.max_steps > 0:
+    epochs, total = curves.config.training.num_train_epochs, curves.history.total_steps or 0
+    if len(tuned) < 3 or curves.history.last_step < total or curves.config.training.max_steps > 0:
         return None
-    last, loss = points[-1]
-    before, earlier = [point for point in points if point[0] <= max(0.8 * last, points[0][0])][-1]
+    last, loss = tuned[-1]
+    before, earlier = [point for point in tuned if point[0] <= max(0.8 * last, tuned[0][0])][-1]
     pace = (1 - loss / earlier) * 0.1 * total / (last - before)
     if pace >= _STILL_FALLING:
         fact = f"The held-out loss still fell by {pace:.1%} for each tenth of the steps, to {loss:.2f}."
-        return Verdict(
-            "Not converged", fact, "Train longer.", {"training.num_train_epochs": training.num_train_epochs + 1}
-        )
-    epoch = total / training.num_train_epochs
-    first = next((value for step, value in points if 0.9 * epoch <= step <= 1.1 * epoch), math.inf)
-    if training.num_train_epochs < 2 or min(points, key=lambda point: point[1])[1] < first * (1 - _BARELY):
+        return Verdict("Not converged", fact, "Train longer.", {"num_train_epochs": epochs + 1})
+    first = next((value for step, value in tuned if 0.9 <= step * epochs / total <= 1.1), math.inf)
+    if epochs < 2 or min(value for _, value in tuned) < first * (1 - _BARELY):
         return None
     fact = f"The held-out loss was {first:.2f} after the first epoch and {loss:.2f} at the end."
-    return Verdict("One epoch is enough", fact, "Train one epoch.", {"training.num_train_epochs": 1})
+    return Verdict("One epoch is enough", fact, "Train one epoch.", {"num_train_epochs": 1})
