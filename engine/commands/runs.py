@@ -37,7 +37,6 @@ from loratory.engine.runs.store import RunStore, folder_size_bytes
 from loratory.engine.runs.summary import (
     RunIndex,
     RunQuery,
-    RunSummary,
     SortKey,
     select_runs,
     steps_csv,
@@ -80,7 +79,7 @@ def runs(
     )
     summaries = select_runs(RunIndex(store).summaries(), query)
     if as_json:
-        print_json([_summary_json(store, summary) for summary in summaries])
+        print_json([result_json(store.folder / summary.id, summary, None) for summary in summaries])
     elif as_csv:
         typer.echo(summaries_csv(summaries), nl=False)
     elif not summaries:
@@ -102,7 +101,7 @@ def show(
         typer.echo(steps_csv(read_history(run.folder.events)), nl=False)
     elif as_json:
         findings = [asdict(finding) for finding in findings_of(run)]
-        print_json(_summary_json(store, summarize(run)) | {"findings": findings})
+        print_json(result_json(run.folder.path, summarize(run), None) | {"findings": findings})
     else:
         warnings = [finding.text for finding in findings_of(run)]
         print("\n\n".join([describe(run, summarize(run), store.home), *warnings]))
@@ -126,7 +125,7 @@ def _send_request(run_id: str, request: Callable[[Run], None], seconds: float, *
     _wait_until(lambda: run.folder.read_state().is_final, store.home, seconds)
     summary = summarize(run)
     text = f"{run.id} is {summary.state}. {summary.cause} {summary.advice}".rstrip()
-    print_result(_summary_json(store, summary), text, as_json=as_json)
+    print_result(result_json(run.folder.path, summary, None), text, as_json=as_json)
 
 
 def resume(
@@ -264,10 +263,6 @@ def _wait_until(condition: Callable[[], bool], home: LoratoryHome, seconds: floa
     while not condition() and time.monotonic() < deadline:
         reconcile(home)
         time.sleep(0.1)
-
-
-def _summary_json(store: RunStore, summary: RunSummary) -> dict[str, Any]:
-    return result_json(store.folder / summary.id, summary, None)
 
 
 COMMANDS = (runs, show, stop, cancel, resume, delete, rename, note, tag, move, start_anyway, electricity)

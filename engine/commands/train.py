@@ -46,8 +46,7 @@ _POLL_SECONDS = 0.25
 _ENDED_WELL = ("completed", "stopped")
 _REPORTED = set(
     "cause advice steps total_steps final_loss base_eval_loss eval_loss best_eval_loss best_step preference_accuracy "
-    "tokens_per_second "
-    "peak_memory_bytes predicted_bytes".split()
+    "tokens_per_second peak_memory_bytes predicted_bytes".split()
 )
 
 

@@ -313,8 +313,7 @@ class EvaluationJob:
 
 def read_forgetting(run: Path) -> float | None:
     """Return how much a run's result forgot, as `EvaluationResult.forgetting`; None where it was not measured."""
-    result = read_evaluation(run)
-    return result.forgetting if result is not None else None
+    return result.forgetting if (result := read_evaluation(run)) is not None else None
 
 
 def read_evaluation(run: Path, checkpoint: str | None = None) -> EvaluationResult | None:

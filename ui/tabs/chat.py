@@ -115,11 +115,7 @@ class ChatTab:
     def propose(self, wants_chat: str, run_id: str) -> Updates:
         if not wants_chat:
             return UNCHANGED
-        updates = {**self.choice.offer(run_id, "", ""), self.mode: TALK, **self.switch_mode(TALK)}
-        checkpoint = updates[self.choice.checkpoint]
-        if any(name == wants_chat for _, name in checkpoint.get("choices", ())):
-            checkpoint["value"] = wants_chat
-        return updates
+        return {**self.choice.offer(run_id, "", "", wants_chat), self.mode: TALK, **self.switch_mode(TALK)}
 
     def load_wanted(self, wants_chat: str, *chosen: Any) -> Iterator[Updates]:
         if wants_chat:

@@ -112,8 +112,8 @@ class ChatChoice:
         # What `offer` and `choose` change.
         self.outputs = [self.run, self.checkpoint, self.model, self.folder, self.against]
 
-    def offer(self, chosen_run: str, current: str, text: str | None) -> Updates:
-        """Return the runs that can be loaded; the chosen one is preselected."""
+    def offer(self, chosen_run: str, current: str, text: str | None, checkpoint: str = FINAL) -> Updates:
+        """Return the runs that can be loaded; the chosen one is preselected, with a checkpoint that it has."""
         runs, run_id = offered_runs(self.page.reader, chosen_run, current)
         shared = self._shared_choices()
         run_id = chosen_run if any(name == chosen_run for _, name in shared) else run_id
@@ -121,9 +121,9 @@ class ChatChoice:
         stays = (current in (A_MODEL, A_FOLDER) and text) or proposal == current
         if stays:
             return {self.run: gr.update(choices=choices)}
-        return {self.run: gr.update(choices=choices, value=proposal), **self.choose(proposal)}
+        return {self.run: gr.update(choices=choices, value=proposal), **self.choose(proposal, checkpoint)}
 
-    def choose(self, run_id: str) -> Updates:
+    def choose(self, run_id: str, checkpoint: str = FINAL) -> Updates:
         """Return the other fields, which depend on the run."""
         shared = self._observe_shared(run_id)
         if run_id in (A_MODEL, A_FOLDER) or (shared is None and not self.page.reader.exists(run_id)):
@@ -136,6 +136,7 @@ class ChatChoice:
                 self.against: gr.update(value=NOTHING, visible=False),
             }
         states = checkpoint_choices(shared or self.page.reader.observe(run_id))
+        chosen = next((name for _, name in states if name == checkpoint), states[0][1])
         others, against = [_BASE], NOTHING
         if shared is None:
             start, learns = self._start(run_id)
@@ -144,7 +145,7 @@ class ChatChoice:
                 against = START if learns else NOTHING
             others += self._others(run_id)
         return {
-            self.checkpoint: gr.update(choices=states, value=states[0][1], visible=len(states) > 1),
+            self.checkpoint: gr.update(choices=states, value=chosen, visible=len(states) > 1),
             self.model: HIDDEN,
             self.folder: HIDDEN,
             self.against: gr.update(choices=others, value=against, visible=len(others) > 1),

@@ -4,8 +4,7 @@ Stateless: every request reads the new part from disk, and any browser shows the
 """
 
 import contextlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import gradio as gr
@@ -134,16 +133,9 @@ class FollowPart:
         self.live = poll(self.answer, 2.0, elem_id=f"{prefix}run-live")
         # Changed by each step.
         self._poll_parts = [
-            self.heading,
-            self.loss,
-            self.preferences,
-            self.small,
-            self.made_of,
-            self.memory,
-            self.warnings,
-            self.timeline,
+            self.heading, self.loss, self.preferences, self.small, self.made_of, self.memory, self.warnings, self.timeline,
             self.log,
-        ]
+        ]  # fmt: skip
         self._texts = [self.trouble, *self._poll_parts]
         self._buttons = [self.stop, self.cancel, self.resume, self.anyway, self.chat]
         self.outputs: list[Component] = [
@@ -214,19 +206,18 @@ class FollowPart:
         if verdict is not None and verdict.step is not None:
             wanted = {page.chosen_run: run_id, page.wants_chat: f"step-{verdict.step}", page.settings_copy: {}}
             return {**wanted, page.tabs: gr.Tabs(selected="chat")}
-        settings = self.configuration(run_id)
-        settings["training"] = {**settings["training"], **(verdict.training if verdict is not None else {})}
+        settings = self.configuration(run_id, verdict.training if verdict is not None else {})
         return {page.settings_copy: settings, page.copied_from: run_id, page.tabs: gr.Tabs(selected="method")}
 
-    def configuration(self, run_id: str) -> dict[str, Any]:
-        """Return the run's saved settings for the form, without its name."""
+    def configuration(self, run_id: str, training: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """Return the run's saved settings for the form, without its name; `training` replaces some of them."""
         folder = self.page.services.runs.get(run_id).folder
         config = folder.read_config()
         # Settings are copied even if the model cannot be read; the Model tab shows why.
         with contextlib.suppress(EngineError):
             self.page.services.shapes.learn(config.model)
         mapping = given_settings(config, read_provenance(folder).open_settings)
-        return {**mapping, "run": {**mapping["run"], "name": ""}}
+        return {**mapping, "training": {**mapping["training"], **training}, "run": {**mapping["run"], "name": ""}}
 
     def resume_shown(self, run_id: str, flavor: str, limit: str, where: str | None) -> None:
         """Resume a run in the chosen place; a job at Hugging Face with the given hardware and time limit."""
@@ -349,10 +340,10 @@ class FollowPart:
             self.live: _question(snapshot, view, log_open),
             self.run_shown: snapshot.run.id,
             self.body: gr.update(visible=True),
-            self.heading: run_view.render_heading(snapshot),
+            self.heading: run_view.render_heading(snapshot) + run_view.render_verdict(snapshot),
             self.trouble: run_view.render_trouble(snapshot),
             self.loss: self._loss(snapshot, view),
-            self.preferences: self._figure(snapshot, "preferences", partial(_preferences, snapshot)),
+            self.preferences: self._figure(snapshot, "preferences", lambda: _preferences(snapshot)),
             self.small: self._figure(
                 snapshot, "small", lambda: small_figures(snapshot.history, predicted_bytes, snapshot.run.id)
             ),

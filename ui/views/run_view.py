@@ -10,7 +10,6 @@ from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.evaluation.job import read_forgetting
 from loratory.engine.places.huggingface_jobs.layout import JobRecord
-from loratory.engine.runs.history.events import Phase
 from loratory.engine.runs.history.preference_health import preference_findings
 from loratory.engine.runs.history.run_history import seconds_left
 from loratory.engine.runs.history.verdict import Verdict, judge
@@ -38,10 +37,6 @@ _PEAK_WORDS: dict[PeakKind, str] = {
 _PHASE_WORDS = {
     "loading_model": "loading the model", "reading_data": "reading the data", "preparing": "preparing",
     "training": "", "evaluating": "measuring the held-out loss", "saving": "saving", "finished": "", "stopped": "",
-}  # fmt: skip
-_TIMES: dict[str, tuple[Phase, ...]] = {
-    "Loading": ("loading_model", "reading_data", "preparing"), "Steps": ("training",), "Evaluation": ("evaluating",),
-    "Saving": ("saving",),
 }  # fmt: skip
 
 NO_RUN = html.empty(
@@ -80,7 +75,7 @@ def render_heading(snapshot: RunSnapshot, now: float | None = None) -> str:
     return (
         f"{tab_title(snapshot)}<h2>{escape(snapshot.title)}</h2>"
         f'<p class="status" role="status" aria-live="polite">{_join([mark, status_line(snapshot, now)])}</p>'
-        f"{render_verdict(snapshot)}{html.progress_bar('Progress of the run', fraction) if working else ''}"
+        f"{html.progress_bar('Progress of the run', fraction) if working else ''}"
         f'<p class="small">{_ingredients(snapshot)}</p>'
     )
 
@@ -106,16 +101,15 @@ def render_verdict(snapshot: RunSnapshot) -> str:
 
 
 def render_time(snapshot: RunSnapshot) -> str:
-    """Return how the time of a run is divided, as a bar with seconds and shares; empty before its worker starts."""
-    spent, spans, legend = snapshot.history.spent, "", ""
-    times = {title: sum(spent.get(phase, 0.0) for phase in phases) for title, phases in _TIMES.items()}
-    total = sum(times.values())
-    for (title, seconds), colour in zip(times.items(), COMPONENT_COLOURS, strict=False):
-        figures = f"{seconds:,.1f} s, {seconds / max(total, 0.001):.0%}"
+    """Return how long each phase of a run took, as a bar with seconds and shares; empty before its worker starts."""
+    times = {phase: seconds for phase, seconds in snapshot.history.spent.items() if seconds > 0}
+    spans = legend = ""
+    for (phase, seconds), colour in zip(times.items(), COMPONENT_COLOURS, strict=False):
+        title, share = phase.replace("_", " ").capitalize(), f"{seconds:,.1f} s, {seconds / sum(times.values()):.0%}"
         spans += f'<span style="flex-grow:{seconds:.3f};background:{colour}"></span>'
-        legend += f'<i style="background:{colour}"></i><span>{title}</span><span class="v">{figures}</span>'
+        legend += f'<i style="background:{colour}"></i><span>{title}</span><span class="v">{share}</span>'
     bar = f'<div class="bar" aria-hidden="true">{spans}</div><div class="legend">{legend}</div>'
-    return html.section("Time", bar) if total > 0 else ""
+    return html.section("Time", bar) if times else ""
 
 
 def tab_title(snapshot: RunSnapshot) -> str:

@@ -62,10 +62,11 @@ def _falling_together(history: RunHistory, training: TrainingConfig, objective: 
     helps = ["lower the learning rate", "raise beta"]
     if objective.adds_losses and "sft" not in training.loss_type:
         helps.insert(0, "add sft to loss_type")
+    times = f"{math.exp(-ratio):,.0f}" if ratio > -10 else "over 20,000"
     return Finding(
         f"The {better} answers become unlikely together with the {worse} ones",
-        f"Their rewards are {chosen:.2f} and {rejected:.2f}: {better} answers are {_times(-ratio)} less likely than at the start.",
-        f"{_join(helps).capitalize()}.",
+        f"Their rewards are {chosen:.2f} and {rejected:.2f}: {better} answers are {times} times less likely than at the start.",
+        f"{', '.join(helps[:-1])} or {helps[-1]}.".capitalize(),
     )
 
 
@@ -144,11 +145,3 @@ def _window(count: int) -> int:
 def _newest(history: RunHistory, name: str) -> EvalData | None:
     points = (point for point in reversed(history.evals) if math.isfinite(point.metrics.get(name, math.nan)))
     return next(points, None)
-
-
-def _times(nats: float) -> str:
-    return f"{math.exp(nats):,.0f} times" if nats < 10 else "over 20,000 times"
-
-
-def _join(parts: list[str]) -> str:
-    return f"{', '.join(parts[:-1])} or {parts[-1]}"

@@ -4,9 +4,8 @@ Each threshold is wider than the noise of a run that learns normally. A rule tha
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -35,13 +34,7 @@ class Verdict(Finding):
     step: int | None = None  # of the checkpoint to use
 
 
-class _Curves(NamedTuple):
-    history: RunHistory
-    config: RunConfig
-    train: list[float]  # the beginning, then medians of windows
-    margin: float  # between two of them, which noise does not reach
-    end: float  # lower one of the last two: a spike is not the end
-    held_out: list[tuple[int, float]]  # steps and losses, that before training first
+Points = Sequence[tuple[int, float]]  # steps and held-out losses
 
 
 def judge(history: RunHistory, config: RunConfig, forgetting: float | None = None) -> Verdict | None:
@@ -55,15 +48,12 @@ def judge(history: RunHistory, config: RunConfig, forgetting: float | None = Non
         return _lower_rate(config, "Diverged", fact)
     if len(losses) < 2 * _WINDOWS or preference_findings(history, config.training):
         return None
-    train = [float(np.median(part)) for part in (losses[:3], *np.array_split(losses, _WINDOWS))]
-    # Between neighbours, so a trend is not noise. 1.48 turns a median into a standard deviation, 1.25 that into a median's.
-    noise = 1.25 * 1.48 * float(np.median(np.abs(np.diff(losses)))) / math.sqrt(2)
-    margin = _ERRORS * noise * math.sqrt(2 / min(3, len(losses) // _WINDOWS))
-    held_out = sorted({point.step: point.eval_loss for point in history.evals}.items())
-    curves = _Curves(history, config, train, margin, min(train[-2:]), held_out)
-    verdict = None if objective_of(config).learns_preferences else _problem(curves)
-    is_finished = status is not None and status.phase == "finished"
-    return verdict or (_result(curves, forgetting) if is_finished else None)
+    medians = [float(np.median(part)) for part in (losses[:3], *np.array_split(losses, _WINDOWS))]
+    evals = {point.step: point.eval_loss for point in history.evals if math.isfinite(point.eval_loss)}
+    points = sorted(evals.items())  # that before training first
+    if not objective_of(config).learns_preferences and (problem := _problem(history, config, medians, points)):
+        return problem
+    return _result(history, config, medians, points, forgetting) if status and status.phase == "finished" else None
 
 
 def _lower_rate(config: RunConfig, name: str, fact: str) -> Verdict:
@@ -71,63 +61,61 @@ def _lower_rate(config: RunConfig, name: str, fact: str) -> Verdict:
     return Verdict(name, fact, "Lower the learning rate.", {"learning_rate": float(f"{rate:.1g}")})
 
 
-def _problem(curves: _Curves) -> Verdict | None:
+def _problem(history: RunHistory, config: RunConfig, medians: Sequence[float], points: Points) -> Verdict | None:
     """Find a loss that lost what it had won, or held-out losses that rise while the training loss falls.
 
     Clipped gradients are not a sign: those of small models often exceed 1.0.
     """
-    history, training, lowest = curves.history, curves.config.training, min(curves.train)
-    if curves.end - lowest > max(curves.margin, _BARELY * lowest, _LOST * (curves.train[0] - lowest)):
-        fact = f"The training loss rose from {lowest:.2f} to {curves.end:.2f}."
-        return _lower_rate(curves.config, "Learning rate too high", fact)
-    best, lowest = min(curves.held_out, key=lambda point: point[1], default=(0, 0.0))
-    after = [loss for step, loss in curves.held_out if step > best]
-    window = 1 + int(np.searchsorted(history.steps.steps, best) * _WINDOWS / len(history.steps))
-    if len(after) < 2 or min(after[-2:]) < lowest * (1 + _SAME_ROWS) or curves.end >= curves.train[min(window, 10)]:
+    losses, lowest, end = history.steps.losses, min(medians), min(medians[-2:])  # a spike is not the end
+    # Between neighbours, so a trend is not noise. 1.48 turns a median into a standard deviation, 1.25 that into a median's.
+    noise = 1.25 * 1.48 * float(np.median(np.abs(np.diff(losses)))) / math.sqrt(2)
+    margin = _ERRORS * noise * math.sqrt(2 / min(3, len(losses) // _WINDOWS))
+    if end - lowest > max(margin, _BARELY * lowest, _LOST * (medians[0] - lowest)):
+        return _lower_rate(config, "Learning rate too high", f"The training loss rose from {lowest:.2f} to {end:.2f}.")
+    best, lowest = min(points, key=lambda point: point[1], default=(0, 0.0))
+    after = [loss for step, loss in points if step > best]
+    then = medians[1 + int(np.searchsorted(history.steps.steps, best, side="right") * (_WINDOWS - 1) / len(losses))]
+    if len(after) < 2 or min(after[-2:]) < lowest * (1 + _SAME_ROWS) or end >= then:
         return None
     name = f"Overfits since step {best:,}"
-    fact = f"The held-out loss rose from {lowest:.2f} to {after[-1]:.2f}; the training loss fell to {curves.end:.2f}."
-    if best and keeps_best(training):
+    fact = f"The held-out loss rose from {lowest:.2f} to {after[-1]:.2f}; the training loss fell to {end:.2f}."
+    if best and keeps_best(config.training):
         return Verdict(name, f"{fact} The result has the weights of step {best:,}.", "")
-    if best in [saved.step for saved in history.checkpoints[-training.save_total_limit :]]:
+    if best in [saved.step for saved in history.checkpoints[-config.training.save_total_limit :]]:
         return Verdict(name, fact, "Use that checkpoint.", step=best)
     return Verdict(name, fact, "Train again and keep the best.", {"load_best_model_at_end": True})
 
 
-def _result(curves: _Curves, forgetting: float | None) -> Verdict:
+def _result(
+    history: RunHistory, config: RunConfig, medians: Sequence[float], points: Points, forgetting: float | None
+) -> Verdict:
     """Judge a run that has finished by what it reached."""
-    training, tuned = curves.config.training, [point for point in curves.held_out if point[0]]
-    name, values = "training loss", curves.train
-    if tuned:
-        name, values = "held-out loss", [loss for _, loss in curves.held_out]
-    result = min(values[1:] or values)
-    fact = f"The {name} went from {values[0]:.2f} to {result:.2f}."
-    if result > values[0] * (1 - _BARELY):
-        norms = np.array_split(curves.history.steps.column("grad_norm"), 4)
-        start, end = float(np.median(norms[0])), float(np.median(norms[-1]))
-        if curves.train[0] - curves.end > curves.margin or not start / _STEADY < end < start * _STEADY:
+    tuned = [point for point in points if point[0]]
+    name, values = ("held-out loss", [loss for _, loss in points]) if tuned else ("training loss", medians)
+    fact = f"The {name} went from {values[0]:.2f} to {min(values[1:] or values):.2f}."
+    if min(values[1:] or values) > values[0] * (1 - _BARELY):
+        start, end = (float(np.median(part)) for part in np.array_split(history.steps.column("grad_norm"), 4)[::3])
+        if medians[-1] < medians[0] * (1 - _BARELY) or not start / _STEADY < end < start * _STEADY:
             return Verdict(f"The {name} did not fall", fact, "Check that the held-out rows resemble the others.")
-        rate, fact = (
-            max(3 * training.learning_rate, usual_learning_rate(curves.config)),
-            f"{fact} The gradient did not shrink.",
-        )
+        rate = max(3 * config.training.learning_rate, usual_learning_rate(config))
+        fact = f"{fact} The gradient did not shrink."
         return Verdict("Learning rate too low", fact, "Raise it.", {"learning_rate": float(f"{rate:.1g}")})
     if forgetting is not None and forgetting >= _FORGOT:
         fact = f"{fact} The loss on general text rose."
         return Verdict(f"Forgot {forgetting:.0%}", fact, "Train fewer epochs, or mix in general data.")
-    return _other_length(curves, tuned) or Verdict("Learned well" if tuned else "Learned", fact, "")
+    return _other_length(history, config, tuned) or Verdict("Learned well" if tuned else "Learned", fact, "")
 
 
-def _other_length(curves: _Curves, tuned: list[tuple[int, float]]) -> Verdict | None:
+def _other_length(history: RunHistory, config: RunConfig, tuned: Points) -> Verdict | None:
     """Find a held-out loss that still falls at the end, or one that hardly fell after the first epoch."""
-    epochs, total = curves.config.training.num_train_epochs, curves.history.total_steps or 0
-    if len(tuned) < 3 or curves.history.last_step < total or curves.config.training.max_steps > 0:
+    epochs, total = config.training.num_train_epochs, history.total_steps or 0
+    if len(tuned) < 3 or not 0 < total <= history.last_step or config.training.max_steps > 0:
         return None
     last, loss = tuned[-1]
     before, earlier = [point for point in tuned if point[0] <= max(0.8 * last, tuned[0][0])][-1]
-    pace = (1 - loss / earlier) * 0.1 * total / (last - before)
-    if pace >= _STILL_FALLING:
-        fact = f"The held-out loss still fell by {pace:.1%} for each tenth of the steps, to {loss:.2f}."
+    pace = (earlier - loss) * 0.1 * total / (last - before)
+    if pace >= _STILL_FALLING * loss > 0:
+        fact = f"The held-out loss still fell by {pace / loss:.1%} for each tenth of the steps, to {loss:.2f}."
         return Verdict("Not converged", fact, "Train longer.", {"num_train_epochs": epochs + 1})
     first = next((value for step, value in tuned if 0.9 <= step * epochs / total <= 1.1), math.inf)
     if epochs < 2 or min(value for _, value in tuned) < first * (1 - _BARELY):
