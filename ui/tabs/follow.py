@@ -166,8 +166,8 @@ class FollowPart:
             pick_event = self.choice.input(lambda run_id: run_id or "", self.choice, page.chosen_run, **QUICK)
             self._redraw_after(pick_event, page.chosen_run)
         page.open_in_chat(self.chat.click, self.run_shown)
-        advised = [page.settings_copy, page.copied_from, page.chosen_run, page.wants_chat, page.tabs]
-        advice_event = self.heading.click(shown_as_message(self.take_advice), self.run_shown, advised, **SLOW)
+        advice_outputs = [page.settings_copy, page.copied_from, page.chosen_run, page.wants_chat, page.tabs]
+        advice_event = self.heading.click(shown_as_message(self.take_advice), self.run_shown, advice_outputs, **SLOW)
         page.fill_after(advice_event, page.settings_copy, "Settings copied")
         self.confirm.wire(self.cancel.click, self.cancel_question, self.run_shown)
         return [
@@ -182,7 +182,7 @@ class FollowPart:
                     trigger_mode="once",
                     **QUICK,
                 )
-            ),
+            ),  # fmt: skip
             self._request_by(self.confirm.really.click, request_cancel, "run stopped"),
         ]
 
@@ -204,8 +204,8 @@ class FollowPart:
         """Do what the verdict on a run advises: open a checkpoint in Chat, or copy the settings with its change."""
         page, verdict = self.page, run_view.verdict_of(self.page.reader.observe(run_id))
         if verdict is not None and verdict.step is not None:
-            wanted = {page.chosen_run: run_id, page.wants_chat: f"step-{verdict.step}", page.settings_copy: {}}
-            return {**wanted, page.tabs: gr.Tabs(selected="chat")}
+            updates = {page.chosen_run: run_id, page.wants_chat: f"step-{verdict.step}", page.settings_copy: {}}
+            return {**updates, page.tabs: gr.Tabs(selected="chat")}
         settings = self.configuration(run_id, verdict.training if verdict is not None else {})
         return {page.settings_copy: settings, page.copied_from: run_id, page.tabs: gr.Tabs(selected="method")}
 

@@ -102,7 +102,7 @@ def render_verdict(snapshot: RunSnapshot) -> str:
 
 def render_time(snapshot: RunSnapshot) -> str:
     """Return how long each phase of a run took, as a bar with seconds and shares; empty before its worker starts."""
-    times = {phase: seconds for phase, seconds in snapshot.history.spent.items() if seconds > 0}
+    times = {phase: seconds for phase, seconds in snapshot.history.phase_seconds.items() if seconds > 0}
     spans = legend = ""
     for (phase, seconds), colour in zip(times.items(), COMPONENT_COLOURS, strict=False):
         title, share = phase.replace("_", " ").capitalize(), f"{seconds:,.1f} s, {seconds / sum(times.values()):.0%}"

@@ -69,14 +69,14 @@ class HistoryFacts(BaseModel):
     attempt_is_fresh: bool = False  # it has not yet reported anything that has a step
     last_time: float | None = None  # of the newest event
     save_seconds: float | None = None  # that the newest checkpoint took
-    spent: dict[Phase, float] = {}  # seconds of all attempts; evaluations and saves do not count as `training`
+    phase_seconds: dict[Phase, float] = {}  # of all attempts; evaluations and saves do not count as `training`
     next_offset: int = 0  # bytes of the log that are in here
 
     def with_event(self, event: Event) -> Self:
         """Add one event; values of steps are stored elsewhere."""
-        changes = self.until(event.time) if event.attempt == self.attempt else {"last_time": event.time}
-        if event.attempt > self.attempt:
-            changes |= {"attempt": event.attempt, "failed": None}
+        changes = self.until(event.time)
+        if event.attempt > self.attempt:  # what passes between two attempts does not count
+            changes |= {"attempt": event.attempt, "failed": None, "phase_seconds": self.phase_seconds}
         is_fresh = self.attempt_is_fresh or event.attempt > self.attempt
         has_step = isinstance(event.data, ResumedData | StepData | EvalData | CheckpointData)
         changes["attempt_is_fresh"] = is_fresh and not has_step
@@ -104,10 +104,10 @@ class HistoryFacts(BaseModel):
 
     def until(self, time: float, seconds: float = 0.0, other: Phase = "training") -> dict[str, object]:
         """Return the changes once the worker's phase has lasted until a time, of which `seconds` were spent on another one."""
-        phase, spent = self.status.phase if self.status is not None else other, dict(self.spent)
+        phase, totals = self.status.phase if self.status is not None else other, dict(self.phase_seconds)
         for name, amount in ((phase, time - (self.last_time or time) - seconds), (other, seconds)):
-            spent[name] = spent.get(name, 0.0) + amount
-        return {"last_time": time, "spent": spent}
+            totals[name] = totals.get(name, 0.0) + amount
+        return {"last_time": time, "phase_seconds": totals}
 
     def last_valid_step(self, event: Event) -> int | None:
         """Return the step after which an event voids all reports; None if it voids none."""

@@ -75,11 +75,15 @@ def _problem(history: RunHistory, config: RunConfig, medians: Sequence[float], p
     best, lowest = min(points, key=lambda point: point[1], default=(0, 0.0))
     after = [loss for step, loss in points if step > best]
     then = medians[1 + int(np.searchsorted(history.steps.steps, best, side="right") * (_WINDOWS - 1) / len(losses))]
-    if len(after) < 2 or min(after[-2:]) < lowest * (1 + _SAME_ROWS) or end >= then:
+    if len(after) < 2 or min(after[-2:]) < lowest * (1 + _SAME_ROWS):
         return None
-    name = f"Overfits since step {best:,}"
-    fact = f"The held-out loss rose from {lowest:.2f} to {after[-1]:.2f}; the training loss fell to {end:.2f}."
-    if best and keeps_best(config.training):
+    name, fact = f"Overfits since step {best:,}", f"The held-out loss rose from {lowest:.2f} to {after[-1]:.2f}"
+    if not best:  # a spike before the first logged step, or every step made it worse
+        return _lower_rate(config, "Learning rate too high", f"{fact}.")
+    if end >= then:
+        return None
+    fact = f"{fact}; the training loss fell to {end:.2f}."
+    if keeps_best(config.training):
         return Verdict(name, f"{fact} The result has the weights of step {best:,}.", "")
     if best in [saved.step for saved in history.checkpoints[-config.training.save_total_limit :]]:
         return Verdict(name, fact, "Use that checkpoint.", step=best)

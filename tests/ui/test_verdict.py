@@ -1,0 +1,132 @@
+"""The verdict under a run's heading: a sentence, and one button that does what helps; how long each phase took."""
+
+from pathlib import Path
+
+import pytest
+
+from loratory.engine.errors import RunError
+from loratory.engine.evaluation.job import BranchLoss, EvaluationResult, evaluation_file
+from loratory.ui.backend.run_reader import FINAL
+from loratory.ui.tabs.chat import ChatTab
+from loratory.ui.tabs.train import TrainTab
+from loratory.ui.views.run_view import render_heading, render_time
+from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
+from tests.ui.changes import Changes
+
+CURVES = Path(__file__).parents[1] / "runs" / "curves"
+
+
+@pytest.fixture
+def record(services):
+    """Make a run with recorded curves."""
+
+    def make(name: str, **settings):
+        given = {"training__max_steps": -1, "training__num_train_epochs": 2, "training__early_stopping_patience": None}
+        config = a_config(**{**given, "dataset__eval_fraction": 0.15, **settings})
+        run = write_run(services.runs, config, InventedRun())
+        run.folder.events.write_bytes((CURVES / f"{name}.jsonl").read_bytes())
+        return run
+
+    return make
+
+
+@pytest.fixture
+def follow(laid_out):
+    return laid_out(TrainTab).follow
+
+
+def show(follow, run) -> Changes:
+    return Changes(follow, follow.show(run.id, 0.9, False, False))
+
+
+def advice(follow, run) -> Changes:
+    return Changes(follow.page, follow.take_advice(run.id))
+
+
+def test_a_run_that_learned_well_is_praised_without_a_button(follow, record):
+    heading = show(follow, record("smollm2")).heading
+
+    assert '<span aria-hidden="true">✓</span> Learned well.</b> The held-out loss went from 4.55 to 2.90.' in heading
+    assert "data-pick" not in heading
+
+
+def test_a_high_learning_rate_is_lowered_in_a_copy_of_the_settings(follow, record):
+    run = record("rate_high", training__learning_rate=6e-4, run__name="too fast")
+
+    heading, taken = show(follow, run).heading, advice(follow, run)
+
+    assert "▲</span> Learning rate too high.</b> The held-out loss rose from 2.58" in heading
+    assert heading.count("data-pick") == 1
+    assert "Copy settings with learning rate 0.0002" in heading
+    assert taken.settings_copy["training"]["learning_rate"] == 2e-4
+    assert taken.settings_copy["training"]["num_train_epochs"] == 2
+    assert taken.settings_copy["run"]["name"] == ""
+    assert taken.copied_from == run.id
+    assert taken.tabs.selected == "method"
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "label"),
+    [("unconverged", 1, "Copy settings with epochs 2"), ("one_epoch", 3, "Copy settings with epochs 1")],
+)
+def test_another_length_is_a_copy_of_the_settings(follow, record, name, epochs, label):
+    assert label in show(follow, record(name, training__num_train_epochs=epochs)).heading
+
+
+def test_an_overfitted_run_opens_in_chat_with_its_best_checkpoint(follow, laid_out, record):
+    run = record("overfits", training__save_total_limit=1000)
+    write_checkpoint(run, 96)
+
+    heading, taken = show(follow, run).heading, advice(follow, run)
+    chat = laid_out(ChatTab)
+    proposed = Changes(chat.choice, chat.propose(taken.wants_chat, run.id))
+
+    assert "Use checkpoint of step 96" in heading
+    assert (taken.chosen_run, taken.tabs.selected, taken.settings_copy) == (run.id, "chat", {})
+    assert (proposed.run["value"], proposed.checkpoint["value"]) == (run.id, "step-96")
+    assert Changes(chat.choice, chat.propose(FINAL, run.id)).checkpoint["value"] == FINAL
+    assert Changes(chat.choice, chat.propose("../elsewhere", run.id)).checkpoint["value"] == FINAL
+
+
+def test_keeping_the_best_is_a_copy_where_its_checkpoint_was_deleted(follow, record):
+    run = record("overfits", training__save_total_limit=1)
+
+    assert "Copy settings with keep best<" in show(follow, run).heading
+    assert advice(follow, run).settings_copy["training"]["load_best_model_at_end"] is True
+
+
+def test_forgetting_comes_from_the_evaluation_of_the_run(follow, record):
+    run = record("smollm2")
+    losses = {"base": BranchLoss.from_loss(3.0, 100), "tuned": BranchLoss.from_loss(3.3, 100)}
+    file = evaluation_file(run.folder.path, None)
+    file.parent.mkdir()
+    file.write_text(EvaluationResult(losses=losses, rows=9, scores={}, general_losses=losses).model_dump_json())
+
+    heading = show(follow, run).heading
+
+    assert "▲</span> Forgot 10%.</b>" in heading
+    assert "mix in general data" in heading
+    assert "data-pick" not in heading
+
+
+def test_a_run_of_someone_else_has_no_button_and_an_unknown_id_is_refused(follow, record):
+    run = record("rate_high")
+
+    assert "data-pick" not in render_heading(follow.page.reader.observe(run.id)), "the heading that is shared"
+    with pytest.raises(RunError):
+        follow.take_advice("20200101-000000-000-0000")
+
+
+def test_the_time_is_a_bar_with_a_figure_for_each_phase(follow, record):
+    html = show(follow, record("smollm2")).memory
+
+    assert "<h3>Time</h3>" in html
+    for title in ("Loading model", "Training", "Evaluating", "Saving"):
+        assert f"<span>{title}</span>" in html
+    assert html.count("flex-grow") == html.count('class="v"')
+
+
+def test_a_run_that_waits_has_spent_no_time(follow, services):
+    run = write_run(services.runs, a_config(), InventedRun(state="queued"))
+
+    assert render_time(follow.page.reader.observe(run.id)) == ""
