@@ -170,19 +170,15 @@ class FollowPart:
         advice_event = self.heading.click(shown_as_message(self.take_advice), self.run_shown, advice_outputs, **SLOW)
         page.fill_after(advice_event, page.settings_copy, "Settings copied")
         self.confirm.wire(self.cancel.click, self.cancel_question, self.run_shown)
+        resume_event = self.resume.click(
+            shown_as_message(self.resume_shown), [self.run_shown, self.flavor, self.limit, self.place], None,
+            trigger_mode="once", **QUICK,
+        )  # fmt: skip
         return [
             refresh_event,
             self._request_by(self.anyway.click, request_start_anyway, "run started"),
             self._request_by(self.stop.click, request_stop, "run stopped"),
-            self._redraw_after(
-                self.resume.click(
-                    shown_as_message(self.resume_shown),
-                    [self.run_shown, self.flavor, self.limit, self.place],
-                    None,
-                    trigger_mode="once",
-                    **QUICK,
-                )
-            ),  # fmt: skip
+            self._redraw_after(resume_event),
             self._request_by(self.confirm.really.click, request_cancel, "run stopped"),
         ]
 
