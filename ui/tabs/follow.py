@@ -153,8 +153,7 @@ class FollowPart:
 
     def wire(self) -> list[Dependency]:
         """Connect the events; return those that change the actions on the shown run."""
-        page = self.page
-        viewing = [self.run_shown, *self.view_inputs]
+        page, viewing = self.page, [self.run_shown, *self.view_inputs]
         refresh_event = self.live.submit(self.refresh, viewing, self.outputs, trigger_mode="always_last", **QUICK)
         gr.on(
             [self.smoothing.change, self.log_axis.change], self.redraw_loss, viewing[:-1], [self.loss, self.live],

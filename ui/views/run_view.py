@@ -82,8 +82,8 @@ def render_heading(snapshot: RunSnapshot, now: float | None = None) -> str:
 
 def verdict_of(snapshot: RunSnapshot) -> Verdict | None:
     """Return the verdict on a run; None while nothing is certain."""
-    config, folder = snapshot.config, snapshot.run.folder.path
-    return judge(snapshot.history, config, read_forgetting(folder)) if config is not None else None
+    forgetting = read_forgetting(snapshot.run.folder.path)
+    return judge(snapshot.history, snapshot.config, forgetting) if snapshot.config is not None else None
 
 
 def render_verdict(snapshot: RunSnapshot) -> str:

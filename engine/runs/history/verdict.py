@@ -77,12 +77,12 @@ def _problem(history: RunHistory, config: RunConfig, medians: Sequence[float], p
     then = medians[1 + int(np.searchsorted(history.steps.steps, best, side="right") * (_WINDOWS - 1) / len(losses))]
     if len(after) < 2 or min(after[-2:]) < lowest * (1 + _SAME_ROWS):
         return None
-    name, fact = f"Overfits since step {best:,}", f"The held-out loss rose from {lowest:.2f} to {after[-1]:.2f}"
+    name, fact = f"Overfits since step {best:,}", f"The held-out loss rose from {lowest:.2f} to {after[-1]:.2f}."
     if not best:  # a spike before the first logged step, or every step made it worse
-        return _lower_rate(config, "Learning rate too high", f"{fact}.")
+        return _lower_rate(config, "Learning rate too high", fact)
     if end >= then:
         return None
-    fact = f"{fact}; the training loss fell to {end:.2f}."
+    fact = f"{fact[:-1]}; the training loss fell to {end:.2f}."
     if keeps_best(config.training):
         return Verdict(name, f"{fact} The result has the weights of step {best:,}.", "")
     if best in [saved.step for saved in history.checkpoints[-config.training.save_total_limit :]]:
@@ -105,8 +105,8 @@ def _result(
         fact = f"{fact} The gradient did not shrink."
         return Verdict("Learning rate too low", fact, "Raise it.", {"learning_rate": float(f"{rate:.1g}")})
     if forgetting is not None and forgetting >= _FORGOT:
-        fact = f"{fact} The loss on general text rose."
-        return Verdict(f"Forgot {forgetting:.0%}", fact, "Train fewer epochs, or mix in general data.")
+        fix = "Train fewer epochs, or mix in general data."
+        return Verdict(f"Forgot {forgetting:.0%}", f"{fact} That on general text rose.", fix)
     return _other_length(history, config, tuned) or Verdict("Learned well" if tuned else "Learned", fact, "")
 
 
