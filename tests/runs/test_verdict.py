@@ -48,20 +48,20 @@ def test_a_recorded_run_gets_its_verdict(name, title, fact):
     assert (verdict.fix == "") == (title == "Learned well")
 
 
-def test_a_learning_rate_is_lowered_to_a_third_or_to_the_usual_one_and_raised_the_same_way():
+def test_a_learning_rate_changes_by_three_or_to_the_usual_one():
     assert verdict_on("diverged", training__learning_rate=3e-4).training == {"learning_rate": 1e-4}
     assert verdict_on("diverged", training__learning_rate=1.0).training == {"learning_rate": 2e-4}
     assert verdict_on("rate_low", training__learning_rate=1e-6).training == {"learning_rate": 2e-4}
     assert verdict_on("rate_low", training__learning_rate=1e-4).training == {"learning_rate": 3e-4}
 
 
-def test_overfitting_is_cured_by_the_checkpoint_if_it_is_there_and_by_nothing_if_the_result_has_its_weights():
-    kept = verdict_on("overfits", training__early_stopping_patience=3)
+def test_overfitting_is_cured_by_the_best_checkpoint_where_it_is_needed():
+    best_result = verdict_on("overfits", training__early_stopping_patience=3)
     there = verdict_on("overfits", training__save_total_limit=1000)
     deleted = verdict_on("overfits", training__save_total_limit=1)
 
-    assert "The result has the weights of step 96" in kept.fact
-    assert (kept.fix, kept.step, kept.training) == ("", None, {})
+    assert "The result has the weights of step 96" in best_result.fact
+    assert (best_result.fix, best_result.step, best_result.training) == ("", None, {})
     assert (there.step, there.training) == (96, {})
     assert (deleted.step, deleted.training) == (None, {"load_best_model_at_end": True})
 
@@ -137,7 +137,7 @@ def test_too_few_steps_are_not_judged(tmp_path):
     assert judge(read_history(run_of(tmp_path / "log", np.linspace(3, 9, 19), [3, 4, 5])), config_of()) is None
 
 
-def test_a_held_out_loss_that_does_not_fall_with_the_training_loss_is_a_question_of_the_data(tmp_path):
+def test_a_held_out_loss_that_does_not_fall_is_a_question_of_the_data(tmp_path):
     verdict = judge(read_history(run_of(tmp_path / "log", np.linspace(3, 2, 60), [3, 3.01, 2.99, 3.0])), config_of())
 
     assert verdict.name == "The held-out loss did not fall"
@@ -148,8 +148,8 @@ def test_without_held_out_rows_the_training_loss_is_judged(tmp_path):
     assert judge(read_history(run_of(tmp_path / "log", np.linspace(3, 2, 60))), config_of()).name == "Learned"
     flat = run_of(tmp_path / "flat", np.full(60, 3.0) + np.tile([0.0, 0.004], 30))
     assert judge(read_history(flat), config_of()).name == "Learning rate too low"
-    vanished = run_of(tmp_path / "vanished", np.full(60, 3.0), norms=np.geomspace(1, 1e-4, 60))
-    assert judge(read_history(vanished), config_of()).name == "The training loss did not fall"
+    flat_gradient = run_of(tmp_path / "flat-gradient", np.full(60, 3.0), norms=np.geomspace(1, 1e-4, 60))
+    assert judge(read_history(flat_gradient), config_of()).name == "The training loss did not fall"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -21,8 +21,12 @@ def record(services):
     """Make a run with recorded curves."""
 
     def make(name: str, **settings):
-        given = {"training__max_steps": -1, "training__num_train_epochs": 2, "training__early_stopping_patience": None}
-        config = a_config(**{**given, "dataset__eval_fraction": 0.15, **settings})
+        defaults = {
+            "training__max_steps": -1,
+            "training__num_train_epochs": 2,
+            "training__early_stopping_patience": None,
+        }
+        config = a_config(**{**defaults, "dataset__eval_fraction": 0.15, **settings})
         run = write_run(services.runs, config, InventedRun())
         run.folder.events.write_bytes((CURVES / f"{name}.jsonl").read_bytes())
         return run
@@ -53,16 +57,16 @@ def test_a_run_that_learned_well_is_praised_without_a_button(follow, record):
 def test_a_high_learning_rate_is_lowered_in_a_copy_of_the_settings(follow, record):
     run = record("rate_high", training__learning_rate=6e-4, run__name="too fast")
 
-    heading, taken = show(follow, run).heading, advice(follow, run)
+    heading, outcome = show(follow, run).heading, advice(follow, run)
 
     assert "▲</span> Learning rate too high.</b> The held-out loss rose from 2.58" in heading
     assert heading.count("data-pick") == 1
     assert "Copy settings with learning rate 0.0002" in heading
-    assert taken.settings_copy["training"]["learning_rate"] == 2e-4
-    assert taken.settings_copy["training"]["num_train_epochs"] == 2
-    assert taken.settings_copy["run"]["name"] == ""
-    assert taken.copied_from == run.id
-    assert taken.tabs.selected == "method"
+    assert outcome.settings_copy["training"]["learning_rate"] == 2e-4
+    assert outcome.settings_copy["training"]["num_train_epochs"] == 2
+    assert outcome.settings_copy["run"]["name"] == ""
+    assert outcome.copied_from == run.id
+    assert outcome.tabs.selected == "method"
 
 
 @pytest.mark.parametrize(
@@ -77,13 +81,13 @@ def test_an_overfitted_run_opens_in_chat_with_its_best_checkpoint(follow, laid_o
     run = record("overfits", training__save_total_limit=1000)
     write_checkpoint(run, 96)
 
-    heading, taken = show(follow, run).heading, advice(follow, run)
+    heading, outcome = show(follow, run).heading, advice(follow, run)
     chat = laid_out(ChatTab)
-    proposed = Changes(chat.choice, chat.propose(taken.wants_chat, run.id))
+    choice = Changes(chat.choice, chat.propose(outcome.wants_chat, run.id))
 
     assert "Use checkpoint of step 96" in heading
-    assert (taken.chosen_run, taken.tabs.selected, taken.settings_copy) == (run.id, "chat", {})
-    assert (proposed.run["value"], proposed.checkpoint["value"]) == (run.id, "step-96")
+    assert (outcome.chosen_run, outcome.tabs.selected, outcome.settings_copy) == (run.id, "chat", {})
+    assert (choice.run["value"], choice.checkpoint["value"]) == (run.id, "step-96")
     assert Changes(chat.choice, chat.propose(FINAL, run.id)).checkpoint["value"] == FINAL
     assert Changes(chat.choice, chat.propose("../elsewhere", run.id)).checkpoint["value"] == FINAL
 
