@@ -206,4 +206,12 @@ def test_the_times_of_a_recorded_run_add_up():
 
     assert sum(history.phase_seconds.values()) == pytest.approx(history.last_time - 1764000000, abs=0.1)
     assert min(history.phase_seconds.values()) >= 0
+    assert list(history.phase_seconds) == [
+        "loading_model",
+        "reading_data",
+        "preparing",
+        "evaluating",
+        "training",
+        "saving",
+    ]
     assert history.phase_seconds["evaluating"] == pytest.approx(sum(point.seconds for point in history.evals), rel=0.02)

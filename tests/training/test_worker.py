@@ -69,6 +69,7 @@ def test_a_run_from_beginning_to_end(workers, runs):
     )
     assert [data.step for data in data_of_events(run, "eval")] == [0, 5, 7]
     assert [data.name for data in data_of_events(run, "checkpoint")] == ["step-5", "step-7"]
+    assert all(data.seconds > 0 for data in data_of_events(run, "checkpoint"))
     assert data_of_events(run, "memory")[-1].peak_process_bytes > 100e6
     assert [event.seq for event in events_of(run)] == list(range(1, len(events_of(run)) + 1))
     assert data_of_events(run, "failed") == data_of_events(run, "warning") == []

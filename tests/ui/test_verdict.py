@@ -50,7 +50,7 @@ def advice(follow, run) -> Changes:
 def test_a_run_that_learned_well_is_praised_without_a_button(follow, record):
     heading = show(follow, record("smollm2")).heading
 
-    assert '<span aria-hidden="true">✓</span> Learned well.</b> The held-out loss went from 4.55 to 2.90.' in heading
+    assert '<b class="yes">Learned well.</b> The held-out loss went from 4.55 to 2.90.' in heading
     assert "data-pick" not in heading
 
 
@@ -59,7 +59,7 @@ def test_a_high_learning_rate_is_lowered_in_a_copy_of_the_settings(follow, recor
 
     heading, outcome = show(follow, run).heading, advice(follow, run)
 
-    assert "▲</span> Learning rate too high.</b> The held-out loss rose from 2.58" in heading
+    assert '<b class="alarm">Learning rate too high.</b> The held-out loss rose from 2.58' in heading
     assert heading.count("data-pick") == 1
     assert "Copy settings with learning rate 0.0002" in heading
     assert outcome.settings_copy["training"]["learning_rate"] == 2e-4
@@ -108,7 +108,7 @@ def test_forgetting_comes_from_the_evaluation_of_the_run(follow, record):
 
     heading = show(follow, run).heading
 
-    assert "▲</span> Forgot 10%.</b>" in heading
+    assert '<b class="alarm">Forgot 10%.</b>' in heading
     assert "mix in general data" in heading
     assert "data-pick" not in heading
 

@@ -95,8 +95,7 @@ def render_verdict(snapshot: RunSnapshot) -> str:
     for name, value in verdict.training.items():
         label = f"Copy settings with {html.setting_title(f'training.{name}').lower()}{'' if value is True else f' {value:g}'}"
     remedy = html.pick_button("advice", label) if label else escape(verdict.fix)
-    css, mark = ("tight", "▲") if verdict.fix else ("fits", "✓")
-    title = f'<b class="{css}"><span aria-hidden="true">{mark}</span> {escape(verdict.name)}.</b>'
+    title = f'<b class="{"alarm" if verdict.fix else "yes"}">{escape(verdict.name)}.</b>'  # each class has a mark
     return f'<p class="verdict" role="status">{title} {escape(verdict.fact)} {remedy}</p>'
 
 

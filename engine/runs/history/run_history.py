@@ -106,7 +106,8 @@ class HistoryFacts(BaseModel):
         """Return the changes once the worker's phase has lasted until a time, of which `seconds` were spent on another one."""
         phase, totals = self.status.phase if self.status is not None else other, dict(self.phase_seconds)
         for name, amount in ((phase, time - (self.last_time or time) - seconds), (other, seconds)):
-            totals[name] = totals.get(name, 0.0) + amount
+            if amount:  # in the order in which they began
+                totals[name] = totals.get(name, 0.0) + amount
         return {"last_time": time, "phase_seconds": totals}
 
     def last_valid_step(self, event: Event) -> int | None:
