@@ -224,13 +224,18 @@ class ModelTab:
         return self._fits.on(find_known_device(device or ""), rows)
 
     def redraw_catalog(
-        self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = "", order: str = SMALLEST
+        self,
+        query: str,
+        chosen: str | None,
+        device: str | None = "",
+        lengths: str | None = "",
+        order: str | None = None,
     ) -> Updates:
         """Return the catalogue with the verdicts so far; the poll ends once they are complete."""
         fits = self.fits_for(device, lengths)
         question = "" if fits.progress[1] else _AND.join(filter(None, (device or THIS_MACHINE, lengths)))
         return {
-            self.catalog: render_catalog(search_catalog(query or ""), chosen or "", fits, order),
+            self.catalog: render_catalog(search_catalog(query or ""), chosen or "", fits, order or ""),
             self._fits_poll: question,
         }
 
