@@ -6,8 +6,11 @@ GPU 1 has the index 202, which stays its own when other instances come and go.
 
 import contextlib
 import importlib
+import math
 import os
 import re
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +22,10 @@ from loratory.engine.hardware.libraries import Driver, TorchBuild
 
 Answer = TypeVar("Answer")
 
+GPU_READINGS = ("gpu_utilization", "gpu_watts", "gpu_celsius")  # percent of the time, power, temperature
+
+_READ_SECONDS = 1.0  # at least between two readings of a meter
+_READING_SHARE = 0.001  # of the time, at most
 _MIG_INDEXES = 100  # indexes that each GPU has for its instances; NVIDIA's largest has seven
 
 Nvml = Any  # the module pynvml, which has no types
@@ -180,6 +187,45 @@ def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None
         return float(millijoules) / 1000
 
     return query_driver(meter, joules)
+
+
+class GpuMeter:
+    """Reads what GPUs, named as `list_cuda_devices` does, do and take, in less than a thousandth of the time."""
+
+    def __init__(
+        self, indexes: Sequence[int] = (), nvml: Nvml | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._indexes, self._nvml, self._clock = indexes, nvml or load_nvml(), clock
+        self._due = -math.inf if indexes else math.inf  # by the clock
+
+    def read(self) -> dict[str, float]:
+        """Return mean utilization, power of all and highest temperature, as far as the driver reports them; {} until due.
+
+        Source: NVML API reference, nvmlDeviceGetUtilizationRates, nvmlDeviceGetPowerUsage, nvmlDeviceGetTemperature.
+        """
+        nvml = self._nvml
+        if self._clock() < self._due:
+            return {}
+        if self._due == -math.inf:
+            query_driver(nvml, nvml.nvmlInit)  # once more, so the driver stays open
+        began = self._clock()
+
+        def query_all() -> dict[str, float]:
+            handles = [device_handle(nvml, index) for index in self._indexes]
+            queries: tuple[Callable[[], float], ...] = (
+                lambda: statistics.fmean(nvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles),
+                lambda: sum(map(nvml.nvmlDeviceGetPowerUsage, handles)) / 1000,
+                lambda: max(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU) for handle in handles),
+            )
+            readings = {}
+            for name, query in zip(GPU_READINGS, queries, strict=True):
+                with contextlib.suppress(nvml.NVMLError):  # a MIG instance has no power of its own
+                    readings[name] = float(query())
+            return readings
+
+        readings = query_driver(nvml, query_all) or {}
+        self._due = began + max(_READ_SECONDS, (self._clock() - began) / _READING_SHARE)
+        return readings
 
 
 def gpu_process_bytes(index: int, nvml: Nvml | None = None) -> int | None:

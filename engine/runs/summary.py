@@ -15,6 +15,7 @@ from loratory.engine.config.load import setting_names
 from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import EngineError, StorageError
 from loratory.engine.files import read_model, size_and_time, write_atomically
+from loratory.engine.hardware.cuda import GPU_READINGS
 from loratory.engine.runs.control import RunNotes, read_notes
 from loratory.engine.runs.history.run_history import RunHistory, read_history
 from loratory.engine.runs.history.steps import COLUMNS
@@ -312,12 +313,14 @@ def summaries_csv(summaries: Sequence[RunSummary]) -> str:
 
 
 def steps_csv(history: RunHistory) -> str:
-    """Return one line for each logged step, with the held-out loss at the steps where it was measured."""
+    """Return one line for each logged step; held-out losses and readings of GPUs are at the steps where they were measured."""
     import pandas as pd
 
     table = pd.DataFrame({column: history.steps.column(column) for column in COLUMNS})
     held_out = {point.step: point.eval_loss for point in history.evals if not point.adapter_disabled}
     table["eval_loss"] = table["step"].map(held_out).astype(float)
+    for name in GPU_READINGS:
+        table[name] = table["step"].map(dict(zip(*history.steps.metric(name), strict=True))).astype(float)
     whole_numbers = dict.fromkeys(("step", "tokens", "trained_tokens", "memory_bytes"), "Int64")
     return str(table.astype(whole_numbers).to_csv(index=False, lineterminator="\n"))
 

@@ -243,6 +243,13 @@ class Electricity(BaseModel, frozen=True):
     )
 
 
+class Cost(NamedTuple):
+    """What a run has cost so far."""
+
+    amount: float
+    currency: str  # a sign or a code; may be empty
+
+
 class RunEnergy(NamedTuple):
     """Electricity of one run."""
 

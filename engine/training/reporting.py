@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from loratory.engine.errors import StorageError
-from loratory.engine.hardware.cuda import gpu_process_bytes
+from loratory.engine.hardware.cuda import GpuMeter, gpu_process_bytes
 from loratory.engine.processes.limits import peak_process_bytes
 from loratory.engine.runs.checkpoints import Checkpoint
 from loratory.engine.runs.history.events import (
@@ -52,6 +52,7 @@ class DeviceMemory:
     backend: Any = None  # has the counters: `torch.cuda` or `torch.mps`
     driver_indexes: tuple[int, ...] = ()  # the same devices by the driver's number, in the same order
     process_bytes: Callable[[int], int | None] = gpu_process_bytes  # what this process takes of a device
+    meter: GpuMeter = field(default_factory=GpuMeter)
     _highest_driver_bytes: int = 0  # on Apple's GPU, which keeps no peak
     # By what it is and the device, before the counters were last set back.
     _highest: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -62,7 +63,8 @@ class DeviceMemory:
         kind = placement.torch_device.type
         backend = {"cuda": torch.cuda, "mps": torch.mps}.get(kind)
         driver_indexes = tuple(device.index for device in placement.devices)
-        return cls(kind, placement.torch_indexes, backend, driver_indexes)
+        meter = GpuMeter(driver_indexes if kind == "cuda" else ())
+        return cls(kind, placement.torch_indexes, backend, driver_indexes, meter=meter)
 
     def step_bytes(self) -> int:
         """Return the peak allocated since the last call on CUDA; elsewhere, where there is no peak, what is in use now."""
@@ -156,8 +158,9 @@ class RunEvents:
         self.emit(WarningData(message=message, code=code))
 
     def step(self, step: StepData) -> None:
-        """Report a logged optimizer step; its memory is added here."""
-        self.emit(step.model_copy(update={"memory_bytes": self.device_memory.step_bytes()}))
+        """Report a logged optimizer step; its memory and the readings of its GPUs are added here."""
+        devices = {"memory_bytes": self.device_memory.step_bytes(), "gpu": self.device_memory.meter.read()}
+        self.emit(step.model_copy(update=devices))
         values = {name: getattr(step, name) for name in _LOOP_METRICS} | step.metrics
         self.trackers.log(step.step, {f"train/{name}": value for name, value in values.items()})
 

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
-from loratory.engine.hardware.cuda import gpu_process_bytes
+from loratory.engine.hardware.cuda import GPU_READINGS, GpuMeter, gpu_process_bytes
 from loratory.engine.hardware.device import visible_only
 from loratory.engine.hardware.devices import list_devices
 from loratory.engine.hardware.libraries import installed_torch, note_architectures
@@ -104,3 +105,15 @@ def test_a_worker_finds_its_gpu_by_uuid(cuda_runs, cuda_workers):
     assert cuda_workers.run(run, visible=gpu.uuid) == EXIT_FINISHED, cuda_workers.end_of_log()
 
     assert data_of_events(run, "parameters")[0].device == gpu.name
+
+
+def test_the_driver_reports_what_the_gpu_does_in_less_than_a_thousandth_of_the_time():
+    meter, began = GpuMeter((gpus()[0].index,)), time.perf_counter()
+
+    count = 0
+    while time.perf_counter() - began < 5:
+        readings = meter.read()
+        count += bool(readings)
+        assert set(readings) <= set(GPU_READINGS)
+
+    assert 1 <= count <= 6

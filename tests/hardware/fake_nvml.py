@@ -33,14 +33,15 @@ class FakeNvml:
         cuda: The newest CUDA that it runs, as NVML counts: 12040 is 12.4.
         instances: MIG instances by their number, of each GPU in MIG mode.
         processes: GPU, pid and bytes of those that compute; None where the driver does not list them.
+        readings: Utilization in percent, milliwatts and temperature of each GPU; None where it has no such sensor.
     """
 
     NVMLError = FakeNvmlError
     NVMLError_NotSupported = FakeNotSupportedError
 
-    def __init__(self, *cards, driver=True, cuda=13000, instances=None, processes=None):
+    def __init__(self, *cards, driver=True, cuda=13000, instances=None, processes=None, readings=()):
         self.cards, self.driver, self.cuda, self.instances = cards, driver, cuda, instances or {}
-        self.processes = processes
+        self.processes, self.readings = processes, readings
         self.open = 0
 
     def nvmlInit(self):  # noqa: N802
@@ -52,6 +53,23 @@ class FakeNvml:
         if self.processes is None:
             raise FakeNotSupportedError("not supported")
         return [SimpleNamespace(pid=pid, usedGpuMemory=used) for gpu, pid, used in self.processes if gpu == handle]
+
+    NVML_TEMPERATURE_GPU = 0
+
+    def nvmlDeviceGetUtilizationRates(self, handle):  # noqa: N802
+        return SimpleNamespace(gpu=self._reading(handle, 0), memory=1)
+
+    def nvmlDeviceGetPowerUsage(self, handle):  # noqa: N802
+        return self._reading(handle, 1)
+
+    def nvmlDeviceGetTemperature(self, handle, sensor):  # noqa: N802
+        assert sensor == self.NVML_TEMPERATURE_GPU
+        return self._reading(handle, 2)
+
+    def _reading(self, handle, position):
+        if self.readings[handle][position] is None:
+            raise FakeNotSupportedError("not supported")
+        return self.readings[handle][position]
 
     def nvmlShutdown(self):  # noqa: N802
         self.open -= 1

@@ -1,3 +1,5 @@
+import csv
+import io
 import math
 import re
 from typing import Any
@@ -18,6 +20,8 @@ from loratory.engine.runs.history.events import (
 )
 from loratory.engine.runs.history.log import EventWriter, read_lines
 from loratory.engine.runs.history.run_history import HistoryReader, read_history, seconds_left, seconds_per_step
+from loratory.engine.runs.history.steps import rows_of_plain_steps
+from loratory.engine.runs.summary import steps_csv
 from tests.event_log import write_log
 
 
@@ -159,6 +163,60 @@ def test_the_quick_way_and_the_careful_way_read_the_same(log):
         np.testing.assert_array_equal(quick.steps.column(name), careful.steps.column(name))
     assert quick.evals == careful.evals
     assert np.isnan(quick.steps.losses[6])
+
+
+def test_readings_of_gpus_are_read_both_ways_and_older_logs_have_none(log):
+    readings = {number: {"gpu_utilization": 90.0 + number, "gpu_watts": 640.0} for number in (3, 6)}
+    write_log(log, *(step(number, gpu=readings.get(number, {})) for number in range(1, 9)))
+    content = log.read_bytes()
+    quick = read_history(log)
+    log.write_bytes(content.replace(b'"attempt":1', b'"attempt":"1"'))
+    careful = read_history(log)
+    log.write_bytes(re.sub(rb'"gpu":{[^}]*},', b"", content))
+    older = read_history(log)
+
+    for history in (quick, careful):
+        steps, values = history.steps.metric("gpu_utilization")
+        assert (steps.tolist(), values.tolist()) == ([3, 6], [93.0, 96.0])
+        assert not len(history.steps.metric("gpu_celsius")[0])
+        rows = list(csv.DictReader(io.StringIO(steps_csv(history))))
+        assert [row["gpu_watts"] for row in rows[1:4]] == ["", "640.0", ""]
+    assert older.steps.steps.tolist() == quick.steps.steps.tolist()
+    assert not len(older.steps.metric("gpu_utilization")[0])
+    assert rows_of_plain_steps(log.read_bytes().splitlines(), 1) is not None
+
+
+def test_the_seconds_of_training_leave_out_the_pause_between_two_attempts(log):
+    with EventWriter(log, 1) as events:
+        for number in range(1, 8):
+            events.append(step(number))
+    with EventWriter(log, 2) as events:
+        events.append(ResumedData(step=5))
+    with EventWriter(log, 3) as events:
+        events.append(ResumedData(step=5))
+        for number in (6, 7):
+            events.append(step(number))
+    times = iter([10.0, 12.0, 14.0, 16.0, 18.0, 20.0, 22.0, 3000.0, 5000.0, 5060.0, 5062.0])
+    log.write_bytes(re.sub(rb'"time":[0-9.]+', lambda _: b'"time":%f' % next(times), log.read_bytes()))
+
+    history = read_history(log)
+
+    assert history.resumes == (5, 5)
+    assert history.seconds_of_training(np.arange(7)).tolist() == [0, 2, 4, 6, 8, 10, 12]
+    assert history.seconds_of_training(np.array([4, 6])).tolist() == [8, 12]
+
+
+def test_a_resume_counts_until_an_attempt_restarts_before_it(log):
+    with EventWriter(log, 1) as events:
+        events.append(step(1))
+    with EventWriter(log, 2) as events:
+        events.append(ResumedData(step=1))
+        assert read_history(log).resumes == (1,)
+        assert read_history(log).seconds_of_training(np.array([0])).tolist() == [0]
+    with EventWriter(log, 3) as events:
+        events.append(ResumedData(step=0))
+
+    assert read_history(log).resumes == (0,)
 
 
 def test_a_damaged_step_line_costs_that_step_only(log):

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from loratory.engine.errors import StorageError
+from loratory.engine.hardware import cuda
+from loratory.engine.hardware.cuda import GpuMeter
 from loratory.engine.hardware.device import Device
-from loratory.engine.runs.history.events import StatusData
+from loratory.engine.runs.history.events import StatusData, StepData
 from loratory.engine.runs.history.log import EventWriter, read_events
 from loratory.engine.training import reporting
 from loratory.engine.training.failure import CancelledError, explain
 from loratory.engine.training.placement import Placement
 from loratory.engine.training.reporting import DeviceMemory, RunEvents
+from tests.hardware.fake_nvml import RTX_4090, FakeNvml
 
 
 class Requests:
@@ -262,3 +265,27 @@ def test_the_counters_are_those_of_where_a_run_trains():
     assert split.driver_indexes == (0, 5)
     assert (split.kind, split.indexes, split.backend) == ("cuda", (0, 1), torch.cuda)
     assert DeviceMemory.from_placement(Placement(GPU, torch.device("mps"))).backend is torch.mps
+
+
+def test_a_step_has_the_readings_of_its_gpus_when_they_are_due(writer, log, tmp_path):
+    events = RunEvents(writer, tmp_path, Requests())
+    driver = FakeNvml(RTX_4090, readings=[(90, 300_000, 60)])
+    events.device_memory = DeviceMemory("cuda", (0,), Cuda(allocated=[5], reserved=[6]), meter=GpuMeter((0,), driver))
+    step = StepData(step=1, epoch=0.1, loss=1.0, learning_rate=1e-4, tokens=9, tokens_per_second=1.0)
+
+    events.step(step)
+    events.step(step.model_copy(update={"step": 2}))
+
+    readings = [data.gpu for data in messages_of(log)]
+    assert readings == [{"gpu_utilization": 90.0, "gpu_watts": 300.0, "gpu_celsius": 60.0}, {}]
+
+
+def test_gpus_are_read_where_a_run_trains_on_them(monkeypatch):
+    monkeypatch.setattr(cuda, "load_nvml", lambda: FakeNvml(RTX_4090, readings=[(90, 300_000, 60)]))
+
+    on_gpu, on_processor = (
+        DeviceMemory.from_placement(Placement(GPU, torch.device(*where))) for where in (("cuda", 0), ("cpu",))
+    )
+
+    assert on_gpu.meter.read()["gpu_watts"] == 300.0
+    assert on_processor.meter.read() == {}

@@ -104,6 +104,7 @@ class StepData(EventData):
     trained_tokens: int = 0  # tokens in the loss so far
     tokens_per_second: float  # since the previous logged step
     memory_bytes: int | None = None  # allocated on CUDA at most since the previous logged step; resident on CPU now
+    gpu: dict[str, float] = {}  # every few seconds: gpu_utilization in percent, gpu_watts, gpu_celsius
     metrics: dict[str, float] = {}  # of the objective, by TRL's names, such as rewards/margins
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from loratory.engine.config.objectives import METRICS
 from loratory.engine.files import size_and_time
 from loratory.engine.runs.history.events import (
     CheckpointData,
@@ -30,6 +30,8 @@ from loratory.engine.runs.history.events import (
 )
 from loratory.engine.runs.history.log import read_lines
 from loratory.engine.runs.history.steps import (
+    MEASURES,
+    Array,
     GrowingColumns,
     StepSeries,
     is_step_line,
@@ -58,6 +60,7 @@ class HistoryFacts(BaseModel):
 
     evals: tuple[EvalData, ...] = ()  # in order of their steps; of step 0 there may be one more, of the base model
     checkpoints: tuple[CheckpointData, ...] = ()
+    resumes: tuple[int, ...] = ()  # the steps from which attempts continued
     messages: tuple[Message, ...] = ()  # the newest thousand
     status: StatusData | None = None  # the newest phase
     total_steps: int | None = None
@@ -91,6 +94,8 @@ class HistoryFacts(BaseModel):
                 since_last = max(event.time - (self.last_time or event.time), 0.0)
                 seconds = since_last if saved.seconds is None else saved.seconds  # older logs lack it
                 changes |= {"save_seconds": seconds} | self.until(event.time, seconds, "saving")
+            case ResumedData(step=step):
+                changes["resumes"] = (*self.resumes, step)
             case StatusData() as status:
                 changes |= {"status": status, "total_steps": status.total_steps or self.total_steps}
             case MemoryData() as memory:
@@ -124,7 +129,8 @@ class HistoryFacts(BaseModel):
         """Drop the reports after a step, from which a later attempt continued."""
         evals = tuple(point for point in self.evals if point.step <= step)
         checkpoints = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
-        return self.model_copy(update={"evals": evals, "checkpoints": checkpoints})
+        resumes = tuple(resumed for resumed in self.resumes if resumed <= step)
+        return self.model_copy(update={"evals": evals, "checkpoints": checkpoints, "resumes": resumes})
 
 
 def _message_of(event: Event) -> Message | None:
@@ -177,6 +183,15 @@ class RunHistory(HistoryFacts):
         """The lowest held-out loss since the first update."""
         finite = [point for point in self.tuned_evals if math.isfinite(point.eval_loss)]
         return min(finite, key=lambda point: point.eval_loss, default=None)
+
+    def seconds_of_training(self, rows: npt.NDArray[np.intp]) -> Array:
+        """Return the seconds from the first to some logged steps; a pause between two attempts counts as a usual step."""
+        times = self.steps.column("time")
+        seconds = times[rows] - times[:1]
+        for first in np.unique(np.searchsorted(self.steps.steps, self.resumes, side="right")):  # after the pause
+            if 0 < first < len(times):
+                seconds[rows >= first] -= times[first] - times[first - 1] - np.median(np.diff(times))
+        return seconds
 
     def mean_tokens_per_second(self) -> float | None:
         """Throughput of the training itself; loading, evaluations and saves do not count."""
@@ -237,7 +252,7 @@ class HistoryReader:
 
     def _restart(self) -> None:
         self._facts = HistoryFacts()
-        self._columns, self._metrics = GrowingColumns(), GrowingColumns(1 + len(METRICS))
+        self._columns, self._metrics = GrowingColumns(), GrowingColumns(1 + len(MEASURES))
 
     @property
     def steps_read(self) -> int:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pydantic_core
 
 from loratory.engine.config.objectives import METRICS
+from loratory.engine.hardware.cuda import GPU_READINGS
 from loratory.engine.runs.history.events import StepData
 
 Array = npt.NDArray[np.float64]
@@ -46,6 +47,7 @@ StepColumn = Literal[
     "memory_bytes",
 ]
 COLUMNS: tuple[StepColumn, ...] = get_args(StepColumn)
+MEASURES = (*METRICS, *GPU_READINGS)  # that some steps have: of an objective, and of GPUs
 
 
 class StepSeries:
@@ -56,7 +58,7 @@ class StepSeries:
 
     def __init__(self, columns: Array, metrics: Array | None = None) -> None:
         self._columns = columns
-        self._metrics = np.empty((1 + len(METRICS), 0)) if metrics is None else metrics  # of an objective that has some
+        self._metrics = np.empty((1 + len(MEASURES), 0)) if metrics is None else metrics
         self._smoothed: dict[float, Array] = {}  # by weight, so several pages compute one curve once
 
     def __len__(self) -> int:
@@ -68,10 +70,10 @@ class StepSeries:
         return values
 
     def metric(self, name: str) -> tuple[Array, Array]:
-        """Return the steps that have a finite value of an objective's metric, and the values."""
-        if name not in METRICS:
+        """Return the steps that have a finite value of one of the `MEASURES`, and the values."""
+        if name not in MEASURES:
             return np.empty(0), np.empty(0)
-        values = self._metrics[1 + METRICS.index(name)]
+        values = self._metrics[1 + MEASURES.index(name)]
         is_finite = np.isfinite(values)
         return self._metrics[0][is_finite], values[is_finite]
 
@@ -155,13 +157,13 @@ def row_of(data: StepData, time: float) -> Array:
 
 
 def metrics_of(data: StepData) -> Array:
-    """Return the metrics of a step as columns, (1 + metrics, 1) with the step first; none where it has none."""
-    return _metric_rows([(data.step, data.metrics)])
+    """Return the measures of a step as columns, (1 + measures, 1) with the step first; none where it has none."""
+    return _metric_rows([(data.step, data.metrics | data.gpu)])
 
 
 def _metric_rows(steps: list[tuple[int, dict[str, float]]]) -> Array:
-    rows = [[step, *(metrics.get(name, math.nan) for name in METRICS)] for step, metrics in steps if metrics]
-    return np.array(rows, dtype=np.float64).reshape(-1, 1 + len(METRICS)).T
+    rows = [[step, *(metrics.get(name, math.nan) for name in MEASURES)] for step, metrics in steps if metrics]
+    return np.array(rows, dtype=np.float64).reshape(-1, 1 + len(MEASURES)).T
 
 
 def is_step_line(line: bytes) -> bool:
@@ -179,7 +181,7 @@ def rows_of_plain_steps(lines: list[bytes], attempt: int) -> tuple[Array, Array]
             return None
         steps = [item["data"] | {"time": item["time"]} for item in records]
         columns = [[step[name] for step in steps] for name in COLUMNS]  # None becomes NaN
-        metrics = _metric_rows([(step["step"], step.get("metrics") or {}) for step in steps])
+        metrics = _metric_rows([(step["step"], {**step.get("metrics", {}), **step.get("gpu", {})}) for step in steps])
         return np.array(columns, dtype=np.float64), metrics
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None  # the careful way decides, line by line
