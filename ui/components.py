@@ -142,7 +142,8 @@ def browser_state(value: Any, name: str) -> gr.BrowserState:
 def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
     """Return a Plotly chart that is updated in place: zoom survives, light and dark need no round trip.
 
-    Its value is what `loratory.ui.views.loss_chart` returns; while it is "", the sentence `waiting` is there.
+    Its value is what `loratory.ui.views.loss_chart` returns; while it is "", the sentence `waiting` is there. Below it, a
+    person chooses the x axis, where there are several, and saves the chart, in the browser.
     """
     # The drawing library of the Python package: nothing is fetched from outside.
     spec = importlib.util.find_spec("plotly")
@@ -150,9 +151,13 @@ def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
     assert spec.submodule_search_locations is not None
     library = Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
     gr.set_static_paths([library])
+    kinds = ("png", "svg", "csv")
+    saves = "".join(f'<button type="button" class="link" data-save="{kind}">{kind.upper()}</button>' for kind in kinds)
     template = (
         f'<div class="chart" data-waiting="{escape(waiting, quote=True)}" '
         f'data-library="gradio_api/file={escape(library.as_posix(), quote=True)}"></div>'
+        '<div class="chart-tools" hidden><label>x axis <select></select></label>'
+        f'<span role="group" aria-label="Save chart">Save as {saves}</span></div>'
     )
     return gr.HTML("", html_template=template, js_on_load=script("chart"), apply_default_css=False, **presentation)
 

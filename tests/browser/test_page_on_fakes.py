@@ -1,5 +1,6 @@
 """The main road by mouse in a real browser, on fakes: what only a browser can show."""
 
+import csv
 import re
 
 import pytest
@@ -143,6 +144,39 @@ def test_curves_follow_the_theme_without_asking_the_server(kept_page):
     page.evaluate("document.body.classList.remove('dark')")
 
 
+def test_a_chart_has_several_x_axes_and_is_saved_as_picture_and_table(kept_page):
+    page = kept_page
+    open_tab(page, "Runs")
+    page.locator("#runs-table tr", has_text="faq, rank 16").last.locator("td.name").click()
+    page.locator("#run-to-train").click()
+    chart = page.locator("#loss-chart")
+    expect(chart.locator(".main-svg").first).to_be_visible()
+    curve = "document.querySelector('#loss-chart .chart').data[0]"
+    steps, losses = page.evaluate(f"[{curve}.x, {curve}.y]")
+
+    chart.get_by_label("x axis").select_option("tokens seen")
+    page.wait_for_function(f"{curve}.x[1] === 1080")
+    assert page.evaluate(f"{curve}.y") == losses
+    assert page.evaluate(f"{curve}.customdata[1]").startswith("step 2, epoch 0.05, ")
+
+    saved = {}
+    for kind in ("PNG", "SVG", "CSV"):
+        with page.expect_download() as download:
+            chart.get_by_role("button", name=kind).click()
+        assert download.value.suggested_filename == f"faq-rank-16-loss-chart.{kind.lower()}"
+        saved[kind] = download.value.path().read_bytes()
+    assert saved["PNG"].startswith(b"\x89PNG")
+    assert b"train, smoothed" in saved["SVG"]
+    rows = list(csv.DictReader(saved["CSV"].decode().splitlines()))
+    raw = [row for row in rows if row["series"] == "train, each step"]
+    assert [float(row["step"]) for row in raw] == steps
+    assert [float(row["value"]) for row in raw] == losses
+    assert float(raw[1]["tokens seen"]) == 1080
+    assert "checkpoint, 41.0 MB" in {row["note"] for row in rows}
+    expect(page.locator("#small-charts").get_by_label("x axis")).to_be_hidden()  # of a single axis
+    chart.get_by_label("x axis").select_option("step")
+
+
 def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(kept_page, services):
     page = kept_page
     open_tab(page, "Chat")
@@ -192,8 +226,8 @@ def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(kept_page, s
     expect(page.locator("#overlay-chart .main-svg").first).to_be_visible()
     expect(page.locator("#differences")).to_contain_text("adapter.r")
     title = "document.querySelector('#overlay-chart .chart').layout.xaxis.title.text"
-    for against, axis in (("by tokens", "tokens seen"), ("by time", "minutes of training")):
-        page.locator("#overlay-against label", has_text=against).click()
+    for axis in ("tokens seen", "minutes of training", "step"):
+        page.locator("#overlay-chart").get_by_label("x axis").select_option(axis)
         page.wait_for_function(f"{title} === '{axis}'")
     with page.expect_download() as download:
         page.locator("#runs-csv").click()

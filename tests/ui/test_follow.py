@@ -11,6 +11,7 @@ from loratory.engine.places.slurm.place import CLUSTER_FILE, JobResources, Slurm
 from loratory.engine.runs.control import request_start_anyway, request_stop, resume_is_requested, with_requested_target
 from loratory.engine.runs.history.events import StepData
 from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.usage import save_electricity
 from loratory.ui.build import build_app
 from loratory.ui.tabs.follow import FollowPart
 from loratory.ui.tabs.train import TrainTab
@@ -134,6 +135,22 @@ def test_a_number_that_no_smoothing_can_be_ends_at_the_nearest(follow, invent, t
     run = invent(state="running", steps=10)
 
     assert json.loads(follow.redraw_loss(run.id, typed, False, False)[follow.live])["smoothing"] == smoothing
+
+
+def test_a_run_has_an_axis_of_its_cost_where_its_price_is_known(follow, invent, services):
+    ended, job = invent(state="completed"), invent(state="running", steps=9)
+    running = invent(state="running", steps=9)
+    save_electricity(services.home, 0.3, "EUR", 400)
+    record = JobRecord(attempt=1, namespace="ada", flavor="l4x1", limit_hours=1, price_per_hour_usd=0.8)
+    record.model_copy(update={"running_seconds": 900.0}).save(job.folder)
+
+    ends = []
+    for run in (ended, job, running):
+        scale = json.loads(show(follow, run.id).loss)["scales"][0]
+        ends.append({title: values[-1] for title, values in scale.items() if title.startswith("cost")})
+
+    assert ends[0]["cost, EUR"] == pytest.approx(0.3 * 0.4 * (120 * 0.8 + 11) / 3600, rel=1e-3)
+    assert ends[1:] == [{"cost, USD": 0.2}, {}]
 
 
 def test_another_server_on_the_same_home_shows_the_same(services, laid_out, invent):

@@ -8,10 +8,11 @@ import uuid
 import plotly.graph_objects as go
 import pytest
 
-from loratory.engine.runs.history.events import EvalData, StatusData, StepData
+from loratory.engine.runs.history.events import CheckpointData, EvalData, ResumedData, StatusData, StepData
 from loratory.engine.runs.history.log import EventWriter
 from loratory.engine.runs.history.run_history import RunHistory, read_history
-from loratory.ui.views.loss_chart import ChartView, loss_figure, loss_words, overlay_figure, render_loss_svg
+from loratory.engine.runs.usage import Cost
+from loratory.ui.views.loss_chart import SERIES, ChartView, loss_figure, loss_words, overlay_figure, render_loss_svg
 from loratory.ui.views.step_charts import small_figures
 
 
@@ -19,7 +20,7 @@ from loratory.ui.views.step_charts import small_figures
 def history(tmp_path):
     """Write and read a history with these losses, and held-out losses by step."""
 
-    def make(losses, evals=(), total=None) -> RunHistory:
+    def make(losses, evals=(), total=None, more=(), gpu=(), time=None) -> RunHistory:
         log = tmp_path / f"{uuid.uuid4().hex}.jsonl"
         with EventWriter(log, attempt=1) as writer:
             writer.append(StatusData(phase="training", total_steps=total))
@@ -29,9 +30,13 @@ def history(tmp_path):
                 writer.append(
                     StepData(
                         step=step, epoch=0.1, loss=loss, learning_rate=1e-4, grad_norm=1.0, tokens=step * 100,
-                        tokens_per_second=500.0, memory_bytes=2**30,
+                        tokens_per_second=500.0, memory_bytes=2**30, gpu=gpu[step - 1] if gpu else {},
                     )
                 )  # fmt: skip
+            for data in more:
+                writer.append(data)
+        if time is not None:
+            log.write_bytes(re.sub(rb'"time":[0-9.]+', b'"time":' + time, log.read_bytes()))
         return read_history(log)
 
     return make
@@ -111,16 +116,128 @@ def test_memory_has_the_predicted_peak_as_a_line(training):
     assert list(figure.data[3].y)[-1] == 1.0
 
 
-@pytest.mark.parametrize(("against", "last"), [("step", 30), ("tokens", 3000)])
-def test_several_runs_are_distinguished_by_colour_and_dash(training, against, last):
-    runs = [(name, training(30)) for name in ("one", "two")]
+def test_eight_runs_are_distinguished_by_colour_and_by_dash(training):
+    runs = [(f"run {number}", training(30), None) for number in range(9)]
 
-    figure, _ = parse_figure(overlay_figure(runs, ChartView(against=against)))
+    figure, chart = parse_figure(overlay_figure(runs, ChartView()))
 
     lines = [trace for trace in figure.data if trace.mode == "lines"]
-    assert [trace.name for trace in lines] == ["one", "two"]
-    assert lines[0].line.dash != lines[1].line.dash
-    assert lines[0].x[-1] == last
+    assert [trace.name for trace in lines] == [f"run {number}" for number in range(8)]
+    assert len({trace.line.dash for trace in lines}) == 8
+    assert len({colour for colour, _ in SERIES}) == 8
+    assert [trace["meta"] for trace in chart["data"]] == [number for number in range(8) for _ in ("train", "held-out")]
+
+
+# Where steps are on the other x axes
+
+
+def scales_of(value: str) -> list[dict]:
+    return json.loads(value)["scales"]
+
+
+def test_a_chart_has_where_each_step_is_on_the_other_axes(training):
+    scale, *others = scales_of(loss_figure(training(30), ChartView(), "run-1"))
+
+    assert others == []
+    assert list(scale) == ["step", "epoch", "tokens seen", "minutes of training"]
+    assert scale["step"] == list(range(31))
+    assert scale["tokens seen"] == [step * 100 for step in range(31)]
+    assert scale["minutes of training"] == sorted(scale["minutes of training"])
+
+
+def test_a_known_cost_is_an_axis_that_ends_at_it(training):
+    run = training(30)
+    scale = scales_of(loss_figure(run, ChartView(), "run-1", Cost(1.5, "USD")))[0]
+
+    assert scale["cost, USD"][0] == 0
+    assert scale["cost, USD"][-1] == 1.5
+    assert scale["cost, USD"] == sorted(scale["cost, USD"])
+    assert "cost" in scales_of(loss_figure(run, ChartView(), "run-1", Cost(1.5, "")))[0]
+
+
+def test_costs_in_two_currencies_are_two_axes_of_which_no_two_runs_have_one(training):
+    runs = [("one", training(9), Cost(1.5, "USD")), ("two", training(9), Cost(2, "EUR")), ("three", training(9), None)]
+
+    titles = [set(scale) for scale in scales_of(overlay_figure(runs, ChartView()))]
+
+    assert set.intersection(*titles) == {"step", "epoch", "tokens seen", "minutes of training"}
+    assert [titles[0] - titles[2], titles[1] - titles[2]] == [{"cost, USD"}, {"cost, EUR"}]
+
+
+def test_raw_and_smoothed_losses_have_the_same_steps_so_both_can_be_read_at_each(training):
+    figure, _ = parse_figure(loss_figure(training(20_000), ChartView(), "run-1"))
+
+    assert list(figure.data[0].x) == list(figure.data[1].x)
+
+
+def test_numbers_that_a_foreign_log_has_instead_of_times_leave_valid_json(history):
+    run = history([3.0, 2.0], time=b"NaN")
+
+    assert scales_of(loss_figure(run, ChartView(), "run-1", Cost(1.5, "USD")))[0]["minutes of training"] == [0, 0, 0]
+
+
+# Marks
+
+
+def marks_of(value: str) -> go.Scatter | None:
+    figure, _ = parse_figure(value)
+    return {trace.name: trace for trace in figure.data}.get("checkpoints and resumes")
+
+
+def test_checkpoints_and_resumes_are_marked_below_the_curves(history):
+    run = history(
+        [3.0] * 40, more=[CheckpointData(step=20, name="step-20", size_bytes=41_000_000), ResumedData(step=20)]
+    )
+
+    value = loss_figure(run, ChartView(), "run-1")
+
+    marks = marks_of(value)
+    assert list(marks.x) == [20, 20]
+    assert list(marks.marker.symbol) == ["square", "triangle-right"]
+    assert list(marks.text) == ["checkpoint, 41.0 MB", "resumed from step 20"]
+    layout = json.loads(value)["layout"]
+    assert layout["yaxis2"]["domain"][1] < layout["yaxis"]["domain"][0]
+    assert layout["xaxis"]["anchor"] == marks.yaxis == "y2"
+
+
+def test_without_checkpoints_the_curves_have_the_whole_chart(training):
+    value = loss_figure(training(40), ChartView(), "run-1")
+
+    assert marks_of(value) is None
+    assert "domain" not in json.loads(value)["layout"]["yaxis"]
+
+
+def test_marks_of_a_long_run_are_few(history):
+    saved = [CheckpointData(step=step, name=f"step-{step}", size_bytes=1) for step in range(1, 2001)]
+
+    assert len(marks_of(loss_figure(history([3.0] * 2000, more=saved), ChartView(), "run-1")).x) <= 61
+
+
+def test_a_held_out_point_has_how_it_was_measured(training):
+    traces = {trace["name"]: trace for trace in json.loads(loss_figure(training(9), ChartView(), "run-1"))["data"]}
+
+    assert traces["held-out"]["text"][-1] == "3 rows, 0.1 s"
+
+
+# Readings of GPUs
+
+
+def test_what_gpus_report_has_small_charts_only_where_it_was_measured(history):
+    without, _ = parse_figure(small_figures(history([3.0, 2.0]), None, "run-1"))
+    readings = [{"gpu_utilization": 97.0, "gpu_watts": 640.0}, {}, {"gpu_utilization": 99.0, "gpu_watts": 655.5}]
+    measured, chart = parse_figure(small_figures(history([3.0, 2.0, 1.0], gpu=readings), None, "run-1"))
+
+    assert [trace.name for trace in without.data] == [
+        "Learning rate",
+        "Gradient norm",
+        "Tokens per second",
+        "Memory, GiB",
+    ]
+    assert [trace.name for trace in measured.data[4:]] == ["GPU utilization, %", "GPU power, W"]
+    assert list(measured.data[4].x) == [1, 3]
+    assert list(measured.data[5].y) == [640.0, 655.5]
+    assert "GPU power, W" in chart["label"]
+    assert "GPU temperature" not in chart["label"]
 
 
 # As SVG, for pages without JavaScript

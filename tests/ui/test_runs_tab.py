@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -228,7 +229,7 @@ def test_long_histories_are_shown_a_page_at_a_time(tab, services):
 
 
 def test_ticked_runs_are_laid_over_each_other_with_only_what_differs(tab, history):
-    changes = Changes(tab, tab.compare([history[1], history[4]], "step", False))
+    changes = Changes(tab, tab.compare([history[1], history[4]], False))
     differences = changes.differences
 
     assert changes.comparison["visible"]
@@ -239,9 +240,41 @@ def test_ticked_runs_are_laid_over_each_other_with_only_what_differs(tab, histor
     assert differences.count("★") == 1
 
 
+def test_curves_have_the_name_of_what_differs(tab, services):
+    settings = [(1e-4, 8), (2e-4, 8), (2e-4, 16)]
+    configs = [a_config(training__learning_rate=rate, adapter__r=r) for rate, r in settings]
+    ids = [write_run(services.runs, config, InventedRun()).id for config in configs]
+
+    chart = json.loads(tab.compare(ids, False)[tab.overlay])
+
+    names = [trace["name"] for trace in chart["data"] if trace["mode"] == "lines"]
+    expected = ["lr 1e-4, r 8", "lr 2e-4, r 8", "lr 2e-4, r 16"]
+    assert names == [f"{name} · {run_id[-4:]}" for name, run_id in zip(expected, ids, strict=True)]
+
+
+def test_curves_of_equal_settings_have_the_names_of_their_runs(tab, services):
+    runs = [write_run(services.runs, a_config(run__name=name), InventedRun()) for name in ("first", "second")]
+
+    chart = json.loads(tab.compare([run.id for run in runs], False)[tab.overlay])
+
+    names = [trace["name"] for trace in chart["data"] if trace["mode"] == "lines"]
+    assert names == [f"first · {runs[0].id[-4:]}", f"second · {runs[1].id[-4:]}"]
+
+
+def test_long_and_missing_values_are_short_in_a_name(tab, services):
+    data = f"/data/{'long ' * 20}.jsonl"
+    configs = [a_config(), a_config(dataset__source=data, dataset__max_samples=50, training__packing=True)]
+    ids = [write_run(services.runs, config, InventedRun()).id for config in configs]
+
+    names = [trace["name"] for trace in json.loads(tab.compare(ids, False)[tab.overlay])["data"]]
+
+    assert names[0].startswith("loratory-faq, packing no · ")
+    assert names[2].startswith("long long long long long lon, max samples 50, packing yes · ")
+
+
 def test_one_run_alone_is_not_a_comparison(tab, history):
-    assert tab.compare([history[1]], "step", False)[tab.comparison]["visible"] is False
-    assert tab.compare([history[1], "deleted meanwhile"], "step", False)[tab.comparison]["visible"] is False
+    assert tab.compare([history[1]], False)[tab.comparison]["visible"] is False
+    assert tab.compare([history[1], "deleted meanwhile"], False)[tab.comparison]["visible"] is False
 
 
 def test_a_supervised_and_a_preference_run_say_what_cannot_be_compared(tab, history, services):
@@ -252,14 +285,14 @@ def test_a_supervised_and_a_preference_run_say_what_cannot_be_compared(tab, hist
     ]
     tab.page.reader.invalidate()
 
-    mixed = tab.compare([history[1], runs[0]], "step", False)[tab.differences]
-    betas = tab.compare(runs, "step", False)[tab.differences]
+    mixed = tab.compare([history[1], runs[0]], False)[tab.differences]
+    betas = tab.compare(runs, False)[tab.differences]
 
     assert "Losses are not comparable" in mixed
     assert "blind test" in mixed
     assert "★" not in mixed
     assert "Losses are not comparable" in betas
-    assert "Losses are not comparable" not in tab.compare([runs[0], runs[0]], "step", False)[tab.differences]
+    assert "Losses are not comparable" not in tab.compare([runs[0], runs[0]], False)[tab.differences]
     table = tab.list_runs("dpo", "All", ANY_METHOD, ANY_MODEL, "Newest first", "", [], 100, None)[tab.table]
     assert table.count('<span class="under">DPO</span>') == 2  # found and shown by its objective
 
@@ -363,12 +396,14 @@ def test_a_price_of_electricity_lets_runs_say_their_cost(tab, history):
     tab.electricity.save_values("0.3", "€", " 200 ")
 
     assert "at the stated 200 W" in describe(tab, history[1]).details
-    assert "kWh" in tab.compare([history[1], history[4]], "step", False)[tab.differences]
+    changes = Changes(tab, tab.compare([history[1], history[4]], False))
+    assert "kWh" in changes.differences
+    assert all("cost, €" in scale for scale in json.loads(changes.overlay)["scales"])
     assert tab.electricity.read_values() == ["0.3", "€", "200"]
 
 
 def test_losses_on_other_held_out_rows_are_not_ranked(tab, history):
-    differences = tab.compare([history[1], history[5]], "step", False)[tab.differences]
+    differences = tab.compare([history[1], history[5]], False)[tab.differences]
 
     assert "★" not in differences
     assert "not comparable" in differences

@@ -2,6 +2,9 @@
 // updates (layout.uirevision), which the stock plot component does not: it is rebuilt each time.
 // Colours such as var(--series-blue) are looked up in the stylesheet, so light and dark need no answer from the server.
 const place = element.querySelector('.chart');
+const {id} = element.parentElement.closest('[id]');
+const tools = element.querySelector('.chart-tools');
+const choice = tools.querySelector('select');
 const say = (text) => {
   const waiting = document.createElement('p');
   waiting.className = 'small';
@@ -19,9 +22,48 @@ const withColours = (text) => {
   return text.replace(/var\((--[a-z-]+)\)/g, (_, name) => styles.getPropertyValue(name).trim() || '#888');
 };
 
+// The x axis is chosen in the browser, once for all charts that offer several.
+const AXIS = 'loratory-axis';
+const axesOf = ({scales, layout}) => {
+  const all = Object.keys(scales[0] ?? {[layout.xaxis.title?.text ?? 'step']: []});
+  return all.filter((axis) => scales.every((scale) => axis in scale));
+};
+const duration = (minutes) => minutes < 1 ? `${(minutes * 60).toFixed(0)} s` : minutes < 100 ? `${minutes.toFixed(1)} min` : `${(minutes / 60).toFixed(1)} h`;
+
+// Returns where rising steps are on an axis: between two logged ones, in proportion.
+const along = (scale, axis, steps) => {
+  if (!scale || axis === 'step') return steps;
+  const [known, values] = [scale.step, scale[axis]];
+  let right = 0;
+  return steps.map((step) => {
+    while (right < known.length - 1 && known[right] < step) right += 1;
+    const left = Math.max(right - 1, 0);
+    const share = right > left ? Math.min((step - known[left]) / (known[right] - known[left]), 1) : 0;
+    return values[left] + share * (values[right] - values[left]);
+  });
+};
+
+const setAxis = (chart) => {
+  const axes = axesOf(chart);
+  choice.parentElement.hidden = axes.length < 2;
+  if (axes.length < 2) return;
+  if (choice !== document.activeElement) choice.replaceChildren(...axes.map((axis) => new Option(axis)));
+  const axis = choice.value = axes.find((name) => name === localStorage.getItem(AXIS)) ?? 'step';
+  chart.layout.uirevision += `:${axis}`;
+  Object.assign(chart.layout.xaxis, {title: {text: axis}, unifiedhovertitle: {text: `${axis} %{x:,}`}});
+  if (axis !== 'step') delete chart.layout.xaxis.dtick;
+  for (const trace of chart.data) {
+    const [scale, steps] = [chart.scales[trace.meta], trace.x];
+    const [epochs, minutes] = [along(scale, 'epoch', steps), along(scale, 'minutes of training', steps)];
+    trace.customdata = steps.map((step, index) => `step ${step.toLocaleString('en')}, epoch ${epochs[index].toFixed(2)}, ${duration(minutes[index])}`);
+    trace.x = along(scale, axis, steps);
+  }
+};
+
 const draw = () => {
   if (!place.isConnected) return;
   const value = props.value;
+  tools.hidden = !value;
   if (!value) {
     if (window.Plotly && place.data) window.Plotly.purge(place);
     say(place.dataset.waiting);
@@ -36,6 +78,7 @@ const draw = () => {
     return;
   }
   const chart = JSON.parse(withColours(value));
+  setAxis(chart);
   place.role = 'img';
   place.ariaLabel = chart.label;
   if (!place.data) place.replaceChildren();
@@ -44,8 +87,39 @@ const draw = () => {
   window.Plotly.react(place, chart.data, chart.layout, {displayModeBar: false, responsive: true, doubleClick: 'reset'});
 };
 
+window.addEventListener(AXIS, draw);
+choice.onchange = () => { localStorage.setItem(AXIS, choice.value); window.dispatchEvent(new Event(AXIS)); };
+
+// A file is made in the browser, and has the name of the heading above the chart: that of its run.
+const fileName = () => {
+  const isAbove = (heading) => heading.checkVisibility() && place.compareDocumentPosition(heading) & Node.DOCUMENT_POSITION_PRECEDING;
+  const words = `${[...document.querySelectorAll('h2')].filter(isAbove).at(-1)?.textContent} ${id.replace(/^one-/, '')}`;
+  return words.replace(/[^\p{L}\p{N}.]+/gu, '-').replace(/^[-.]+/, '');
+};
+
+// Spreadsheets execute cells that look like formulas.
+const cell = (value) => typeof value === 'string' ? `"${value.replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"` : value;
+const asCsv = () => {
+  const {data, scales, layout} = JSON.parse(props.value);
+  const axes = axesOf({scales, layout});
+  const lines = data.filter((trace) => trace.hoverinfo !== 'skip').flatMap(({name, x, y, text, meta}) => {
+    const columns = [...axes.map((axis) => along(scales[meta], axis, x)), y, text ?? []];
+    return x.map((_, index) => [name, ...columns.map((column) => column[index])]);
+  });
+  return [['series', ...axes, 'value', 'note'], ...lines].map((line) => line.map(cell).join(',') + '\n').join('');
+};
+
+tools.addEventListener('click', async ({target: {dataset: {save}}}) => {
+  if (!save || !place.data) return;
+  const layout = {...place.layout, paper_bgcolor: withColours('var(--paper)')};
+  const picture = {format: save, scale: 2, width: place.offsetWidth, height: place.offsetHeight};
+  const href = save === 'csv' ? URL.createObjectURL(new Blob([asCsv()], {type: 'text/csv;charset=utf-8'})) : await window.Plotly.toImage({data: place.data, layout}, picture);
+  Object.assign(document.createElement('a'), {href, download: `${fileName()}.${save}`}).click();
+  setTimeout(() => URL.revokeObjectURL(href), 10000);
+});
+
 watch('value', draw);
-(window.loratoryPlaces ??= {})[element.parentElement.closest('[id]').id] = (value) => { props.value = value; draw(); };
+(window.loratoryPlaces ??= {})[id] = (value) => { props.value = value; draw(); };
 const themes = new MutationObserver(draw);
 themes.observe(document.body, {attributes: true, attributeFilter: ['class']});
 // A chart that was drawn while its tab was hidden has no width yet.

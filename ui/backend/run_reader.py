@@ -20,12 +20,14 @@ from loratory.engine.errors import ConfigError, EngineError, RunError, StorageEr
 from loratory.engine.files import size_and_time
 from loratory.engine.lab.rules import LabRuns, is_shared, lab_problems
 from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.huggingface_jobs.layout import JobRecord
 from loratory.engine.runs.control import RunNotes, read_notes, resume_is_requested
 from loratory.engine.runs.history.run_history import HistoryReader, RunHistory
 from loratory.engine.runs.provenance import Provenance, read_provenance, run_title
 from loratory.engine.runs.run import LIVE_STATES, STARTS_ANYWAY, Run, RunState
 from loratory.engine.runs.store import RunStore
 from loratory.engine.runs.summary import Glance, RunIndex, RunSummary
+from loratory.engine.runs.usage import Cost, energy_of, read_electricity
 from loratory.engine.supervision.launch import with_absolute_paths
 from loratory.ui.backend.background import Cache, stamp
 
@@ -212,6 +214,16 @@ class RunReader:
             RunError: If there is no such run.
         """
         return self._index.summary(self._runs.get(run_id))
+
+    def cost(self, snapshot: RunSnapshot) -> Cost | None:
+        """Return what a run has cost: its jobs at Hugging Face so far, or its electricity once it has ended; None if unknown."""
+        if (job := JobRecord.read(snapshot.run.folder)) is not None:
+            return Cost(job.cost_usd, "USD") if job.cost_usd else None
+        electricity = read_electricity(self._runs.home)
+        if electricity.price_per_kwh is None or not snapshot.state.is_final:
+            return None
+        energy = energy_of(self.summary(snapshot.run.id), electricity)
+        return Cost(energy.cost, electricity.currency) if energy is not None and energy.cost else None
 
     def forget(self, run_id: str) -> None:
         """Drop a deleted run."""

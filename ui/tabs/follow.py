@@ -365,7 +365,8 @@ class FollowPart:
         return updates
 
     def _loss(self, snapshot: RunSnapshot, view: ChartView) -> str:
-        return self._figure(snapshot, view, lambda: loss_figure(snapshot.history, view, snapshot.run.id))
+        cost = self.page.reader.cost(snapshot)
+        return self._figure(snapshot, (view, cost), lambda: loss_figure(snapshot.history, view, snapshot.run.id, cost))
 
     def _figure(self, snapshot: RunSnapshot, kind: object, draw: Callable[[], str]) -> str:
         """Draw a figure once for all pages."""

@@ -30,15 +30,15 @@ from loratory.ui.components import (
     visible_if,
 )
 from loratory.ui.form import component_of_field, number_of, text_of
-from loratory.ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
+from loratory.ui.gradio_internals import Dropdown, changed_by_hand, enclosing_tab
 from loratory.ui.page import Page
 from loratory.ui.tabs.notifications import NotificationsPart
 from loratory.ui.tabs.one_run import OneRunPart
 from loratory.ui.tabs.shared_runs import LabQueuePart, SharedRunsPart
 from loratory.ui.views import run_table
+from loratory.ui.views.comparison import curve_names, render_differences
 from loratory.ui.views.html import plural, size, small, with_code
 from loratory.ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
-from loratory.ui.views.run_details import render_differences
 
 _PAGE_ROWS = 100
 _NAMED_RUNS = 5  # at most, in the question before a deletion
@@ -82,12 +82,7 @@ class RunsTab:
         with gr.Column(visible=False, elem_id="comparison") as self.comparison:
             gr.HTML("<h2>Comparison</h2>")
             self.overlay = chart(elem_id="overlay-chart")
-            with gr.Row(elem_classes="chart-controls"):
-                self.against = Radio(
-                    [("by step", "step"), ("by tokens", "tokens"), ("by time", "time")], value="step", show_label=False,
-                    container=False, elem_id="overlay-against",
-                )  # fmt: skip
-                self.log_axis = gr.Checkbox(False, label="Logarithmic axis", container=False, elem_id="overlay-log")
+            self.log_axis = gr.Checkbox(False, label="Logarithmic axis", container=False, elem_id="overlay-log")
             self.differences = gr.HTML(elem_id="differences")
         self.one = OneRunPart(page)
         self.shared = SharedRunsPart(page, page.shared) if page.shared is not None else None
@@ -104,10 +99,7 @@ class RunsTab:
             [*self._query, page.chosen_run, self.ticked_runs, self.shown_rows, self.last],
             [self.table, self.queue, self.method, self.model, self.last, self.below, self.delete],
         )
-        self._comparing = (
-            [self.ticked_runs, self.against, self.log_axis],
-            [self.comparison, self.overlay, self.differences],
-        )
+        self._comparing = ([self.ticked_runs, self.log_axis], [self.comparison, self.overlay, self.differences])
 
     def wire(self) -> None:
         """Connect the events."""
@@ -125,7 +117,7 @@ class RunsTab:
             [page.chosen_run, self.ticked_runs, self.shown_rows, self.order, *self.one.outputs],
             trigger_mode="multiple", **QUICK,
         )  # fmt: skip
-        gr.on([self.against.input, self.log_axis.input], self.compare, *self._comparing, **QUICK)
+        self.log_axis.input(self.compare, *self._comparing, **QUICK)
         question_event = self.delete.click(self.deletable, [self.ticked_runs, *self._query], self.named_runs, **QUICK)
         self.confirm.wire(question_event.then, self.deletion_question, self.named_runs)
         delete_event = self.confirm.really.click(
@@ -177,9 +169,9 @@ class RunsTab:
         query = run_table.query_of(search, state, method, model, order)
         return summaries_csv(select_runs(self.page.reader.summaries(), query))
 
-    def compare(self, ticked_ids: list[str], against: Any, log_axis: bool) -> Updates:
+    def compare(self, ticked_ids: list[str], log_axis: bool) -> Updates:
         """Return the curves in one chart and the differing settings; hidden for fewer than two runs."""
-        rows, histories = [], []
+        rows, snapshots = [], []
         configs: dict[str, RunConfig] = {}
         for run_id in ticked_ids[:COMPARED_AT_MOST]:
             try:
@@ -189,13 +181,14 @@ class RunsTab:
                 continue  # it was deleted meanwhile
             rows.append(row)
             configs |= {row.id: snapshot.config} if snapshot.config is not None else {}
-            histories.append((f"{snapshot.title} · {snapshot.run.id[-4:]}", snapshot.history))
+            snapshots.append(snapshot)
         if len(rows) < 2:
             return {self.comparison: HIDDEN, self.overlay: "", self.differences: ""}
-        view = ChartView(log_axis=log_axis, against=against)
+        names, costs = curve_names(rows, configs), map(self.page.reader.cost, snapshots)
+        runs = list(zip(names, (snapshot.history for snapshot in snapshots), costs, strict=True))
         return {
             self.comparison: gr.update(visible=True),
-            self.overlay: overlay_figure(histories, view),
+            self.overlay: overlay_figure(runs, ChartView(log_axis=log_axis)),
             self.differences: render_differences(rows, configs, read_electricity(self.page.services.home))
             + (small(f"Only the first {COMPARED_AT_MOST} are compared.") if len(ticked_ids) > COMPARED_AT_MOST else ""),
         }

@@ -8,31 +8,30 @@ import json
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from loratory.engine.runs.history.events import EvalData
 from loratory.engine.runs.history.run_history import RunHistory
-from loratory.engine.runs.history.steps import StepColumn, thin
-
-Array = npt.NDArray[np.float64]
-Against = Literal["step", "tokens", "time"]
+from loratory.engine.runs.history.steps import Array, StepColumn, thin
+from loratory.engine.runs.usage import Cost
+from loratory.ui.views.html import plural, size
 
 # A curve is about 900 pixels wide, and each pixel may need its lowest and highest point.
 _POINTS = 1200
+_MARKS = 60  # of a kind, at most about
 
-# Colours and dashes: curves must differ without colour too.
+# Colours, and dashes as SVG has them: curves must differ without colour too.
 SERIES = (
     ("var(--series-blue)", "solid"),
-    ("var(--series-vermilion)", "dash"),
-    ("var(--series-green)", "dot"),
-    ("var(--series-purple)", "dashdot"),
-    ("var(--series-orange)", "longdash"),
-    ("var(--series-sky)", "solid"),
-    ("var(--series-grey)", "dash"),
-    ("var(--series-ink)", "dot"),
+    ("var(--series-vermilion)", "9px,5px"),
+    ("var(--series-green)", "2px,3px"),
+    ("var(--series-purple)", "10px,3px,2px,3px"),
+    ("var(--series-orange)", "18px,5px"),
+    ("var(--series-violet)", "5px,2px"),
+    ("var(--series-grey)", "2px,7px"),
+    ("var(--series-ink)", "12px,3px,2px,3px,2px,3px"),
 )
 COMPARED_AT_MOST = len(SERIES)
 
@@ -42,11 +41,10 @@ class ChartView(NamedTuple):
 
     smoothing: float = 0.9  # weight of the past, as `smooth` takes it
     log_axis: bool = False
-    against: Against = "step"
 
 
-def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
-    """Return training loss raw and smoothed, held-out points, and the base model's loss as a line; empty without any.
+def loss_figure(history: RunHistory, view: ChartView, revision: str, cost: Cost | None = None) -> str:
+    """Return training loss raw and smoothed, held-out points, checkpoints, and the base model's loss; empty without any.
 
     The revision, such as the run's id, stays the same as long as zoom should.
     """
@@ -54,22 +52,18 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
         return ""
     traces: list[dict[str, Any]] = []
     steps, losses = finite(history, "step", "loss")
+    indexes = thin(steps, losses, _POINTS)
     if len(steps):
-        raw = thin(steps, losses, _POINTS)
-        trace = scatter("train, each step", whole(steps[raw]), losses[raw], "var(--series-blue-thin)", width=1)
-        mode = "lines" if len(raw) > 1 else "markers"
-        traces.append(trace | {"mode": mode, "marker": {"color": "var(--series-blue)"}})
+        trace = scatter("train, each step", whole(steps[indexes]), losses[indexes], "var(--series-blue-thin)", width=1)
+        mode = "lines" if len(indexes) > 1 else "markers"
+        hover = "loss %{y:.3f}<br>%{customdata}<extra></extra>"  # chart.js has the other axes
+        traces.append(trace | {"mode": mode, "marker": {"color": "var(--series-blue)"}, "hovertemplate": hover})
     if len(steps) > 1 and view.smoothing > 0:
-        curve = smooth_losses(history, view.smoothing)
-        indexes = thin(steps, curve, _POINTS // 2)
-        traces.append(
-            scatter("train, smoothed", whole(steps[indexes]), curve[indexes], "var(--series-blue)", width=2.5)
-        )
-    held_out = held_out_points(history)
-    if held_out:
-        points = [point.step for point in held_out], [point.eval_loss for point in held_out]
-        traces.append(diamonds("held-out", *points, "var(--series-vermilion)", 9))
-    layout = _loss_layout(view, "step", f"{revision}:{view.log_axis}")
+        curve = smooth_losses(history, view.smoothing)[indexes]
+        trace = scatter("train, smoothed", whole(steps[indexes]), curve, "var(--series-blue)", width=2.5)
+        traces.append(trace | {"hovertemplate": "smoothed %{y:.3f}<extra></extra>"})
+    traces += _held_out(history, "held-out", "var(--series-vermilion)", 9)
+    layout = _loss_layout(view, revision)
     base = history.base_eval
     if base is not None and math.isfinite(base.eval_loss):
         # A preference run may start from another run's adapter.
@@ -77,42 +71,68 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
         trace, label = level(history, base.eval_loss, name, f"{name} {base.eval_loss:.2f}", log=view.log_axis)
         traces.append(trace)
         layout["annotations"] = [label]
-    layout["xaxis"] |= whole_steps(history)
-    return figure_json(traces, layout, loss_words(history))
+    marks = _marks(history)
+    if marks["x"]:
+        layout |= {"yaxis2": {"domain": [0, 0.09], "range": [-0.5, 1.5], "visible": False, "fixedrange": True}}
+        layout["yaxis"] |= {"domain": [0.11, 1]}
+        traces.append(marks)
+    layout["xaxis"] |= whole_steps(history) | {"anchor": "y2" if marks["x"] else "y"}
+    traces = [trace | {"meta": 0} for trace in traces]
+    return figure_json(traces, layout, loss_words(history), [_scale(history, steps[indexes], cost)])
 
 
-def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> str:
+def overlay_figure(runs: Sequence[tuple[str, RunHistory, Cost | None]], view: ChartView) -> str:
     """Return smoothed training loss and held-out points of named runs, with a colour and dash each."""
     traces: list[dict[str, Any]] = []
-    x_title = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}[view.against]
-    for (name, history), (colour, dash) in zip(runs, SERIES, strict=False):
-        steps, losses = finite(history, "step", "loss")
-        positions = _positions(history, view.against)
-        if len(losses):
-            curve = smooth_losses(history, view.smoothing)
-            indexes = thin(positions, curve, _POINTS // 2)
-            trace = scatter(name, _numbers(positions[indexes]), curve[indexes], colour, width=2, dash=dash)
-            traces.append(trace | {"legendgroup": name})
-        held_out = held_out_points(history)
-        if held_out:
-            points: Array = np.array([point.step for point in held_out], dtype=np.float64)
-            if view.against != "step" and len(steps):
-                points = np.interp(points, steps, positions)
-            losses_of_points = [point.eval_loss for point in held_out]
-            trace = diamonds(f"{name}, held-out", _numbers(points), losses_of_points, colour, 8)
-            hover = {"hovertemplate": "held-out %{y:.3f}"}
-            traces.append(trace | {"mode": "markers", "legendgroup": name, "showlegend": False} | hover)
-    layout = _loss_layout(view, x_title, f"{view.against}:{view.log_axis}")
-    names = ", ".join(name for name, _ in runs)
-    return figure_json(traces, layout, f"Smoothed training loss and held-out loss of {names}, by {x_title}.")
+    scales = []
+    for number, ((name, history, cost), (colour, dash)) in enumerate(zip(runs, SERIES, strict=False)):
+        steps, _ = finite(history, "step", "loss")
+        curve = smooth_losses(history, view.smoothing)
+        indexes = thin(steps, curve, _POINTS // 2)
+        scales.append(_scale(history, steps[indexes], cost))
+        curves = (
+            [scatter(name, whole(steps[indexes]), curve[indexes], colour, width=2, dash=dash)] if len(steps) else []
+        )
+        points = _held_out(history, f"{name}, held-out", colour, 8)
+        curves += [trace | {"mode": "markers", "showlegend": False} for trace in points]
+        traces += [trace | {"legendgroup": str(number), "meta": number} for trace in curves]
+    label = f"Smoothed training loss and held-out loss of {', '.join(name for name, _, _ in runs)}."
+    layout = _loss_layout(view, "")
+    layout["height"] += 20 * len(runs)  # for the names above the curves where the page is narrow
+    return figure_json(traces, layout, label, scales)
 
 
-def figure_json(traces: list[dict[str, Any]], layout: dict[str, Any], label: str) -> str:
+def figure_json(traces: list[dict[str, Any]], layout: dict[str, Any], label: str, scales: Sequence[object] = ()) -> str:
     """Return a figure as the browser draws it; `label` describes it for those who do not see it.
 
-    Colours may be CSS variables such as `var(--series-blue)`; the layout has its `height` in pixels.
+    Colours may be CSS variables such as `var(--series-blue)`; the layout has its `height` in pixels. With scales, a person
+    chooses the x axis among those that all have: each has where its steps are, by the title of the axis, and a trace has
+    the number of its scale as `meta`.
     """
-    return json.dumps({"data": traces, "layout": layout, "label": label}, separators=(",", ":"), allow_nan=False)
+    chart = {"data": traces, "layout": layout, "label": label, "scales": scales}
+    return json.dumps(chart, separators=(",", ":"), allow_nan=False)
+
+
+def _scale(history: RunHistory, steps: Array, cost: Cost | None) -> dict[str, list[float]]:
+    """Return where logged steps are on each x axis, from 0 on; costs are in proportion to time."""
+    rows = np.searchsorted(history.steps.steps, steps)
+    epochs, tokens = history.steps.column("epoch")[rows], history.steps.column("tokens")[rows]
+    minutes = history.seconds_of_training(rows) / 60
+    columns = {"step": steps, "epoch": epochs, "tokens seen": tokens, "minutes of training": minutes}
+    if cost is not None and len(minutes) and minutes[-1] > 0:
+        columns[f"cost, {cost.currency}".rstrip(", ")] = minutes * (cost.amount / minutes[-1])
+    return {title: [0.0, *_numbers(np.nan_to_num(values))] for title, values in columns.items()}
+
+
+def _marks(history: RunHistory) -> dict[str, Any]:
+    """Return checkpoints, and above them resumes, as a curve between the others and the x axis."""
+    saved = history.checkpoints[:: len(history.checkpoints) // _MARKS + 1]
+    marks = [(point.step, 0, "square", f"checkpoint, {size(point.size_bytes)}") for point in saved]
+    marks += [(step, 1, "triangle-right", f"resumed from step {step:,}") for step in history.resumes]
+    steps, rows, symbols, texts = map(list, zip(*sorted(marks), strict=True)) if marks else ([], [], [], [])
+    trace = scatter("checkpoints and resumes", steps, rows, "var(--series-green)") | {"mode": "markers", "yaxis": "y2"}
+    marker = {"symbol": symbols, "size": 8, "color": "var(--series-green)"}
+    return trace | {"marker": marker, "text": texts, "hovertemplate": "%{text}<extra></extra>", "showlegend": False}
 
 
 def scatter(
@@ -129,6 +149,14 @@ def diamonds(name: str, x: list[Any], y: Sequence[float], colour: str, size: int
     """Return measurements on held-out rows, of so many pixels."""
     marker = {"color": colour, "size": size, "symbol": "diamond"}
     return scatter(name, x, y, colour, dash="dot") | {"mode": "lines+markers", "marker": marker, "cliponaxis": False}
+
+
+def _held_out(history: RunHistory, name: str, colour: str, size: int) -> list[dict[str, Any]]:
+    points = held_out_points(history)
+    text = [f"{plural(point.rows, 'row')}, {point.seconds:,.1f} s" for point in points]
+    trace = diamonds(name, [point.step for point in points], [point.eval_loss for point in points], colour, size)
+    hover = {"text": text, "hovertemplate": "held-out %{y:.3f} (%{text})<extra></extra>"}
+    return [trace | hover] if points else []
 
 
 def level(
@@ -164,11 +192,11 @@ def chart_layout(height: int, revision: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _loss_layout(view: ChartView, x_title: str, revision: str) -> dict[str, Any]:
-    x_axis = AXIS | {"title": {"text": x_title}, "rangemode": "tozero"}
+def _loss_layout(view: ChartView, revision: str) -> dict[str, Any]:
+    x_axis = AXIS | {"title": {"text": "step"}, "rangemode": "tozero"}
     # Short figures where Plotly would print as many digits as a narrow range takes.
     y_axis = AXIS | {"title": {"text": "loss"}, "type": "log" if view.log_axis else "linear", "tickformat": ".3~g"}
-    return chart_layout(350, revision) | {"xaxis": x_axis, "yaxis": y_axis}
+    return chart_layout(350, f"{revision}:{view.log_axis}") | {"xaxis": x_axis, "yaxis": y_axis}
 
 
 def whole_steps(history: RunHistory) -> dict[str, Any]:
@@ -190,14 +218,6 @@ def smooth_losses(history: RunHistory, weight: float) -> Array:
     """Return the smoothed training losses of the steps that `finite` returns."""
     curve = history.steps.smoothed_losses(weight)
     return curve if history.steps.is_complete("loss") else curve[np.isfinite(curve)]
-
-
-def _positions(history: RunHistory, against: Against) -> Array:
-    is_known = np.isfinite(history.steps.losses)
-    if against == "time":
-        times = history.steps.column("time")[is_known]
-        return (times - times[0]) / 60 if len(times) else times
-    return history.steps.column("tokens" if against == "tokens" else "step")[is_known]
 
 
 def held_out_points(history: RunHistory) -> list[EvalData]:

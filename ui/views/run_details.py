@@ -1,8 +1,8 @@
-"""Facts, record and exports of one run, and the differences between several runs."""
+"""Facts, record and exports of one run."""
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,14 +14,13 @@ from loratory.engine.export.contract import ExportedFile, ExportRecord, Verifica
 from loratory.engine.export.kinds import KINDS
 from loratory.engine.runs.checkpoints import list_checkpoints
 from loratory.engine.runs.provenance import ADAPTER_CONFIG
-from loratory.engine.runs.summary import RunSummary, differing_settings
+from loratory.engine.runs.summary import RunSummary
 from loratory.engine.runs.usage import Electricity, energy_words
 from loratory.ui.backend.run_reader import RunSnapshot
 from loratory.ui.views import html
 from loratory.ui.views.dataset import render_facts, render_lengths
-from loratory.ui.views.loss_chart import SERIES
 from loratory.ui.views.rows import render_problems
-from loratory.ui.views.run_table import best_of, held_out_cell, when
+from loratory.ui.views.run_table import when
 from loratory.ui.views.run_view import method_words, objective_entries
 
 
@@ -44,8 +43,8 @@ def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Elec
         *of_config,
         ("Trained tokens", f"{html.count(row.trained_tokens)}{speed}" if row.trained_tokens else ""),
         ("Trains", f"{row.trainable_parameters:,} parameters" if row.trainable_parameters else ""),
-        ("Memory", _memory(row)),
-        ("Duration", _duration(row)),
+        ("Memory", run_memory(row)),
+        ("Duration", run_duration(row)),
         ("Electricity", escape(energy_words(row, electricity))),
         ("Created", when(row.created) if row.created else ""),
         ("Copied from", escape(snapshot.provenance.copied_from or "")),
@@ -129,73 +128,15 @@ def _checkpoints(snapshot: RunSnapshot) -> str:
     return html.table(columns, rows, scrolls="scroll tall") if rows else ""
 
 
-# Plotly's dashes in the words of CSS, as near as they come.
-_CSS_DASHES = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dashed", "longdash": "dashed"}
-
-
-def render_differences(rows: Sequence[RunSummary], configs: Mapping[str, RunConfig], electricity: Electricity) -> str:
-    """Return results and differing settings, a column for each run; the lowest held-out loss is marked where valid."""
-    heads = [_run_head(row, colour, dash) for row, (colour, dash) in zip(rows, SERIES, strict=False)]
-    results = _result_cells(best_of(rows), electricity)
-    lines = [(title, [cell_of(row) for row in rows]) for title, cell_of in results.items()]
-    settings = differing_settings(configs) if all(row.id in configs for row in rows) else None
-    lines += [
-        (escape(name), [escape(_setting(values[row.id])) for row in rows]) for name, values in (settings or {}).items()
-    ]
-    cells = ((title, *(value or "–" for value in values)) for title, values in lines if any(values))
-    return html.table(["", *heads], cells, css="differences") + html.small(_comparison_note(rows, settings))
-
-
-def _run_head(row: RunSummary, colour: str, dash: str) -> str:
-    style = f"border-top-color:{colour};border-top-style:{_CSS_DASHES[dash]}"
-    return f'<span class="swatch" style="{style}"></span>{escape(row.name)} · {row.id[-4:]}'
-
-
-def _result_cells(best: str | None, electricity: Electricity) -> dict[str, Callable[[RunSummary], str]]:
-    """Return what gives the cell of each result; a cell is empty where the result is unknown."""
-    return {
-        "held-out loss": lambda row: held_out_cell(row, best),
-        "steps": lambda row: f"{row.steps:,}",
-        "preferred correctly": lambda row: "" if row.preference_accuracy is None else f"{row.preference_accuracy:.0%}",
-        "trained tokens": lambda row: html.count(row.trained_tokens) if row.trained_tokens else "",
-        "tokens/s": lambda row: f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "",
-        "memory": _memory,
-        "duration": _duration,
-        "electricity": lambda row: escape(energy_words(row, electricity)),
-    }
-
-
-def _comparison_note(rows: Sequence[RunSummary], settings: Mapping[str, object] | None) -> str:
-    """Return what the comparison lists; `settings` that differ are None where a configuration cannot be read."""
-    if settings is None:
-        note = "A configuration cannot be read."
-    else:
-        note = "Only settings that differ are listed." if settings else "Their settings are the same."
-    if len({row.loss_group for row in rows}) < 2:
-        return note
-    return (
-        f"{note} Losses are not comparable: objective, model or held-out rows differ. Compare answers in Chat, in the blind "
-        "test, or evaluate the runs on the same rows."
-    )
-
-
-def _duration(row: RunSummary) -> str:
+def run_duration(row: RunSummary) -> str:
+    """Return how long a run took; empty until it has ended."""
     return "" if row.seconds is None else html.duration(row.seconds)
 
 
-def _memory(row: RunSummary) -> str:
+def run_memory(row: RunSummary) -> str:
+    """Return the measured and the predicted peak of memory, as far as they are known."""
     figures = ((row.peak_memory_bytes, "measured"), (row.predicted_bytes, "predicted"))
     return ", ".join(f"{size_bytes / html.GIB:.2f} GiB {word}" for size_bytes, word in figures if size_bytes)
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(str(item) for item in value) or "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {item}" for key, item in value.items()) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def without_folders(config: RunConfig) -> RunConfig:

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 from loratory.engine.config.objectives import LONGER_PREFERRED, OBJECTIVES
 from loratory.engine.config.training import TrainingConfig
+from loratory.engine.hardware.cuda import GPU_READINGS
 from loratory.engine.runs.history.preference_health import CHOSEN, MARGINS, REJECTED
 from loratory.engine.runs.history.run_history import RunHistory
-from loratory.engine.runs.history.steps import StepColumn, thin
+from loratory.engine.runs.history.steps import Array, StepColumn, thin
 from loratory.ui.views.html import GIB
 from loratory.ui.views.loss_chart import (
     AXIS,
-    Array,
     chart_layout,
     diamonds,
     figure_json,
@@ -32,6 +32,7 @@ _SMALL_CHARTS: tuple[tuple[str, StepColumn, float, str], ...] = (
     ("Tokens per second", "tokens_per_second", 1, ",.0f"),
     ("Memory, GiB", "memory_bytes", GIB, ".2f"),
 )
+_GPU_CHARTS = dict(zip(GPU_READINGS, ("GPU utilization, %", "GPU power, W", "GPU temperature, °C"), strict=True))
 
 
 class _Panel(NamedTuple):
@@ -53,9 +54,9 @@ class _Curve(NamedTuple):
 
 
 def small_figures(history: RunHistory, predicted_bytes: int | None, revision: str) -> str:
-    """Return learning rate, gradient norm, tokens per second and memory, as four charts in one figure; empty before a step.
+    """Return learning rate, gradient norm, tokens per second, memory and what GPUs report, as charts in one figure.
 
-    `predicted_bytes` is the peak of what a step reports as its memory; None draws no line.
+    Empty before a step. `predicted_bytes` is the peak of what a step reports as its memory; None draws no line.
     """
     if not len(history.steps):
         return ""
@@ -69,8 +70,11 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
             traces.append(trace)
             labels.append(label)
         panels.append(_Panel(title, traces, labels, {"rangemode": "tozero"}))
-    description = "Learning rate, gradient norm, tokens per second and memory, by step."
-    return _panels_json(history, panels, revision, description)
+    for reading, title in _GPU_CHARTS.items():
+        steps, values = history.steps.metric(reading)
+        if len(steps):
+            panels.append(_Panel(title, [_curve(title, steps, values, ",.0f")], (), {"rangemode": "tozero"}))
+    return _panels_json(history, panels, revision, "By step")
 
 
 def preference_figure(history: RunHistory, training: TrainingConfig, revision: str) -> str:
@@ -98,8 +102,7 @@ def preference_figure(history: RunHistory, training: TrainingConfig, revision: s
             curve._replace(metric=f"logps/{kind}") for curve, kind in zip(rewards, ("chosen", "rejected"), strict=True)
         )
         panels.append(_metrics(history, "Log-probability", *log_probabilities))
-    titles = ", ".join(panel.title[:1].lower() + panel.title[1:] for panel in panels)
-    return _panels_json(history, panels, revision, f"By step, with diamonds on held-out rows: {titles}.")
+    return _panels_json(history, panels, revision, "By step, with diamonds on held-out rows")
 
 
 def _has_any(history: RunHistory, names: Sequence[str]) -> bool:
@@ -190,4 +193,4 @@ def _panels_json(history: RunHistory, panels: Sequence[_Panel], revision: str, l
         )  # fmt: skip
         traces += [trace | axes for trace in panel.traces]
         annotations += [text | {"xref": f"{axes['xaxis']} domain", "yref": axes["yaxis"]} for text in panel.labels]
-    return figure_json(traces, layout, label)
+    return figure_json(traces, layout, f"{label}: {', '.join(panel.title for panel in panels)}.")
