@@ -19,6 +19,7 @@ from loratory.engine.errors import ConfigError, Problem, RunError, StorageError,
 from loratory.engine.models.catalog import search_catalog
 from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.quantities import count
+from loratory.engine.runs.names import is_automatic
 from loratory.engine.runs.store import RunStore
 
 
@@ -58,7 +59,11 @@ def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
             reason = no_preset.problems[0].message
             message = reason.replace("there is no file or preset", "there is no file, preset or run", 1)
             raise ConfigError([Problem("", message)]) from None
-    return mapping_from_file(run.folder.config)
+    mapping = mapping_from_file(run.folder.config)
+    section = mapping.get("run")
+    if isinstance(section, dict) and is_automatic(str(section.get("name")), run.id):
+        del section["name"]
+    return mapping
 
 
 def named_path(text: str | Path) -> Path:

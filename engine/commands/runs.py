@@ -59,6 +59,8 @@ def runs(
     method: Annotated[list[str] | None, typer.Option("--method", help="Only runs of this method.")] = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Only runs on this model.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="Only runs with this tag; several: with all.")] = None,
+    project: Annotated[list[str] | None, typer.Option("--project", help="Only runs of this project.")] = None,
+    with_star: Annotated[bool, typer.Option("--star", help="Only runs with a star.")] = False,
     sort: Annotated[SortKey, typer.Option("--sort", help="A column.")] = "created",
     ascending: Annotated[bool, typer.Option("--ascending", help="Smallest, or oldest, first.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="All columns as CSV.")] = False,
@@ -70,10 +72,12 @@ def runs(
     store = _store()
     query = RunQuery(
         terms=" ".join(terms or ()),
-        states=cast(list[State], state or []),
+        states=cast(tuple[State, ...], tuple(state or ())),
         methods=tuple(method or ()),
         models=tuple(model or ()),
         tags=tuple(tag or ()),
+        projects=tuple(project or ()),
+        with_star=with_star,
         sort=sort,
         descending=not ascending,
     )
@@ -83,8 +87,11 @@ def runs(
     elif as_csv:
         typer.echo(summaries_csv(summaries), nl=False)
     elif not summaries:
-        restricts = query.terms or query.states or query.methods or query.models or query.tags
-        print("No such runs." if restricts else "No runs yet. Start one with `loratory train quickstart-cpu`.")
+        print(
+            "No such runs."
+            if query != RunQuery(sort=sort, descending=not ascending)
+            else "No runs yet. Start one with `loratory train quickstart-cpu`."
+        )
     else:
         print_runs(summaries)
 
@@ -162,7 +169,7 @@ def delete(
     run = store.get(run_id)
     if run.folder.read_state().is_final:
         bytes_ = folder_size_bytes(run.folder.path)
-        confirm(f"Delete {run.id} ({summarize(run).name}, {size(bytes_)})?", yes=yes)
+        confirm(f"Delete {run.id} ({summarize(run).label}, {size(bytes_)})?", yes=yes)
     freed = store.delete(run.id)
     text = f"Deleted {run.id}; {size(freed)} are free again."
     print_result({"run_id": run.id, "status": "deleted", "freed_bytes": freed}, text, as_json=as_json)
@@ -197,6 +204,24 @@ def tag(
     before = read_notes(run.folder).tags
     after = tuple(known for known in before if known not in tags) if remove else (*before, *tags)
     _change(run, as_json, tags=after)
+
+
+def star(
+    run_id: RunId,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a run a star, or remove it; `loratory runs --star` lists these runs."""
+    _change(own_runs().get(run_id), as_json, star=not remove)
+
+
+def project(
+    run_id: RunId,
+    name: Annotated[str, typer.Argument(help='The project; "" removes the run from its project.')],
+    as_json: AsJson = False,
+) -> None:
+    """Move a run to a project; `loratory runs --project NAME` lists its runs."""
+    _change(own_runs().get(run_id), as_json, project=name)
 
 
 def move(
@@ -247,7 +272,9 @@ def electricity(
 def _change(run: Run, as_json: bool, **changes: Any) -> None:
     notes = change_notes(run.folder, **changes)
     tags = f" [{', '.join(notes.tags)}]" if notes.tags else ""
-    text = f"{run.id}: {notes.name or 'no name of its own'}{tags}{f' – {notes.note}' if notes.note else ''}"
+    project = f" in project {notes.project}" if notes.project else ""
+    name = f"{'★ ' if notes.star else ''}{notes.name or 'no name of its own'}{project}"
+    text = f"{run.id}: {name}{tags}{f' – {notes.note}' if notes.note else ''}"
     print_result({"run_id": run.id, **notes.model_dump()}, text, as_json=as_json)
 
 
@@ -265,4 +292,4 @@ def _wait_until(condition: Callable[[], bool], home: LoratoryHome, seconds: floa
         time.sleep(0.1)
 
 
-COMMANDS = (runs, show, stop, cancel, resume, delete, rename, note, tag, move, start_anyway, electricity)
+COMMANDS = (runs, show, stop, cancel, resume, delete, rename, note, tag, star, project, move, start_anyway, electricity)

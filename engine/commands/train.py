@@ -168,6 +168,7 @@ def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
         ("peak memory", f"{format_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
         ("size", size(summary.size_bytes)),
         ("electricity", energy_words(summary, read_electricity(home)) or "–"),
+        ("project", summary.project or "–"),
         ("tags", ", ".join(summary.tags) or "–"),
         ("folder", str(run.folder.path)),
     ]
@@ -181,7 +182,7 @@ def print_runs(summaries: Sequence[RunSummary]) -> None:
     rows = [
         (
             summary.id,
-            shorten(summary.name, 40),
+            f"{'★ ' if summary.star else ''}{shorten(summary.name, 40)}",
             summary.state,
             _steps(summary),
             format_loss(summary.final_loss),

@@ -141,7 +141,7 @@ class RunSection(Section):
     """What a run is called and where it executes."""
 
     name: OneLine = setting("", "Name", max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")
-    """Run name. Empty makes one from model, data and method."""
+    """Run name. Empty makes one of data, method and two words, such as faq-lora-brisk-otter."""
     devices: Literal["auto", "cpu"] | tuple[int, ...] = setting("auto", "Device")
     """auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number, and MIG instance j of GPU i as 100 * (i + 1) + j."""
     resume_after_restart: bool = setting(False, "Resume automatically")

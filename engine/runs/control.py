@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import BaseModel, StringConstraints
 
@@ -187,6 +187,8 @@ class RunNotes(BaseModel, frozen=True):
     name: Annotated[OneLine, StringConstraints(max_length=120, pattern=_PRINTABLE)] = ""  # "" keeps the config's
     note: Annotated[str, StringConstraints(max_length=10_000)] = ""
     tags: tuple[Tag, ...] = ()
+    star: bool = False
+    project: Annotated[OneLine, StringConstraints(max_length=40, pattern=_PRINTABLE)] = ""  # "" is none
 
 
 def read_notes(folder: RunFolder) -> RunNotes:
@@ -194,21 +196,16 @@ def read_notes(folder: RunFolder) -> RunNotes:
     return read_model(folder.notes, RunNotes) or RunNotes()
 
 
-def change_notes(
-    folder: RunFolder, *, name: str | None = None, note: str | None = None, tags: tuple[str, ...] | None = None
-) -> RunNotes:
-    """Change the given notes and keep the rest; the run itself is not affected.
+def change_notes(folder: RunFolder, **changes: Any) -> RunNotes:
+    """Change the given fields of the notes and keep the rest; the run itself is not affected.
 
     Raises:
         ConfigError: If a text is too long or holds control characters.
         StorageError: If the disk is full or the folder cannot be written.
     """
-    before = read_notes(folder)
-    changes = {
-        "name": before.name if name is None else name.strip(),
-        "note": before.note if note is None else note,
-        "tags": before.tags if tags is None else tuple(dict.fromkeys(tag.strip() for tag in tags if tag.strip())),
-    }
-    notes = section_from_mapping(RunNotes, changes)
+    values = {**read_notes(folder).model_dump(), **changes}
+    stripped = {field: values[field].strip() for field in ("name", "project")}
+    tags = tuple(dict.fromkeys(tag.strip() for tag in values["tags"] if tag.strip()))
+    notes = section_from_mapping(RunNotes, {**values, **stripped, "tags": tags})
     write_atomically(folder.notes, notes.model_dump_json())
     return notes

@@ -18,6 +18,7 @@ from loratory.engine.paths import AllowedPaths, LoratoryHome, typed_path
 from loratory.engine.runs.history.events import BaseWeightsData, parse_event
 from loratory.engine.runs.history.log import read_lines
 from loratory.engine.runs.history.run_history import RunHistory
+from loratory.engine.runs.names import last_part
 from loratory.engine.runs.run import RUN_ID, RunFolder
 
 # What can change a result; versions are read from package metadata, so none of them is imported here.
@@ -159,10 +160,8 @@ def run_title(config: RunConfig) -> str:
     """Return the name of a run, or one made of model, method and data."""
     if config.run.name:
         return config.run.name
-    model = config.model.id.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
-    source = config.dataset.source.removeprefix("sample:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     method = ", ".join(filter(None, (config.method_name, preference_name(config))))
-    return f"{model} · {method} · {source}"
+    return f"{last_part(config.model.id)} · {method} · {last_part(config.dataset.source)}"
 
 
 def read_provenance(folder: RunFolder) -> Provenance:

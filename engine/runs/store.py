@@ -19,6 +19,7 @@ from loratory.engine.files import fsync_folder, write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import FileLock
 from loratory.engine.runs.control import resume_is_requested
+from loratory.engine.runs.names import automatic_name, words_of
 from loratory.engine.runs.provenance import Provenance, describe_config, read_provenance
 from loratory.engine.runs.run import RUN_ID, Run, RunFolder
 
@@ -28,6 +29,7 @@ _DOOMED_PREFIX = ".deleted-"
 _UNBORN_PREFIX = ".new-"
 _MAKING_SECONDS = 3600.0  # it takes a moment; clocks of two hosts may differ by minutes
 _CLOCK_MAY_GO_BACK_MILLISECONDS = 24 * 3600 * 1000
+_MOST_CANDIDATES = 64  # for an id whose two words no other run has
 
 
 class RunStore:
@@ -53,19 +55,20 @@ class RunStore:
         provenance: Provenance | None = None,
         key: str | None = None,
         report: DatasetReport | None = None,
+        *,
+        names_run: bool = False,
     ) -> Run:
         """Make the run directory; the run then waits in the queue until a supervisor starts it.
 
         Args:
             key: Names the request: a second call with the same key returns the run of the first.
             report: What the check of its dataset found; saved with the run, to show what was left out.
+            names_run: Whether a run without a name gets an automatic one.
 
         Raises:
             StorageError: If the disk is full or the home cannot be written.
         """
         now = self._clock()
-        facts = {**describe_config(config), "created": now, "key": key}
-        provenance = (provenance or Provenance()).model_copy(update=facts)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Between looking the key up and having made the run, no other process may do the same.
@@ -78,6 +81,11 @@ class RunStore:
                 unborn.mkdir(mode=0o700)
                 folder = RunFolder(unborn)
                 folder.control.mkdir(mode=0o700)
+                if names_run and not config.run.name:
+                    section = config.run.model_copy(update={"name": automatic_name(config, run_id)})
+                    config = config.model_copy(update={"run": section})
+                facts = {**describe_config(config), "created": now, "key": key}
+                provenance = (provenance or Provenance()).model_copy(update=facts)
                 write_atomically(folder.config, config_to_yaml(config))
                 write_atomically(folder.provenance, provenance.model_dump_json(indent=1))
                 if report is not None:
@@ -192,13 +200,15 @@ class RunStore:
         return Run(id=run_id, owner=self.owner, folder=RunFolder(self.folder / run_id))
 
     def _new_id(self, now: float) -> str:
-        """Return an id later than every other, even when the clock stops or goes back a little."""
-        milliseconds = int(now * 1000)
-        newest = max((_milliseconds_of(run_id) for run_id in self.ids()[:1]), default=0)
+        """Return an id later than every other, even when the clock stops or goes back a little, with two words of its own."""
+        milliseconds, ids = int(now * 1000), self.ids()
+        newest = max((_milliseconds_of(run_id) for run_id in ids[:1]), default=0)
         if milliseconds <= newest < milliseconds + _CLOCK_MAY_GO_BACK_MILLISECONDS:
             milliseconds = newest + 1
         moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
-        return f"{moment:%Y%m%d-%H%M%S}-{milliseconds % 1000:03d}-{secrets.token_hex(2)}"
+        used_words, beginning = set(map(words_of, ids)), f"{moment:%Y%m%d-%H%M%S}-{milliseconds % 1000:03d}"
+        candidates = [f"{beginning}-{secrets.token_hex(2)}" for _ in range(_MOST_CANDIDATES)]
+        return next((run_id for run_id in candidates if words_of(run_id) not in used_words), candidates[0])
 
     def _key_file(self, key: str) -> Path:
         digest = hashlib.sha256(f"{self.owner}\0{key}".encode()).hexdigest()

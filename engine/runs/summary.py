@@ -19,6 +19,7 @@ from loratory.engine.hardware.cuda import GPU_READINGS
 from loratory.engine.runs.control import RunNotes, read_notes
 from loratory.engine.runs.history.run_history import RunHistory, read_history
 from loratory.engine.runs.history.steps import COLUMNS
+from loratory.engine.runs.names import run_label
 from loratory.engine.runs.provenance import (
     MemoryFigures,
     Provenance,
@@ -40,6 +41,8 @@ class RunSummary(BaseModel):
     name: str
     note: str = ""
     tags: tuple[str, ...] = ()
+    star: bool = False
+    project: str = ""
 
     state: State
     phase: str = ""  # of the worker, while it works
@@ -80,6 +83,11 @@ class RunSummary(BaseModel):
     energy_joules: float | None = None  # as the GPUs measured it
 
     @property
+    def label(self) -> str:
+        """Its name in lists, in which no two runs look the same."""
+        return run_label(self.name, self.id)
+
+    @property
     def loss_group(self) -> tuple[str, str, str]:
         """What runs have in common whose held-out losses are comparable: objective, model, and held-out rows."""
         return self.objective, self.model, self.held_out or self.dataset
@@ -98,8 +106,7 @@ def summarize(run: Run, history: RunHistory | None = None) -> RunSummary:
     values: dict[str, Any] = {
         "id": run.id,
         "owner": run.owner,
-        "note": notes.note,
-        "tags": notes.tags,
+        **notes.model_dump(exclude={"name"}),
         "created": provenance.created,
         "predicted_bytes": provenance.predicted_memory.of_run,
         "predicted_memory": provenance.predicted_memory,
@@ -243,11 +250,13 @@ SortKey = Literal[
 class RunQuery:
     """A query for runs, with their order. Empty fields restrict nothing."""
 
-    terms: str = ""  # each must occur in the id, name, note, tags, model, dataset, method or state
+    terms: str = ""  # each must occur in the id, name, note, tags, project, model, dataset, method or state
     states: Collection[State] = ()
     methods: Collection[str] = ()
     models: Collection[str] = ()
     tags: Collection[str] = ()
+    projects: Collection[str] = ()
+    with_star: bool = False
     sort: SortKey = "created"
     descending: bool = True
 
@@ -289,10 +298,11 @@ def differing_settings(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, 
 
 
 def _matches(summary: RunSummary, query: RunQuery, terms: Sequence[str]) -> bool:
-    fields = ((query.states, summary.state), (query.methods, summary.method), (query.models, summary.model))
+    fields = ((query.states, summary.state), (query.methods, summary.method), (query.models, summary.model),
+              (query.projects, summary.project), ((True,) if query.with_star else (), summary.star))  # fmt: skip
     if any(accepted and value not in accepted for accepted, value in fields):
         return False
-    names = (summary.id, summary.name, summary.note, *summary.tags)
+    names = (summary.id, summary.name, summary.note, summary.project, *summary.tags)
     texts = (*names, summary.model, summary.dataset, summary.method, summary.objective, summary.state)
     text = "\n".join(texts).casefold()
     return set(query.tags) <= set(summary.tags) and all(term in text for term in terms)

@@ -300,7 +300,7 @@ class Launcher:
             for number, (config, provenance, report) in checked.items():
                 if number not in runs:
                     facts = provenance.model_copy(update={"copied_from": copied_from})
-                    runs[number] = store.create(config, facts, configs[number][1], report)
+                    runs[number] = store.create(config, facts, configs[number][1], report, names_run=True)
         return [runs[number] for number in range(len(configs))]
 
     def _find(self, key: str | None) -> Run | None:

@@ -13,6 +13,7 @@ from loratory.engine.hardware.devices import device_options, first_that_fits
 from loratory.engine.hardware.lease import LeaseHolder, device_words, lease_name
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import FileLock
+from loratory.engine.runs.names import run_label
 from loratory.engine.runs.run import StateReason
 
 QueueMove = Literal["first", "up", "down", "last"]
@@ -202,9 +203,7 @@ def _earlier_run_reason(waiting: WaitingRun, before: WaitingRun) -> StateReason:
     if before.owner != waiting.owner:
         cause = f"A run of {before.owner} comes first."
         return StateReason("other_persons_run", cause, "Next is the person who used least GPU time lately.")
-    name = before.title or before.run_id
-    if before.title and before.title == waiting.title:
-        name += f" · {before.run_id[-4:]}"
+    name = run_label(before.title, before.run_id) if before.title else before.run_id
     return StateReason("earlier_run", f"{name} comes first.")
 
 

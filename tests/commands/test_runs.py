@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 
@@ -197,9 +198,31 @@ def test_a_run_is_renamed_noted_and_tagged_and_found_by_it(store, loratory):
     loratory("tag", run.id, "paper", "draft")
     notes = json.loads(loratory("tag", run.id, "draft", "--remove", "--json")[1])
 
-    assert notes == {"run_id": run.id, "name": "The good one", "note": "rank 8 was enough", "tags": ["paper"]}
+    assert notes == {
+        "run_id": run.id, "name": "The good one", "note": "rank 8 was enough", "tags": ["paper"], "star": False,
+        "project": "",
+    }  # fmt: skip
     assert [row["name"] for row in json.loads(loratory("runs", "paper", "--json")[1])] == ["The good one"]
     assert store.get(run.id).folder.read_config().run.name == "First name"
+
+
+def test_a_run_gets_a_star_moves_to_a_project_and_is_listed_by_them(store, loratory):
+    run, other = (store.create(config_for(name)) for name in ("First", "Second"))
+
+    assert "★ no name of its own" in loratory("star", run.id)[1]
+    assert "in project paper" in loratory("project", run.id, "paper")[1]
+    for options in (("--star",), ("--project", "paper"), ("--star", "--project", "paper")):
+        assert [row["run_id"] for row in json.loads(loratory("runs", *options, "--json")[1])] == [run.id]
+    assert "★ First" in loratory("runs")[1]
+    assert re.search(r"project +paper", loratory("show", run.id)[1])
+    assert "No such runs." in loratory("runs", "--project", "other")[1]
+
+    loratory("star", run.id, "--remove")
+    loratory("project", run.id, "")
+    assert not any(row["star"] or row["project"] for row in json.loads(loratory("runs", "--json")[1]))
+    code, _, err = loratory("project", other.id, "x" * 50)
+    assert code == 1
+    assert "40" in err
 
 
 def test_a_waiting_run_is_moved_and_one_that_does_not_wait_is_not(store, loratory):

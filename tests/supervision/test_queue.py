@@ -34,7 +34,7 @@ def test_the_run_that_comes_first_is_called_by_its_name():
     queue = [first._replace(title="faq"), second._replace(title="faq"), third._replace(title="sweep, lr 1e-4")]
     plan = plan_starts(queue, [cpu()], {})
 
-    assert [why.cause for why in plan.reasons.values()] == ["faq · 370e comes first.", "faq comes first."]
+    assert [why.cause for why in plan.reasons.values()] == ["faq · 370e comes first.", "faq · 370e comes first."]
 
 
 def test_a_leased_device_is_not_used_and_its_holder_is_named():
