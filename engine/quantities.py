@@ -4,7 +4,6 @@ import math
 import time
 
 GIB = 2**30
-_DAYS_FROM_SECONDS = 2 * 86400
 
 
 def gib(size_bytes: float) -> str:
@@ -49,10 +48,11 @@ def duration(seconds: float) -> str:
 
 
 def ago(moment: float | None) -> str:
-    """Return how long a moment is past, in seconds since the epoch: `never`, `just now`, `12 min ago`, `3 days ago`."""
-    if moment is None:
+    """Return how long a moment is past, in seconds since the epoch: `never`, `just now`, `12 min ago`, `3 h ago`, `3 days ago`."""
+    if not moment:
         return "never"
     seconds = time.time() - moment
-    if seconds >= _DAYS_FROM_SECONDS:
-        return f"{seconds / 86400:,.0f} days ago"
-    return "just now" if seconds < 60 else f"{duration(seconds // 60 * 60).removesuffix(' 00 s')} ago"
+    for unit, factor in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= (2 * factor if unit == "days" else factor):
+            return f"{seconds // factor:,.0f} {unit} ago"
+    return "just now"

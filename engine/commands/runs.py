@@ -87,11 +87,8 @@ def runs(
     elif as_csv:
         typer.echo(summaries_csv(summaries), nl=False)
     elif not summaries:
-        print(
-            "No such runs."
-            if query != RunQuery(sort=sort, descending=not ascending)
-            else "No runs yet. Start one with `loratory train quickstart-cpu`."
-        )
+        restricts = query != RunQuery(sort=sort, descending=not ascending)
+        print("No such runs." if restricts else "No runs yet. Start one with `loratory train quickstart-cpu`.")
     else:
         print_runs(summaries)
 

@@ -35,7 +35,7 @@ def automatic_name(config: RunConfig, run_id: str) -> str:
 
 def is_automatic(name: str, run_id: str) -> bool:
     """Return whether a name was made for this run, so no other run has it."""
-    return name.endswith(f"-{words_of(run_id)}")
+    return name.endswith(f"-{words_of(run_id.rpartition('/')[2])}")  # that of a shared run is OWNER/ID
 
 
 def run_label(name: str, run_id: str) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from loratory.engine.data.contract import DatasetReport, RowProblem
+from loratory.engine.quantities import ago
 from loratory.engine.runs.control import request_resume
 from loratory.engine.runs.history.events import FailedData, MemoryData
+from loratory.engine.runs.names import run_label, words_of
 from loratory.engine.runs.provenance import MemoryFigures, Provenance
 from loratory.engine.runs.store import RunStore
 from loratory.engine.runs.summary import summarize
@@ -23,6 +25,7 @@ from loratory.ui.views.run_view import (
     render_run_settings,
     render_trouble,
     render_warnings,
+    run_choices,
     status_line,
 )
 from tests.invented_runs import GIB, InventedRun, a_config, write_run
@@ -233,3 +236,35 @@ def test_a_configuration_that_was_damaged_for_a_moment_is_read_again(store):
     run.folder.config.write_bytes(whole)
 
     assert reader.observe(run.id).config is not None
+
+
+def test_a_dropdown_has_name_method_state_age_and_loss_in_one_line(store):
+    row = RunReader(store).summary(write_run(store, a_config(run__name="first"), InventedRun()).id)
+    moment = time.time() - 3.4 * 3600
+    row = row.model_copy(update={"created": moment, "best_eval_loss": 1.0, "base_eval_loss": 2.0, "star": True})
+    automatic = row.model_copy(update={"name": f"faq-lora-{words_of(row.id)}", "best_eval_loss": None, "star": False})
+
+    assert [label for label, _ in run_choices([row, automatic])] == [
+        f"✓ ★ first · {row.id[-4:]} · LoRA · completed · 3 h ago · loss 1.000, 50% below base 2.00",
+        f"✓ faq-lora-{words_of(row.id)} · completed · 3 h ago · loss {row.final_loss:.3f}, not held out",
+    ]
+    assert run_label(automatic.name, f"ann/{row.id}") == automatic.name, "shared runs are named with their owner"
+
+
+def test_only_its_owner_is_offered_to_change_name_and_star(store):
+    snapshot = RunReader(store).observe(write_run(store, a_config(run__name="<i>'\"&"), InventedRun()).id)
+
+    assert "<button" not in render_heading(snapshot)
+    heading = render_heading(snapshot, can_change=True)
+    assert heading.count("<button") == 2
+    assert "<i>'" not in heading
+    assert 'data-name="&lt;i&gt;&#x27;&quot;&amp;"' in heading
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3, "just now"), (61, "1 min ago"), (3599, "59 min ago"), (7100, "1 h ago"), (47.9 * 3600, "47 h ago"), (49 * 3600, "2 days ago")],
+)  # fmt: skip
+def test_an_age_has_one_unit(seconds, text):
+    assert ago(time.time() - seconds) == text
+    assert ago(0.0) == ago(None) == "never"

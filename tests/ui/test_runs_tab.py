@@ -12,7 +12,9 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from loratory.engine.errors import EngineError
 from loratory.engine.runs.control import read_notes
+from loratory.engine.runs.names import words_of
 from loratory.engine.runs.run import RunState
 from loratory.engine.runs.summary import summarize
 from loratory.ui.tabs.runs import RunsTab
@@ -97,7 +99,7 @@ def test_search_filter_and_order_narrow_the_table(tab, history):
     assert table_of(tab, model="Qwen/Qwen3-0.6B").count("<tr data-pick") == 2
     assert list_runs(tab).method["choices"] == [ANY_METHOD, "LoRA", "QLoRA"]
     by_loss = table_of(tab, order="Lowest held-out loss first")
-    assert by_loss.index("faq, rank 16<") < by_loss.index("first try")
+    assert by_loss.index("faq, rank 16 · ") < by_loss.index("first try")
 
 
 def test_held_out_losses_are_ranked_among_comparable_runs_alone(tab, services):
@@ -109,7 +111,7 @@ def test_held_out_losses_are_ranked_among_comparable_runs_alone(tab, services):
 
     html = table_of(tab, order="Lowest held-out loss first")
     names = ["better", "worse", "other rows", "pairs"]
-    assert [html.index(f">{name}<") for name in names] == sorted(html.index(f">{name}<") for name in names)
+    assert [html.index(f">{name} · ") for name in names] == sorted(html.index(f">{name} · ") for name in names)
     assert re.findall("Comparable losses: (.*?)</td>", html) == [
         "Supervised · smollm2-135m-instruct · loratory-faq", "Supervised · smollm2-135m-instruct · loratory-faq",
         "DPO · smollm2-135m-instruct · loratory-preferences",
@@ -337,7 +339,6 @@ def test_details_show_the_record_and_offer_what_can_be_done(tab, history, servic
     assert "transformers" in record
     assert "Checkpoint" in record
     assert history[1] in changes.details
-    assert changes.name == "faq, rank 16"
     assert changes.continuing["visible"]
     assert changes.delete["visible"]
     assert not tab.one.describe(history[1])[tab.one.confirm.panel]["visible"]
@@ -356,16 +357,85 @@ def test_a_copy_has_the_settings_but_not_the_name_and_may_begin_with_the_adapter
 
 
 def test_name_note_and_tags_are_kept_next_to_the_configuration(tab, history, services):
-    tab.one.save_notes(history[1], "The good one", "paper, draft ,", "rank 8 was enough <i>")
-    tab.one.save_notes(history[2], tab.page.reader.observe(history[2]).title, "", "")
+    tab.one.save_notes(history[1], "", "paper, draft ,", "rank 8 was enough <i>")
+    tab.one.follow.edit(f"name:{history[1]}:The good: one ")
 
     html = table_of(tab, search="good paper")
     assert html.count("<tr data-pick") == 1
-    assert "The good one" in html
+    assert f"The good: one · {history[1][-4:]}" in html
     facts = describe(tab, history[1]).details
     assert "rank 8 was enough &lt;i&gt;" in facts
     assert services.runs.get(history[1]).folder.read_config().run.name == "faq, rank 16"
-    assert read_notes(services.runs.get(history[2]).folder).name == ""
+    assert "The good: one" in tab.one.follow.refresh(history[1], 0.9, False, False)[tab.one.follow.heading]
+    tab.one.follow.edit(f"name:{history[1]}:")
+    assert tab.page.reader.observe(history[1]).title == "faq, rank 16", "without a name, the first one is back"
+    with pytest.raises(EngineError, match="120"):
+        tab.one.follow.edit(f"name:{history[1]}:{'x' * 200}")
+
+
+@pytest.mark.parametrize("pick_text", ["name:../../etc:x", "star:", "star", "delete:{}", "tags:{}:x", "name:{}x:y", ""])
+def test_an_edit_that_is_not_offered_changes_nothing(tab, history, services, pick_text):
+    tab.one.follow.edit(pick_text.format(history[1]))
+
+    assert not list(services.runs.folder.glob("*/notes.json"))
+
+
+def test_a_star_is_given_and_removed_in_the_table_and_in_the_heading(tab, history, services):
+    def take_star(run_shown: str = ""):
+        return tab.take(pick(f"star:{history[1]}"), [], 100, *QUERY, 0.9, False, False, run_shown)
+
+    assert take_star() == gr.skip()
+    assert read_notes(services.runs.get(history[1]).folder).star
+    assert re.findall('aria-pressed="true" *data-pick="([^"]+)|data-pick="([^"]+)"[^>]*aria-pressed="true"', table_of(tab)) == [
+        ("", f"star:{history[1]}")
+    ]  # fmt: skip
+    assert table_of(tab, state="With a star").count("<tr data-pick") == 1
+    assert 'aria-pressed="true"' in tab.one.follow.refresh(history[1], 0.9, False, False)[tab.one.follow.heading]
+
+    updates = take_star(run_shown=history[1])
+    assert 'aria-pressed="false"' in updates[tab.one.follow.heading], "the run that is shown is drawn again"
+    assert "No matching runs" in table_of(tab, state="With a star")
+    assert tab.page.chosen_run not in updates
+
+
+def test_a_run_moves_to_a_project_which_the_table_can_be_restricted_to(tab, history, services):
+    assert not [choice for choice in list_runs(tab).state["choices"] if choice.startswith("Project")]
+    tab.one.save_notes(history[1], "Paper <1>", "", "")
+    tab.one.save_notes(history[2], "Paper <1>", "", "")
+    tab.one.follow.edit(f"star:{history[2]}")
+
+    choices = list_runs(tab).state["choices"]
+    assert choices[-2:] == ["With a star", "Project: Paper <1>"]
+    html = table_of(tab, state="Project: Paper <1>")
+    assert html.count("<tr data-pick") == html.count("<b>Paper &lt;1&gt;</b>") == 2
+    assert "Paper &lt;1&gt;" in describe(tab, history[1]).details
+    offers = describe(tab, history[3]).project
+    assert (offers["value"], offers["choices"]) == ("", ["Paper <1>"])
+    assert describe(tab, history[1]).project["value"] == "Paper <1>"
+
+    tab.one.save_notes(history[1], None, "", "")
+    tab.one.save_notes(history[2], "", "", "")
+    listing = list_runs(tab, state="Project: Paper <1>")
+    assert "No matching runs" in listing.table
+    assert listing.state["choices"][-1] == "Project: Paper <1>", "what is chosen stays a choice"
+    assert read_notes(services.runs.get(history[2]).folder).star, "a move leaves the star"
+
+
+def test_no_two_rows_look_the_same_and_each_shows_age_and_loss(tab, services):
+    config = a_config(run__name="twice", dataset__eval_fraction=0.0)
+    twins = [write_run(services.runs, config, InventedRun()) for _ in range(2)]
+    copy = write_run(services.runs, a_config(run__name=f"faq-lora-{words_of(twins[0].id)}"), InventedRun())
+    row = tab.page.reader.summary(twins[0].id)
+    html = table_of(tab)
+
+    for run in (*twins, copy):
+        assert html.count(f"· {run.id[-4:]}<span") == 1
+    assert html.count(">just now</span>") == 3
+    assert "below base 2.71" in html
+    without_eval = row.model_copy(update={"best_eval_loss": None, "base_eval_loss": None, "final_loss": 1.5})
+    assert '1.500<span class="under">not held out</span>' in render_run_table([without_eval], "", (), 9)
+    waiting = row.model_copy(update={"best_eval_loss": None, "final_loss": None})
+    assert ">–</td>" in render_run_table([waiting], "", (), 9)
 
 
 def test_the_table_is_saved_as_it_is_filtered(tab, history):

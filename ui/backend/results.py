@@ -177,7 +177,7 @@ class Evaluations:
                 snapshot = self._reader.observe(run.id)
                 data = snapshot.config.dataset.source if snapshot.config is not None else ""
                 state = FINAL_WORDS if file.stem == FINAL else file.stem
-                rows.append(MeasuredRun(run.id, file.stem, snapshot.title, state, Path(data).name, result))
+                rows.append(MeasuredRun(run.id, file.stem, snapshot.label, state, Path(data).name, result))
         return rows
 
     def _read(self, file: Path) -> EvaluationResult | None:

@@ -23,6 +23,7 @@ from loratory.engine.paths import LoratoryHome
 from loratory.engine.places.huggingface_jobs.layout import JobRecord
 from loratory.engine.runs.control import RunNotes, read_notes, resume_is_requested
 from loratory.engine.runs.history.run_history import HistoryReader, RunHistory
+from loratory.engine.runs.names import run_label
 from loratory.engine.runs.provenance import Provenance, read_provenance, run_title
 from loratory.engine.runs.run import LIVE_STATES, STARTS_ANYWAY, Run, RunState
 from loratory.engine.runs.store import RunStore
@@ -61,6 +62,11 @@ class RunSnapshot:
         return self.notes.name or (run_title(self.config) if self.config is not None else self.run.id)
 
     @property
+    def label(self) -> str:
+        """Its name in lists, in which no two runs look the same."""
+        return run_label(self.title, self.run.id)
+
+    @property
     def is_live(self) -> bool:
         """Whether its state can change without a user."""
         return not self.state.is_final or self.resume_requested
@@ -72,7 +78,7 @@ class RunSnapshot:
         requests = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
         # A silent worker changes no file, but the page shows for how long it has been silent.
         silent = "" if state.silent_since is None else f"{(time.time() - state.silent_since) // 10:.0f}"
-        parts = (state.changed, state.state, silent, requests, self.title)
+        parts = (state.changed, state.state, silent, requests, self.title, self.notes.star)
         return stamp(self.run.id, self.history.next_offset, *parts)
 
     @property

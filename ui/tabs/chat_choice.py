@@ -17,6 +17,7 @@ from loratory.engine.config.run import ModelConfig, Quantization, RunConfig
 from loratory.engine.errors import EngineError, ModelError, RunError
 from loratory.engine.evaluation.votes import AnswerModel
 from loratory.engine.paths import AllowedPaths, data_folders, typed_path
+from loratory.engine.runs.names import run_label
 from loratory.engine.runs.provenance import read_provenance, start_of
 from loratory.engine.runs.run import Run, RunFolder
 from loratory.ui.backend.conversation import BRANCH_WORDS
@@ -179,7 +180,7 @@ class ChatChoice:
         rows = self.page.shared.rows() if self.page.shared is not None else []
         # Runs that are not shared are not read, even for admins; the state shows whether there is a result.
         candidates = [row for row in rows if row.method and row.state in ("completed", "stopped")]
-        return [(f"{row.name} · {row.owner} · {row.id[-4:]}", row.id) for row in candidates]
+        return [(f"{row.label} · {row.owner}", row.id) for row in candidates]
 
     def _adapter_folder(self, text: str) -> Path:
         paths = AllowedPaths.for_home(self.page.services.home)
@@ -297,7 +298,7 @@ class ChatChoice:
         title = self._run_title(choice)
         if choice.folder == other.folder:
             return f"{title}, {choice.checkpoint or FINAL_WORDS}"
-        return f"{title} · {choice.folder.name[-4:]}" if self._run_title(other) == title else title
+        return run_label(title, choice.folder.name) if self._run_title(other) == title else title
 
     def _others(self, run_id: str) -> list[tuple[str, str]]:
         """Return other checkpoints of this run, then other runs on the same base model."""

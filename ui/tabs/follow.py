@@ -22,6 +22,8 @@ from loratory.engine.places.huggingface_jobs.layout import JobRecord, JobRequest
 from loratory.engine.places.run_place import ThisMachine
 from loratory.engine.places.slurm.place import has_place
 from loratory.engine.runs.control import (
+    change_notes,
+    read_notes,
     request_cancel,
     request_start_anyway,
     request_stop,
@@ -41,6 +43,7 @@ from loratory.ui.components import (
     Updates,
     chart,
     live_html,
+    picked_value,
     shown_as_message,
     visible_if,
 )
@@ -78,7 +81,7 @@ class FollowPart:
         self._figures: Cache[str] = Cache()
         self._answers: Cache[str] = Cache()
         self.choice = choice
-        self.heading = live_html(run_view.NO_RUN, elem_id=f"{prefix}run-heading", more=["pick"])
+        self.heading = live_html(run_view.NO_RUN, elem_id=f"{prefix}run-heading", more=("pick", "rename"))
         self.trouble = gr.HTML(elem_id=f"{prefix}run-trouble")
         with gr.Row(elem_id=f"{prefix}run-buttons", elem_classes="run-buttons"):
             at_first: dict[str, Any] = {"visible": False, "scale": 0}
@@ -166,20 +169,46 @@ class FollowPart:
             self._redraw_after(pick_event, page.chosen_run)
         page.open_in_chat(self.chat.click, self.run_shown)
         advice_outputs = [page.settings_copy, page.copied_from, page.chosen_run, page.wants_chat, page.tabs]
-        advice_event = self.heading.click(shown_as_message(self.take_advice), self.run_shown, advice_outputs, **SLOW)
+        advice_event = self.heading.click(shown_as_message(self._advise), self.run_shown, advice_outputs, **SLOW)
         page.fill_after(advice_event, page.settings_copy, "Settings copied")
         self.confirm.wire(self.cancel.click, self.cancel_question, self.run_shown)
         resume_event = self.resume.click(
             shown_as_message(self.resume_shown), [self.run_shown, self.flavor, self.limit, self.place], None,
             trigger_mode="once", **QUICK,
         )  # fmt: skip
+        edit_event = self.heading.click(shown_as_message(self._edit_picked), None, None, **QUICK)
+        self.edit_event = edit_event.then(self.refresh, viewing, self.outputs, **QUICK)
         return [
+            self.edit_event,
             refresh_event,
             self._request_by(self.anyway.click, request_start_anyway, "run started"),
             self._request_by(self.stop.click, request_stop, "run stopped"),
             self._redraw_after(resume_event),
             self._request_by(self.confirm.really.click, request_cancel, "run stopped"),
         ]
+
+    def _advise(self, event: gr.EventData, run_id: str) -> Updates:
+        # Other clicks on the heading copy no settings, nor those of an earlier copy again.
+        return self.take_advice(run_id) if picked_value(event) == "advice" else {self.page.settings_copy: {}}
+
+    def _edit_picked(self, event: gr.EventData) -> None:
+        self.edit(picked_value(event))
+
+    def edit(self, pick: str) -> None:
+        """Change the notes of a run as a click asks: `star:ID` gives or removes its star, `name:ID:NAME` renames it.
+
+        Raises:
+            EngineError: If the name is too long, or cannot be saved.
+        """
+        field, run_id, name = [*pick.split(":", 2), "", ""][:3]
+        if not self.page.reader.exists(run_id):
+            return
+        folder = self.page.services.runs.get(run_id).folder
+        if field == "name":
+            change_notes(folder, name=name)
+        elif field == "star":
+            change_notes(folder, star=not read_notes(folder).star)
+        self.page.reader.invalidate()
 
     def _redraw_after(self, event: Dependency, run: Component | None = None) -> Dependency:
         """Redraw a run, by default the shown one, after an event that changed it."""
@@ -236,7 +265,7 @@ class FollowPart:
     def cancel_question(self, run_id: str) -> tuple[str, str]:
         """Return the run's title and the question before it is cancelled."""
         effect = "stops now. Saved checkpoints stay; progress after the last one is lost."
-        return self.page.reader.observe(run_id).title, f"{effect} <b>Stop and save</b> loses nothing."
+        return self.page.reader.observe(run_id).label, f"{effect} <b>Stop and save</b> loses nothing."
 
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
         """List the runs and draw the chosen one after an event that may have opened the view."""
@@ -335,7 +364,7 @@ class FollowPart:
             self.live: _question(snapshot, view, log_open),
             self.run_shown: snapshot.run.id,
             self.body: gr.update(visible=True),
-            self.heading: run_view.render_heading(snapshot) + run_view.render_verdict(snapshot),
+            self.heading: run_view.render_heading(snapshot, can_change=True) + run_view.render_verdict(snapshot),
             self.trouble: run_view.render_trouble(snapshot),
             self.loss: self._loss(snapshot, view),
             self.preferences: self._figure(snapshot, "preferences", lambda: _preferences(snapshot)),

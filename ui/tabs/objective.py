@@ -96,7 +96,7 @@ class ObjectivePart:
         rows = [row for row in self.page.reader.glance().rows if model and row.model in (model, Path(model).name)]
         adapters = [row for row in rows if has_adapter(self.page.services.runs.get(row.id))][:_MOST_ADAPTERS]
         choices = [("Base model, no adapter", _BASE)]
-        choices += [(f"{row.name} · {row.method} · {row.id[-4:]}", row.id) for row in adapters]
+        choices += [(f"{row.label} · {row.method}", row.id) for row in adapters]
         if chosen not in {value for _, value in choices}:
             choices.append((self.page.start_label(draft) or chosen, chosen))
         info = "The adapter of an earlier run; the new one has the same shape."

@@ -10,7 +10,7 @@ from gradio.events import Dependency
 from loratory.engine.accounts.people import Action, may
 from loratory.engine.errors import EngineError
 from loratory.engine.lab.rules import access_of, is_shared, set_shared
-from loratory.engine.runs.control import change_notes
+from loratory.engine.runs.control import RunNotes, change_notes
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import folder_size_bytes
 from loratory.engine.runs.usage import read_electricity
@@ -27,6 +27,7 @@ from loratory.ui.components import (
     shown_as_message,
     visible_if,
 )
+from loratory.ui.gradio_internals import Dropdown
 from loratory.ui.page import Page
 from loratory.ui.tabs.follow import FollowPart
 from loratory.ui.views.html import error_box, size
@@ -42,13 +43,12 @@ class OneRunPart:
         self.page = page
         with gr.Column(visible=False, elem_id="run-details") as self.panel:
             self.close = gr.Button("Close", size="sm", scale=0, min_width=80, elem_id="run-close")
-            gr.HTML("<i></i>", js_on_load=script("escape"), elem_classes="live")
             self.follow = FollowPart(page, prefix="one-")
-            self.details = gr.HTML(elem_id="run-facts")
-            with gr.Accordion("Name, note and tags", open=False, elem_id="run-notes"):
+            self.details = gr.HTML(elem_id="run-facts", js_on_load=script("escape"))
+            with gr.Accordion("Note, tags and project", open=False, elem_id="run-notes"):
                 with gr.Row():
-                    self.name = gr.Textbox(
-                        label="Name", max_length=120, max_lines=1, elem_id="note-name", min_width=220
+                    self.project = Dropdown(
+                        [], label="Project", allow_custom_value=True, elem_id="note-project", min_width=220
                     )
                     self.tags = gr.Textbox(
                         label="Tags", placeholder="separated by commas", max_lines=1, elem_id="note-tags", min_width=220
@@ -73,10 +73,10 @@ class OneRunPart:
         self._changing = [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
         if page.shared is not None:
             self._changing.append(self.share)
-        self._details = [self.panel, *self._changing, self.name, self.tags, self.note]
+        self._details = [self.panel, *self._changing, self.project, self.tags, self.note]
 
-    def wire(self, ticked_runs: gr.State) -> tuple[Dependency, Dependency]:
-        """Connect the events; return those that change the table: saved notes and a deletion."""
+    def wire(self, ticked_runs: gr.State) -> tuple[Dependency, ...]:
+        """Connect the events; return those that change the table: notes, a new name or star, and a deletion."""
         page, run_shown = self.page, self.follow.run_shown
         self._ticked_runs = ticked_runs
         for event in self.follow.wire():
@@ -103,10 +103,10 @@ class OneRunPart:
         if page.shared is not None:
             shared = self.share.click(shown_as_message(self.change_sharing), run_shown, None, **QUICK)
             shared.then(self.redraw, run_shown, self._changing, **QUICK)
-        notes = [run_shown, self.name, self.tags, self.note]
+        notes = [run_shown, self.project, self.tags, self.note]
         save_event = self.save.click(shown_as_message(self.save_notes), notes, None, **SLOW)
         save_event.then(self.describe, run_shown, self._details, **QUICK)
-        return save_event, delete_event
+        return save_event, self.follow.edit_event, delete_event
 
     @property
     def outputs(self) -> list[Component]:
@@ -131,19 +131,18 @@ class OneRunPart:
         """Return the picked run with its notes."""
         if not self.page.reader.exists(run_id):
             parts = (self.panel, self.continuing, self.delete, self.confirm.panel)
-            texts = (self.details, self.record, self.name, self.tags, self.note)
+            texts = (self.details, self.record, self.project, self.tags, self.note)
             return {**dict.fromkeys(parts, HIDDEN), **dict.fromkeys(texts, "")}
-        title = tags = note = ""
+        notes, projects = RunNotes(), {row.project for row in self.page.reader.glance().rows}
         with contextlib.suppress(EngineError):
-            snapshot = self.page.reader.observe(run_id)
-            title, tags, note = snapshot.title, ", ".join(snapshot.notes.tags), snapshot.notes.note
+            notes = self.page.reader.observe(run_id).notes
         return {
             **self.redraw(run_id),
             self.panel: gr.update(visible=True),
             self.confirm.panel: HIDDEN,  # it may be about another run
-            self.name: title,
-            self.tags: tags,
-            self.note: note,
+            self.project: gr.update(value=notes.project, choices=sorted(projects - {""})),
+            self.tags: ", ".join(notes.tags),
+            self.note: notes.note,
         }
 
     def redraw(self, run_id: str) -> Updates:
@@ -189,13 +188,10 @@ class OneRunPart:
         mapping = self.follow.configuration(run_id)
         return {**mapping, "adapter": {**mapping["adapter"], "warm_start": run_id}}
 
-    def save_notes(self, run_id: str, name: str, tags: str, note: str) -> None:
-        """Save a run's notes; a name equal to its own title is not saved."""
-        snapshot = self.page.reader.observe(run_id)
-        name = (name or "").strip()
-        if name == snapshot.title and not snapshot.notes.name:
-            name = ""
-        change_notes(snapshot.run.folder, name=name, note=note or "", tags=tuple((tags or "").split(",")))
+    def save_notes(self, run_id: str, project: str, tags: str, note: str) -> None:
+        """Save a run's notes, and file it under a project."""
+        folder = self.page.services.runs.get(run_id).folder
+        change_notes(folder, project=str(project or ""), note=note or "", tags=tuple((tags or "").split(",")))
         self.page.reader.invalidate()
         gr.Info("Saved.", duration=3)
 
@@ -204,7 +200,7 @@ class OneRunPart:
         snapshot = self.page.reader.observe(run_id)
         size_words = size(folder_size_bytes(snapshot.run.folder.path))
         effect = f"will be deleted: adapter, checkpoints, curves and log, {size_words} in all. This cannot be undone."
-        return snapshot.title, effect
+        return snapshot.label, effect
 
     def delete_run(self, run_id: str, chosen: str, ticked_ids: list[str]) -> Updates:
         """Delete a run; refused while it waits or runs."""

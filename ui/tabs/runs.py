@@ -65,7 +65,7 @@ class RunsTab:
             self.state, self.method, self.model, self.order = (
                 Dropdown(list(choices), value=choices[0], label=label, scale=1, min_width=width, elem_id=elem_id)
                 for label, choices, width, elem_id in (
-                    ("State", tuple(run_table.FILTERS), 130, "runs-state"),
+                    ("Filter", (*run_table.FILTERS, run_table.STARRED), 130, "runs-state"),
                     ("Method", (run_table.ANY_METHOD,), 160, "runs-method"),
                     ("Model", (run_table.ANY_MODEL,), 150, "runs-model"),
                     ("Order", tuple(run_table.ORDERS), 190, "runs-order"),
@@ -97,7 +97,7 @@ class RunsTab:
         # Inputs and outputs of `list_runs`, and of `compare`.
         self._listing = (
             [*self._query, page.chosen_run, self.ticked_runs, self.shown_rows, self.last],
-            [self.table, self.queue, self.method, self.model, self.last, self.below, self.delete],
+            [self.table, self.queue, self.state, self.method, self.model, self.last, self.below, self.delete],
         )
         self._comparing = ([self.ticked_runs, self.log_axis], [self.comparison, self.overlay, self.differences])
 
@@ -149,12 +149,16 @@ class RunsTab:
         table = run_table.render_run_table(matches, chosen, ticked_ids, limit, str(order)) if matches else nothing
         waiting = {row.id: row for row in rows if row.state == "queued"}
         deletable = self.deletable(ticked_ids, search, state, method, model, order)
-        methods, models = ({getattr(row, name) for row in rows} - {""} for name in ("method", "model"))
+        methods, models, projects = (
+            sorted({getattr(row, name) for row in rows} - {""}) for name in ("method", "model", "project")
+        )
+        filters = [*run_table.FILTERS, run_table.STARRED, *(run_table.PROJECT_PREFIX + name for name in projects)]
         listing: Updates = {
             self.table: table + run_table.render_unread(unread),
             self.queue: run_table.render_queue([waiting[run_id] for run_id in self._order.sort(list(waiting))]),
-            self.method: gr.update(choices=[run_table.ANY_METHOD, *sorted(methods)]),
-            self.model: gr.update(choices=[run_table.ANY_MODEL, *sorted(models)]),
+            self.state: gr.update(choices=filters if state in filters else [*filters, state]),
+            self.method: gr.update(choices=[run_table.ANY_METHOD, *methods]),
+            self.model: gr.update(choices=[run_table.ANY_MODEL, *models]),
             self.below: visible_if(bool(rows)),
             self.delete: gr.update(value=f"Delete {plural(len(deletable), 'run')} …", visible=bool(deletable)),
         }
@@ -203,9 +207,12 @@ class RunsTab:
         if pick.startswith(run_table.SORT_PREFIX):
             order = run_table.order_of(pick.removeprefix(run_table.SORT_PREFIX), str(query[-1]))
             return {self.order: order} if order else UNCHANGED
-        run_id = pick.removeprefix(run_table.COMPARE_PREFIX)
+        run_id = pick.removeprefix(run_table.COMPARE_PREFIX).removeprefix(run_table.STAR_PREFIX)
         if not self.page.reader.exists(run_id):
             return UNCHANGED
+        if pick.startswith(run_table.STAR_PREFIX):
+            shown_as_message(self.one.follow.edit)(pick)
+            return self.one.show(run_id, *how) if run_id == how[-1] else UNCHANGED
         if not pick.startswith(run_table.COMPARE_PREFIX):
             return {self.page.chosen_run: run_id, **self.one.show(run_id, *how)}
         if run_id in ticked_ids:
@@ -221,7 +228,7 @@ class RunsTab:
         """Return the number of runs and the question before they are deleted, with their names and size."""
         reader = self.page.reader
         runs = [self.page.services.runs.get(run_id) for run_id in run_ids if reader.exists(run_id)]
-        names = [escape(f"“{reader.summary(run.id).name} · {run.id[-4:]}”") for run in runs[:_NAMED_RUNS]]
+        names = [escape(f"“{reader.summary(run.id).label}”") for run in runs[:_NAMED_RUNS]]
         more = f" and {len(runs) - len(names)} more" if len(runs) > len(names) else ""
         size_words = size(sum(folder_size_bytes(run.folder.path) for run in runs))
         effect = f"will be deleted: {', '.join(names)}{more}. Adapters, checkpoints, curves and logs are {size_words} in all."

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from loratory.engine.config.run import RunConfig
+from loratory.engine.runs.names import run_label
 from loratory.engine.runs.summary import RunSummary, differing_settings
 from loratory.engine.runs.usage import Electricity, energy_words
 from loratory.ui.views import html
@@ -27,7 +28,7 @@ def curve_names(rows: Sequence[RunSummary], configs: Mapping[str, RunConfig]) ->
     labels = (
         ", ".join(filter(None, (_short_setting(name, settings[name][row.id]) for name in naming))) for row in rows
     )
-    return [f"{label or row.name} · {row.id[-4:]}" for label, row in zip(labels, rows, strict=True)]
+    return [run_label(label or row.name, row.id) for label, row in zip(labels, rows, strict=True)]
 
 
 def _short_setting(name: str, value: object) -> str:
@@ -57,7 +58,7 @@ def render_differences(rows: Sequence[RunSummary], configs: Mapping[str, RunConf
 def _run_head(row: RunSummary, colour: str, dash: str) -> str:
     line = f'<path d="M0 2h44" style="stroke:{colour};stroke-width:3;stroke-dasharray:{dash}"/>'
     swatch = f'<svg class="swatch" width="44" height="4" aria-hidden="true">{line}</svg>'
-    return f"{swatch}{escape(row.name)} · {row.id[-4:]}"
+    return f"{swatch}{escape(row.label)}"
 
 
 def _result_cells(best: str | None, electricity: Electricity) -> dict[str, Callable[[RunSummary], str]]:

@@ -143,9 +143,10 @@ def toolbar(label: str, buttons: str, css: str) -> str:
     return f'<div class="{css}" role="toolbar" aria-label="{escape(label, quote=True)}">{buttons}</div>'
 
 
-def pick_button(identifier: str, text: str, *, css: str = "link", label: str = "") -> str:
-    """Return a button that sends `identifier` when it is pressed; a screen reader reads `label` instead of the text."""
+def pick_button(identifier: str, text: str, *, css: str = "link", label: str = "", is_on: bool | None = None) -> str:
+    """Return a button that sends `identifier`; a screen reader reads `label` instead of the text, and `is_on` of a switch."""
     name = _attribute("aria-label", escape(label, quote=True))
+    name += "" if is_on is None else f' aria-pressed="{str(is_on).lower()}"'
     return f'<button type="button" class="{css}" data-pick="{escape(identifier, quote=True)}"{name}>{escape(text)}</button>'
 
 

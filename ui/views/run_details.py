@@ -39,6 +39,7 @@ def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Elec
     speed = f", {row.tokens_per_second:,.0f} tokens/s" if row.tokens_per_second else ""
     entries = [
         ("Note", f'<span class="note">{escape(row.note)}</span>' if row.note else ""),
+        ("Project", escape(row.project)),
         ("Tags", ", ".join(f"<span class=tag>{escape(tag)}</span>" for tag in row.tags)),
         *of_config,
         ("Trained tokens", f"{html.count(row.trained_tokens)}{speed}" if row.trained_tokens else ""),

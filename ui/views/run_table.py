@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from html import escape
 
+from loratory.engine.quantities import ago
 from loratory.engine.runs.run import STARTS_ANYWAY, State
 from loratory.engine.runs.summary import RunQuery, RunSummary, SortKey, best_by_held_out_loss
 from loratory.ui.views.html import (
@@ -20,7 +21,7 @@ from loratory.ui.views.html import (
     table,
     under,
 )
-from loratory.ui.views.run_view import state_mark
+from loratory.ui.views.run_view import loss_words, star_button, state_mark
 
 FILTERS: dict[str, frozenset[State]] = {
     "All": frozenset(),
@@ -57,7 +58,8 @@ NO_RUNS = empty(
 NOTHING_FOUND = empty("No matching runs", "Use fewer words, or show all states.")
 
 ANY_METHOD, ANY_MODEL = "All methods", "All models"
-COMPARE_PREFIX = "compare:"
+STARRED, PROJECT_PREFIX = "With a star", "Project: "
+COMPARE_PREFIX, STAR_PREFIX = "compare:", "star:"
 MORE, ALL, SORT_PREFIX = "more:", "all:", "sort:"
 
 # Title and class of a column, and its orders: the one that a first click gives, then the other way round.
@@ -77,11 +79,14 @@ _MOVES = (("first", "⇈", "Start next"), ("up", "↑", "Move up"), ("down", "�
 def query_of(search: object, state: object, method: object, model: object, order: object) -> RunQuery:
     """Return the query from untrusted values; unknown ones get their default."""
     sort, descending = ORDERS.get(str(order), ("created", True))
+    project = str(state).removeprefix(PROJECT_PREFIX)
     return RunQuery(
         terms=str(search or "")[:200],
         states=FILTERS.get(str(state), frozenset()),
         methods=(str(method),) if method and method != ANY_METHOD else (),
         models=(str(model),) if model and model != ANY_MODEL else (),
+        projects=(project,) if project != str(state) else (),
+        with_star=state == STARRED,
         sort=sort,
         descending=descending,
     )
@@ -145,8 +150,8 @@ def render_shared_runs(rows: Sequence[RunSummary], chosen: str) -> str:
                Column("Started", "r soft"))  # fmt: skip
     lines = []
     for row in rows:
-        name, owner = under(escape(row.name), _ingredients(row)), escape(row.owner)
-        cells = (name, owner, state_mark(row.state), escape(row.method), held_out_cell(row), when(row.created))
+        name, owner = under(escape(row.label), _ingredients(row)), escape(row.owner)
+        cells = (name, owner, state_mark(row.state), escape(row.method), held_out_cell(row), ago(row.created))
         lines.append(Row(cells, pickable(row.id, chosen=row.id == chosen)))
     return table(columns, lines, css="runs")
 
@@ -161,19 +166,21 @@ def render_unread(unread: int) -> str:
 
 
 def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
-    tick = _tick_box(COMPARE_PREFIX + row.id, f"Tick {row.name}", "true" if is_compared else "false")
+    tick = _tick_box(COMPARE_PREFIX + row.id, f"Tick {row.label}", "true" if is_compared else "false")
+    project = f"<b>{escape(row.project)}</b> · " if row.project else ""
     tags = "".join(f' <span class="tag">{escape(tag)}</span>' for tag in row.tags)
     device = f" · {escape(row.device)}" if row.job_id else ""
     total = f" of {row.total_steps:,}" if row.total_steps and row.steps != row.total_steps else ""
     cells = (
         tick,
-        f'{escape(row.name)}<span class="under">{escape(_ingredients(row))}{device} · {row.id[-4:]}{tags}</span>',
+        f"{star_button(row.id, row.label, row.star)}{escape(row.label)}"
+        f'<span class="under">{project}{escape(_ingredients(row))}{device}{tags}</span>',
         state_mark(row.state, never_started=row.started is None),
         under(escape(row.method), row.objective) if row.objective else escape(row.method),
         f"{row.steps:,}{total}",
-        held_out_cell(row),
+        _loss_cell(row),
         _duration(row),
-        when(row.created),
+        f'<span title="{when(row.created)}">{ago(row.created)}</span>',
     )
     return Row(cells, pickable(row.id, chosen=is_chosen))
 
@@ -182,12 +189,8 @@ def best_of(rows: Sequence[RunSummary]) -> str | None:
     """Return the id of the run with the lowest held-out loss; None for fewer than two, or for a tie as displayed."""
     measured_rows = [row for row in rows if row.best_eval_loss is not None]
     best = best_by_held_out_loss(measured_rows) if len(measured_rows) > 1 else None
-    is_tied = best is not None and sum(_shown_loss(row) == _shown_loss(best) for row in measured_rows) > 1
+    is_tied = best is not None and sum(loss_words(row)[0] == loss_words(best)[0] for row in measured_rows) > 1
     return best.id if best is not None and not is_tied else None
-
-
-def _shown_loss(row: RunSummary) -> str:
-    return f"{row.best_eval_loss:.3f}"
 
 
 def held_out_cell(row: RunSummary, best: str | None = None) -> str:
@@ -195,13 +198,12 @@ def held_out_cell(row: RunSummary, best: str | None = None) -> str:
     if row.best_eval_loss is None:
         return "–"
     mark = '<span class="best" title="the lowest of these runs">★ </span>' if row.id == best else ""
-    cell = f"{mark}{_shown_loss(row)}"
-    if not row.base_eval_loss:
-        return cell
-    if row.preference_accuracy is not None:
-        return under(cell, f"{row.preference_accuracy:.0%} preferred correctly")
-    change = 1 - row.best_eval_loss / row.base_eval_loss
-    return under(cell, f"{abs(change):.0%} {'below' if change >= 0 else 'above'} base {row.base_eval_loss:.2f}")
+    return mark + _loss_cell(row)
+
+
+def _loss_cell(row: RunSummary) -> str:
+    figure, comparison = loss_words(row)
+    return under(figure, comparison) if comparison else figure or "–"
 
 
 def when(moment: float, now: float | None = None) -> str:
@@ -237,11 +239,11 @@ def _queue_row(position: int, row: RunSummary, count: int) -> tuple[str, str, st
     identifier = escape(row.id, quote=True)
     buttons = "".join(
         f'<button type="button" class="move" data-pick="{move}:{identifier}" title="{label}" '
-        f'aria-label="{label}: {escape(row.name, quote=True)}"'
+        f'aria-label="{label}: {escape(row.label, quote=True)}"'
         f"{' disabled' if position == (count if move == 'down' else 1) else ''}>{sign}</button>"
         for move, sign, label in _MOVES
     )
     anyway = pick_button(f"anyway:{row.id}", "Start anyway", css="plainly") if row.reason in STARTS_ANYWAY else ""
     remove = pick_button(f"out:{row.id}", "Remove", css="plainly")
     cause = row.cause or "starts when a device is free"
-    return str(position), under(escape(row.name), cause), f"{anyway}{buttons}{remove}"
+    return str(position), under(escape(row.label), cause), f"{anyway}{buttons}{remove}"

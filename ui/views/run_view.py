@@ -10,6 +10,7 @@ from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.evaluation.job import read_forgetting
 from loratory.engine.places.huggingface_jobs.layout import JobRecord
+from loratory.engine.quantities import ago
 from loratory.engine.runs.history.preference_health import preference_findings
 from loratory.engine.runs.history.run_history import seconds_left
 from loratory.engine.runs.history.verdict import Verdict, judge
@@ -47,13 +48,32 @@ NO_RUN = html.empty(
 
 
 def run_choices(rows: Iterable[RunSummary]) -> list[tuple[str, str]]:
-    """Return label and id of each run for a dropdown: its name, method and state, newest first."""
+    """Return label and id of each run for a dropdown: its name, method, state, age and loss, newest first."""
     choices = []
     for row in rows:
-        method = row.method if row.method not in row.name else ""
-        parts = [row.name, method, STATE_WORDS[row.state], row.id[-4:]]
-        choices.append((f"{STATE_MARKS[row.state]} {_join(parts)}", row.id))
+        method = row.method if row.method.lower() not in row.name.lower() else ""
+        loss = ", ".join(filter(None, loss_words(row)))
+        parts = [row.label, method, STATE_WORDS[row.state], ago(row.created), f"loss {loss}" if loss else ""]
+        choices.append((f"{STATE_MARKS[row.state]} {'★ ' if row.star else ''}{_join(parts)}", row.id))
     return choices
+
+
+def loss_words(row: RunSummary) -> tuple[str, str]:
+    """Return the loss that matters, and what it compares with: held out and the base model's, else the final one."""
+    loss, base = row.best_eval_loss, row.base_eval_loss
+    if loss is None:
+        return ("", "") if row.final_loss is None else (f"{row.final_loss:.3f}", "not held out")
+    if not base:
+        return f"{loss:.3f}", ""
+    if row.preference_accuracy is not None:
+        return f"{loss:.3f}", f"{row.preference_accuracy:.0%} preferred correctly"
+    change = 1 - loss / base
+    return f"{loss:.3f}", f"{abs(change):.0%} {'below' if change >= 0 else 'above'} base {base:.2f}"
+
+
+def star_button(run_id: str, label: str, star: bool) -> str:
+    """Return the button that gives a run a star or removes it."""
+    return html.pick_button(f"star:{run_id}", "★" if star else "☆", css="star", label=f"Star {label}", is_on=star)
 
 
 def _join(parts: Iterable[str]) -> str:
@@ -66,14 +86,19 @@ def state_mark(state: State, *, never_started: bool = False) -> str:
     return f'<span class="state {state}"><i aria-hidden="true">{STATE_MARKS[state]}</i> {label}</span>'
 
 
-def render_heading(snapshot: RunSnapshot, now: float | None = None) -> str:
-    """Return title, status line, progress and what is being trained."""
+def render_heading(snapshot: RunSnapshot, now: float | None = None, *, can_change: bool = False) -> str:
+    """Return title, status line, progress and what is being trained; its owner can change name and star."""
     state, total = snapshot.state.state, snapshot.history.total_steps
     fraction = min(1.0, snapshot.history.last_step / total) if total else 0.0
     working = state in ("running", "stopping", "starting")
     mark = state_mark(state, never_started=snapshot.state.started is None)
+    run_id, title = snapshot.run.id, escape(snapshot.title, quote=True)
+    rename = (
+        f'<button type="button" class="rename" aria-label="Rename" data-run="{run_id}" data-name="{title}">✎</button>'
+    )
+    buttons = star_button(run_id, snapshot.title, snapshot.notes.star) + rename if can_change else ""
     return (
-        f"{tab_title(snapshot)}<h2>{escape(snapshot.title)}</h2>"
+        f'{tab_title(snapshot)}<div class="run-title"><h2>{title}</h2>{buttons}</div>'
         f'<p class="status" role="status" aria-live="polite">{_join([mark, status_line(snapshot, now)])}</p>'
         f"{html.progress_bar('Progress of the run', fraction) if working else ''}"
         f'<p class="small">{_ingredients(snapshot)}</p>'

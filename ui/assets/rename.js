@@ -1,0 +1,23 @@
+// A click on the title, or the button next to it, puts a box in front of it: Enter and leaving the box save, Escape cancels.
+// It is outside of what polls replace.
+element.addEventListener('click', (event) => {
+  const button = element.querySelector('button.rename');
+  if (!button || !event.target.closest('h2, button.rename')) return;
+  const {run, name} = button.dataset;
+  const box = Object.assign(document.createElement('input'), {className: 'rename', value: name, maxLength: 120, ariaLabel: 'Name of the run'});
+  let isOpen = true;
+  const end = (saves) => {
+    if (!isOpen) return;  // removing the box leaves it
+    isOpen = false;
+    if (saves && box.value.trim() !== name) pick(`name:${run}:${box.value}`);
+    box.remove();
+  };
+  box.addEventListener('keydown', (typed) => {
+    if (typed.isComposing || !['Enter', 'Escape'].includes(typed.key)) return;
+    end(typed.key === 'Enter');
+    element.querySelector('button.rename')?.focus();
+  });
+  box.addEventListener('blur', () => end(true));
+  element.before(box);
+  box.select();
+});
