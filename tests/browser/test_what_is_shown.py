@@ -233,3 +233,51 @@ def test_the_parts_of_the_memory_are_shown_on_demand_and_stay_open(browser, addr
     expect(legend).not_to_have_text(before, use_inner_text=True)
     expect(legend).to_be_visible()
     page.context.close()
+
+
+def test_a_run_at_work_is_renamed_in_place_and_gets_a_star(kept_page, services):
+    page = kept_page
+    run = services.launcher.start(a_config(run__name="at work", training__max_steps=ENDLESS))
+    open_tab(page, "Runs")
+    pick_run(page, "at work")
+    heading, row = page.locator("#one-run-heading"), page.locator(f"#runs-table tr[data-pick='{run.id}']")
+    title, button = heading.locator("h2"), heading.get_by_role("button", name="Rename")
+    box = page.get_by_role("textbox", name="Name of the run")
+
+    button.press("Enter")
+    expect(box).to_be_focused()
+    expect(box).to_have_value("at work")
+    box.fill("not this")
+    status = heading.locator(".status").inner_text()
+    expect(heading.locator(".status")).not_to_have_text(status)  # a poll has drawn the heading again
+    expect(box).to_have_value("not this")
+    assert barriers(page) == []
+    box.press("Escape")
+    expect(button).to_be_focused()
+    expect(box).to_have_count(0)
+    expect(title).to_have_text("at work")
+    expect(page.locator("#run-details")).to_be_visible()
+
+    title.click()
+    box.fill("Paper: <b>1</b>")
+    box.press("Enter")
+    expect(title).to_have_text("Paper: <b>1</b>")
+    expect(row).to_contain_text(f"Paper: <b>1</b> · {run.id[-4:]}")
+    title.click()
+    box.fill("second name")
+    page.locator("#runs-table td.name", has_text="faq, rank 16").last.click()  # leaving the box saves
+    expect(row).to_contain_text("second name")
+    expect(title).to_contain_text("faq, rank 16")
+
+    row.locator(".star").press("Space")
+    expect(row.locator(".star")).to_have_attribute("aria-pressed", "true")
+    pick_run(page, "second name")
+    star = heading.get_by_role("button", name="Star second name")
+    expect(star).to_have_attribute("aria-pressed", "true")
+    star.click()
+    expect(star).to_have_attribute("aria-pressed", "false")
+    expect(row.locator(".star")).to_have_attribute("aria-pressed", "false")
+    page.locator("#run-to-train").click()
+    expect(page.locator("#run-heading h2")).to_have_text("second name")
+    expect(page.locator("#follow-run input")).to_have_value(re.compile("second name"))
+    request_stop(run)

@@ -14,6 +14,7 @@ element.addEventListener('click', (event) => {
   };
   box.addEventListener('keydown', (typed) => {
     if (typed.isComposing || !['Enter', 'Escape'].includes(typed.key)) return;
+    typed.preventDefault();  // Enter would press the button that gets the focus
     end(typed.key === 'Enter');
     element.querySelector('button.rename')?.focus();
   });
