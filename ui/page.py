@@ -121,7 +121,7 @@ class Page:
         """Return a description of the adapter that a draft continues from; empty for a new adapter."""
         start = str(draft.mapping["adapter"].get("warm_start") or "")
         if self.reader.exists(start):
-            return f"the adapter of {self.reader.observe(start).label}"
+            return f"the adapter of {self.reader.observe(start).title}"
         if RUN_ID.fullmatch(start):
             return f"the adapter of {start}, a deleted run"
         return f"the adapter in {Path(start).name}" if start else ""

@@ -245,7 +245,7 @@ def test_a_dropdown_has_name_method_state_age_and_loss_in_one_line(store):
     automatic = row.model_copy(update={"name": f"faq-lora-{words_of(row.id)}", "best_eval_loss": None, "star": False})
 
     assert [label for label, _ in run_choices([row, automatic])] == [
-        f"✓ ★ first · {row.id[-4:]} · LoRA · completed · 3 h ago · loss 1.000, 50% below base 2.00",
+        f"✓ ★ first · {row.id[-4:]} · LoRA · completed · 3 h ago · loss 1.000, 50% below base",
         f"✓ faq-lora-{words_of(row.id)} · completed · 3 h ago · loss {row.final_loss:.3f}, not held out",
     ]
     assert run_label(automatic.name, f"ann/{row.id}") == automatic.name, "shared runs are named with their owner"

@@ -373,7 +373,9 @@ def test_name_note_and_tags_are_kept_next_to_the_configuration(tab, history, ser
         tab.one.follow.edit(f"name:{history[1]}:{'x' * 200}")
 
 
-@pytest.mark.parametrize("pick_text", ["name:../../etc:x", "star:", "star", "delete:{}", "tags:{}:x", "name:{}x:y", ""])
+@pytest.mark.parametrize(
+    "pick_text", ["name:../../etc:x", "star:", "star", "delete:{}", "tags:{}:x", "name:{}x:y", "star:ann/{}", ""]
+)
 def test_an_edit_that_is_not_offered_changes_nothing(tab, history, services, pick_text):
     tab.one.follow.edit(pick_text.format(history[1]))
 

@@ -52,7 +52,7 @@ def run_choices(rows: Iterable[RunSummary]) -> list[tuple[str, str]]:
     choices = []
     for row in rows:
         method = row.method if row.method.lower() not in row.name.lower() else ""
-        loss = ", ".join(filter(None, loss_words(row)))
+        loss = ", ".join(filter(None, loss_words(row))).removesuffix(f" {row.base_eval_loss or 0:.2f}")
         parts = [row.label, method, STATE_WORDS[row.state], ago(row.created), f"loss {loss}" if loss else ""]
         choices.append((f"{STATE_MARKS[row.state]} {'★ ' if row.star else ''}{_join(parts)}", row.id))
     return choices
