@@ -15,6 +15,7 @@ from loratory.engine.memory.estimate import Estimator, estimate_memory
 from loratory.engine.models.shape import ModelShape
 from loratory.engine.models.source import ModelSource
 from loratory.engine.runs.prediction import most_likely
+from loratory.engine.runs.names import words_of
 from loratory.engine.runs.provenance import predicted_figures, read_provenance
 from loratory.engine.runs.store import RunStore
 from loratory.engine.supervision.launch import Launcher, Preflight, counted_length
@@ -76,6 +77,7 @@ def test_a_run_that_can_work_is_pinned_to_what_it_means_now(preflight, store):
 
     stored_config, provenance = run.folder.read_config(), read_provenance(run.folder)
     assert stored_config.model.revision == "a" * 40
+    assert stored_config.run.name == provenance.title == f"data-lora-{words_of(run.id)}"
     assert provenance.dataset_fingerprint == "f" * 64
     assert provenance.predicted_bytes is not None
     assert provenance.predicted_bytes > 1_000_000
