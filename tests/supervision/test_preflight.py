@@ -14,8 +14,8 @@ from loratory.engine.hardware.devices import device_options, device_problems
 from loratory.engine.memory.estimate import Estimator, estimate_memory
 from loratory.engine.models.shape import ModelShape
 from loratory.engine.models.source import ModelSource
-from loratory.engine.runs.prediction import most_likely
 from loratory.engine.runs.names import words_of
+from loratory.engine.runs.prediction import most_likely
 from loratory.engine.runs.provenance import predicted_figures, read_provenance
 from loratory.engine.runs.store import RunStore
 from loratory.engine.supervision.launch import Launcher, Preflight, counted_length

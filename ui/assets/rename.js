@@ -1,4 +1,4 @@
-// A click on the title, or the button next to it, puts a box in front of it: Enter and leaving the box save, Escape cancels.
+// A click on the title, or the button next to it, puts a box in front of it: Enter saves, Escape and leaving the box cancel.
 // It is outside of what polls replace.
 element.addEventListener('click', (event) => {
   const button = element.querySelector('button.rename');
@@ -18,7 +18,7 @@ element.addEventListener('click', (event) => {
     end(typed.key === 'Enter');
     element.querySelector('button.rename')?.focus();
   });
-  box.addEventListener('blur', () => end(true));
+  box.addEventListener('blur', () => end(false));
   element.before(box);
   box.select();
 });
