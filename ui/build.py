@@ -77,8 +77,7 @@ class NextStepBar:
         self.redraw_after(self.offer(self.line.click))  # a run may have been resumed
         chosen = self.page.chosen_run
         self.offer(self.run.click).then(self.render_run, chosen, self.run, **QUICK)
-        chosen.change(self.render_run, chosen, self.run, trigger_mode="always_last", **QUICK)
-        chosen.change(None, chosen, news, js="(run) => `header ${run}`", **QUICK)
+        chosen.change(None, chosen, news, js="(run) => run ? `header ${run}` : 'header'", **QUICK)
 
     def offer(self, click: Any) -> Dependency:
         """Open on a click what is picked: a tab, an address, or a run and what to do with it."""
