@@ -5,6 +5,9 @@ import re
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from loratory.engine.evaluation.blind_test import judgements_file
+from loratory.engine.evaluation.job import evaluation_file
+from loratory.engine.export.contract import records_file
 from loratory.engine.runs.run import Run
 from loratory.ui.services import Services
 from tests.browser.chromium import await_draft, barriers, open_tab, set_up
@@ -122,15 +125,17 @@ def test_the_bar_alone_leads_from_a_draft_to_an_export(page, browser: Browser, a
     expect(bar.locator(".hint:visible")).to_have_text("Load the model, then ask a question.")
     page.locator("#chat-send").click()
 
-    expect(step).to_have_text("Blind test")
-    step.click()
-    page.locator("#blind-next").click()
-    page.locator("#blind-left").click()
-    expect(step).to_have_text("Measure")
-    step.click()
-    page.locator("#measure-start").click()
-    expect(step).to_have_text("Export")
-    step.click()
-    page.locator("#export-start").click()
-    expect(bar.locator(".path")).to_have_text("✓ Chat✓ Blind test✓ Measure✓ Export")
+    traces = {
+        "Blind test": ("#chat-blind", judgements_file(run.folder.path, None)),
+        "Measure": ("#measure-start", evaluation_file(run.folder.path, None)),
+        "Export": ("#export-form", records_file(run.folder.path)),
+    }
+    for name, (part, trace) in traces.items():
+        expect(step).to_have_text(name)
+        step.click()
+        expect(page.locator(part)).to_be_visible()
+        expect(step).to_have_count(0)
+        trace.parent.mkdir(exist_ok=True)
+        trace.touch()
+    expect(bar.locator(".path li", has_text="✓")).to_have_count(4)
     expect(step).to_have_count(0)
