@@ -1,24 +1,26 @@
 """The page: header, tabs in the order of the work, the side panel, and the bar with the next step."""
 
 import time
-from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.events import Dependency
 
-from loratory.engine.accounts.people import Person
-from loratory.engine.errors import EngineError
+from loratory.engine.accounts.people import Action, Person
+from loratory.engine.errors import EngineError, RunError
 from loratory.engine.hardware.device import Device
+from loratory.engine.runs.control import request_stop
 from loratory.engine.runs.run import LIVE_STATES
+from loratory.ui.addresses import parse_address
 from loratory.ui.backend.background import Cache
 from loratory.ui.backend.models import FitTable
-from loratory.ui.backend.run_reader import FINAL, RunReader
+from loratory.ui.backend.run_reader import RunReader
 from loratory.ui.components import (
     NOT_SHOWN,
     QUICK,
     SHOWN,
+    SLOW,
     UNCHANGED,
     Updates,
     live_html,
@@ -30,51 +32,62 @@ from loratory.ui.components import (
 )
 from loratory.ui.draft import Draft
 from loratory.ui.gradio_internals import Blocks
-from loratory.ui.page import Page
+from loratory.ui.page import Page, request_view
 from loratory.ui.polls import digest, poll, poll_answer
 from loratory.ui.services import Services
 from loratory.ui.side_panel import SidePanel
 from loratory.ui.tabs.chat import ChatTab
-from loratory.ui.tabs.data import DataTab
+from loratory.ui.tabs.data import DataTab, dataset_name
 from loratory.ui.tabs.export import ExportTab
 from loratory.ui.tabs.method import MethodTab
 from loratory.ui.tabs.model import ModelTab
 from loratory.ui.tabs.runs import RunsTab
 from loratory.ui.tabs.start import why_not
 from loratory.ui.tabs.train import FOLLOW, SET_UP, TrainTab
-from loratory.ui.views.draft import OPENING_BAR, NextStep, next_step, render_bar, render_start_here
+from loratory.ui.views.draft import OPENING_BAR, NextStep, next_step, outlook, render_bar, render_start_here
 from loratory.ui.views.html import gib, pick_button, plural
+from loratory.ui.views.run_line import render_active, render_run_line
 from loratory.ui.views.run_view import tab_title
 
 QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
 _TABS = ("model", "data", "method", "train")  # of the draft, with the side panel
+_TAB_OF_VIEW = {"details": "runs", "export": "export", **dict.fromkeys(("look", "chat", "blind", "measure"), "chat")}
+_OF_ADDRESS = {"train": "follow", "chat": "look", "runs": "details"}  # what to do with the run of an address
 
 
 class NextStepBar:
-    """Lays out the bar: what is chosen, what is missing, whether it fits, and one action."""
+    """Lays out the bar: the draft and its next step, and the run in hand; the stylesheet shows what a tab is about."""
 
     def __init__(self, page: Page, train: TrainTab) -> None:
         self.page = page
         self.train = train
+        self._lines: Cache[str] = Cache()  # pages with one run in hand share one look at it
         with gr.Row(equal_height=True, elem_id="next-step"):
             self.line = pick_list(OPENING_BAR, elem_id="next-step-line")
+            self.run = live_html(elem_id="next-step-run", more=("pick",))
             self.start = gr.Button(
                 "Start training", variant="primary", visible=False, elem_id="next-step-start", scale=0, min_width=160
             )
         train.start.offer(self.start)
-        page.on_draft(self.line, lambda draft: render_bar(draft, self.step(draft)))
+        page.on_draft(self.line, self.render)
         page.on_draft(self.start, lambda draft: visible_if(self.step(draft).starts))
 
-    def wire(self) -> None:
-        """Connect the events."""
+    def wire(self, news: gr.HTML) -> None:
+        """Connect the events; the poll `news` follows the run in hand."""
         self.redraw_after(self.offer(self.line.click))  # a run may have been resumed
+        chosen = self.page.chosen_run
+        self.offer(self.run.click).then(self.render_run, chosen, self.run, **QUICK)
+        chosen.change(None, chosen, news, js="(run) => run ? `header ${run}` : 'header'", **QUICK)
 
     def offer(self, click: Any) -> Dependency:
-        """Open on a click what is picked: a tab, or a run to follow, to resume or to chat with."""
+        """Open on a click what is picked: a tab, an address, or a run and what to do with it."""
         page, train = self.page, self.train
-        opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_chat]
-        open_event: Dependency = click(shown_as_message(self.open), None, opening, **QUICK)
+        opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_result, page.other_run]
+        # By the queue: Gradio 6.31 shows no error of an event without it, and starts nothing `then` after one.
+        open_event: Dependency = click(shown_as_message(self.open), None, opening, **SLOW)
         train.follow.show_after(open_event, train.view)
+        for end in (open_event.then, open_event.failure):
+            end(None, None, None, js="() => window.loratoryArrive()", **QUICK)
         return open_event
 
     def redraw_after(self, event: Any) -> Dependency:
@@ -86,28 +99,64 @@ class NextStepBar:
         open_ones = [name for name, default in draft.derived_defaults.items() if default.awaits_rows]
         reader = self.page.reader
         run = reader.newest_of(draft.config, open_ones) if draft.config is not None else None
-        if run is None and (active := reader.newest_active() if draft.is_empty else None) is not None:
-            run = reader.summary(active)
-        resumes = run is not None and self.page.reader.is_resuming(run.id)
-        return next_step(draft, run, can_start=why_not(draft) is None, resumes=resumes)
+        return next_step(draft, reader.observe(run.id) if run is not None else None, can_start=why_not(draft) is None)
+
+    def render(self, draft: Draft) -> str:
+        """Return the draft's line; a browser that opens the page without an address lands on the active run, or where the draft is."""
+        step, active = self.step(draft), self._newest_active()
+        lands = f"train/{active}" if active else step.target if step.target in _TABS else "train"
+        name = dataset_name(self.page.services.home, str(draft.mapping["dataset"].get("source") or ""))
+        return render_bar(draft, step, outlook(*self.train.plan_facts(draft)), lands=lands, dataset=name)
+
+    def render_run(self, chosen: str) -> str:
+        """Return the lines of the active run, and of the one in hand: the chosen one, unless it is gone."""
+        return self._lines.get((time.monotonic() // _HEADER_SECONDS, chosen), lambda: self._render_run(chosen))
+
+    def _newest_active(self) -> str:
+        return next((row.id for row in self.page.reader.glance().rows if row.state in LIVE_STATES), "")
+
+    def _render_run(self, chosen: str) -> str:
+        reader, active = self.page.reader, self._newest_active()
+        in_hand = chosen if reader.exists(chosen) else active
+        try:
+            line = render_run_line(reader.observe(in_hand)) if in_hand else ""
+            return (render_active(reader.observe(active)) if active else "") + line
+        except EngineError:  # deleted meanwhile
+            return ""
 
     def open(self, event: gr.EventData) -> Updates:
-        page = self.page
-        target, _, run_id = picked_value(event).partition(":")
+        """Open what was picked, if it exists; of an address, the browser opens the tab, unless its person left meanwhile."""
+        pick, page = picked_value(event), self.page
+        tab, name = parse_address(pick)
+        if not tab:
+            target, _, run_id = pick.partition(":")
+            return self._open(target, run_id) if target in _TABS or page.reader.exists(run_id) else UNCHANGED
+        if tab == "runs" and "/" in name and page.shared is not None:
+            page.shared.observe(name, Action.READ)
+            return {page.other_run: name}
+        if tab == "data":
+            return UNCHANGED  # its tab looks the name up
+        if name and not page.reader.exists(name):
+            raise RunError(f"There is no run {name[:40]!r} here.", "Choose one in the Runs tab.")
+        updates = self._open(_OF_ADDRESS.get(tab, tab) if name else tab, name)
+        return {part: value for part, value in updates.items() if part is not page.tabs}
+
+    def _open(self, target: str, run_id: str) -> Updates:
+        page, train = self.page, self.train
         if target in _TABS:
-            return {page.tabs: gr.Tabs(selected=target), self.train.view: SET_UP}
-        if not page.reader.exists(run_id):
+            return {page.tabs: gr.Tabs(selected=target), train.view: SET_UP}
+        if target in ("stop", "resume"):
+            self._lines = Cache()
+        if target == "stop":
+            train.follow.send(request_stop, "run stopped", run_id)
             return UNCHANGED
         if target == "resume":
-            self.train.follow.resume_shown(run_id, "", "", None)
-        if target == "chat":
-            return {page.tabs: gr.Tabs(selected="chat"), page.chosen_run: run_id, page.wants_chat: FINAL}
-        return {
-            page.tabs: gr.Tabs(selected="train"),
-            self.train.view: FOLLOW,
-            page.chosen_run: run_id,
-            page.wants_run: True,
-        }
+            train.follow.resume_shown(run_id, "", "", None)
+        tab = _TAB_OF_VIEW.get(target, "train")
+        opened: Updates = {page.tabs: gr.Tabs(selected=tab), page.chosen_run: run_id}
+        if tab == "train":
+            return {**opened, train.view: FOLLOW, page.wants_run: request_view("follow")}
+        return {**opened, (page.wants_run if tab == "runs" else page.wants_result): request_view(target)}
 
 
 class StartHere:
@@ -130,9 +179,6 @@ class StartHere:
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them
 _HEADER_SECONDS = 5
-_OTHER_TABS: dict[str, Callable[[Page], Any]] = {
-    "Chat": ChatTab, "Export": ExportTab, "Runs": RunsTab,
-}  # fmt: skip
 
 
 def build_app(services: Services) -> gr.Blocks:
@@ -141,9 +187,14 @@ def build_app(services: Services) -> gr.Blocks:
     with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
         header = live_html(_header(services, page.reader).html, elem_id="header", more=("terms", "access", "pick"))
-        news = poll(
-            _header_news(page, header), _HEADER_SECONDS, question="header", elem_id="header-live", while_hidden=True
-        )
+        newest: Cache[_Header] = Cache(capacity=1)
+
+        def answer(question: str, last_stamp: str) -> str | None:
+            # Every open page asks; one look at the runs and devices serves them all.
+            now = newest.get(time.monotonic() // _HEADER_SECONDS, lambda: _header(services, page.reader))
+            return _header_news(now, bar.render_run(question.partition(" ")[2]), last_stamp)
+
+        news = poll(answer, _HEADER_SECONDS, question="header", elem_id="header-live", while_hidden=True)
         with gr.Row(equal_height=False, elem_id="bench"):
             with gr.Column(scale=7, min_width=560, elem_id="work"):
                 start_here = StartHere(page)
@@ -156,7 +207,7 @@ def build_app(services: Services) -> gr.Blocks:
                         others: list[Any] = [MethodTab(page)]
                     with gr.Tab("Train", id="train"):
                         train_tab = TrainTab(page)
-                    for title, kind in _OTHER_TABS.items():
+                    for title, kind in (("Chat", ChatTab), ("Export", ExportTab), ("Runs", RunsTab)):
                         with gr.Tab(title, id=title.lower()):
                             others.append(kind(page))
                     if services.lab is not None:
@@ -173,9 +224,11 @@ def build_app(services: Services) -> gr.Blocks:
         train_tab.start.enable_after(bar.redraw_after(train_tab.wire()))
         bar.redraw_after(news.submit(nothing, None, None, **QUICK))
         bar.offer(header.click)
+        data_tab.open_named_by(header.click)
         start_here.wire(train_tab)
-        for part in (model_tab, data_tab, *others, side_panel, bar):
+        for part in (model_tab, data_tab, *others, side_panel):
             part.wire()
+        bar.wire(news)
         # Alpha follows the rank; the revision is looked up first.
         undone = page.wire(exclude=("adapter.r", "model.revision"))
 
@@ -242,8 +295,7 @@ def render_header(
     if device is not None:
         parts = [f"<b>{escape(device.name)}</b>", f"{gib(device.free_bytes)} of {gib(device.total_bytes)} GiB free"]
     if running:
-        label = plural(running, "active run")
-        parts.append(pick_button(f"follow:{active}", label, css="inline") if active else label)
+        parts.append(pick_button(f"follow:{active}", plural(running, "active run"), css="inline"))
     if waiting:
         parts.append(f"{waiting} waiting")
     return (
@@ -263,19 +315,9 @@ def _account(person: Person | None) -> str:
     )
 
 
-def _header_news(page: Page, header: gr.HTML) -> Callable[[str, str], str | None]:
-    cache: Cache[_Header] = Cache(capacity=1)
-
-    def answer(_question: str, last_stamp: str) -> str | None:
-        # Every open page asks; one look at the runs and devices serves them all.
-        html, titles, states = cache.get(
-            time.monotonic() // _HEADER_SECONDS, lambda: _header(page.services, page.reader)
-        )
-        now = f"{digest(html + titles)} {states}"
-        if now == last_stamp:
-            return None
-        return poll_answer(
-            now, {header.elem_id: html + titles}, submit=bool(last_stamp) and not last_stamp.endswith(states)
-        )
-
-    return answer
+def _header_news(header: _Header, run_line: str, last_stamp: str) -> str | None:
+    now = f"{digest(header.html + header.titles + run_line)} {header.states}"
+    if now == last_stamp:
+        return None
+    values = {"header": header.html + header.titles, "next-step-run": run_line}
+    return poll_answer(now, values, submit=bool(last_stamp) and not last_stamp.endswith(header.states))

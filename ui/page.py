@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ _log = logging.getLogger(__name__)
 
 DraftView = Callable[[Draft], Any]
 FillView = Callable[[Mapping[str, Mapping[str, Any]]], Any]
+
+
+def request_view(view: str, checkpoint: str = FINAL) -> str:
+    """Return a new value of `Page.wants_run` or `Page.wants_result`, which begins with the view and the checkpoint."""
+    return f"{view} {checkpoint} {uuid.uuid4().hex}"
 
 
 class Page:
@@ -61,8 +67,8 @@ class Page:
         self.settings_copy = gr.State({})  # of a run, on their way into the form
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
-        self.wants_run = gr.State(False)  # whether Train shows the chosen run when it is opened
-        self.wants_chat = gr.Textbox("", visible=False)  # the checkpoint of the chosen run that Chat should load, or ""
+        # What to show of the chosen run, by `request_view`: in Train or Runs, and of its result in Chat or Export.
+        self.wants_run, self.wants_result = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
         self.wants_data = gr.Textbox("", visible=False)  # changes when Data should open the form's dataset
         # Why the chosen dataset cannot be used for training; set by the tab that reads it, shown in the panel.
         self.data_trouble = gr.Textbox("", visible=False)
@@ -101,11 +107,6 @@ class Page:
     def open_tab(self, event: Dependency, tab: str) -> None:
         """After an event, bring another tab to the front."""
         event.then(lambda: gr.Tabs(selected=tab), None, self.tabs, **QUICK)
-
-    def open_in_chat(self, click: Any, run: Component) -> None:
-        """Load a run in Chat on click, and open that tab."""
-        outputs = [self.chosen_run, self.wants_chat]
-        self.open_tab(click(lambda name: (name, FINAL), run, outputs, **QUICK), "chat")
 
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)

@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loratory.engine.errors import StorageError
+from loratory.ui.addresses import opens_page
 from loratory.ui.backend.transfers import Transfers
 from loratory.ui.theme import ICON
 
@@ -48,7 +49,7 @@ _TOO_LARGE = f"A request may be at most {_LARGEST_BODY_BYTES // 1_000_000} MB. S
 
 
 class PagePolicy:
-    """Refuses what is too large before it is read, and gives the page its content security policy.
+    """Refuses what is too large before it is read, and answers every address of the page with it and its content security policy.
 
     Gradio builds its components with `new Function` and styles elements in place, so both stay allowed. Its inline
     scripts are allowed by their hashes: scripts in text of a model, a dataset or a file are not run.
@@ -84,6 +85,9 @@ class PagePolicy:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Answer(send, compress="gzip" in Headers(scope=scope).get("accept-encoding", ""))
+        if opens_page(scope):
+            answer.base = "../" * (scope["path"].count("/") - 1) or "./"
+            scope = {**scope, "path": "/", "raw_path": b"/"}
         if self._front_end and scope["path"].endswith(self._front_end):
             headers = {"Cache-Control": "private, max-age=3600"}
             await Response(self._script, headers=headers, media_type="text/javascript")(scope, receive, answer)
@@ -164,6 +168,7 @@ class _Answer:
         self._kind = ""  # of the answer, if it is one that is held
         self._start: Message | None = None
         self._body = b""
+        self.base = "./"  # of the document's relative addresses
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -183,6 +188,7 @@ class _Answer:
                 # Gradio 6.31 adds to the head by a script, when the browser has asked for its icon already.
                 self._body = self._body.replace(b"<head>", b"<head>" + ICON.encode(), 1)
                 self._body = self._body.replace(b"</head>", _UNWATCHED + b"</head>", 1)
+                self._body = self._body.replace(b'<base href="./"', b'<base href="%s"' % self.base.encode(), 1)
                 headers["Content-Security-Policy"] = policy_for(self._body)
             if self._compress and is_whole and len(self._body) >= _COMPRESSED_FROM_BYTES:
                 self._body = gzip.compress(self._body, _GZIP_LEVEL)

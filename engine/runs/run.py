@@ -141,6 +141,7 @@ class RunFolder:
     activity = _File("activity.json")  # processor time; written by the worker twice a minute
     lock = _File("lock")  # held by the worker for life
     events = _File(EVENTS_FILE)  # the event log; written by the worker
+    chat_mark = _File("chatted")  # exists: its result has answered in the chat
     log = _File("worker.log")  # stdout and stderr of the worker
     control = _File("control")  # requests, from anyone who may see the run
     stop_request = _File("control/stop")  # exists: save and stop

@@ -53,7 +53,7 @@ def open_page(browser: Browser, address: str, *, width: int = 1280, height: int 
 def await_draft(page: Page) -> None:
     """Wait until the browser's draft is in the form: it would be put in over what was typed or uploaded before."""
     page.locator("#tabs button[role=tab]").first.wait_for()
-    page.locator("#next-step-line .chosen").wait_for()
+    page.locator("#next-step-line .chosen").wait_for(state="attached")  # another line may be in front
 
 
 def reload(page: Page) -> None:

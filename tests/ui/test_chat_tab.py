@@ -87,7 +87,7 @@ def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
 
 def test_what_is_loaded_stays_in_sight_once_a_wish_to_load_is_over(tab):
     """Gradio takes a handler that yields nothing for one that empties its outputs: a button lost its words."""
-    assert list(tab.load_wanted(False)) == [gr.skip()]
+    assert list(tab.load_wanted("")) == [gr.skip()]
 
 
 def test_a_model_that_cannot_be_reached_is_reported_in_place(tab):

@@ -265,9 +265,8 @@ def test_what_failed_is_not_shown_as_chosen(form):
     assert [field for field, _ in of_model.problems] == ["model.id"], "the rows are not read without it"
     for draft, name, kind in ((of_data, "gone.jsonl", "Data"), (of_model, "m", "Model")):
         assert f"{name} (cannot be used)" in render_side_panel(draft)
-        assert f"<span>{kind}, cannot be used</span> {name}" in render_bar(
-            draft, next_step(draft, None, can_start=False)
-        )
+        step = next_step(draft, None, can_start=False)
+        assert f"<span>{kind}, cannot be used</span> {name}" in render_bar(draft, step)
         assert render_side_panel(draft).count("(cannot be used)") == 1
     alone = draft_of(form, small_shape(), tokenizer_error=failure, **{**settings, "dataset__source": ""})
     assert alone.is_unusable("model.id")

@@ -15,7 +15,7 @@ from loratory.engine.runs.usage import save_electricity
 from loratory.ui.build import build_app
 from loratory.ui.tabs.follow import FollowPart
 from loratory.ui.tabs.train import TrainTab
-from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
+from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 
 NOTHING = gr.skip()
@@ -167,18 +167,18 @@ def test_another_server_on_the_same_home_shows_the_same(services, laid_out, inve
     [
         ({"state": "queued"}, {"stop"}),
         ({"state": "running", "steps": 3}, {"stop", "cancel"}),
-        ({"state": "running", "steps": 60}, {"stop", "cancel", "chat"}),
+        ({"state": "running", "steps": 60}, {"stop", "cancel"}),
         ({"state": "stopping", "steps": 3}, {"cancel"}),
-        ({"state": "completed"}, {"chat"}),
-        ({"state": "stopped", "steps": 3}, {"resume", "chat"}),
+        ({"state": "completed"}, set()),
+        ({"state": "stopped", "steps": 3}, {"resume"}),
         ({"state": "failed", "steps": 3}, {"resume"}),
-        ({"state": "interrupted", "steps": 60, "resumable_step": 60}, {"resume", "chat"}),
+        ({"state": "interrupted", "steps": 60, "resumable_step": 60}, {"resume"}),
     ],
 )
 def test_only_what_can_be_done_is_offered(follow, invent, story, buttons):
     view = show(follow, invent(**story).id)
 
-    offers = {name for name in ("stop", "cancel", "resume", "chat") if is_visible(getattr(view, name))}
+    offers = {name for name in ("stop", "cancel", "resume") if is_visible(getattr(view, name))}
 
     assert offers == buttons
 
@@ -296,7 +296,7 @@ def test_the_buttons_act_on_the_run_that_is_shown(services, prefix):
         ]
 
     shown_run = inputs_of(f"{prefix}run-live", "submit")[0][0]
-    for button in ("stop", "resume", "start-anyway", "cancel", "really-cancel", "open-chat"):
+    for button in ("stop", "resume", "start-anyway", "cancel", "really-cancel"):
         assert [inputs[0] for inputs in inputs_of(f"{prefix}{button}", "click")] == [shown_run], button
 
 
@@ -324,12 +324,12 @@ def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):
 
 
 def test_a_button_that_becomes_useful_is_asked_for(follow, invent):
-    run = invent(state="running", steps=10)
+    run = invent(state="queued")
     view = show(follow, run.id)
-    write_checkpoint(run, 10)
+    run.folder.write_state(run.folder.read_state().model_copy(update={"state": "running"}))
 
     assert answer(follow, view)["submit"] is True
-    assert is_visible(show(follow, run.id).chat)
+    assert is_visible(show(follow, run.id).cancel)
 
 
 def test_a_preference_run_begins_with_its_own_charts_and_the_rest_folded(follow, services, invent):

@@ -1,17 +1,18 @@
 """The bar at the bottom of every tab: one next step, for any draft."""
 
+import re
 import threading
 from types import SimpleNamespace
 
 import gradio as gr
 import pytest
 
+from loratory.engine.errors import RunError
 from loratory.engine.runs.control import resume_is_requested
 from loratory.ui.build import NextStepBar, StartHere
 from loratory.ui.gradio_internals import Blocks
 from loratory.ui.page import Page
 from loratory.ui.tabs.train import FOLLOW, SET_UP, TrainTab
-from loratory.ui.views.draft import render_bar
 from tests.invented_runs import InventedRun, a_config, write_run
 
 
@@ -26,7 +27,7 @@ def bar(services) -> NextStepBar:
         page.form.complete()
         bar.redraw_after(train.wire())
         card.wire(train)
-        bar.wire()
+        bar.wire(gr.HTML())
         page.wire()
     services.shapes.learn(a_config().model)
     return bar
@@ -46,13 +47,8 @@ def step_of(bar: NextStepBar, config: dict):
     return step.label, step.target
 
 
-def test_what_is_missing_comes_first_or_on_an_empty_page_the_active_run(bar, services):
-    empty: dict = {"model": {}, "dataset": {}}
-    assert step_of(bar, empty) == ("Choose a model", "model")
-
-    run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
-
-    assert step_of(bar, empty) == ("Follow", f"follow:{run.id}")
+def test_what_is_missing_comes_first(bar):
+    assert step_of(bar, {"model": {}, "dataset": {}}) == ("Choose a model", "model")
     assert step_of(bar, {"model": {"id": "x/y"}, "dataset": {}}) == ("Choose a dataset", "data")
     assert step_of(bar, complete(adapter__r=4)) == ("Start training", "")
 
@@ -74,25 +70,21 @@ def test_a_wrong_setting_is_one_click_away_and_nothing_can_start(bar, section, w
     step = bar.step(draft)
 
     assert (step.label, step.starts) == ("Correct 1 setting", False)
-    assert f'data-field="{name}">Correct 1 setting</button>' in render_bar(draft, step)
+    assert f'data-field="{name}">Correct 1 setting</button>' in bar.render(draft)
 
 
-def test_fits_is_about_memory_and_a_rate_far_above_the_usual_is_named_next_to_it(bar):
-    draft = draft_of(bar, complete(training__learning_rate=1.0))
+def test_a_rate_far_above_the_usual_is_named_next_to_the_memory(bar):
+    html = bar.render(draft_of(bar, complete(training__learning_rate=1.0)))
 
-    html = render_bar(draft, bar.step(draft))
-
-    assert "Fits in memory." in html
+    assert re.search(r"[\d.]+ of [\d.]+ GiB", html)
     assert 'class="alarm" data-field="training.learning_rate">high learning rate</button>' in html
 
 
-@pytest.mark.parametrize(
-    ("state", "text"), [("running", "Follow"), ("queued", "Follow"), ("completed", "Open in Chat")]
-)
+@pytest.mark.parametrize(("state", "text"), [("running", "Follow"), ("queued", "Follow"), ("completed", "Chat")])
 def test_a_run_with_these_settings_is_the_next_step_instead_of_a_second_one(bar, services, state, text):
     run = write_run(services.runs, a_config(run__name="named by hand"), InventedRun(state=state))
 
-    assert step_of(bar, complete()) == (text, f"{text.split()[-1].lower()}:{run.id}")
+    assert step_of(bar, complete()) == (text, f"{text.lower()}:{run.id}")
     assert step_of(bar, complete(adapter__r=4)) == ("Start training", "")
 
 
@@ -113,7 +105,7 @@ def test_a_run_that_ended_since_the_list_was_read_is_no_longer_followed(bar, ser
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed"}))
 
     assert [row.state for row in bar.page.reader.summaries()] == ["running"]
-    assert step_of(bar, complete())[0] == "Open in Chat"
+    assert step_of(bar, complete())[0] == "Chat"
 
 
 @pytest.mark.parametrize("state", ["failed", "stopped", "interrupted"])
@@ -145,8 +137,71 @@ def test_clicks_lead_to_tabs_and_to_runs_that_exist(bar, services):
     assert opened("train")[train.view] == SET_UP
     assert opened(f"follow:{run.id}")[train.view] == FOLLOW
     assert opened(f"chat:{run.id}")[page.chosen_run] == run.id
-    for pick in ("chat:../../etc", "follow:", "nowhere", "", "model/../lab"):
+    for step, tab in (("chat", "chat"), ("blind", "chat"), ("measure", "chat"), ("export", "export")):
+        updates = opened(f"{step}:{run.id}")
+        assert (updates[page.tabs].selected, updates[page.wants_result].split()[0]) == (tab, step)
+    for pick in ("chat:../../etc", "follow:", "nowhere", "", "model/../lab", "stop:../../etc"):
         assert opened(pick) == gr.skip()
+
+
+def test_stop_saves_the_run_as_the_button_of_its_view_does(bar, services):
+    run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
+    assert f'data-pick="stop:{run.id}"' in bar.render_run(run.id)
+
+    assert bar.open(gr.EventData(None, {"pick": f"stop:{run.id}"})) == gr.skip()
+
+    assert run.folder.stop_request.exists()
+    assert "stop:" not in bar.render_run(run.id)  # at once, although other pages share what is drawn
+
+
+def test_steps_and_time_are_next_to_the_memory_once_they_are_known(bar, monkeypatch):
+    monkeypatch.setattr("loratory.ui.build.outlook", lambda *facts: ["160 steps", "≈ 7 min"])
+
+    assert re.search(r">160 steps · ≈ 7 min · [\d.]+ of [\d.]+ GiB", bar.render(draft_of(bar, complete())))
+
+
+@pytest.mark.parametrize(
+    ("config", "lands"),
+    [({"model": {}, "dataset": {}}, "model"), ({"model": {"id": "x/y"}, "dataset": {}}, "data"), (complete(), "train")],
+)
+def test_a_browser_without_an_address_lands_where_the_draft_is_or_on_the_active_run(bar, services, config, lands):
+    draft = draft_of(bar, config)
+    assert f'data-lands="{lands}"' in bar.render(draft)
+
+    run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
+
+    assert f'data-lands="train/{run.id}"' in bar.render(draft)
+
+
+def test_an_address_chooses_its_run_and_leaves_the_tab_to_the_browser(bar, services):
+    run, page = write_run(services.runs, a_config(), InventedRun()), bar.page
+
+    def opened(path: str) -> dict:
+        return bar.open(gr.EventData(None, {"pick": path}))
+
+    for path, part, view in (
+        ("train", page.wants_run, "follow"), ("chat", page.wants_result, "look"), ("export", page.wants_result, "export"),
+        ("runs", page.wants_run, "details"),
+    ):  # fmt: skip
+        updates = opened(f"/{path}/{run.id}")
+        assert (updates[page.chosen_run], updates[part].split()[0]) == (run.id, view)
+        assert page.tabs not in updates
+    assert opened("/train")[bar.train.view] == SET_UP
+    for name in ("20260101-000000-000-abcd", "..", "%2e%2e", "ann/20260101-000000-000-abcd"):
+        with pytest.raises(RunError, match="There is no run"):
+            opened(f"/runs/{name}")
+
+
+def test_the_line_is_about_the_chosen_run_and_else_about_the_active_one(bar, services):
+    done = write_run(services.runs, a_config(run__name="done <b>"), InventedRun())
+    assert bar.render_run("") == bar.render_run("../../etc") == ""
+    active = write_run(services.runs, a_config(run__name="active"), InventedRun(state="running", steps=3))
+
+    for chosen, in_hand in ((done.id, done.id), (active.id, active.id), ("gone", active.id)):
+        html = bar.render_run(chosen)
+        assert f'class="in-hand" data-run="{in_hand}"' in html
+        assert '<div class="active" title="active">' in html
+        assert "done <b>" not in html
 
 
 def test_both_buttons_start_the_same_and_wait_together(bar, services, monkeypatch):

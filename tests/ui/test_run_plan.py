@@ -4,7 +4,7 @@ import pytest
 
 from loratory.engine.runs.prediction import plan_run
 from loratory.engine.runs.summary import RunSummary
-from loratory.ui.views.draft import render_plan
+from loratory.ui.views.draft import outlook, render_plan
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
 
@@ -68,6 +68,11 @@ def test_time_is_unknown_until_a_like_run_was_measured():
     whole = render_plan(config, report(), similar, 31)
     assert "in all" in whole
     assert "with 31 s for loading, evaluation and saving" in whole
+    assert outlook(config, report(), None, None) == ["39 steps"]
+    steps, duration = outlook(config, report(), similar, 31)
+    assert (steps, duration) == ("39 steps", "≈ 4 min 01 s")
+    assert f"<b>{duration}</b>" in whole
+    assert outlook(config, None, similar, 31) == []
     html = render_plan(config, report(), similar)
     assert "≈ 3 min 30 s" in html  # 21,039 tokens at 100 a second
     assert "faq &lt;1&gt;" in html

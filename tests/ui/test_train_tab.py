@@ -15,7 +15,7 @@ from loratory.engine.hardware.processor import describe_processor
 from loratory.ui.backend.models import Tokenizers
 from loratory.ui.build import build_app
 from loratory.ui.tabs.start import render_reason, why_not
-from loratory.ui.tabs.train import FOLLOW, TrainTab
+from loratory.ui.tabs.train import TrainTab
 from loratory.ui.views.memory import render_side_panel
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.drafts import values_of
@@ -30,9 +30,11 @@ def tab(laid_out) -> TrainTab:
     return laid_out(TrainTab)
 
 
-def arrive(tab: TrainTab, *before) -> tuple:
+def arrive(tab: TrainTab, *before) -> tuple[str, str]:
+    """Return the run that is chosen then, and whether it is followed."""
     updates, page = tab.arrive(*before), tab.page
-    return updates[tab.view], updates[tab.was_entered], updates[page.chosen_run], updates[page.wants_run]
+    assert tab.view not in updates, "the browser switches, as a person may have chosen a view meanwhile"
+    return updates.get(page.chosen_run, before[0]), updates[page.wants_run]
 
 
 def count(tab: TrainTab, values) -> tuple:
@@ -41,30 +43,27 @@ def count(tab: TrainTab, values) -> tuple:
 
 
 def test_the_first_visit_shows_the_run_that_is_under_way(tab, services):
-    assert tab.view not in tab.arrive("", False)
+    assert arrive(tab, "") == ("", "")
 
     run = write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
 
-    assert arrive(tab, "", False) == (FOLLOW, True, run.id, False)
-    assert arrive(tab, "gone", False) == (FOLLOW, True, run.id, False)
-    assert tab.view not in tab.arrive("", True)  # afterwards the person decides
+    assert arrive(tab, "") == (run.id, "follow")
+    assert arrive(tab, "gone") == (run.id, "follow")
+    assert arrive(tab, run.id) == (run.id, "follow")
 
 
 def test_the_newest_run_is_followed_until_one_is_chosen(tab, services):
     run = write_run(services.runs, a_config(), InventedRun())
 
-    updates = tab.arrive("", True)
-
-    assert updates[tab.page.chosen_run] == run.id
-    assert tab.view not in updates
+    assert arrive(tab, "") == (run.id, "")
 
 
 def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
     past_run = write_run(services.runs, a_config(), InventedRun())
     write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
 
-    assert arrive(tab, past_run.id, True, True) == (FOLLOW, True, past_run.id, False)
-    assert tab.view not in tab.arrive(past_run.id, True, False)
+    assert arrive(tab, past_run.id, "follow 1") == (past_run.id, "follow")
+    assert arrive(tab, past_run.id, "look 1") == (past_run.id, "")
 
 
 @pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)

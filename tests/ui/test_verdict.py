@@ -7,6 +7,7 @@ import pytest
 from loratory.engine.errors import RunError
 from loratory.engine.evaluation.job import BranchLoss, EvaluationResult, evaluation_file
 from loratory.ui.backend.run_reader import FINAL
+from loratory.ui.page import request_view
 from loratory.ui.tabs.chat import ChatTab
 from loratory.ui.tabs.train import TrainTab
 from loratory.ui.views.run_view import render_heading, render_time
@@ -83,13 +84,13 @@ def test_an_overfitted_run_opens_in_chat_with_its_best_checkpoint(follow, laid_o
 
     heading, outcome = show(follow, run).heading, advice(follow, run)
     chat = laid_out(ChatTab)
-    choice = Changes(chat.choice, chat.propose(outcome.wants_chat, run.id))
+    choice = Changes(chat.choice, chat.propose(outcome.wants_result, run.id))
 
     assert "Use checkpoint of step 96" in heading
     assert (outcome.chosen_run, outcome.tabs.selected, outcome.settings_copy) == (run.id, "chat", {})
     assert (choice.run["value"], choice.checkpoint["value"]) == (run.id, "step-96")
-    assert Changes(chat.choice, chat.propose(FINAL, run.id)).checkpoint["value"] == FINAL
-    assert Changes(chat.choice, chat.propose("../elsewhere", run.id)).checkpoint["value"] == FINAL
+    assert Changes(chat.choice, chat.propose(request_view("chat"), run.id)).checkpoint["value"] == FINAL
+    assert Changes(chat.choice, chat.propose(request_view("chat", "../elsewhere"), run.id)).checkpoint["value"] == FINAL
 
 
 def test_keeping_the_best_is_a_copy_where_its_checkpoint_was_deleted(follow, record):

@@ -1,6 +1,6 @@
 // What Gradio 6.31 leaves out for people who use a keyboard or a screen reader: landmarks, names that are labels and not
 // labels with all their help, a name of each group of choices, arrow keys in tabs, invalid fields, and a way to what scrolls.
-// The address of each tab, and what the browser's tab shows. And number boxes that no wheel changes.
+// The page's address, and what the browser's tab shows. And number boxes that no wheel changes.
 const LANDMARKS = {side: ['region', 'Your draft'], 'next-step': ['region', 'Next step']};
 const BOXES = 'input:not([type=range]), textarea';
 let named = 0;
@@ -128,28 +128,56 @@ const entitle = () => {
 };
 document.addEventListener('visibilitychange', () => { if (!document.hidden) { missed = ''; entitle(); } });
 
-// The tab in front is the page's address, so Back, Forward, a reload and a link lead to it.
-const FIRST = 'model';
-let tabInFront = null;
-const selectTab = () => {
-  const name = location.hash.slice(1) || FIRST;
-  const tab = [...document.querySelectorAll('#tabs [role=tab]')].find((each) => each.textContent.trim().toLowerCase() === name);
-  if (tab && tab.ariaSelected !== 'true') tab.click();
+// The address has the tab in front and what is in hand there, so Back, Forward, a reload and a link lead to it.
+const ROOT = new URL(document.baseURI).pathname;
+const bar = (selector) => document.querySelector(`#next-step ${selector}`)?.dataset ?? {};
+const shownRun = (id) => [...document.querySelectorAll(`#${id} [data-run]`)].find((run) => run.parentElement.offsetParent)?.dataset.run;
+const IN_HAND = {
+  data: () => bar('.chosen').name, train: () => shownRun('train-follow'), chat: () => bar('.in-hand').run, export: () => bar('.in-hand').run,
+  runs: () => shownRun('run-details') ?? shownRun('shared-heading'),
 };
-// Not before this browser's values are in the form: a tab that is laid out earlier begins without them.
-const selectTabOnceRestored = () => {
-  if (document.querySelector('#next-step-line .chosen')) selectTab();
-  else setTimeout(selectTabOnceRestored, 50);
+const tabs = () => [...document.querySelectorAll('#tabs [role=tab]')];
+let address = null; // of what the page shows; null until the first one is opened
+let opening = ''; // the address that is looked up; a person who leaves meanwhile is led nowhere
+let hasActed = false; // whether a person did anything since the last entry of the history
+
+window.loratoryArrive = () => {
+  const [name, run] = opening.split('/');
+  const tab = opening && tabs().find((each) => each.dataset.tabId === name);
+  opening = '';
+  if (!tab) return;
+  if (tab.ariaSelected !== 'true') tab.click();
+  else if (name === 'runs' && !run) document.querySelector('#run-details:not(.hide) #run-close')?.click();
+  arrangeSoon();
 };
+const openAddress = () => {
+  opening = address = decodeURIComponent(location.pathname.slice(ROOT.length)) || bar('.chosen').lands;
+  hasActed = false;
+  window.loratoryChose = address === 'train';
+  if (/[/]|^train$/.test(address)) pick(`/${address}`);
+  else window.loratoryArrive();
+};
+const act = ({isTrusted, target}) => {
+  hasActed ||= isTrusted;
+  if (!isTrusted || !target.closest?.('[role=tab], button, #train-view')) return;
+  opening = '';
+  address ??= '';
+  if (target.closest('#train-view, #train-setup, [data-pick=train], [data-field], #next-step-start')) window.loratoryChose = true;
+  if (target.closest('[data-pick^="follow:"], #run-to-train')) window.loratoryChose = false;
+};
+for (const type of ['click', 'keydown']) document.addEventListener(type, act, true);
 const addressTab = () => {
-  const name = document.querySelector('#tabs [role=tab][aria-selected=true]')?.textContent.trim().toLowerCase();
-  if (!name || name === tabInFront) return;
-  const opens = tabInFront === null;
-  tabInFront = name;
-  if (opens) selectTabOnceRestored();
-  else if (name !== (location.hash.slice(1) || FIRST)) history.pushState(null, '', `#${name}`);
+  const front = tabs().find((tab) => tab.ariaSelected === 'true');
+  // Not before this browser's values are in the form: a tab that is laid out earlier begins without them.
+  if (!front || opening || bar('.chosen').lands === undefined) return;
+  if (address === null) return openAddress();
+  const name = [front.dataset.tabId, IN_HAND[front.dataset.tabId]?.()].filter(Boolean).join('/');
+  const path = ROOT + name.split('/').map(encodeURIComponent).join('/');
+  if (path === location.pathname) return;
+  history[hasActed && address ? 'pushState' : 'replaceState'](null, '', path + location.search);
+  [address, hasActed] = [name, false];
 };
-window.addEventListener('popstate', selectTab);
+window.addEventListener('popstate', openAddress);
 
 let isAwaited = false;
 const arrangeSoon = () => {
@@ -158,7 +186,7 @@ const arrangeSoon = () => {
   // A page that is out of sight draws no frames.
   (document.hidden ? setTimeout : requestAnimationFrame)(() => { isAwaited = false; arrange(); entitle(); addressTab(); });
 };
-new MutationObserver(arrangeSoon).observe(document.body, {childList: true, subtree: true, attributeFilter: ['aria-selected', 'data-title', 'data-at']});
+new MutationObserver(arrangeSoon).observe(document.body, {childList: true, subtree: true, attributeFilter: ['aria-selected', 'data-title', 'data-at', 'data-name', 'data-run']});
 window.addEventListener('resize', arrangeSoon);
 arrange();
 entitle();

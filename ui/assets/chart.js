@@ -84,7 +84,11 @@ const draw = () => {
   if (!place.data) place.replaceChildren();
   place.style.minHeight = '';
   place.style.height = chart.layout.height + 'px';
+  // With a base, Plotly would refer to its shapes by the page's address, which changes.
+  const base = document.querySelector('base'), {href} = base;
+  base.removeAttribute('href');
   window.Plotly.react(place, chart.data, chart.layout, {displayModeBar: false, responsive: true, doubleClick: 'reset'});
+  base.href = href;
 };
 
 window.addEventListener(AXIS, draw);

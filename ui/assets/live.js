@@ -29,4 +29,5 @@ const look = async () => {
 
 const clock = setInterval(() => element.isConnected ? look() : clearInterval(clock), seconds * 1000);
 document.addEventListener('visibilitychange', look);
+if (whileHidden) watch('value', look);  // of the header, whose question has the chosen run
 look();  // the layout may be as old as the server

@@ -21,13 +21,14 @@ from loratory.engine.export.contract import (
     ExportResult,
     PushRequest,
     PushResult,
+    records_file,
     save_record,
 )
 from loratory.engine.export.job import ScriptJob
 from loratory.engine.files import read_model, size_and_time
 from loratory.engine.paths import AllowedPaths, LoratoryHome, data_folders, typed_path
 from loratory.engine.runs.disk import require_disk_space
-from loratory.engine.runs.run import Run
+from loratory.engine.runs.run import Run, RunFolder
 from loratory.engine.runs.store import RunStore
 from loratory.ui.backend.background import BackgroundWork, Cache, Job, Work, stamp
 from loratory.ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader
@@ -134,6 +135,13 @@ class ResultWork:
 
 def _target(run: Run, checkpoint: str | None, where: WorkPlace = "local") -> ChatTarget:
     return ChatTarget.of_run(run.folder.path, checkpoint).model_copy(update={"where": where})
+
+
+def steps_done(folder: RunFolder) -> set[str]:
+    """Return what was done with a run's result, by its traces on the disk: `chat`, `blind`, `measure`, `export`."""
+    kinds = {path.suffix for path in evaluation_file(folder.path, None).parent.glob("*.json*")}
+    done = {"chat": folder.chat_mark.exists(), "blind": ".jsonl" in kinds, "measure": ".json" in kinds}
+    return {step for step, is_done in (*done.items(), ("export", records_file(folder.path).exists())) if is_done}
 
 
 class MeasuredRun(NamedTuple):

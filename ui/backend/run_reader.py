@@ -168,12 +168,6 @@ class RunReader:
                     return self.summary(row.id)
         return None
 
-    def is_resuming(self, run_id: str) -> bool:
-        """Return whether a run was asked to resume and has not started yet."""
-        with contextlib.suppress(RunError):  # it was deleted meanwhile
-            return resume_is_requested(self._runs.home, self._runs.get(run_id))
-        return False
-
     def exists(self, run_id: str) -> bool:
         """Return whether a run that a browser remembers still exists."""
         return bool(run_id) and run_id in self._runs.ids()

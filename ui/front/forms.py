@@ -26,7 +26,7 @@ from loratory.engine.accounts.people import Logins, Person
 from loratory.engine.accounts.sessions import Sessions, SignedIn
 from loratory.engine.accounts.throttle import SignInThrottle, ThrottledError
 from loratory.engine.errors import AccountError, EngineError
-from loratory.ui.front.gate import COOKIE, SIGN_IN
+from loratory.ui.front.gate import COOKIE, REQUESTED_COOKIE, SIGN_IN, requested_address
 from loratory.ui.theme import ICON
 
 JOIN = "/join"
@@ -75,10 +75,11 @@ class PlainPages:
     async def _begin_session(
         self, request: Request, person: Person, target: str, *, is_confirmed: bool = True
     ) -> Response:
-        """Return the answer that gives the browser a new session and leads it to a page of ours."""
+        """Return the answer that gives the browser a new session and leads it to a page of ours, `/` to what was requested."""
         address, browser = address_of(request), request.headers.get("user-agent", "")
         token = await asyncio.to_thread(self.sessions.begin, person, address, browser, is_confirmed=is_confirmed)
-        answer = RedirectResponse(target, 303)
+        answer = RedirectResponse(requested_address(request) if target == "/" else target, 303)
+        answer.delete_cookie(REQUESTED_COOKIE, secure=True, httponly=True, samesite="lax")
         # Without an age: it ends with the browser, and on the server after 12 unused hours in any case.
         answer.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="lax")
         if device := await asyncio.to_thread(self.accounts.device_token, person.name):

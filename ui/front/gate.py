@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote, unquote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -16,12 +17,14 @@ from loratory.engine.accounts.lab import PublicAddress
 from loratory.engine.accounts.people import Action, Person, may
 from loratory.engine.accounts.sessions import SignedIn
 from loratory.engine.errors import EngineError
+from loratory.ui.addresses import opens_page, parse_address
 
 if TYPE_CHECKING:
     from loratory.ui.front.pages import PersonPages
 
 COOKIE = "__Host-loratory"  # browsers take it from https alone, for this host alone
 SIGN_IN = "/sign-in"
+REQUESTED_COOKIE = "__Host-loratory-requested"  # the address that was opened before signing in
 PROXY_USER = "proxy_user"  # in the state of a request: the name from a trusted proxy
 _RECHECK_SECONDS = 2.0  # at the session of an answer that takes long
 _SAFE_METHODS = ("GET", "HEAD")
@@ -157,7 +160,7 @@ class Gate:
     def _is_offered(self, request: Request, person: Person) -> bool:
         path = request.url.path if request.scope.get("root_path") else request.scope["path"]
         routes = _OFFERED_READS if request.method in _SAFE_METHODS else _OFFERED_WRITES
-        if routes.fullmatch(path) is None:
+        if routes.fullmatch(path) is None and not opens_page(request.scope):
             return False
         if path == _UPLOAD and not may(person, Action.USE_OWN_DATA):
             return False
@@ -210,10 +213,18 @@ def _opens(headers: Headers, where: str) -> bool:
 
 
 def _require_sign_in(request: Request) -> Response:
-    wants_page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
-    if wants_page and request.scope["path"] == "/":
-        return RedirectResponse(SIGN_IN, 303)
-    return PlainTextResponse("Sign in first.", 401)
+    path, is_html = request.scope["path"], "text/html" in request.headers.get("accept", "")
+    if request.method != "GET" or not is_html or not (path == "/" or opens_page(request.scope)):
+        return PlainTextResponse("Sign in first.", 401)
+    answer = RedirectResponse(SIGN_IN, 303)
+    answer.set_cookie(REQUESTED_COOKIE, quote(path), 600, secure=True, httponly=True, samesite="lax")
+    return answer
+
+
+def requested_address(request: Request) -> str:
+    """Return the address that a person opened before they signed in; `/` without one."""
+    path = unquote(request.cookies.get(REQUESTED_COOKIE, ""))
+    return path if parse_address(path)[0] else "/"
 
 
 def _with_security_headers(send: Send, framed_by: str = _NO_SITE) -> Send:

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.components.base import Component
+from gradio.events import Dependency
 
 from loratory.engine.chat.contract import ChatState, JobProgress
 from loratory.engine.errors import EngineError
@@ -30,6 +31,7 @@ from loratory.ui.views.html import error_box
 
 CHOOSE, CHANGE = "Choose a model", "Change model"
 TALK, BLIND_TEST, MEASURE, VOTES = "Chat", "Blind test", "Measure", "Votes"
+_MODES = {"chat": TALK, "look": TALK, "blind": BLIND_TEST, "measure": MEASURE}  # by what is wanted of a result
 
 
 class ChatTab:
@@ -94,31 +96,35 @@ class ChatTab:
             [self.state, self.load, self.unload], trigger_mode="once", **SLOW,
         )  # fmt: skip
         refresh_event = load_event.then(**refreshing)
-        self._open_after(page.wants_chat.change, refreshing)
+        propose_event = self._open_after(page.wants_result.change, refreshing)
         self.unload.click(shown_in_place(self.unload_model), None, self.state, **SLOW).then(**refreshing)
         self.talk.wire(refresh_event)
         self.blind.wire(self.talk)
         mode_event = self.mode.input(self.switch_mode, self.mode, self._modes, **QUICK)
-        self.evaluate.wire(awake, mode_event, chosen)
+        self.evaluate.wire([awake.then, mode_event.then, propose_event.then], chosen)
         self.votes.wire(mode_event)
         self.blind.show_count_after(mode_event)
 
-    def _open_after(self, trigger: Any, refreshing: Mapping[str, Any]) -> None:
-        """Choose and load a run that another tab opens here, and focus the question."""
+    def _open_after(self, trigger: Any, refreshing: Mapping[str, Any]) -> Dependency:
+        """Choose and load a run that another tab opens here, and focus the question; return the event of the choice."""
         page, choice, modes = self.page, self.choice, [self.mode, *self._modes]
-        propose_event = trigger(self.propose, [page.wants_chat, page.chosen_run], [*choice.outputs, *modes], **QUICK)
-        load_event = propose_event.then(
-            self.load_wanted, [page.wants_chat, *choice.inputs], [self.state, self.load, self.unload], **SLOW
+        proposal: Dependency = trigger(
+            self.propose, [page.wants_result, page.chosen_run], [*choice.outputs, *modes], **QUICK
         )
-        load_event.then(**refreshing).then(None, page.wants_chat, page.wants_chat, js=script("to_question"), **QUICK)
+        load_event = proposal.then(
+            self.load_wanted, [page.wants_result, *choice.inputs], [self.state, self.load, self.unload], **SLOW
+        )
+        load_event.then(**refreshing).then(None, page.wants_result, None, js=script("to_question"), **QUICK)
+        return proposal
 
-    def propose(self, wants_chat: str, run_id: str) -> Updates:
-        if not wants_chat:
+    def propose(self, wants_result: str, run_id: str) -> Updates:
+        mode = _MODES.get(wants_result.partition(" ")[0])
+        if mode is None:
             return UNCHANGED
-        return {**self.choice.offer(run_id, "", "", wants_chat), self.mode: TALK, **self.switch_mode(TALK)}
+        return {**self.choice.offer(run_id, "", "", wants_result.split()[1]), self.mode: mode, **self.switch_mode(mode)}
 
-    def load_wanted(self, wants_chat: str, *chosen: Any) -> Iterator[Updates]:
-        if wants_chat:
+    def load_wanted(self, wants_result: str, *chosen: Any) -> Iterator[Updates]:
+        if wants_result.startswith(("chat", "blind")):
             yield from self.load_chosen(*chosen)
         else:  # a generator without a yield would clear its outputs
             yield UNCHANGED

@@ -235,9 +235,13 @@ class ChatChoice:
             return False
         return target.second == self._start(target.tuned.folder.name)[0]
 
+    def loaded_run(self, target: ChatTarget | None) -> RunSnapshot | None:
+        """Return the loaded run; None unless it is the user's own."""
+        return self._own(target.tuned.folder.name) if target is not None and target.tuned is not None else None
+
     def config_of(self, target: ChatTarget | None) -> RunConfig | None:
         """Return the loaded run's configuration; None unless it is the user's own run."""
-        snapshot = self._own(target.tuned.folder.name) if target is not None and target.tuned is not None else None
+        snapshot = self.loaded_run(target)
         return snapshot.config if snapshot is not None else None
 
     def names(self, target: ChatTarget | None) -> dict[Branch, str]:

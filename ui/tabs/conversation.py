@@ -231,6 +231,9 @@ class TalkPart:
         has_answer = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
         # Without an answer, the question returns to its box.
         turns = [*before, turns[-1].end()] if has_answer else before
+        if has_answer and (loaded := self._choice.loaded_run(self.page.services.chat.state.target)) is not None:
+            with contextlib.suppress(OSError):
+                loaded.run.folder.chat_mark.touch()
         # In one answer, so the next action or a reload finds the conversation saved.
         yield {
             **self._turn_updates(turns),

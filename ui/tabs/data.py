@@ -11,6 +11,8 @@ from loratory.engine.data.contract import DatasetColumns, DatasetPage
 from loratory.engine.data.files import DATA_ENDINGS
 from loratory.engine.data.source import SAMPLE_PREFIX
 from loratory.engine.errors import DatasetError
+from loratory.engine.paths import LoratoryHome
+from loratory.ui.addresses import parse_address
 from loratory.ui.backend.background import as_engine_error, stamp
 from loratory.ui.backend.dataset_checks import RunningCheck, lengths_stamp, question_of
 from loratory.ui.components import (
@@ -118,6 +120,22 @@ class DataTab:
         # A slow model lookup may end while rows are already shown here.
         for event in (page.form["model.id"], page.wants_data):
             self.open_after(event.change(nothing, None, None, **SLOW))
+
+    def open_named_by(self, click: Any) -> None:
+        """Open the dataset of an address that a click sends, unless it is open already."""
+        source = self.page.form["dataset.source"]
+        named_event = click(shown_as_message(self.take_address), source, self._change, **SLOW)
+        self.open_after(self.page.change_after(named_event, self._change, undo=True))
+
+    def take_address(self, event: gr.EventData, source: str) -> dict[str, Any]:
+        """Return the change to the sample or the uploaded file of an address."""
+        (tab, name), home = parse_address(picked_value(event)), self.page.services.home
+        if tab != "data" or name in ("", dataset_name(home, source)):
+            return {}
+        for candidate in (f"{SAMPLE_PREFIX}{name}", str(home.uploads / name)):
+            if dataset_name(home, candidate) == name:
+                return with_source(candidate)
+        raise DatasetError(f"There is no sample or upload {name[:60]!r} here.", "Choose one below.")
 
     def open_after(self, event: Any) -> None:
         """Open the chosen dataset after an event: first row, format, and a check in the background."""
@@ -287,6 +305,13 @@ def _progress_of(check: RunningCheck) -> str:
 def _stamp_of(check: RunningCheck) -> str:
     """Return a stamp that changes with the check's state, not with its progress."""
     return stamp(check.question.key, check.waits, check.is_done, id(check))
+
+
+def dataset_name(home: LoratoryHome, source: str) -> str:
+    """Return the name in addresses of a sample or an uploaded file; empty for any other dataset."""
+    path = Path(source)
+    is_upload = path.parent == home.uploads and path.is_file()
+    return path.name if is_upload else dict(sample[:2] for sample in _SAMPLES).get(source, "")
 
 
 def with_source(source: str) -> dict[str, Any]:

@@ -70,10 +70,10 @@ class EvaluatePart:
             *self.job.outputs,
         ]  # fmt: skip
 
-    def wire(self, open_event: Dependency, mode_event: Dependency, chosen: Dependency) -> None:
-        """Connect the events of opening the tab, changing the mode and choosing a run."""
+    def wire(self, in_sight: list[Any], chosen: Dependency) -> None:
+        """Connect the events after which it may be in sight, and that of choosing a run."""
         selection = [*self._target, self.number]
-        for event in (open_event.then, mode_event.then, self.job.changed):
+        for event in (*in_sight, self.job.changed):
             event(self.show, selection, self._outputs, **QUICK)
         for event in (chosen.then, self._choice.checkpoint.input):
             event(self.show, self._target, self._outputs, **QUICK)

@@ -94,9 +94,10 @@ class ExportTab:
         """Connect the events."""
         page, target, forms, job = self.page, [self.run, self.checkpoint], self.forms, self.job
         selection = [*target, self.form, self.number]
-        offer_event = self._tab.select(
-            self.offer, [page.chosen_run, self.run], [*target, self.number, self.empty, self.whole], **QUICK
-        )
+        offer_event = gr.on(
+            [self._tab.select, page.wants_result.change], self.offer, [page.chosen_run, self.run],
+            [*target, self.number, self.empty, self.whole], trigger_mode="always_last", **QUICK,
+        )  # fmt: skip
         chosen = self.run.input(self.choose, self.run, [page.chosen_run, self.checkpoint, self.number], **QUICK)
         for event in (
             offer_event, chosen, self.checkpoint.input(lambda: 0, None, self.number, **QUICK),

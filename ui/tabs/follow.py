@@ -33,7 +33,7 @@ from loratory.engine.runs.control import (
 from loratory.engine.runs.provenance import read_provenance
 from loratory.engine.runs.run import LIVE_STATES, Run
 from loratory.ui.backend.background import Cache, stamp
-from loratory.ui.backend.run_reader import RunSnapshot, can_chat, log_tail
+from loratory.ui.backend.run_reader import RunSnapshot, log_tail
 from loratory.ui.components import (
     HIDDEN,
     QUICK,
@@ -49,7 +49,7 @@ from loratory.ui.components import (
 )
 from loratory.ui.form import number_of
 from loratory.ui.gradio_internals import Slider
-from loratory.ui.page import Page
+from loratory.ui.page import Page, request_view
 from loratory.ui.polls import poll, poll_answer
 from loratory.ui.tabs.run_place import offers_cluster, work_place
 from loratory.ui.views import run_view
@@ -89,9 +89,6 @@ class FollowPart:
             self.cancel = gr.Button("Cancel …", elem_id=f"{prefix}cancel", min_width=120, **at_first)
             self.resume = gr.Button("Resume", elem_id=f"{prefix}resume", min_width=150, **at_first)
             self.anyway = gr.Button("Start anyway", elem_id=f"{prefix}start-anyway", min_width=150, **at_first)
-            self.chat = gr.Button(
-                "Open in Chat", variant="primary", elem_id=f"{prefix}open-chat", min_width=160, **at_first
-            )
         with gr.Row(visible=False) as self.next_job:
             self.flavor = gr.Textbox(
                 label="New hardware", info="Flavor, such as a100-large. Empty keeps the previous one.",
@@ -140,7 +137,7 @@ class FollowPart:
             self.log,
         ]  # fmt: skip
         self._texts = [self.trouble, *self._poll_parts]
-        self._buttons = [self.stop, self.cancel, self.resume, self.anyway, self.chat]
+        self._buttons = [self.stop, self.cancel, self.resume, self.anyway]
         self.outputs: list[Component] = [
             *self._texts, self.live, self.run_shown, self.body, *self._buttons, self.next_job, self.place, self.confirm.panel,
             self.small_fold, *([self.choice] if self.choice is not None else []),
@@ -167,8 +164,7 @@ class FollowPart:
         if self.choice is not None:
             pick_event = self.choice.input(lambda run_id: run_id or "", self.choice, page.chosen_run, **QUICK)
             self._redraw_after(pick_event, page.chosen_run)
-        page.open_in_chat(self.chat.click, self.run_shown)
-        advice_outputs = [page.settings_copy, page.copied_from, page.chosen_run, page.wants_chat, page.tabs]
+        advice_outputs = [page.settings_copy, page.copied_from, page.chosen_run, page.wants_result, page.tabs]
         advice_event = self.heading.click(shown_as_message(self._advise), self.run_shown, advice_outputs, **SLOW)
         page.fill_after(advice_event, page.settings_copy, "Settings copied")
         self.confirm.wire(self.cancel.click, self.cancel_question, self.run_shown)
@@ -217,19 +213,24 @@ class FollowPart:
     def _request_by(
         self, event: Callable[..., Dependency], request: Callable[[Run], None], kind: AuditKind
     ) -> Dependency:
-        def send(run_id: str) -> None:
-            run = self.page.services.runs.get(run_id)
-            request(run)
-            self.page.services.log(kind, run.id)
+        send = shown_as_message(lambda run_id: self.send(request, kind, run_id))
+        return self._redraw_after(event(send, self.run_shown, None, trigger_mode="once", **QUICK))
 
-        return self._redraw_after(event(shown_as_message(send), self.run_shown, None, trigger_mode="once", **QUICK))
+    def send(self, request: Callable[[Run], None], kind: AuditKind, run_id: str) -> None:
+        """Send a request to a run, and log it."""
+        run = self.page.services.runs.get(run_id)
+        request(run)
+        self.page.services.log(kind, run.id)
 
     def take_advice(self, run_id: str) -> Updates:
         """Do what the verdict on a run advises: open a checkpoint in Chat, or copy the settings with its change."""
         page, verdict = self.page, run_view.verdict_of(self.page.reader.observe(run_id))
         if verdict is not None and verdict.step is not None:
-            updates = {page.chosen_run: run_id, page.wants_chat: f"step-{verdict.step}", page.settings_copy: {}}
-            return {**updates, page.tabs: gr.Tabs(selected="chat")}
+            chat = {
+                page.wants_result: request_view("chat", f"step-{verdict.step}"),
+                page.tabs: gr.Tabs(selected="chat"),
+            }
+            return {page.chosen_run: run_id, page.settings_copy: {}, **chat}
         settings = self.configuration(run_id, verdict.training if verdict is not None else {})
         return {page.settings_copy: settings, page.copied_from: run_id, page.tabs: gr.Tabs(selected="method")}
 
@@ -387,7 +388,6 @@ class FollowPart:
             self.next_job: visible_if(resumes and _has_job(snapshot.run)),
             self.place: visible_if(resumes and self._place_of(snapshot.run, snapshot.config) is not None),
             self.anyway: visible_if(snapshot.waits_for_memory and not is_ending),
-            self.chat: visible_if(can_chat(snapshot.run)),
         }
         if log_open:
             updates[self.log] = run_view.render_log(log_tail(snapshot.run.folder.log))
@@ -436,6 +436,6 @@ def _actions_stamp(snapshot: RunSnapshot) -> str:
     """Return the end of a stamp: the state that buttons and error box depend on."""
     state = snapshot.state
     requests = (snapshot.stop_requested, snapshot.cancel_requested, snapshot.resume_requested)
-    possible = (snapshot.waits_for_memory, can_chat(snapshot.run), state.resumable_step)
+    possible = (snapshot.waits_for_memory, state.resumable_step)
     has_failed = snapshot.history.failed is not None
     return stamp(snapshot.run.id, state.state, state.changed, *requests, *possible, has_failed)

@@ -28,7 +28,7 @@ from loratory.ui.components import (
     visible_if,
 )
 from loratory.ui.gradio_internals import Dropdown
-from loratory.ui.page import Page
+from loratory.ui.page import Page, request_view
 from loratory.ui.tabs.follow import FollowPart
 from loratory.ui.views.html import error_box, size
 from loratory.ui.views.run_details import render_record, render_run_details
@@ -84,7 +84,9 @@ class OneRunPart:
         # In the browser: a slow answer would hide a run that was picked meanwhile.
         self.close.click(None, None, [self.panel, run_shown, self.follow.live], js=_CLOSE, **QUICK)
         train = [page.chosen_run, page.wants_run]
-        page.open_tab(self.to_train.click(lambda run_id: (run_id, True), run_shown, train, **QUICK), "train")
+        page.open_tab(
+            self.to_train.click(lambda run_id: (run_id, request_view("follow")), run_shown, train, **QUICK), "train"
+        )
         for button, configuration in (
             (self.duplicate, self.follow.configuration),
             (self.continuing, self.continuation),

@@ -41,6 +41,8 @@ from loratory.ui.views.html import plural, size, small, with_code
 from loratory.ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
 
 _PAGE_ROWS = 100
+# A person may have gone back meanwhile.
+_UNLESS_LEFT = "(view, ...rest) => [location.pathname.includes('/runs/') ? view : '', ...rest]"
 _NAMED_RUNS = 5  # at most, in the question before a deletion
 
 
@@ -117,6 +119,8 @@ class RunsTab:
             [page.chosen_run, self.ticked_runs, self.shown_rows, self.order, *self.one.outputs],
             trigger_mode="multiple", **QUICK,
         )  # fmt: skip
+        request = [page.wants_run, page.chosen_run, *self.one.follow.view_inputs]
+        page.wants_run.change(self.show_requested, request, self.one.outputs, js=_UNLESS_LEFT, **QUICK)
         self.log_axis.input(self.compare, *self._comparing, **QUICK)
         question_event = self.delete.click(self.deletable, [self.ticked_runs, *self._query], self.named_runs, **QUICK)
         self.confirm.wire(question_event.then, self.deletion_question, self.named_runs)
@@ -167,6 +171,10 @@ class RunsTab:
             return UNCHANGED
         last_rows = dict(zip(listing, last or (), strict=False))
         return {self.last: fresh, **{part: new for part, new in listing.items() if last_rows.get(part) != new}}
+
+    def show_requested(self, wants_run: str, run_id: str, *how: Any) -> Updates:
+        """Show the run that an address names."""
+        return self.one.show(run_id, *how) if wants_run.startswith("details") else UNCHANGED
 
     def save_csv(self, search: Any, state: Any, method: Any, model: Any, order: Any) -> str:
         """Return all filtered runs with all columns as CSV."""

@@ -31,7 +31,7 @@ from loratory.ui.components import (
     shown_in_place,
     visible_if,
 )
-from loratory.ui.page import Page
+from loratory.ui.page import Page, request_view
 from loratory.ui.polls import digest, poll, poll_answer
 from loratory.ui.services import Services
 from loratory.ui.views.html import empty, error_box, log
@@ -124,7 +124,7 @@ class SharedRunsPart:
 
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
-        page = self.page
+        page, chat = self.page, [self.page.chosen_run, self.page.wants_result]
         self.list_after(tab.select(self.show, self.run_name, self._outputs, **SLOW))
         pick_event = self.table.click(picked_value, None, self.run_name, **QUICK)
         self.list_after(pick_event.then(self.show, self.run_name, self._outputs, **SLOW))
@@ -134,7 +134,7 @@ class SharedRunsPart:
             shown_as_message(self.settings), self.run_name, [self._change, page.copied_from], **SLOW
         )
         page.open_tab(page.fill_after(copy_event, self._change, "Settings copied"), "method")
-        page.open_in_chat(self.chat.click, self.run_name)
+        page.open_tab(self.chat.click(lambda name: (name, request_view("chat")), self.run_name, chat, **QUICK), "chat")
 
     def list_after(self, event: Dependency) -> None:
         """List the runs after an event."""
@@ -206,7 +206,8 @@ def _render(snapshot: RunSnapshot, stamp: str) -> str:
 
 
 def _heading(snapshot: RunSnapshot) -> str:
-    return f'<p class="small">Of {escape(snapshot.run.owner)}, read only.</p>{render_heading(snapshot)}'
+    owner, name = escape(snapshot.run.owner), escape(name_of(snapshot.run), quote=True)
+    return f'<p class="small" data-run="{name}">Of {owner}, read only.</p>{render_heading(snapshot)}'
 
 
 def _stamp_of(snapshot: RunSnapshot) -> str:

@@ -47,6 +47,9 @@ _SCROLL_TO_START = """() => {
   message ? message.scrollIntoView({block: 'center'}) : window.scrollTo(0, 0);
 }"""
 
+# Not over what a person chose, maybe while the answer was under way; the script `access` notes it.
+_FOLLOW_IF_WANTED = "(wants, view) => ['', wants === 'follow' && !window.loratoryChose ? 'Follow' : view]"
+
 
 class TrainTab:
     """Lays out the Train tab; `wire` connects it once the whole page is laid out."""
@@ -62,7 +65,6 @@ class TrainTab:
             choice = Dropdown(
                 [], label="Run", show_label=False, container=False, visible=False, elem_id="follow-run", min_width=260
             )
-        self.was_entered = gr.State(False)
         with gr.Column(elem_id="train-setup") as self.setup:
             gr.HTML(
                 '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset fills the whole form: model, data, '
@@ -120,8 +122,9 @@ class TrainTab:
         self.counting.tick(self.count, form.components, self._count_outputs, trigger_mode="once", **QUICK)
         self.view.change(self.switch_view, self.view, [self.setup, self.follow_column, self.follow.choice], **QUICK)
         self.follow.wire()
-        arriving = [page.chosen_run, self.was_entered, page.wants_run]
-        arrival_event = self._tab.select(self.arrive, arriving, [self.view, *arriving], **QUICK)
+        arriving, views = [page.chosen_run, page.wants_run], [page.wants_run, self.view]
+        arrival_event = self._tab.select(self.arrive, arriving, arriving, **QUICK)
+        arrival_event = arrival_event.then(None, views, views, js=_FOLLOW_IF_WANTED, **QUICK)
         self.follow.show_after(arrival_event, self.view)
         self._count_after(arrival_event)
         self.follow.show_after(self.view.input(nothing, None, None, **QUICK), self.view)
@@ -141,19 +144,15 @@ class TrainTab:
     def _count_after(self, event: Any) -> None:
         event.then(self.count, self.page.form.components, self._count_outputs, trigger_mode="always_last", **QUICK)
 
-    def arrive(self, chosen: str, was_entered: bool, wants_run: bool = False) -> Updates:
-        """Show a requested run; on the first visit, an active one. Until one is chosen, the newest is."""
+    def arrive(self, chosen: str, wants_run: str = "") -> Updates:
+        """Follow a requested run, or one that is active. Until one is chosen, it is the newest."""
         reader, page = self.page.reader, self.page
         run_id = chosen if reader.exists(chosen) else ""
-        active = reader.newest_active()
-        updates: Updates = {self.was_entered: True, page.wants_run: False}
-        if run_id and (wants_run or reader.observe(run_id).is_live):
-            follow = wants_run or not was_entered
-            return updates | {page.chosen_run: run_id} | ({self.view: FOLLOW} if follow else {})
-        if active is not None and not run_id:
-            return updates | {page.chosen_run: active} | ({} if was_entered else {self.view: FOLLOW})
-        newest = run_id or next((row.id for row in reader.summaries()), "")
-        return updates | ({} if newest == chosen else {page.chosen_run: newest})
+        if run_id and (wants_run.startswith("follow") or reader.observe(run_id).is_live):
+            return {page.wants_run: "follow"}
+        if not run_id and (active := reader.newest_active()) is not None:
+            return {page.wants_run: "follow", page.chosen_run: active}
+        return {page.wants_run: "", page.chosen_run: run_id or next((row.id for row in reader.summaries()), "")}
 
     def after_start(self, goes_to: str, *how: Any) -> Updates:
         """Show the run that was just queued, or the runs of a sweep, or why nothing started: all at once."""
@@ -174,11 +173,14 @@ class TrainTab:
         return keep_own_dataset(self.objective.with_start(preset), self.page.settings(values)["dataset"])
 
     def render_draft_plan(self, draft: Draft) -> str:
-        config = draft.config
+        return render_plan(*self.plan_facts(draft))
+
+    def plan_facts(self, draft: Draft) -> tuple[Any, ...]:
+        """Return what `render_plan` and `outlook` are given."""
+        config, similar = draft.config, self.similar_run(draft)
         check = self.page.services.checks.find(CheckQuestion.from_config(config)) if config is not None else None
         report = check.report if check is not None else None
-        similar = self.similar_run(draft)
-        return render_plan(config or draft.memory_config, report, similar, self.around_seconds(similar))
+        return config or draft.memory_config, report, similar, self.around_seconds(similar)
 
     def around_seconds(self, row: RunSummary | None) -> float | None:
         """Return the seconds that a run took to load, evaluate and save; None unless it completed."""
@@ -226,7 +228,7 @@ class TrainTab:
         if config is None or draft.device is None:
             return None
         key = (config.model.id, config.method_name, preference_name(config), lease_name(draft.device))
-        rows = (row for row in self.page.reader.summaries() if row.tokens_per_second)
+        rows = (row for row in self.page.reader.glance().rows if row.tokens_per_second)
         same = [row for row in rows if (row.model, row.method, row.objective, row.device) == key]
         return next((row for row in same if row.state == "completed"), same[0] if same else None)
 

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from loratory.engine.config.load import Preset, find_preset
 from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
-from loratory.engine.runs.prediction import plan_run
-from loratory.engine.runs.run import FINAL_STATES
+from loratory.engine.runs.prediction import RunPlan, plan_run
 from loratory.engine.runs.summary import RunSummary
+from loratory.ui.backend.run_reader import RunSnapshot
 from loratory.ui.draft import Draft
 from loratory.ui.views.dataset import render_truncation
 from loratory.ui.views.html import count, duration, facts, field_link, gib, notices, pick_button, plural, small, toolbar
 from loratory.ui.views.memory import VERDICTS, alarms, chosen_name
+from loratory.ui.views.run_line import next_of
 
 OPENING_BAR = small("Restoring draft …", role="status")
 _FIELD = "field:"
@@ -24,7 +25,7 @@ class NextStep(NamedTuple):
     """The next action, and where a click on it leads."""
 
     label: str
-    # A tab, `field:` and a setting, `follow:`, `resume:` or `chat:` and a run's id; empty for the start itself.
+    # A tab, `field:` and a setting, or what to do with a run and its id; empty for the start itself.
     target: str
 
     @property
@@ -33,13 +34,8 @@ class NextStep(NamedTuple):
         return not self.target
 
 
-def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool, resumes: bool = False) -> NextStep:
-    """Return the next step of a draft; `run` is the newest run with its settings, `resumes` if that was requested.
-
-    Before anything is chosen, `run` is the newest active one.
-    """
-    if draft.is_empty and run is not None:
-        return NextStep("Follow", f"follow:{run.id}")
+def next_step(draft: Draft, run: RunSnapshot | None, *, can_start: bool) -> NextStep:
+    """Return the next step of a draft; `run` is the newest run with its settings."""
     if not draft.mapping["model"].get("id"):
         return NextStep("Choose a model", "model")
     if not draft.mapping["dataset"].get("source"):
@@ -47,12 +43,12 @@ def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool, resumes:
     if draft.problems:
         label = f"Correct {plural(len(draft.problems), 'setting')}"
         return NextStep(label, f"{_FIELD}{draft.problems[0].field}")
-    if run is not None and (resumes or run.state not in FINAL_STATES):
-        return NextStep("Follow", f"follow:{run.id}")
-    if run is not None and run.state == "completed":
-        return NextStep("Open in Chat", f"chat:{run.id}")
-    if run is not None and run.resumable_step:
-        return NextStep("Resume", f"resume:{run.id}")
+    if run is not None and run.is_live:
+        return NextStep("Follow", f"follow:{run.run.id}")
+    if run is not None and run.state.state == "completed":
+        return NextStep(*next_of(run.run))
+    if run is not None and run.state.resumable_step:
+        return NextStep("Resume", f"resume:{run.run.id}")
     if can_start:
         return NextStep("Start training", "")
     if draft.estimate is not None:
@@ -60,8 +56,8 @@ def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool, resumes:
     return NextStep("See what is missing", "train")
 
 
-def render_bar(draft: Draft, step: NextStep) -> str:
-    """Return the choices as links to their tabs, the verdict, and the next step."""
+def render_bar(draft: Draft, step: NextStep, outlook: Sequence[str] = (), *, lands: str = "", dataset: str = "") -> str:
+    """Return the choices as links, outlook and verdict, and the next step; the script `access` reads the addresses."""
     chosen = (
         ("model", f"Model{_unusable(draft, 'model.id')}", chosen_name(draft, "model.id")),
         ("data", f"Data{_unusable(draft, 'dataset.source')}", chosen_name(draft, "dataset.source")),
@@ -71,7 +67,9 @@ def render_bar(draft: Draft, step: NextStep) -> str:
     action = "" if step.starts else pick_button(step.target, step.label, css="go")
     if step.target.startswith(_FIELD):
         action = field_link(step.target.removeprefix(_FIELD), step.label, css="go")
-    return f'<div class="chosen">{links}</div><p class="verdict" role="status">{_verdict(draft)}</p>{action}'
+    verdict = " · ".join(filter(None, [*map(escape, outlook), _verdict(draft)]))
+    addresses = f'data-lands="{escape(lands, quote=True)}" data-name="{escape(dataset, quote=True)}"'
+    return f'<div class="chosen" {addresses}>{links}</div><p class="verdict" role="status">{verdict}</p>{action}'
 
 
 def _method(draft: Draft) -> str:
@@ -96,10 +94,8 @@ def _verdict(draft: Draft) -> str:
     alarm_links = "".join(f" {field_link(alarm.field, alarm.short, css='alarm')}" for alarm in alarms(draft))
     if estimate is not None:
         here = " here" if draft.memory_elsewhere is not None else ""  # if the panel is about another device
-        return (
-            f'<b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
-            f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free{here}{alarm_links}"
-        )
+        word = "" if estimate.verdict == "fits" else f'<b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
+        return f"{word}{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB{here}{alarm_links}"
     if draft.estimate_error is not None:
         return f"Memory unknown{alarm_links}"
     if draft.mapping["model"].get("id") and draft.shape is None:
@@ -147,13 +143,11 @@ def render_plan(
         (f"{about}{count(plan.seen_tokens)}", "tokens in all"),
     ]
     note = ""
-    if similar is None or not similar.tokens_per_second:
+    seconds = _seconds(plan, similar, around_seconds)
+    if similar is None or seconds is None:
         figures.append(("?", "time, unknown until the first steps"))
     else:
-        stepping = plan.seen_tokens / similar.tokens_per_second
-        figures.append(
-            (f"≈ {duration(stepping + (around_seconds or 0))}", "in all" if around_seconds else "of training")
-        )
+        figures.append((f"≈ {duration(seconds)}", "in all" if around_seconds else "of training"))
         without = "without loading and evaluation"
         if around_seconds:
             without = f"with {duration(around_seconds)} for loading, evaluation and saving"
@@ -163,6 +157,21 @@ def render_plan(
         )
     packed = small("≈: packing sets the number of rows at the start.") if about else ""
     return facts(figures) + _data(report) + note + packed
+
+
+def outlook(config: RunConfig | None, report: DatasetReport | None, *speed: Any) -> list[str]:
+    """Return steps and time as `render_plan` does, in a few words; nothing while they are unknown."""
+    plan = plan_run(config.training, report) if config is not None and report is not None else None
+    if plan is None:
+        return []
+    steps, seconds = f"{'≈ ' if plan.is_estimate else ''}{plural(plan.steps, 'step')}", _seconds(plan, *speed)
+    return [steps] if seconds is None else [steps, f"≈ {duration(seconds)}"]
+
+
+def _seconds(plan: RunPlan, similar: RunSummary | None, around_seconds: float | None) -> float | None:
+    if similar is None or not similar.tokens_per_second:
+        return None
+    return plan.seen_tokens / similar.tokens_per_second + (around_seconds or 0)
 
 
 def _data(report: DatasetReport | None) -> str:

@@ -343,11 +343,15 @@ def _elapsed(snapshot: RunSnapshot, now: float) -> str:
         return ""
     if state.is_final:
         return f"took {html.duration((state.ended or now) - state.started)}"
-    elapsed = html.duration(now - state.started)
-    left = seconds_left(snapshot.history, lambda: now)
-    if left is None or state.state != "running" or snapshot.stop_requested or snapshot.cancel_requested:
-        return elapsed
-    return f"{elapsed}, {html.duration(left)} left"
+    elapsed, left = html.duration(now - state.started), time_left(snapshot, now)
+    return elapsed if left is None else f"{elapsed}, {html.duration(left)} left"
+
+
+def time_left(snapshot: RunSnapshot, now: float) -> float | None:
+    """Return the seconds until a run ends, with its evaluations and saves; None if unknown, or it was asked to stop."""
+    if snapshot.state.state != "running" or snapshot.stop_requested or snapshot.cancel_requested:
+        return None
+    return seconds_left(snapshot.history, lambda: now)
 
 
 def _silence(state: RunState, now: float) -> str:

@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.routing import BaseRoute, Mount, Route
 
-from loratory.ui.front.gate import COOKIE
+from loratory.ui.front.gate import COOKIE, REQUESTED_COOKIE
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, running_lab
 from tests.ui.front.space.stand_in import DEMO_WORDS, space_at
 
@@ -126,6 +126,32 @@ def test_a_page_has_no_route_that_is_not_offered(lab, ann, every_route):
     offers = {path.split(" ", 1)[1].replace("predict", "x") for path in OFFERED}
 
     assert paths - {"/gradio_api/file=x"} == offers & {path.split(" ", 1)[1] for path in every_route}
+
+
+@of_a_page
+def test_an_address_is_the_page_of_a_person_and_survives_signing_in(lab, ann):
+    html = {"Accept": "text/html"}
+    for path, base in (("/train", "./"), ("/runs/bea/20261130-1", "../../")):
+        page = ann.get(path, headers=html)
+        assert page.status_code == 200
+        assert f'<base href="{base}"' in page.text
+    assert ann.post("/train", headers=html).status_code == ann.get("/nowhere", headers=html).status_code == 404
+
+    with lab.browser() as browser:
+        for address, goes_to in (
+            ("/runs/bea/20261130-1", "/runs/bea/20261130-1"),
+            ("/data/a%20b", "/data/a%20b"),
+            ("/", "/"),
+        ):
+            assert browser.get(address, headers=html).headers["location"] == "/sign-in"
+            signed_in = browser.post("/sign-in", data={"name": "ann", "password": PASSWORD})
+            assert signed_in.headers["location"] == goes_to
+            browser.cookies.delete(COOKIE)
+        for path in ("//evil.example", "https://evil.example/runs/x", "/account", "/runs/%0d%0aX: y"):
+            browser.cookies.set(REQUESTED_COOKIE, path, domain=urlsplit(lab.url).hostname)
+            location = browser.post("/sign-in", data={"name": "ann", "password": PASSWORD}).headers["location"]
+            assert location == "/" or location.startswith("/runs/%0D%0A")
+            browser.cookies.clear()
 
 
 @pytest.mark.parametrize("name", ["evil.example", "localhost", "127.0.0.1", "localhost:1", ""])
