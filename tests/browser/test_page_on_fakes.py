@@ -238,7 +238,7 @@ def test_long_answers_fold_and_keys_vote_one_press_a_pair(kept_page, services, m
     expect(more).to_have_count(0)
     page.mouse.wheel(0, -2000)
     jump.click()
-    expect(page.locator("#transcript .figures").first).to_be_in_viewport()
+    expect(page.locator("#transcript .answers").last.locator(".figures").first).to_be_in_viewport()
     expect(jump).to_be_hidden()
     assert barriers(page) == []
 

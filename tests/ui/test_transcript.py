@@ -184,7 +184,8 @@ def test_a_file_of_an_earlier_version_is_read_and_hostile_versions_are_refused()
     old = {"turns": [{"question": "Why?", "answers": [], "asked": None}]}
     (turn,) = read_conversation(json.dumps(old).encode()).turns
     assert (turn.others, turn.version) == ((), 0)
-    for wrong in ({"others": [[]]}, {"others": [["x"]]}, {"version": -1}):
+    hostile: tuple[dict[str, object], ...] = ({"others": [[]]}, {"others": [["x"]]}, {"version": -1})
+    for wrong in hostile:
         with pytest.raises(DatasetError):
             read_conversation(json.dumps({"turns": [{"question": "Why?", **wrong}]}).encode())
 
@@ -207,7 +208,8 @@ def test_versions_of_versions_come_back_in_order_and_from_a_file():
 def test_the_markdown_names_models_settings_and_libraries_but_no_path():
     model = AnswerModel(name="Tuned", base="tiny", run="20260101-000000-000-abcd", checkpoint="step-40")
     settings = QuestionSettings({"tuned": model}, SamplingConfig(temperature=0.25, seed=7), "Be brief.")
-    turn = replace(TURNS[0], settings=settings, others=((TURNS[1],),))
+    first = TURNS[0]
+    turn = Turn(first.question, first.answers, first.reference, settings, ((TURNS[1],),))
     conversation = SavedConversation(turns=(turn,), title="faq / ../rank 16", libraries={"torch": "2.13.0"})
 
     text = as_markdown(conversation)
