@@ -110,12 +110,12 @@ def save_csv_script(file_name: str) -> str:
 }}"""
 
 
-def pick_list(value: str = "", *, more: str = "", **presentation: Any) -> gr.HTML:
+def pick_list(value: str = "", *, more: Sequence[str] = (), **presentation: Any) -> gr.HTML:
     """Return HTML whose elements with `data-pick` send their id on a `.click` event; see `picked_value`.
 
-    `more` names another script.
+    `more` names other scripts.
     """
-    return gr.HTML(value, js_on_load=script("pick") + (script(more) if more else ""), **presentation)
+    return gr.HTML(value, js_on_load="".join(map(script, ("pick", *more))), **presentation)
 
 
 def picked_value(event: gr.EventData) -> str:

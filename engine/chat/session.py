@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ WORKER_MODULE = "loratory.engine.chat.worker.main"
 _LEAVING_SECONDS = 3.0  # a run that has just ended holds its device until its process exits
 _POLL_SECONDS = 1.0
 _WITHOUT_QUOTA_SECONDS = 1800.0
+_MOST_EARLY_STOPS = 100
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class ChatSession:
         self._active: _ActiveModel | None = None
         self._loading: _Loading | None = None
         self._under_way: dict[str, int] = {}  # request id → number in the process
+        self._early_stops: deque[str] = deque(maxlen=_MOST_EARLY_STOPS)  # ids that were stopped while not under way
         self._idle_since = time.monotonic()
         self._lends_again = 0.0  # ZeroGPU is not used before this time
         self._note = ""
@@ -221,6 +224,9 @@ class ChatSession:
                 what = "A request with this id is already running."
                 raise RunError(what, "Use a unique id for each request.")
             self._under_way[request.id] = number
+            is_stopped = request.id in self._early_stops
+        if is_stopped:
+            active.process.cancel(number)
         try:
             for answer in active.process.stream("generate", request.model_dump(mode="json"), request_id=number):
                 if "progress" in answer:
@@ -239,10 +245,15 @@ class ChatSession:
                 self._idle_since = time.monotonic()
 
     def stop(self, request_id: str | None = None) -> None:
-        """End an answer within one token; it then finishes with the reason `stopped`. Without an id, ends all answers."""
+        """End an answer within one token; it then finishes with the reason `stopped`. Without an id, ends all answers.
+
+        A request that has not begun yet is stopped once it does.
+        """
         with self._lock:
             active = self._active
             numbers = [number for key, number in self._under_way.items() if request_id in (None, key)]
+            if request_id is not None and not numbers:
+                self._early_stops.append(request_id)
         if active is not None:
             for number in numbers:
                 active.process.cancel(number)

@@ -131,13 +131,18 @@ class Provenance(BaseModel, frozen=True):
     person: str = ""  # in a lab, who started it: the worker reads this person's files and the lab's alone
 
 
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that can change a result."""
+    return {name: version for name in _LIBRARIES if (version := library_version(name)) is not None}
+
+
 def environment_facts() -> dict[str, object]:
     """Return the fields of `Provenance` that describe this installation."""
     return {
         "loratory": library_version("loratory") or "",
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "libraries": {name: version for name in _LIBRARIES if (version := library_version(name)) is not None},
+        "libraries": library_versions(),
     }
 
 

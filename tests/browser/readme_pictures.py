@@ -60,7 +60,7 @@ def show_answers(page: Page) -> None:
     expect(page.locator("#chat-state")).to_contain_text("is loaded")
     page.locator("#chat-question textarea").fill("What does lora_alpha do?")
     page.locator("#chat-send").click()
-    expect(page.locator("#chat-again")).to_be_visible()
+    expect(page.locator("#transcript .retry")).to_be_visible()
 
 
 if __name__ == "__main__":

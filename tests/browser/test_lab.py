@@ -232,7 +232,6 @@ def test_a_member_uploads_rows_opens_a_conversation_and_downloads_a_run(lab, pag
     assert (lab.home.for_person("hal").uploads / "due-dates.jsonl").read_bytes() == rows.read_bytes()
 
     open_tab(page, "Chat")
-    page.locator("#chat-keep button").first.click()
     let_layout_settle(page)
     with page.expect_file_chooser() as chooser:
         page.locator("#chat-open").click()

@@ -212,6 +212,58 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(kept_page, servic
     expect(page.locator("#chat-state")).to_contain_text("No model loaded")
 
 
+def test_long_answers_fold_and_keys_vote_one_press_a_pair(kept_page, services, monkeypatch):
+    lines = "\n".join(f"- Point {number}, of a long answer" for number in range(40))
+    monkeypatch.setattr("tests.fake_chat._ANSWERS", {"base": lines, "tuned": "Short."})
+    page = kept_page
+    page.set_viewport_size({"width": 1366, "height": 860})
+    open_tab(page, "Chat")
+    open_model_choice(page)
+    page.locator("#chat-load").click()
+    expect(page.locator("#chat-state")).to_contain_text("is loaded")
+    expect(page.locator("#chat-model-fold > button")).to_contain_text("Change")
+    bar = page.locator("#next-step").bounding_box()["y"]
+    composer = page.locator("#composer").bounding_box()
+    assert bar - 24 < composer["y"] + composer["height"] <= bar + 1, "right above the bar"
+    page.locator("#chat-question textarea").fill("A long one?")
+    page.locator("#chat-send").click()
+
+    more, jump = page.locator("#transcript .more:visible"), page.locator("#transcript .jump")
+    expect(more).to_have_count(1)
+    expect(page.locator("#transcript .answer.cut")).to_contain_text("Point 39")
+    assert page.locator("#transcript .answer.cut .text").bounding_box()["height"] < 300
+    expect(jump).to_be_hidden()
+    more.click()
+    expect(more).to_have_count(0)
+    page.mouse.wheel(0, -2000)
+    jump.click()
+    expect(page.locator("#transcript .answers").last.locator(".figures").first).to_be_in_viewport()
+    expect(jump).to_be_hidden()
+    assert barriers(page) == []
+
+    page.locator("#chat-mode label", has_text="Blind test").click()
+    page.locator("#blind-next").click()
+    verdicts = page.locator("#blind-verdict")
+    for count, key in enumerate(("1", "0", "2"), 1):
+        expect(verdicts).to_be_in_viewport(ratio=1)
+        expect(page.locator("#blind-pair .question")).to_be_in_viewport(ratio=1)
+        for answer in page.locator("#blind-pair .answer").all():
+            expect(answer).to_be_in_viewport(ratio=1)
+        page.keyboard.press(key)
+        expect(page.locator("#blind-tally")).to_contain_text(f"{count} pair")
+    expect(verdicts).to_be_visible()
+    assert barriers(page) == []
+    page.locator("#blind-source label", has_text="My own").click()
+    page.locator("#blind-question textarea").press("1")  # types
+    expect(page.locator("#blind-question textarea")).to_have_value("1")
+    expect(page.locator("#blind-tally")).to_contain_text("3 pairs")
+    page.locator("#chat-mode label").first.click()
+    page.locator("#chat-model-fold > button").click()
+    page.locator("#chat-unload").click()
+    expect(page.locator("#chat-state")).to_contain_text("No model loaded")
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
 def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(kept_page, services):
     page = kept_page
     open_tab(page, "Runs")

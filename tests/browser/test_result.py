@@ -97,33 +97,31 @@ def test_a_conversation_is_saved_and_the_blind_test_hides_names_until_the_choice
     page.locator("#suggestions [data-pick='0']").click()
     expect(page.locator("#chat-question textarea")).not_to_have_value("")
     page.locator("#chat-send").click()
-    expect(page.locator("#chat-again")).to_be_visible()
+    expect(page.locator("#transcript .retry")).to_be_visible()
 
     answers = page.locator("#transcript .answer")
     expect(answers).to_have_count(3)  # base, tuned and the reference
     for length in re.findall(r"(\d+) tokens? ·", " ".join(page.locator("#transcript .figures").all_inner_texts())):
         assert int(length) <= LONGEST_ANSWER_TOKENS
     expect(answers.nth(1)).to_contain_text(re.compile(r"context \d+ of 512"))
-    page.locator("#chat-prompt button").first.click()
-    expect(page.locator("#chat-prompt-text")).to_contain_text("<|im_start|>assistant")
-    # The button is gone while it answers, on a busy machine for less than a look; the old transcript is gone for good.
-    page.locator("#transcript .question").evaluate("element => { element.dataset.old = 'yes'; }")
-    page.locator("#chat-again").click()
-    expect(page.locator("#transcript .question[data-old]")).to_have_count(0)
-    expect(page.locator("#transcript .edit")).to_be_visible()  # no answer is written any more
-    expect(page.locator("#chat-again")).to_be_visible()
+    page.locator("#transcript .prompt").click()
+    expect(page.locator("#transcript .exact")).to_contain_text("<|im_start|>assistant")
+    expect(page.locator("#chat-send")).to_be_enabled()
+    page.locator("#transcript .retry").click()
+    expect(page.locator("#transcript .question")).to_contain_text("2 of 2")  # no answer is written any more
     expect(page.locator("#transcript .question")).to_have_count(1)
 
-    page.locator("#chat-keep button").first.click()
     with page.expect_download() as download:
-        page.get_by_text("Download conversation.json").click()
+        page.locator("#chat-links a", has_text="JSON").click()
+    assert re.search(r"tiny.*-chat\.json$", download.value.suggested_filename)
     (turn,) = json.loads(download.value.path().read_text())["turns"]
     assert turn["reference"]
+    assert len(turn["others"]) == 1
     assert {answer["branch"] for answer in turn["answers"]} == {"base", "tuned"}
 
     page.locator("#chat-mode label", has_text="Blind test").click()
     page.locator("#blind-next").click()
-    expect(page.locator("#blind-left")).to_be_visible()
+    expect(page.locator("#blind-verdict")).to_be_visible()
     # All but what the models said themselves: names of classes and places, titles, headings.
     markup = page.locator("#blind-pair").evaluate(
         "element => { const copy = element.cloneNode(true); "
@@ -132,11 +130,10 @@ def test_a_conversation_is_saved_and_the_blind_test_hides_names_until_the_choice
     assert "Left" in markup
     assert not re.search(r"base|tuned", markup, re.IGNORECASE)
 
-    page.locator("#blind-left").click()
-    expect(page.locator("#blind-pair")).to_contain_text("You preferred")
-    expect(page.locator("#blind-left")).to_be_hidden()
-    page.locator("#blind-tally-show").click()
+    page.keyboard.press("1")
+    expect(page.locator("#blind-tally")).to_contain_text("You preferred")
     expect(page.locator("#blind-tally")).to_contain_text("sign test")
+    expect(page.locator("#blind-verdict")).to_be_visible()  # of the next pair, which was begun at once
 
     (remaining,) = (server.home / "runs").glob("*/*/evaluations/blind-test-final.jsonl")
     assert json.loads(remaining.read_text().splitlines()[0])["verdict"] == "left"
@@ -255,10 +252,10 @@ def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, se
     page.locator("#transcript .vote").nth(1).click()
     expect(page.locator("#transcript .vote[aria-pressed='true']")).to_have_count(1)
     page.locator("#chat-mode label", has_text="Blind test").click()
-    for _ in range(2):
-        page.locator("#blind-next").click()
-        page.locator("#blind-right").click()
-        expect(page.locator("#blind-pair")).to_contain_text("You preferred")
+    page.locator("#blind-next").click()
+    for count in ("1 pair", "2 pairs"):
+        page.locator("#blind-verdict [data-pick='right']").click()
+        expect(page.locator("#blind-tally")).to_contain_text(f"{count} judged")
 
     open_tab(page, "Runs")
     page.locator("#runs-table tr[data-pick]", has_text="tiny faq").locator("td.name").last.click()

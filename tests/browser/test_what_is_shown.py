@@ -58,7 +58,7 @@ def test_a_pair_of_answers_goes_when_someone_loads_another_run(page, browser, ad
     load_run(page, "faq, rank 16")
     page.locator("#chat-mode label", has_text="Blind test").click()
     page.locator("#blind-next").click()
-    expect(page.locator("#blind-left")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#blind-verdict")).to_be_in_viewport(ratio=1)
     expect(page.locator("#blind-pair .answer").last).to_be_in_viewport()
     expect(page.locator("#blind-next")).to_be_in_viewport(ratio=1)
     assert barriers(page) == []
@@ -66,7 +66,7 @@ def test_a_pair_of_answers_goes_when_someone_loads_another_run(page, browser, ad
     other = open_page(browser, address)
     load_run(other, "Qwen3-0.6B")
 
-    expect(page.locator("#blind-left")).to_be_hidden()
+    expect(page.locator("#blind-verdict")).to_be_hidden()
     expect(page.locator("#blind-pair")).not_to_contain_text("Question")
     other.context.close()  # not before: a page that goes takes along what it has not sent yet
 

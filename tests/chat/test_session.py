@@ -127,6 +127,20 @@ def test_stop_ends_one_answer_and_no_other(session, target, hold):
     assert list(second)[-1].finish_reason == "length"
 
 
+def test_a_request_that_is_stopped_before_it_begins_ends_at_once(session, target):
+    session.load(target)
+    request = ChatRequest(messages=QUESTION, branches=("base", "tuned"), sampling=SHORT)
+    stream = session.stream(request)  # begins with the first `next`
+
+    session.stop(request.id)
+
+    chunks = list(stream)
+    assert [(chunk.branch, chunk.tokens, chunk.finish_reason) for chunk in chunks] == [
+        ("base", 0, "stopped"), ("tuned", 0, "stopped"),
+    ]  # fmt: skip
+    assert session.state.generating == 0
+
+
 def test_one_id_serves_one_request_at_a_time(session, target, hold):
     session.load(target)
     request = ChatRequest(messages=QUESTION, sampling=LONG)

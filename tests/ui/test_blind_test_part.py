@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from gradio import EventData
 
 from loratory.engine.evaluation.blind_test import judgements_file, read_judgements
+from loratory.engine.evaluation.preference import interval
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.tabs.blind_test import HELD_OUT, OWN, Judging
 from loratory.ui.tabs.chat import ChatTab
@@ -43,7 +45,7 @@ def draw(blind, source=HELD_OUT, typed="", judging=Judging()):  # noqa: B008 - i
 
 
 def judge(blind, verdict, judging) -> Changes:
-    return Changes(blind, blind.judge(verdict, judging))
+    return Changes(blind, blind.judge(EventData(None, {"pick": verdict}), judging))
 
 
 def judging_of(steps) -> Judging:
@@ -76,14 +78,14 @@ def test_a_choice_reveals_and_is_kept_with_the_run(blind, run):
     verdict_changes = judge(blind, side, open_judging)
     html, judging = verdict_changes.pair, verdict_changes.judging
 
-    assert "You preferred <b>the tuned model</b>" in html
+    assert "You preferred the tuned model." in html
     assert pair.reference.split("&")[0][:20] in html
     assert (judging.pair, verdict_changes.choosing["visible"], verdict_changes.trouble) == (None, False, "")
     (judgement,) = read_judgements(judgements_file(run.folder.path, None))
     assert judgement.winner == "tuned"
     assert judgement == judging.judgements[0]
-    assert "1 pair judged" in blind.show_count(judging)[blind.count]
-    assert "At least 6 decided pairs" in blind.show_tally(judging)[blind.tally]
+    assert "1 pair judged" in blind.show_tally(judging)
+    assert "At least 6 decided pairs" in blind.show_tally(judging)
 
 
 def test_own_questions_can_be_asked(blind, services):
@@ -147,7 +149,7 @@ def test_pair_deck_and_tally_go_once_something_else_is_loaded(tab, blind, servic
     changes = Changes(blind, updates)
 
     assert changes.judging == Judging(services.chat.state.target)
-    assert (changes.pair, changes.choosing["visible"], changes.tally, changes.count) == ("", False, "", "")
+    assert (changes.pair, changes.choosing["visible"], changes.tally) == ("", False, "")
     assert tab.refresh(updates[tab.last_state], changes.judging) == gr.skip()
     assert len(judging_of(draw(blind, judging=open_judging)).deck) == 49, "a deck of the other's own"
 
@@ -176,9 +178,9 @@ def test_a_folder_without_a_run_has_the_tally_of_this_page(tab, blind, services,
     monkeypatch.setattr(blind, "_file", lambda target, sides: None)
     judging = judge(blind, "left", judging_of(draw(blind))).judging
 
-    assert "1 pair judged" in blind.show_count(judging)[blind.count]
+    assert "1 pair judged" in blind.show_tally(judging)
     load(tab, write_run(services.runs, a_config(), InventedRun()))
-    assert blind.show_count(judging)[blind.count] == ""
+    assert blind.show_tally(judging) == ""
 
 
 def test_a_stopped_pair_is_not_shown(blind, services):
@@ -193,3 +195,50 @@ def test_a_stopped_pair_is_not_shown(blind, services):
     assert last.pair == ""
     assert first.judging.pair is None
     assert last.judging == gr.skip()
+
+
+def test_a_pair_that_is_stopped_in_the_first_moment_is_not_shown(blind, services):
+    stream = blind.generate_pair(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
+    next(stream)
+    assert services.chat.requests == []
+
+    blind.stop_answers(PAGE)
+
+    assert Changes(blind, list(stream)[-1]).pair == ""
+
+
+def test_a_verdict_begins_the_next_pair_of_the_held_out_set_at_once(blind, services):
+    judging = judge(blind, "left", judging_of(draw(blind))).judging
+
+    steps = [Changes(blind, step) for step in blind.generate_next_pair(HELD_OUT, "", judging, "", PAGE, *SAMPLING)]
+
+    assert judging_of(steps).pair is not None
+    assert len(judging_of(steps).deck) == 48
+    assert list(blind.generate_next_pair(OWN, "Why?", judging, "", PAGE, *SAMPLING)) == [gr.skip()], "asked once"
+    waiting = judging_of(steps)
+    assert list(blind.generate_next_pair(HELD_OUT, "", waiting, "", PAGE, *SAMPLING)) == [gr.skip()], "not judged"
+    assert list(blind.generate_next_pair(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)) == [gr.skip()]
+
+
+def test_the_tally_has_a_win_rate_with_its_interval_and_the_last_pair(blind):
+    judging, wins = Judging(), 0
+    for verdict in ("tuned", "tuned", "equal", "neither", "base"):
+        judging = judging_of(draw(blind, judging=judging))
+        side = "left" if judging.pair.left == verdict else "right"
+        judging = judge(blind, side if verdict in ("tuned", "base") else verdict, judging).judging
+        wins += verdict == "tuned"
+
+    html = blind.show_tally(judging)
+
+    low, high = interval(wins, 3)
+    assert f"the tuned model wins 67% ({low:.0%}–{high:.0%}) · 5 pairs judged · " in html
+    assert "votes in all" in html
+    assert "ties are left out" in html
+    assert "You preferred the base model." in html
+    assert "Last pair" in html
+
+
+@pytest.mark.parametrize("verdict", ["", "LEFT", "left:1", "best"])
+def test_a_verdict_that_is_not_offered_is_not_saved(blind, run, verdict):
+    assert judge(blind, verdict, judging_of(draw(blind)))._updates == {}
+    assert read_judgements(judgements_file(run.folder.path, None)) == ()

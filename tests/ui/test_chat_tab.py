@@ -14,7 +14,7 @@ from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.tabs.blind_test import Judging
 from loratory.ui.tabs.chat import ChatTab
 from loratory.ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
-from loratory.ui.tabs.conversation import RUNS, SIDE_BY_SIDE, _take_back
+from loratory.ui.tabs.conversation import RUNS, SIDE_BY_SIDE
 from loratory.ui.views.chat import render_chat_state, render_loading, render_transcript
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
@@ -47,11 +47,22 @@ def load(
     ]
 
 
-def send(tab: ChatTab, question: str, turns=(), branches: str = SIDE_BY_SIDE, row=None) -> list:
+def send(tab: ChatTab, question: str, turns=(), branches: str = SIDE_BY_SIDE, row=None, before_edit=()) -> list:
     return [
         Changes(tab.talk, step)
-        for step in tab.talk.stream_answers(question, list(turns), branches, row, None, PAGE, *SAMPLING)
+        for step in tab.talk.stream_answers(
+            question, list(turns), list(before_edit), row, branches, None, PAGE, *SAMPLING
+        )
     ]
+
+
+def act(tab: ChatTab, what: str, turns: list, before_edit=(), system: str = "") -> Changes:
+    return all_of(tab, what, turns, before_edit, system)[-1]
+
+
+def all_of(tab: ChatTab, what: str, turns: list, before_edit=(), system: str = "") -> list:
+    steps = tab.talk.act(pick(what), turns, list(before_edit), SIDE_BY_SIDE, system, PAGE, *SAMPLING)
+    return [Changes(tab.talk, step) for step in steps]
 
 
 def turns_of(steps: list) -> list:
@@ -166,17 +177,69 @@ def test_two_runs_are_asked_side_by_side(tab, services, run):
 def test_a_question_can_be_edited_and_the_edit_cancelled_without_a_loss(tab, run):
     load(tab, run.id)
     turns = turns_of(send(tab, "two?", turns_of(send(tab, "one?"))))
-    assert _take_back(turns) == (turns[:1], "two?", None)
-    edit = Changes(tab.talk, tab.talk.edit(pick("edit:1"), turns, []))
+    edit = act(tab, "edit:1", turns)
     assert (edit.turns, edit.question) == (turns[:1], "two?")
     assert "two?" not in edit.transcript
-    assert tab.talk.edit(pick("edit:7"), turns, []) == gr.skip()
+    assert act(tab, "edit:7", turns)._updates == {}
 
-    twice = Changes(tab.talk, tab.talk.edit(pick("edit:0"), edit.turns, edit.before_edit))
+    twice = act(tab, "edit:0", edit.turns, edit.before_edit)
     back = Changes(tab.talk, tab.talk.cancel_edit(twice.before_edit))
 
     assert twice.turns == []
     assert (back.turns, back.question, back.cancel_button["visible"]) == (turns, "", False)
+
+
+def test_an_changed_question_is_another_version_and_the_earlier_one_comes_back_whole(tab, run):
+    load(tab, run.id)
+    turns = turns_of(send(tab, "two?", turns_of(send(tab, "one?"))))
+    edit = act(tab, "edit:0", turns)
+
+    changed = turns_of(send(tab, "uno?", edit.turns, before_edit=edit.before_edit))
+    earlier = act(tab, "version:0:0", changed)
+    later = act(tab, "version:0:1", earlier.turns)
+
+    assert [turn.question for turn in changed] == ["uno?"]
+    assert "2 of 2" in tab.talk.render(changed)
+    assert [turn.question for turn in earlier.turns] == ["one?", "two?"]
+    assert "1 of 2" in earlier.transcript
+    assert later.turns == changed
+    assert json.loads(earlier.browser_copy)["turns"][0]["others"][0][0]["question"] == "uno?"
+    assert act(tab, "version:0:2", changed)._updates == {}
+
+
+def test_a_retry_answers_the_same_question_again_and_keeps_what_came_after(tab, services, run):
+    load(tab, run.id)
+    turns = turns_of(send(tab, "two?", turns_of(send(tab, "one?", row=RowPrompt(7, "one?", "Reference.")))))
+
+    again = turns_of(all_of(tab, "retry:0", turns))
+
+    assert services.chat.requests[-1].messages[-1].content == "one?"
+    assert [(turn.question, turn.reference, turn.version) for turn in again] == [("one?", "Reference.", 1)]
+    assert act(tab, "version:0:0", again).turns[1:] == turns[1:]
+    assert act(tab, "forget:0", turns)._updates == {}
+
+
+def test_a_conversation_branches_after_an_answer(tab, run):
+    load(tab, run.id)
+    turns = turns_of(send(tab, "two?", turns_of(send(tab, "one?"))))
+    branch = act(tab, "branch:0", turns)
+
+    other = turns_of(send(tab, "zwei?", branch.turns, before_edit=branch.before_edit))
+
+    assert [turn.question for turn in other] == ["one?", "zwei?"]
+    assert [turn.question for turn in act(tab, "version:1:0", other).turns] == ["one?", "two?"]
+    assert "branch:0" in branch.transcript or "branch:1" not in tab.talk.render(turns), "the end has no other one"
+
+
+def test_a_retry_without_an_answer_loses_nothing(tab, services, run):
+    load(tab, run.id)
+    turns = turns_of(send(tab, "one?"))
+    services.chat.unload()
+
+    last = all_of(tab, "retry:0", turns)[-1]
+
+    assert (last.turns, last.question, last.before_edit) == ([], "one?", turns)
+    assert last.cancel_button["visible"]
 
 
 def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):
@@ -187,7 +250,7 @@ def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):
     first, *_, last = send(tab, "one?", row=prompt)
 
     assert (first.row, last.row) == (None, gr.skip())
-    assert last.again["visible"]
+    assert 'data-pick="retry:0"' in last.transcript
     assert json.loads(last.browser_copy)["turns"][0]["reference"] == "The reference."
 
 
@@ -203,7 +266,7 @@ def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, 
     assert "&lt;b&gt;r" in restored.transcript
     assert tab.talk.restore(saved, turns, "") == gr.skip()  # what is on the page stays
     assert tab.talk.restore("nonsense", [], "") == gr.skip()
-    assert 'download="conversation.json"' in links
+    assert 'download="smollm2-135m-instruct-LoRA-loratory-faq-chat.json"' in links
     elsewhere = tmp_path / "conversation.json"
     elsewhere.write_text(saved)
     with pytest.raises(StorageError):
@@ -239,7 +302,7 @@ def test_wrong_sampling_settings_are_listed_together(tab, run):
 def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
     load(tab, run.id)
     services.chat.most_words = 1
-    stream = tab.talk.stream_answers("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
+    stream = tab.talk.stream_answers("one?", [], [], None, SIDE_BY_SIDE, "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
 
@@ -251,9 +314,34 @@ def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
     assert html.count("stopped") == 2
 
 
+def test_a_stop_in_the_first_moment_is_not_lost(tab, services, run):
+    """Once the Stop button is there, a click counts, although nothing was asked of the model yet."""
+    load(tab, run.id)
+    stream = tab.talk.stream_answers("one?", [], [], None, SIDE_BY_SIDE, "", PAGE, *SAMPLING)
+    assert Changes(tab.talk, next(stream)).stop["visible"]
+    assert services.chat.requests == []
+
+    tab.talk.stop_answers(PAGE)
+
+    (turn,) = list(stream)[-1][tab.talk.turns]
+    assert {answer.finish_reason for answer in turn.answers} == {"stopped"}
+    assert not any(answer.text for answer in turn.answers)
+
+
+def test_a_page_is_answered_one_question_at_a_time(tab, services, run):
+    load(tab, run.id)
+    stream = tab.talk.stream_answers("one?", [], [], None, SIDE_BY_SIDE, "", PAGE, *SAMPLING)
+    next(stream)
+
+    (second,) = send(tab, "two?")
+
+    assert second._updates == {}
+    assert len(turns_of([Changes(tab.talk, step) for step in stream])) == 1
+
+
 def test_a_page_that_is_closed_in_the_middle_stops_its_answer(tab, services, run):
     load(tab, run.id)
-    stream = tab.talk.stream_answers("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
+    stream = tab.talk.stream_answers("one?", [], [], None, SIDE_BY_SIDE, "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
 
@@ -262,35 +350,28 @@ def test_a_page_that_is_closed_in_the_middle_stops_its_answer(tab, services, run
     assert services.chat._stopped == {services.chat.requests[0].id}
 
 
-def test_the_exact_prompt_is_shown_with_its_ids(tab, run):
+def test_the_exact_prompt_of_a_turn_is_what_its_models_read(tab, run):
     load(tab, run.id)
+    turns = turns_of(send(tab, "What <now>?", turns_of(send(tab, "one?"))))
 
-    html = tab.talk.exact_prompt("What <now>?", [], SIDE_BY_SIDE, "Be brief.")
+    first, second = (act(tab, f"prompt:{number}", turns).transcript for number in (0, 1))
 
-    assert "&lt;|im_start|&gt;system\nBe brief." in html
-    assert "What &lt;now&gt;?" in html
-    assert "1 2 3" in html
-    assert "Type a question" in tab.talk.exact_prompt("", [], SIDE_BY_SIDE, "")
-
-    turns = turns_of(send(tab, "one?"))
-    assert "scales" not in tab.talk.exact_prompt("", turns, SIDE_BY_SIDE, "")
-    assert "scales" in tab.talk.exact_prompt("two?", turns, SIDE_BY_SIDE, "")
+    assert "1 2 3" in first
+    assert first.count("Prompt text") == 1, "both read the same"
+    assert "Base model and Tuned: " in first
+    assert "scales the adapter" not in first.split("Prompt text")[1].split("</pre>")[0]
+    assert second.count("Prompt text") == 2, "each has its own earlier answer"
+    assert "What &lt;now&gt;?&lt;|im_end|&gt;" in second
 
 
-def test_the_exact_prompt_follows_the_conversation_once_it_is_shown(tab, run):
+def test_the_exact_prompt_has_the_system_prompt_of_its_turn_and_needs_its_models(tab, services, run):
     load(tab, run.id)
-    first = turns_of(send(tab, "first?"))
-    prompt = tab.talk.exact_prompt("", first, SIDE_BY_SIDE, "")
-    assert "first?" in prompt
-    assert "Tuned: " in prompt
+    stream = tab.talk.stream_answers("one?", [], [], None, SIDE_BY_SIDE, "Be brief.", PAGE, *SAMPLING)
+    turns = turns_of([Changes(tab.talk, step) for step in stream])
 
-    newer = turns_of(send(tab, "third?", turns_of(send(tab, "second?"))))
-
-    newest = tab.talk.renew_prompt(prompt, "", newer, SIDE_BY_SIDE, "")
-    assert "first?" not in newest
-    assert "third?" in newest
-    assert "Type a question" in tab.talk.renew_prompt(prompt, "", [], SIDE_BY_SIDE, "be brief"), "after Clear"
-    assert tab.talk.renew_prompt("", "", newer, SIDE_BY_SIDE, "") == "", "a closed fold costs nothing"
+    assert "system\nBe brief." in act(tab, "prompt:0", turns, system="Be long.").transcript
+    load(tab, write_run(services.runs, a_config(run__name="other"), InventedRun()).id)
+    assert "Tuned of this answer is not loaded." in act(tab, "prompt:0", turns).transcript
 
 
 def test_the_choice_of_the_model_folds_once_it_is_loaded_and_opens_without(tab, services, run):

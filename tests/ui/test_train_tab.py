@@ -225,4 +225,4 @@ def test_no_event_that_follows_another_or_a_value_is_left_out_while_it_runs(serv
 
     assert len(events) > 100
     # A second answer, or a second archive, is not wanted.
-    assert sorted(getattr(fn, "__name__", "") for fn in left_out) == ["archive", "stream_answers"]
+    assert sorted(getattr(fn, "__name__", "") for fn in left_out) == ["archive", "generate_next_pair"]

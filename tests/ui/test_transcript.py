@@ -3,16 +3,20 @@
 import json
 import re
 from base64 import b64decode
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from loratory.engine.chat.contract import ChatChunk
+from loratory.engine.config.results import SamplingConfig
 from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.errors import DatasetError
+from loratory.engine.evaluation.votes import AnswerModel
 from loratory.ui.backend.conversation import (
     Answer,
     HeldOutPrompts,
+    QuestionSettings,
     RowPrompt,
     SavedConversation,
     Turn,
@@ -20,6 +24,8 @@ from loratory.ui.backend.conversation import (
     messages_of,
     read_conversation,
     row_prompt,
+    versions_of,
+    with_version,
 )
 from loratory.ui.views.chat import render_links, render_suggestions, render_transcript, some_prompts
 from loratory.ui.views.html import markdown
@@ -174,6 +180,69 @@ def test_json_comes_back_as_it_was(conversation):
     assert list(opened.turns) == TURNS
 
 
+def test_a_file_of_an_earlier_version_is_read_and_hostile_versions_are_refused():
+    old = {"turns": [{"question": "Why?", "answers": [], "asked": None}]}
+    (turn,) = read_conversation(json.dumps(old).encode()).turns
+    assert (turn.others, turn.version) == ((), 0)
+    hostile: tuple[dict[str, object], ...] = ({"others": [[]]}, {"others": [["x"]]}, {"version": -1})
+    for wrong in hostile:
+        with pytest.raises(DatasetError):
+            read_conversation(json.dumps({"turns": [{"question": "Why?", **wrong}]}).encode())
+
+
+def test_versions_of_versions_come_back_in_order_and_from_a_file():
+    first = [Turn("a"), Turn("b")]
+    second = [Turn("c", others=versions_of(first, 0), version=1), Turn("d")]
+    third = [*second[:1], Turn("e", others=versions_of(second, 1), version=1)]
+
+    (opened,) = (read_conversation(SavedConversation(turns=third).model_dump_json().encode()).turns,)
+
+    assert list(opened) == third
+    assert [turn.question for turn in with_version(opened, 1, 0)] == ["c", "d"]
+    assert [turn.question for turn in with_version(opened, 0, 0)] == ["a", "b"]
+    assert with_version(with_version(opened, 0, 0), 0, 1) == third
+    beyond = replace(first[0], others=((Turn("x"),),), version=9)  # as a file may have it
+    assert len(versions_of([beyond], 0)) == 2
+
+
+def test_the_markdown_names_models_settings_and_libraries_but_no_path():
+    model = AnswerModel(name="Tuned", base="tiny", run="20260101-000000-000-abcd", checkpoint="step-40")
+    settings = QuestionSettings({"tuned": model}, SamplingConfig(temperature=0.25, seed=7), "Be brief.")
+    first = TURNS[0]
+    turn = Turn(first.question, first.answers, first.reference, settings, ((TURNS[1],),))
+    conversation = SavedConversation(turns=(turn,), title="faq / ../rank 16", libraries={"torch": "2.13.0"})
+
+    text = as_markdown(conversation)
+
+    for part in (
+        "run 20260101-000000-000-abcd, checkpoint step-40",
+        "temperature 0.25",
+        "seed 7",
+        "torch 2.13.0",
+        "version 1 of 2",
+    ):
+        assert part in text
+    assert conversation.file_name == "faq-..-rank-16-chat"
+    assert SavedConversation(turns=(turn,)).file_name == "conversation-chat"
+
+
+def test_actions_are_those_of_the_turn_and_long_answers_can_be_folded():
+    turns = [
+        Turn("a?", (make_answer("tuned", '"x"'),), others=((Turn("c?"),),)),
+        Turn("b?", (make_answer("tuned", "y"),)),
+    ]
+    html = render_transcript(turns, can_edit=True, below={0: "<i>below</i>"})
+
+    assert re.findall(r'data-pick="([^"]+)"', html) == [
+        "edit:0", "retry:0", "branch:0", "prompt:0", "version:0:1", "edit:1", "retry:1", "prompt:1",
+    ]  # fmt: skip
+    assert "1 of 2" in html
+    assert "<i>below</i>" in html
+    assert 'data-copy="&quot;x&quot;"' in html
+    assert html.count("answer tuned folds") == 2
+    assert "folds" not in render_transcript([Turn("?", (Answer("tuned", "so far"),))]), "while it is written"
+
+
 def test_the_links_hold_the_files_themselves(conversation):
     markdown, values = (b64decode(data).decode() for data in re.findall(r"base64,([^\"]+)", render_links(conversation)))
 
@@ -181,7 +250,7 @@ def test_the_links_hold_the_files_themselves(conversation):
     for part in ("### faq, rank 16\n\nHallo.", "### Reference\n\nGuten Tag.", "Be brief."):
         assert part in markdown
     assert json.loads(values)["turns"][1]["question"] == "</a><script>?"
-    assert "No messages yet" in render_links(SavedConversation())
+    assert render_links(SavedConversation()) == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"{}x", b'{"turns": [{"question": 1}]}', b"[]", b"\xff"])

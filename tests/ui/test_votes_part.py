@@ -58,13 +58,14 @@ def load(tab, run, against=NOTHING):
 def send(tab, question, turns=(), branches=SIDE_BY_SIDE, system="Be brief."):
     steps = [
         Changes(tab.talk, step)
-        for step in tab.talk.stream_answers(question, list(turns), branches, None, system, PAGE, *SAMPLING)
+        for step in tab.talk.stream_answers(question, list(turns), [], None, branches, system, PAGE, *SAMPLING)
     ]
     return steps[-1]
 
 
 def vote(tab, turns, pick: str) -> Changes:
-    return Changes(tab.talk, tab.talk.vote(EventData(None, {"pick": pick}), turns))
+    (step,) = tab.talk.act(EventData(None, {"pick": pick}), turns, [], SIDE_BY_SIDE, "", PAGE, *SAMPLING)
+    return Changes(tab.talk, step)
 
 
 def press(tab, pick: str, number=0) -> Changes:
@@ -181,7 +182,7 @@ def test_a_choice_of_the_blind_test_is_a_vote(tab, run, votes):
     for verdict in ("left", "neither"):
         steps = list(tab.blind.generate_pair(OWN, f"Why {verdict}?", Judging(), "Be brief.", PAGE, *SAMPLING))
         judging = steps[-1][tab.blind.judging]
-        updates = tab.blind.judge(verdict, judging)
+        updates = tab.blind.judge(EventData(None, {"pick": verdict}), judging)
         assert updates[tab.blind.trouble] == ""
 
     tie, preference = votes.read()
@@ -196,7 +197,7 @@ def test_the_tally_stays_where_a_vote_is_too_long(tab, run, votes, monkeypatch):
     steps = list(tab.blind.generate_pair(OWN, "Why?", Judging(), "", PAGE, *SAMPLING))
     monkeypatch.setattr("loratory.engine.evaluation.votes.LONGEST_CHARACTERS", 10)
 
-    updates = tab.blind.judge("left", steps[-1][tab.blind.judging])
+    updates = tab.blind.judge(EventData(None, {"pick": "left"}), steps[-1][tab.blind.judging])
 
     assert "at most 10" in updates[tab.blind.trouble]
     assert "You preferred" in updates[tab.blind.pair]
@@ -311,8 +312,8 @@ def test_any_two_of_three_are_judged_blindly(tab, services, run, preference_run)
         judging = tab.blind.choose_sides(value, Judging())[tab.blind.judging]
         judging = list(tab.blind.generate_pair(OWN, "Why?", judging, "", PAGE, *SAMPLING))[-1][tab.blind.judging]
         assert set(judging.pair.answers) == branches
-        judging = tab.blind.judge("left", judging)[tab.blind.judging]
-        assert "1 pair judged" in tab.blind.show_count(judging)[tab.blind.count]
+        judging = tab.blind.judge(EventData(None, {"pick": "left"}), judging)[tab.blind.judging]
+        assert "1 pair judged" in tab.blind.show_tally(judging)
     assert tab.blind.choose_sides("nonsense", Judging())[tab.blind.judging].sides == ""
     # Base and result alone are in one file, whatever else was loaded.
     assert len(read_judgements(judgements_file(preference_run.folder.path, None))) == 1

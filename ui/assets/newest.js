@@ -1,21 +1,44 @@
-// Keeps the newest question and its answers in sight above the row that stays, until a person scrolls back.
+// Keeps the newest question and its answers in sight above the row that stays, until a person scrolls back; folds long answers.
 let newest = '';
 let follows = false;
+let toEnd = false;  // after Jump to newest: the end of an answer matters more than its question
+const opened = new Set();  // texts of answers that a person wants to see whole
 const leave = (event) => { if (!(event.deltaY > 0)) follows = false; };
 for (const type of ['wheel', 'touchmove']) window.addEventListener(type, leave, {passive: true});
+window.addEventListener('keydown', (event) => {
+  if (/^(PageUp|Home|ArrowUp)$/.test(event.key) && !event.target.closest('input, textarea, [role=toolbar]')) leave(event);
+});
 
+const heightOf = (row) => row?.offsetHeight ?? 0;
+const foot = () => heightOf(document.getElementById('next-step')) + heightOf(element.closest('.column').querySelector('.stays'));
+const hiddenBelow = () => element.getBoundingClientRect().bottom + foot() - window.innerHeight;
+const offerJump = () => {
+  const jump = element.querySelector('.jump');
+  if (jump) [jump.style.bottom, jump.hidden] = [`${foot() + 8}px`, hiddenBelow() < 40];
+};
 const follow = () => {
+  for (const answer of element.querySelectorAll('.answer.folds')) {
+    const text = answer.querySelector('.text');
+    answer.classList.toggle('whole', opened.has(text.textContent));
+    answer.classList.toggle('cut', text.scrollHeight > text.clientHeight + 4);
+  }
   const questions = element.querySelectorAll('.question');
   const question = questions[questions.length - 1];
-  const now = question ? questions.length + question.textContent : '';
-  if (now !== newest) [newest, follows] = [now, Boolean(now)];
-  if (!follows || !element.offsetParent) return;
-  const row = element.closest('.column').querySelector('.stays');
-  const bar = document.getElementById('next-step');
-  const foot = window.innerHeight - (bar?.offsetHeight ?? 0) - (row?.offsetHeight ?? 0);
-  // The whole answer, or as much of it as fits below its question.
-  const hidden = Math.min(element.getBoundingClientRect().bottom - foot, question.getBoundingClientRect().top - 8);
-  if (hidden > 0 || question.getBoundingClientRect().top < 8) window.scrollBy(0, hidden);
+  const now = question ? questions.length + question.lastChild.textContent : '';  // without its buttons
+  if (now !== newest) [newest, follows, toEnd] = [now, Boolean(now), false];
+  if (follows && element.offsetParent) {
+    // The whole answer, or as much of it as fits below its question.
+    const top = question.getBoundingClientRect().top - 8;
+    const hidden = toEnd ? hiddenBelow() : Math.min(hiddenBelow(), top);
+    if (hidden > 0 || (!toEnd && top < 0)) window.scrollBy(0, hidden);
+  }
+  offerJump();
 };
+element.addEventListener('click', ({target}) => {
+  if (target.closest('.more')) opened.add(target.closest('.answer').querySelector('.text').textContent);
+  if (target.closest('.jump')) [follows, toEnd] = [true, true];
+  if (target.closest('.more, .jump')) follow();
+});
+window.addEventListener('scroll', offerJump, {passive: true});
 new MutationObserver(follow).observe(element, {childList: true, subtree: true, characterData: true});
 new ResizeObserver(follow).observe(element);

@@ -1,5 +1,7 @@
 """A conversation with one or more models: turns, streamed answers, prompts of rows, its file, and votes on answers."""
 
+import contextlib
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +70,9 @@ class Turn:
     reference: str = ""  # reference answer, where the question comes from a row
     # Without them, its answers cannot be voted for.
     settings: QuestionSettings | None = Field(default=None, alias="asked")
+    # The other versions of the conversation from here to their ends, and where among them this one belongs.
+    others: "tuple[Annotated[tuple[Turn, ...], Field(min_length=1)], ...]" = ()
+    version: int = Field(default=0, ge=0)
 
     def with_chunk(self, chunk: ChatChunk) -> "Turn":
         """Return the turn with a chunk appended to one answer."""
@@ -79,12 +84,35 @@ class Turn:
         models = self.settings.models if self.settings is not None else {}
         return {**defaults, **{branch: model.name for branch, model in models.items()}}
 
+    @property
+    def models(self) -> tuple[AnswerModel, ...]:
+        """The models that answered, as far as they are known."""
+        models = self.settings.models if self.settings is not None else {}
+        return tuple(models[answer.branch] for answer in self.answers if answer.branch in models)
+
     def end(self) -> "Turn":
         """Return the turn after its last chunk; unfinished answers are marked as stopped."""
         answers = (
             a if a.done else replace(a, done=True, finish_reason=a.finish_reason or "stopped") for a in self.answers
         )
         return replace(self, answers=tuple(answers))
+
+
+def versions_of(turns: Sequence[Turn], number: int) -> tuple[tuple[Turn, ...], ...]:
+    """Return all versions of a conversation from a turn on, in order; none after its last turn."""
+    if number >= len(turns):
+        return ()
+    turn = turns[number]
+    current = (replace(turn, others=(), version=0), *turns[number + 1 :])
+    return (*turn.others[: turn.version], current, *turn.others[turn.version :])
+
+
+def with_version(turns: Sequence[Turn], number: int, version: int) -> list[Turn]:
+    """Return the conversation with another of the versions from a turn on."""
+    versions = versions_of(turns, number)
+    first, *rest = versions[version]
+    others = (*versions[:version], *versions[version + 1 :])
+    return [*turns[:number], replace(first, others=others, version=version), *rest]
 
 
 def turns_to_leave_out(
@@ -133,7 +161,14 @@ class SavedConversation(BaseModel):
     model: str = ""  # description of the loaded model
     names: Mapping[Branch, str] = {}  # of the runs, for readers
     system: str = ""
+    title: str = ""  # of the newest run that answered
+    libraries: Mapping[str, str] = {}  # versions that were installed when it was saved
     turns: tuple[Turn, ...] = Field(default=(), max_length=10_000)
+
+    @property
+    def file_name(self) -> str:
+        """The name of its files, without an ending."""
+        return re.sub(r"[^\w.-]+", "-", f"{self.title or 'conversation'} chat").strip("-.")
 
 
 def read_conversation(content: bytes) -> SavedConversation:
@@ -152,15 +187,23 @@ def read_conversation(content: bytes) -> SavedConversation:
 
 
 def as_markdown(conversation: SavedConversation) -> str:
-    """Return the file to read."""
+    """Return the file to read: models, libraries and settings, then the shown version of the conversation."""
     names = {**BRANCH_WORDS, **conversation.names}
-    lines = ["# Conversation", ""]
+    lines = [f"# Conversation{f' with {conversation.title}' if conversation.title else ''}", ""]
     if conversation.model:
         lines += [f"With {conversation.model}.", ""]
+    for model in dict.fromkeys(model for turn in conversation.turns for model in turn.models):
+        run = f", run {model.run}, checkpoint {model.checkpoint or 'final'}" if model.run else ""
+        lines.append(f"- {model.name}: {model.base}, quantization {model.quantization}{run}")
+    lines += [f"- {name} {version}" for name, version in conversation.libraries.items()] + [""]
     if conversation.system:
         lines += ["**System prompt**", "", conversation.system, ""]
     for turn in conversation.turns:
-        lines += ["## You", "", turn.question, ""]
+        version = f" (version {turn.version + 1} of {len(turn.others) + 1})" if turn.others else ""
+        lines += [f"## You{version}", "", turn.question, ""]
+        if turn.settings is not None:
+            sampling = turn.settings.sampling.model_dump(exclude_none=True)
+            lines += [f"*{', '.join(f'{name} {value}' for name, value in sampling.items())}*", ""]
         for answer in turn.answers:
             lines += [f"### {turn.names(names)[answer.branch]}", "", answer.text.strip(), ""]
         if turn.reference:
@@ -277,8 +320,11 @@ class AnswerStream:
         self._session = session
         self._requests: dict[str, list[str]] = {}  # ids under way, by page
 
-    def chunks(self, requests: Sequence[ChatRequest], page_id: str, headers: Mapping[str, str]) -> Iterator[ChatChunk]:
-        """Yield the chunks of all requests as they come; leaving early stops the answers.
+    @contextlib.contextmanager
+    def chunks(
+        self, requests: Sequence[ChatRequest], page_id: str, headers: Mapping[str, str]
+    ) -> Iterator[Iterator[ChatChunk]]:
+        """Give the chunks of all requests as they come; from here on they can be stopped, and the end stops them.
 
         Args:
             requests: One or more, answered side by side.
@@ -287,18 +333,22 @@ class AnswerStream:
         token = headers.get(TOKEN_HEADER, "")[:LONGEST_TOKEN]
         requests = [request.model_copy(update={"gpu_token": token}) for request in requests]
         self._requests[page_id] = [request.id for request in requests]
-        try:
+
+        def drain_all(send: Callable[[ChatChunk], None]) -> None:
             streams = [self._session.stream(request) for request in requests]
+            with ThreadPoolExecutor(len(streams)) as pool:
+                list(pool.map(lambda stream: deque(map(send, stream), maxlen=0), streams))
 
-            def drain_all(send: Callable[[ChatChunk], None]) -> None:
-                with ThreadPoolExecutor(len(streams)) as pool:
-                    list(pool.map(lambda stream: deque(map(send, stream), maxlen=0), streams))
-
-            yield from run_streaming(drain_all)
+        try:
+            yield run_streaming(drain_all)
         finally:
             self._requests.pop(page_id, None)
             for request in requests:
                 self._session.stop(request.id)
+
+    def is_busy(self, page_id: str) -> bool:
+        """Return whether answers to this page are under way."""
+        return page_id in self._requests
 
     def stop(self, page_id: str) -> None:
         """Stop the answers to this page."""

@@ -1,4 +1,4 @@
-"""The blind test: two anonymous answers, a choice, their names, and the tally of all choices."""
+"""The blind test: two anonymous answers, a choice, which begins the next pair, and the tally of all choices."""
 
 import random
 import uuid
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import gradio as gr
 from gradio.events import Dependency
@@ -15,25 +15,34 @@ from loratory.engine.chat.contract import Branch, ChatRequest, ChatState, ChatTa
 from loratory.engine.data.conversation import Message
 from loratory.engine.errors import EngineError, RunError
 from loratory.engine.evaluation import blind_test
-from loratory.engine.evaluation.blind_test import BlindCounts, Judgement, Pair, Verdict
+from loratory.engine.evaluation.blind_test import Judgement, Pair, Verdict
 from loratory.engine.evaluation.votes import Vote, VotedAnswer, Votes, turns_of
 from loratory.ui.backend.conversation import AnswerStream, HeldOutPrompts, RowPrompt
 from loratory.ui.backend.run_reader import FINAL
-from loratory.ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, visible_if
+from loratory.ui.components import (
+    HIDDEN,
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Updates,
+    clear_error_after,
+    pick_list,
+    picked_value,
+    script,
+    visible_if,
+)
 from loratory.ui.gradio_internals import Radio
 from loratory.ui.page import Page
 from loratory.ui.tabs.chat_choice import ChatChoice, read_sampling, with_seed
 from loratory.ui.tabs.conversation import TalkPart
 from loratory.ui.views import evaluation as view
-from loratory.ui.views.html import empty, error_box, plural
+from loratory.ui.views.html import empty, error_box, fold, pick_button, toolbar
 
 HELD_OUT, OWN = "From the held-out set", "My own"
-_VERDICTS: tuple[tuple[Verdict, str], ...] = (
-    ("left", "Left is better"),
-    ("equal", "Equally good"),
-    ("neither", "Neither is good"),
-    ("right", "Right is better"),
-)
+# With the keys of the script `vote_keys`.
+_VERDICTS: dict[str, str] = {
+    "left": "1 · Left is better", "equal": "0 · Equally good", "neither": "Neither is good", "right": "2 · Right is better",
+}  # fmt: skip
 _SIDES: dict[str, tuple[Branch, Branch]] = {
     "runs": ("tuned", "second"), "tuned": ("base", "tuned"), "second": ("base", "second"),
 }  # fmt: skip
@@ -71,74 +80,68 @@ class BlindTestPart:
         self._stream = AnswerStream(page.services.chat)
         self._votes = Votes(page.services.home)
         self._random = random.SystemRandom()
-        gr.HTML(
-            '<p class="lead">Choose the better of two answers, and their names are revealed. System prompt and sampling are those '
-            "of Chat.</p>"
-        )
         self.absent = gr.HTML(_NOT_LOADED, elem_id="blind-absent")
         with gr.Column(visible=False, elem_id="blind") as self.panel:
-            self.source = Radio(
-                [HELD_OUT, OWN], value=HELD_OUT, label="Questions", elem_id="blind-source", container=False
-            )
+            with gr.Row(elem_id="blind-settings"):
+                self.source = Radio(
+                    [HELD_OUT, OWN], value=HELD_OUT, label="Questions", elem_id="blind-source", container=False
+                )
+                self.sides = Radio([], label="Between", visible=False, elem_id="blind-sides", container=False)
             self.question = gr.Textbox(
                 label="Your question", lines=1, max_lines=6, visible=False, elem_id="blind-question"
             )
-            self.sides = Radio([], label="Between", visible=False, elem_id="blind-sides", container=False)
             self.trouble = gr.HTML(elem_id="blind-trouble")
             self.pair = gr.HTML(elem_id="blind-pair", js_on_load=script("newest"))
             with gr.Row(elem_id="blind-buttons", elem_classes="stays"):
-                with gr.Row(visible=False, elem_id="blind-verdict") as self.choosing:
-                    self.verdicts = [
-                        (verdict, gr.Button(label, min_width=120, elem_id=f"blind-{verdict}"))
-                        for verdict, label in _VERDICTS
-                    ]
+                verdicts = "".join(pick_button(verdict, text, css="verdict") for verdict, text in _VERDICTS.items())
+                self.choosing = pick_list(
+                    toolbar("Verdict", verdicts, "verdicts"),
+                    more=("vote_keys",),
+                    visible=False,
+                    elem_id="blind-verdict",
+                )
                 self.next = gr.Button("Next pair", variant="primary", scale=0, min_width=130, elem_id="blind-next")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="blind-stop")
-            with gr.Row(elem_id="blind-end"):
-                self.count = gr.HTML(elem_id="blind-count")
-                self.end = gr.Button("Show tally", size="sm", scale=0, min_width=150, elem_id="blind-tally-show")
             self.tally = gr.HTML(elem_id="blind-tally")
         # Kept on the server: nothing in the page reveals the sides.
         self.judging = gr.State(Judging())
         # What `clear_outdated` changes.
-        self.clear_outputs = [self.judging, self.pair, self.choosing, self.trouble, self.tally, self.count]
+        self.clear_outputs = [self.judging, self.pair, self.choosing, self.trouble, self.tally]
 
     def wire(self, talk: TalkPart) -> None:
         """Connect the events; system prompt and sampling are shared with the chat."""
         self.source.input(lambda source: visible_if(source == OWN), self.source, self.question, **QUICK)
-        pair_event = gr.on(
-            [self.next.click, self.question.submit], self.generate_pair,
-            [self.source, self.question, self.judging, talk.sampling.system, *talk.sampling.inputs],
-            [self.pair, self.judging, self.trouble, self.next, self.stop, self.choosing, self.tally],
-            trigger_mode="once", concurrency_limit=None, **SLOW,
-        )  # fmt: skip
-        # Not with the pair itself: Gradio ignores a click until the event is over, and shows the last answer again then.
-        ready = pair_event.then(_ready, [self.pair, self.judging], [self.next, self.choosing], **QUICK)
-        self.show_count_after(ready)
+        inputs = [self.source, self.question, self.judging, talk.sampling.system, *talk.sampling.inputs]
+        pairing: dict[str, Any] = {
+            "inputs": inputs, "outputs": [self.pair, self.judging, self.trouble, self.next, self.stop, self.choosing],
+            "trigger_mode": "once", "concurrency_limit": None, **SLOW,
+        }  # fmt: skip
+        judge_outputs = [self.pair, self.judging, self.choosing, self.trouble]
+        judge_event = self.choosing.click(self.judge, self.judging, judge_outputs, **QUICK)
+        self.show_tally_after(judge_event)
+        for pair_event in (
+            gr.on([self.next.click, self.question.submit], self.generate_pair, **pairing),
+            judge_event.then(self.generate_next_pair, **pairing),
+        ):
+            # Not with the pair itself: Gradio ignores a click until the event is over, and shows the last answer again then.
+            ready = pair_event.then(_ready, [self.pair, self.judging], [self.next, self.choosing], **QUICK)
+            self.show_tally_after(ready)
         clear_error_after(self.trouble, [self.source, self.question, talk.sampling.system, *talk.sampling.inputs])
         self.stop.click(self.stop_answers, None, None, **QUICK)
-        judge_outputs = [self.pair, self.judging, self.choosing, self.trouble]
-        for verdict, button in self.verdicts:
-            self.show_count_after(
-                button.click(
-                    lambda judging, verdict=verdict: self.judge(verdict, judging), self.judging, judge_outputs, **QUICK
-                )
-            )
-        sides = self.sides.input(self.choose_sides, [self.sides, self.judging], [self.judging, self.tally], **QUICK)
-        self.show_count_after(sides)
-        self.end.click(self.show_tally, self.judging, [self.tally, self.judging], **QUICK)
+        self.show_tally_after(self.sides.input(self.choose_sides, [self.sides, self.judging], self.judging, **QUICK))
 
-    def show_count_after(self, event: Dependency) -> None:
-        """Show after an event how many pairs of the loaded target were ever judged."""
-        event.then(self.show_count, self.judging, [self.count, self.judging], **QUICK)
+    def show_tally_after(self, event: Dependency) -> None:
+        """Show after an event how the pairs of the loaded target were judged."""
+        event.then(self.show_tally, self.judging, self.tally, **QUICK)
 
     def clear_outdated(self, judging: Judging) -> Updates:
         """Return the updates that clear the page once another target is loaded."""
         target = self.page.services.chat.state.target
         if target is None or not judging.is_about_another(target):
             return {}
-        empty_texts = dict.fromkeys((self.pair, self.trouble, self.tally), "")
-        return {**empty_texts, self.choosing: HIDDEN, **self.show_count(judging)}
+        judging = judging.about(target)
+        empty_texts = {self.pair: "", self.trouble: "", self.tally: self.show_tally(judging)}
+        return {**empty_texts, self.choosing: HIDDEN, self.judging: judging}
 
     def sides_to_choose(self, target: ChatTarget | None, branches: Sequence[Branch]) -> Any:
         """Return the pairs of sides to choose from if more than two are loaded."""
@@ -151,7 +154,7 @@ class BlindTestPart:
     def choose_sides(self, sides: str, judging: Judging) -> Updates:
         target = self.page.services.chat.state.target
         judging = judging.about(target) if target is not None else judging
-        return {self.judging: replace(judging, sides=sides if sides in _SIDES else ""), self.tally: ""}
+        return {self.judging: replace(judging, sides=sides if sides in _SIDES else "")}
 
     @staticmethod
     def why_absent(branches: Sequence[Branch]) -> str:
@@ -159,6 +162,15 @@ class BlindTestPart:
         if len(branches) > 1:
             return ""
         return _ONE_ALONE if branches else _NOT_LOADED
+
+    def generate_next_pair(
+        self, source: str, question: str, judging: Judging, system: str, request: gr.Request, *sampling: Any
+    ) -> Iterator[Updates]:
+        """Generate the pair after one that was judged; a question of the person's own is asked once."""
+        if source == OWN or judging.pair is not None or not judging.judgements:
+            yield UNCHANGED
+        else:
+            yield from self.generate_pair(source, question, judging, system, request, *sampling)
 
     def generate_pair(
         self, source: str, question: str, judging: Judging, system: str, request: gr.Request, *sampling: Any
@@ -174,23 +186,24 @@ class BlindTestPart:
             settings, models = with_seed(read_sampling(sampling)), self._choice.answer_models()
             most = settings.max_new_tokens * len(sides)
             chat_request = ChatRequest(messages=messages, branches=sides, sampling=settings, id=uuid.uuid4().hex)
-            yield {
-                self.pair: view.render_generating(prompt.question, 0, most),
-                self.judging: judging,
-                self.next: gr.update(interactive=False),
-                self.stop: gr.update(visible=True),
-                self.choosing: HIDDEN,
-                **dict.fromkeys((self.trouble, self.tally), ""),
-            }
             texts, counts, redrawn = dict.fromkeys(sides, ""), dict.fromkeys(sides, 0), 0
             finishes: dict[Branch, FinishReason | None] = dict.fromkeys(sides)
-            for chunk in self._stream.chunks([chat_request], request.session_hash or "", request.headers):
-                texts[chunk.branch] += chunk.text
-                counts[chunk.branch] = chunk.tokens
-                finishes[chunk.branch] = chunk.finish_reason
-                if sum(counts.values()) >= redrawn + 12:
-                    redrawn = sum(counts.values())
-                    yield {self.pair: view.render_generating(prompt.question, redrawn, most)}
+            with self._stream.chunks([chat_request], request.session_hash or "", request.headers) as chunks:
+                yield {
+                    self.pair: view.render_generating(prompt.question, 0, most),
+                    self.judging: judging,
+                    self.next: gr.update(interactive=False),
+                    self.stop: gr.update(visible=True),
+                    self.choosing: HIDDEN,
+                    self.trouble: "",
+                }
+                for chunk in chunks:
+                    texts[chunk.branch] += chunk.text
+                    counts[chunk.branch] = chunk.tokens
+                    finishes[chunk.branch] = chunk.finish_reason
+                    if sum(counts.values()) >= redrawn + 12:
+                        redrawn = sum(counts.values())
+                        yield {self.pair: view.render_generating(prompt.question, redrawn, most)}
             if judging.is_about_another(chat.state.target):
                 raise RunError("Something else was loaded meanwhile.", "Ask for the next pair.")
             if "stopped" in finishes.values():
@@ -218,9 +231,10 @@ class BlindTestPart:
         except EngineError as error:
             yield {**end_updates, self.pair: "", self.trouble: error_box(error)}
 
-    def judge(self, verdict: Verdict, judging: Judging) -> Updates:
+    def judge(self, event: gr.EventData, judging: Judging) -> Updates:
         """Save a verdict with the models that answered, and reveal their names."""
-        if judging.pair is None:
+        verdict = next((verdict for verdict in get_args(Verdict) if verdict == picked_value(event)), None)
+        if judging.pair is None or verdict is None:
             return UNCHANGED
         vote = judging.vote
         try:
@@ -281,30 +295,21 @@ class BlindTestPart:
             blind_test.save_judgement(file, judgement)
         return replace(judging, pair=None, vote=None, judgements=(*judging.judgements, judgement))
 
-    def _tally(self, judging: Judging) -> tuple[BlindCounts, Judging]:
+    def show_tally(self, judging: Judging) -> str:
+        """Return how the pairs of the loaded target were judged, and the last of them."""
         state = self.page.services.chat.state
         judging = judging.about(state.target) if state.target is not None else judging
-        target, sides = sides_to_compare(state, judging.sides)
-        file = self._file(target, sides)
-        return blind_test.count_judgements(
-            blind_test.read_judgements(file) if file is not None else judging.judgements, *sides
-        ), judging
-
-    def show_count(self, judging: Judging) -> Updates:
         try:
-            tally, judging = self._tally(judging)
+            target, sides = sides_to_compare(state, judging.sides)
         except EngineError:
-            return {self.count: ""}
-        votes = plural(len(self._votes.read()), "vote")
-        html = f'<p class="small num">{plural(tally.total, "pair")} judged · {votes} in all</p>' if tally.total else ""
-        return {self.count: html, self.judging: judging}
-
-    def show_tally(self, judging: Judging) -> Updates:
-        try:
-            tally, judging = self._tally(judging)
-        except EngineError as error:
-            return {self.tally: error_box(error)}
-        return {self.tally: view.render_tally(tally, self._names(judging.target)), self.judging: judging}
+            return ""
+        file = self._file(target, sides)
+        judgements = blind_test.read_judgements(file) if file is not None else judging.judgements
+        tally, names = blind_test.count_judgements(judgements, *sides), self._names(target)
+        html = view.render_tally(tally, names, len(self._votes.read()))
+        for last in judging.judgements[-1:]:
+            html += fold("Last pair", view.choice_words(last, names), view.render_revealed(last, names))
+        return html
 
 
 def _ready(pair_html: str, judging: Judging) -> tuple[Any, Any]:

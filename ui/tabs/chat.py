@@ -29,7 +29,7 @@ from loratory.ui.tabs.evaluate import EvaluatePart, VotesPart
 from loratory.ui.views.chat import render_chat_state, render_loading
 from loratory.ui.views.html import error_box
 
-CHOOSE, CHANGE = "Choose a model", "Change model"
+CHOOSE = "Choose a model"
 TALK, BLIND_TEST, MEASURE, VOTES = "Chat", "Blind test", "Measure", "Votes"
 _MODES = {"chat": TALK, "look": TALK, "blind": BLIND_TEST, "measure": MEASURE}  # by what is wanted of a result
 
@@ -103,7 +103,7 @@ class ChatTab:
         mode_event = self.mode.input(self.switch_mode, self.mode, self._modes, **QUICK)
         self.evaluate.wire([awake.then, mode_event.then, propose_event.then], chosen)
         self.votes.wire(mode_event)
-        self.blind.show_count_after(mode_event)
+        self.blind.show_tally_after(mode_event)
 
     def _open_after(self, trigger: Any, refreshing: Mapping[str, Any]) -> Dependency:
         """Choose and load a run that another tab opens here, and focus the question; return the event of the choice."""
@@ -187,7 +187,7 @@ class ChatTab:
         # The chosen branches stay while the same is loaded.
         if not target or target != _target_of(last_state):
             # What is loaded needs no choice: its conversation gets the room.
-            updates[self.fold] = gr.update(open=not ready, label=CHANGE if ready else CHOOSE)
+            updates[self.fold] = gr.update(open=not ready, label=self.choice.line(state) or CHOOSE)
             updates[self.talk.trouble] = ""
             if not ready:
                 updates[self.talk.suggestions] = ""
@@ -198,10 +198,9 @@ class ChatTab:
     def switch_mode(self, mode: str) -> Updates:
         """Show the parts of a mode; Measure loads its own copy and Votes needs no model, so they hide loading."""
         chatting = visible_if(mode in (TALK, BLIND_TEST))
-        is_loaded = self.page.services.chat.state.model is not None
-        label = CHOOSE if mode == MEASURE or not is_loaded else CHANGE
+        line = self.choice.line(self.page.services.chat.state) if mode != MEASURE else ""
         return {
-            self.fold: gr.update(visible=mode != VOTES, open=label == CHOOSE, label=label),
+            self.fold: gr.update(visible=mode != VOTES, open=not line, label=line or CHOOSE),
             self.load_row: chatting,
             self.state: chatting,
             self.choice.comparing: chatting,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, get_args
 import gradio as gr
 
 from loratory.engine.accounts.people import Action
-from loratory.engine.chat.contract import AdapterChoice, Branch, ChatTarget
+from loratory.engine.chat.contract import AdapterChoice, Branch, ChatState, ChatTarget
 from loratory.engine.chat.target import list_checkpoints
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.objectives import objective_of
@@ -281,6 +281,11 @@ class ChatChoice:
 
         return {branch: model_of(branch) for branch in model.branches}
 
+    def title_of(self, name: str) -> str:
+        """Return the title of a run by its id; the name itself, without folders, where it is not a run of the user."""
+        snapshot = self._own(name)
+        return (snapshot.title if snapshot is not None else "") or short_name(name)
+
     def results(self, target: ChatTarget | None) -> tuple[str, ...]:
         """Return the titles of the loaded runs and checkpoints; empty for a base model."""
         choices = (target.tuned, target.second) if target is not None else ()
@@ -289,6 +294,16 @@ class ChatChoice:
             for choice in choices
             if choice is not None
         )
+
+    def line(self, state: ChatState) -> str:
+        """Return the loaded models in one line, for the fold of their choice; empty without one."""
+        if state.model is None:
+            return ""
+        names = {**self.names(state.target), "base": f"base {short_name(state.model.name)}"}
+        if "second" not in state.model.branches:
+            names["tuned"] = f"tuned of {' and '.join(self.results(state.target))}"
+        line = " · ".join(names[branch] for branch in reversed(state.model.branches))
+        return f"{line[:1].upper()}{line[1:]} · Change"
 
     def _kind(self, choice: AdapterChoice) -> str:
         return "Preferred" if self._start(choice.folder.name)[1] else "Supervised"

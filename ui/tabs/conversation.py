@@ -1,10 +1,11 @@
-"""The conversation: questions, streamed answers, their settings, and the exact prompt."""
+"""The conversation: questions, streamed answers, their settings, versions and exact prompts."""
 
 import contextlib
 import random
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from gradio.events import Dependency
 
 from loratory.engine.chat.contract import Branch, ChatRequest, ChatTarget
 from loratory.engine.config.results import SamplingConfig
+from loratory.engine.data.conversation import Message
 from loratory.engine.errors import EngineError, RunError
 from loratory.engine.evaluation.votes import Votes
+from loratory.engine.runs.provenance import library_versions
 from loratory.ui.backend.background import as_engine_error
 from loratory.ui.backend.conversation import (
     BRANCH_WORDS,
@@ -28,10 +31,11 @@ from loratory.ui.backend.conversation import (
     Turn,
     ballot,
     choose,
-    in_context,
     messages_of,
     read_conversation,
     turns_to_leave_out,
+    versions_of,
+    with_version,
 )
 from loratory.ui.components import (
     HIDDEN,
@@ -45,6 +49,7 @@ from loratory.ui.components import (
     picked_value,
     shown_as_message,
     shown_in_place,
+    visible_if,
 )
 from loratory.ui.gradio_internals import Radio
 from loratory.ui.page import Page
@@ -70,7 +75,15 @@ class TalkPart:
         self._prompts = prompts
         self._stream = AnswerStream(page.services.chat)
         self._votes = Votes(page.services.home)
-        self.transcript = pick_list(more="newest", elem_id="transcript")
+        with gr.Column(visible=False, elem_id="talk") as self.panel:
+            self.sampling = SamplingPart()
+        with gr.Row(elem_id="chat-files"):
+            self.links = gr.HTML(elem_id="chat-links")
+            self.open = gr.UploadButton(
+                "Open a saved .json", file_types=[".json"], size="sm", scale=0, min_width=160, elem_id="chat-open",
+                visible=not page.services.home.is_guest,
+            )  # fmt: skip
+        self.transcript = pick_list(more=("newest", "copy"), elem_id="transcript")
         self.suggestions = pick_list(elem_id="suggestions")
         with gr.Column(visible=False, elem_id="composer", elem_classes="stays") as self.composer:
             self.trouble = gr.HTML(elem_id="chat-trouble")
@@ -86,74 +99,42 @@ class TalkPart:
                     _OF_TUNED, value=SIDE_BY_SIDE, show_label=False, container=False,
                     elem_id="chat-branches",
                 )  # fmt: skip
-                self.again = gr.Button("Regenerate", size="sm", scale=0, visible=False, elem_id="chat-again")
-                self.cancel_button = gr.Button(
-                    "Cancel edit", size="sm", scale=0, visible=False, elem_id="chat-cancel-edit"
-                )
+                self.cancel_button = gr.Button("Cancel", size="sm", scale=0, visible=False, elem_id="chat-cancel-edit")
                 self.clear = gr.Button("Clear", size="sm", scale=0, visible=False, elem_id="chat-clear")
-        with gr.Column(visible=False, elem_id="talk") as self.panel:
-            self.sampling = SamplingPart()
-            with gr.Accordion("Exact prompt", open=False, elem_id="chat-prompt") as self.prompt_fold:
-                self.prompt = gr.HTML(elem_id="chat-prompt-text")
-                self.show_prompt = gr.Button("Show current prompt", size="sm", scale=0, min_width=240)
-        with gr.Accordion("Save or open conversation", open=False, elem_id="chat-keep") as self.keep_fold:
-            self.links = gr.HTML(elem_id="chat-links")
-            self.open = gr.UploadButton(
-                "Open a saved .json", file_types=[".json"], size="sm", scale=0, min_width=200, elem_id="chat-open",
-                visible=not page.services.home.is_guest,
-            )  # fmt: skip
         self.turns = gr.State([])
-        self.before_edit = gr.State([])  # the whole conversation, while one of its questions is edited
+        self.before_edit = gr.State([])  # the whole conversation, until another version of it is asked for
         self.suggested_prompts = gr.State([])  # row prompts that are suggested
         self.row = gr.State(None)  # the row prompt that was picked, until it is asked
         # A reload restores the conversation; it never leaves this browser.
         self.browser_copy = browser_state("", "conversation")
-        self._conversation = [self.turns, self.sampling.system, self.transcript, self.again, self.clear]
-        # What `stream_answers` changes.
-        self._answer_outputs = [
-            self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.again, self.clear,
-            self.suggestions, self.row, self.browser_copy, self.links, self.cancel_button, self.before_edit,
+        # What the handlers of the conversation change.
+        self._outputs = [
+            self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.clear, self.suggestions,
+            self.row, self.browser_copy, self.links, self.cancel_button, self.before_edit, self.sampling.system,
         ]  # fmt: skip
 
     def wire(self, load_event: Dependency) -> None:
         """Connect the events; after `load_event`, prompts of the loaded run are suggested."""
         system = self.sampling.system
+        settings = [self.branches, system, *self.sampling.inputs]
+        conversation = [self.turns, self.before_edit]
         asking: dict[str, Any] = {
-            "fn": self.stream_answers,
-            "inputs": [self.question, self.turns, self.branches, self.row, system, *self.sampling.inputs],
-            "outputs": self._answer_outputs,
-            "concurrency_limit": None,
-            **SLOW,
-        }
-        question_outputs = [self.turns, self.question, self.row]
-        prompting: dict[str, Any] = {
-            "fn": shown_in_place(self.exact_prompt),
-            "inputs": [self.question, self.turns, self.branches, system],
-            "outputs": self.prompt,
-            **SLOW,
-        }
-        renewing = {**prompting, "fn": shown_in_place(self.renew_prompt), "inputs": [self.prompt, *prompting["inputs"]]}
-        again = self.again.click(_take_back, self.turns, question_outputs, **QUICK)
+            "outputs": self._outputs, "trigger_mode": "once", "concurrency_limit": None, **SLOW,
+        }  # fmt: skip
+        inputs = [self.question, *conversation, self.row, *settings]
         for answer_event in (
-            gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking),
-            again.then(trigger_mode="once", **asking),
+            gr.on([self.send.click, self.question.submit], self.stream_answers, inputs, **asking),
+            self.transcript.click(self.act, [*conversation, *settings], **asking),
         ):
             # Not with the last answer: until the event is over, Gradio ignores a click.
-            answer_event.then(lambda: gr.update(interactive=True), None, self.send, **QUICK).then(**renewing)
+            answer_event.then(lambda: gr.update(interactive=True), None, self.send, **QUICK)
         self.stop.click(self.stop_answers, None, None, **QUICK)
         clear_event = self.clear.click(
-            lambda: {
-                **self._turn_updates([]), **dict.fromkeys((self.trouble, self.browser_copy, self.links), ""), **self._end_edit(),
-            }, None,
-            [self.cancel_button, self.before_edit, self.transcript, self.turns, self.trouble, self.again, self.clear, self.browser_copy, self.links], **QUICK,
+            lambda: {**self._turn_updates([]), **self.save([], ""), self.trouble: "", **self._end_edit()}, None,
+            self._outputs, **QUICK,
         )  # fmt: skip
         clear_event.then(view.render_suggestions, self.suggested_prompts, self.suggestions, **QUICK)
-        clear_event.then(**renewing)
-        editing = [*question_outputs, self.transcript, self.again, self.clear, self.cancel_button, self.before_edit]
-        self.transcript.click(self.edit, [self.turns, self.before_edit], editing, **QUICK).then(**renewing)
-        self.transcript.click(self.vote, self.turns, [self.transcript, self.trouble], **QUICK)
-        self.cancel_button.click(self.cancel_edit, self.before_edit, editing, **QUICK).then(**renewing)
-        self.branches.input(**renewing)
+        self.cancel_button.click(self.cancel_edit, self.before_edit, self._outputs, **QUICK)
         load_event.then(self.suggest, None, [self.suggestions, self.suggested_prompts], **SLOW)
         self.suggestions.click(
             self.take_suggestion,
@@ -161,19 +142,13 @@ class TalkPart:
             [self.question, self.row, system, self.suggestions, self.suggested_prompts],
             **QUICK,
         )
-        gr.on([self.prompt_fold.expand, self.show_prompt.click], **prompting)
-        self.prompt_fold.collapse(None, None, self.prompt, js="() => ''", **QUICK)
-        self.keep_fold.expand(
-            lambda *args: view.render_links(self._conversation_of(*args)), [self.turns, system], self.links, **QUICK
-        )
-        open_event = self.open.upload(shown_as_message(self.open_file), self.open, self._conversation, **SLOW)
-        open_event.then(self.save, [self.turns, system], [self.browser_copy, self.links], **QUICK)
+        self.open.upload(shown_as_message(self.open_file), self.open, self._outputs, **SLOW)
         self.sampling.wire()
         clear_error_after(self.trouble, [system, *self.sampling.inputs], typed_box=self.question)
 
     def restore_after(self, event: Dependency) -> None:
         """Restore this browser's conversation after an event."""
-        event.then(self.restore, [self.browser_copy, self.turns, self.sampling.system], self._conversation, **QUICK)
+        event.then(self.restore, [self.browser_copy, self.turns, self.sampling.system], self._outputs, **QUICK)
 
     def branch_choices(self, branches: Sequence[Branch], target: ChatTarget | None) -> Any:
         """Return the choice of branches for the loaded target."""
@@ -193,67 +168,73 @@ class TalkPart:
         return gr.update(choices=choices, value=RUNS, visible=True)
 
     def stream_answers(
-        self, question: str, turns: list[Turn], branches: str, row: RowPrompt | None, system: str,
-        request: gr.Request, *sampling: Any,
+        self, question: str, turns: list[Turn], before_edit: list[Turn], row: RowPrompt | None, branches: str,
+        system: str, request: gr.Request, *sampling: Any,
     ) -> Iterator[Updates]:  # fmt: skip
-        """Stream the answers of the chosen branches; closing the page stops them."""
+        """Stream the answers of the chosen branches; closing the page stops them.
+
+        After the first turns of `before_edit`, the question begins another version of it.
+        """
         question, system = (question or "").strip(), system or ""
-        if not question:
+        if not question or self._stream.is_busy(request.session_hash or ""):
             yield UNCHANGED
             return
         reference = row.reference if row is not None and row.question == question else ""
         before, redrawn, problem = list(turns), 0.0, ""
+        versions = versions_of(before_edit, len(before))
         try:
             chosen_branches, settings = self._branches(branches), with_seed(read_sampling(sampling))
             models = self._choice.answer_models()
             left_out = turns_to_leave_out(before, chosen_branches, models)
             question_settings = QuestionSettings(models, settings, system, left_out)
             answers = tuple(Answer(branch) for branch in chosen_branches)
-            turns = [*before, Turn(question, answers, reference, question_settings)]
+            turns = [*before, Turn(question, answers, reference, question_settings, versions, len(versions))]
             requests = _requests(turns, chosen_branches, system, settings)
-            yield {
-                **dict.fromkeys((self.question, self.trouble, self.suggestions), ""),
-                **dict.fromkeys((self.again, self.clear), HIDDEN),
-                self.transcript: self.render(turns, writing=True),
-                self.turns: turns,
-                self.send: gr.update(interactive=False),
-                self.stop: gr.update(visible=True),
-                self.row: None,
-                **self._end_edit(),
-            }
-            for chunk in self._stream.chunks(requests, request.session_hash or "", request.headers):
-                turns = [*before, turns[-1].with_chunk(chunk)]
-                if chunk.done or time.monotonic() - redrawn > _REDRAW_SECONDS:
-                    redrawn = time.monotonic()
-                    yield {self.transcript: self.render(turns, writing=True)}
+            with self._stream.chunks(requests, request.session_hash or "", request.headers) as chunks:
+                yield {
+                    **dict.fromkeys((self.question, self.trouble, self.suggestions, self.links), ""),
+                    self.clear: HIDDEN,
+                    self.transcript: self.render(turns, writing=True),
+                    self.turns: turns,
+                    self.send: gr.update(interactive=False),
+                    self.stop: gr.update(visible=True),
+                    self.row: None,
+                    **self._end_edit(),
+                }
+                for chunk in chunks:
+                    turns = [*before, turns[-1].with_chunk(chunk)]
+                    if chunk.done or time.monotonic() - redrawn > _REDRAW_SECONDS:
+                        redrawn = time.monotonic()
+                        yield {self.transcript: self.render(turns, writing=True)}
         except Exception as error:
             problem = error_box(as_engine_error(error))
         has_answer = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
-        # Without an answer, the question returns to its box.
+        # Without an answer, the question returns to its box, and what it was to replace can be restored.
         turns = [*before, turns[-1].end()] if has_answer else before
         if has_answer and (loaded := self._choice.loaded_run(self.page.services.chat.state.target)) is not None:
             with contextlib.suppress(OSError):
                 loaded.run.folder.chat_mark.touch()
+        is_edit = bool(before_edit) and not has_answer
         # In one answer, so the next action or a reload finds the conversation saved.
         yield {
             **self._turn_updates(turns),
             **self.save(turns, system),
             **({} if has_answer else {self.question: question, self.row: row}),
+            **({self.before_edit: before_edit, self.cancel_button: gr.update(visible=True)} if is_edit else {}),
             self.trouble: problem,
             self.stop: HIDDEN,
         }
 
     def _turn_updates(self, turns: list[Turn]) -> Updates:
-        button = gr.update(visible=bool(turns))
-        return {self.turns: turns, self.transcript: self.render(turns), self.again: button, self.clear: button}
+        return {self.turns: turns, self.transcript: self.render(turns), self.clear: visible_if(bool(turns))}
 
-    def render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
+    def render(self, turns: Sequence[Turn], below: Mapping[int, str] | None = None, *, writing: bool = False) -> str:
         state = self.page.services.chat.state
         context = state.model.context_length if state.model is not None else None
         can_vote = not writing and self._votes.may_save
         ballots = {number: ballot(self._votes, turns, number) for number in range(len(turns) if can_vote else 0)}
         names = self._choice.names(state.target)
-        return view.render_transcript(turns, names, context, can_edit=not writing, ballots=ballots)
+        return view.render_transcript(turns, names, context, can_edit=not writing, ballots=ballots, below=below or {})
 
     def _branches(self, choice: str) -> tuple[Branch, ...]:
         model = self.page.services.chat.state.model
@@ -276,25 +257,46 @@ class TalkPart:
             return self._end_edit()
         return {**self._turn_updates(before_edit), self.question: "", self.row: None, **self._end_edit()}
 
-    def edit(self, event: gr.EventData, turns: list[Turn], before_edit: list[Turn]) -> Updates:
-        kind, _, number = picked_value(event).partition(":")
-        if kind != "edit" or not number.isdigit() or int(number) >= len(turns):
-            return UNCHANGED
-        turn, before = turns[int(number)], turns[: int(number)]
-        question_updates = {self.turns: before, self.question: turn.question, self.row: _row_of(turn)}
-        edit_updates = {self.cancel_button: gr.update(visible=True), self.before_edit: before_edit or turns}
-        return {**question_updates, **self._turn_updates(before), **edit_updates}
-
-    def vote(self, event: gr.EventData, turns: list[Turn]) -> Updates:
+    def act(
+        self, event: gr.EventData, turns: list[Turn], before_edit: list[Turn], branches: str, system: str,
+        request: gr.Request, *sampling: Any,
+    ) -> Iterator[Updates]:  # fmt: skip
+        """Do what was picked in a turn."""
         kind, _, rest = picked_value(event).partition(":")
-        number, _, branch = rest.partition(":")
-        if kind != "vote" or not number.isdecimal() or int(number) >= len(turns):
-            return UNCHANGED
-        choice = next((candidate for candidate in ballot(self._votes, turns, int(number)) if candidate == branch), None)
+        digits, _, value = rest.partition(":")
+        number, whole = next((n for n in range(len(turns)) if str(n) == digits), -1), before_edit or turns
+        if number < 0:
+            yield UNCHANGED
+            return
+        turn, versions = turns[number], versions_of(whole, number)
+        if kind == "retry":
+            again = (turn.question, turns[:number], whole, _row_of(turn), branches, system, request, *sampling)
+            yield from self.stream_answers(*again)
+        elif kind == "edit":
+            yield {**self._rewind(turns[:number], whole), self.question: turn.question, self.row: _row_of(turn)}
+        elif kind == "branch":
+            yield self._rewind(turns[: number + 1], whole)
+        elif kind == "version" and value in map(str, range(len(versions))):
+            turns = with_version(whole, number, int(value))
+            yield {**self._turn_updates(turns), **self.save(turns, system), **self._end_edit()}
+        elif kind == "prompt":
+            prompt = shown_in_place(self.exact_prompt)(turns, number, system)
+            fold = f'<details class="exact" open><summary>Exact prompt</summary>{prompt}</details>'
+            yield {self.transcript: self.render(turns, {number: fold})}
+        else:
+            yield self._vote(turns, number, value) if kind == "vote" else UNCHANGED
+
+    def _rewind(self, turns: list[Turn], whole: list[Turn]) -> Updates:
+        """Return the updates that show the first turns of a conversation, which the next question continues."""
+        edit_updates = {self.before_edit: whole, self.cancel_button: gr.update(visible=True)}
+        return {**self._turn_updates(turns), **edit_updates, self.question: "", self.row: None}
+
+    def _vote(self, turns: list[Turn], number: int, branch: str) -> Updates:
+        choice = next((candidate for candidate in ballot(self._votes, turns, number) if candidate == branch), None)
         if choice is None:
             return UNCHANGED
         try:
-            choose(self._votes, turns, int(number), choice, self.page.services.runs.owner)
+            choose(self._votes, turns, number, choice, self.page.services.runs.owner)
             count = plural(len(self._votes.read()), "vote")
             message = small(
                 f"{count} in total. See “Votes” above to review them or use them as a dataset.", role="status"
@@ -320,29 +322,33 @@ class TalkPart:
         system = {self.sampling.system: prompt.system} if prompt.system else {}
         return {self.question: prompt.question, self.row: prompt, **system}
 
-    def renew_prompt(self, current: str, *inputs: Any) -> str:
-        """Return the prompt as it is now, if one is shown."""
-        return self.exact_prompt(*inputs) if current else ""
+    def exact_prompt(self, turns: list[Turn], number: int, system: str) -> str:
+        """Return the prompts of a turn as its models read them; models with equal histories have one.
 
-    def exact_prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
-        chosen = self._branches(branches)
-        text = (question or "").strip()
-        if text:
-            left_out = turns_to_leave_out(turns, chosen, self._choice.answer_models())
-            next_turns = [*(turn for number, turn in enumerate(turns) if number not in left_out), Turn(text)]
-        else:  # the prompt of the newest answer
-            next_turns = [*in_context(turns)[:-1], *(Turn(turn.question) for turn in turns[-1:])]
-        messages = messages_of(next_turns, chosen[-1], system or "")
-        if not next_turns:
-            return small("Type a question to see its prompt.")
-        names = {**BRANCH_WORDS, **self._choice.names(self.page.services.chat.state.target)}
-        return view.render_prompt(self.page.services.chat.prompt(messages), names[chosen[-1]])
+        Raises:
+            RunError: If another model is loaded by now, which may have another chat template.
+        """
+        turn, loaded = turns[number], self._choice.answer_models()
+        names = turn.names(BRANCH_WORDS)
+        for model in turn.models:
+            if not any(model.has_weights_of(other) for other in loaded.values()):
+                raise RunError(f"{model.name} of this answer is not loaded.", "Load it again to see its prompt.")
+        read = [*turns[:number], replace(turn, answers=())]
+        readers: dict[tuple[Message, ...], list[str]] = {}
+        for answer in turn.answers:
+            messages = messages_of(read, answer.branch, turn.settings.system if turn.settings is not None else system)
+            readers.setdefault(messages, []).append(names[answer.branch])
+        prompt_of = self.page.services.chat.prompt
+        return "".join(view.render_prompt(prompt_of(messages), models) for messages, models in readers.items())
 
     def _conversation_of(self, turns: list[Turn], system: str) -> SavedConversation:
         state = self.page.services.chat.state
         model = view.loaded_words(state.model) if state.model is not None else ""
-        names = self._choice.names(state.target)
-        return SavedConversation(model=model, names=names, system=system or "", turns=tuple(turns))
+        run = next((author.run for turn in reversed(turns) for author in turn.models if author.run), "")
+        return SavedConversation(
+            model=model, names=self._choice.names(state.target), system=system or "", turns=tuple(turns),
+            title=self._choice.title_of(run), libraries=library_versions(),
+        )  # fmt: skip
 
     def save(self, turns: list[Turn], system: str) -> Updates:
         conversation = self._conversation_of(turns, system)
@@ -364,18 +370,12 @@ class TalkPart:
             return self._show_conversation(read_conversation(file.read(LARGEST_FILE_BYTES + 1)))
 
     def _show_conversation(self, conversation: SavedConversation, system: str = "") -> Updates:
-        return {
-            **self._turn_updates([turn.end() for turn in conversation.turns]),
-            self.sampling.system: system or conversation.system,
-        }
+        turns, system = [turn.end() for turn in conversation.turns], system or conversation.system
+        return {**self._turn_updates(turns), **self.save(turns, system), self.sampling.system: system}
 
 
 def _row_of(turn: Turn) -> RowPrompt | None:
     return RowPrompt(-1, turn.question, turn.reference) if turn.reference else None
-
-
-def _take_back(turns: list[Turn]) -> tuple[Any, ...]:
-    return (turns[:-1], turns[-1].question, _row_of(turns[-1])) if turns else ([], "", None)
 
 
 def _requests(

@@ -12,6 +12,7 @@ from loratory.ui.views import html
 
 LONGEST_SUMMARY = 220  # characters of a question
 NO_ANSWER = "<em>(empty answer)</em>"
+_SHOW_ALL = '<button type="button" class="inline more">Show all</button>'  # the script `newest` folds long answers
 _FINISH_WORDS: dict[FinishReason, str] = {
     "eos": "stop token",
     "length": "token limit",
@@ -31,49 +32,73 @@ def render_transcript(
     *,
     can_edit: bool = False,
     ballots: Mapping[int, Mapping[Branch, bool]] = MappingProxyType({}),
+    below: Mapping[int, str] = MappingProxyType({}),
 ) -> str:
     """Return the whole conversation; empty before the first question.
 
-    Names may differ from `BRANCH_WORDS`, and each turn has its own of when it was asked; the `data-pick` of a question that can be edited is `edit:N`. `ballots` has the
-    answers of each turn that can be voted for, with whether they were; their `data-pick` is `vote:N:BRANCH`.
+    Names may differ from `BRANCH_WORDS`, and each turn has its own of when it was asked. With `can_edit`, turns have actions, whose `data-pick` is
+    `edit:N`, `retry:N`, `branch:N`, `prompt:N` or `version:N:VERSION`. `ballots` has the answers of each turn that can be voted for, with whether they
+    were; their `data-pick` is `vote:N:BRANCH`. `below` has HTML to show below the answers of a turn.
     """
     if not turns:
         return ""
     labels = {**BRANCH_WORDS, **(names or {})}
-    content = (
-        _turn(turn, labels, context_tokens, number if can_edit else None, ballots.get(number, {}))
-        for number, turn in enumerate(turns)
+    content = "".join(
+        _turn(turns, number, labels, context_tokens, ballots.get(number, {}) if can_edit else None)
+        + below.get(number, "")
+        for number in range(len(turns))
     )
-    return f'<div class="talk" role="log" aria-live="off">{"".join(content)}</div>'
+    jump = '<button type="button" class="jump" hidden>Jump to newest</button>'
+    return f'<div class="talk" role="log" aria-live="off">{content}{jump}</div>'
 
 
 def _turn(
-    turn: Turn,
+    turns: Sequence[Turn],
+    number: int,
     labels: Mapping[Branch, str],
     context_tokens: int | None,
-    number: int | None,
-    ballot: Mapping[Branch, bool],
+    ballot: Mapping[Branch, bool] | None,
 ) -> str:
-    answers, names = "", turn.names(labels)
+    """Return a turn; without a ballot, it has no actions."""
+    turn = turns[number]
+    answers, names, is_whole = "", turn.names(labels), all(answer.done for answer in turn.answers)
     for answer in turn.answers:
-        name = names[answer.branch]
-        is_voted = ballot.get(answer.branch)
+        name, is_voted = names[answer.branch], (ballot or {}).get(answer.branch)
         vote = "" if is_voted is None else _vote_button(f"vote:{number}:{answer.branch}", name, is_voted=is_voted)
         text = html.markdown(answer.text) if answer.text or not answer.done else NO_ANSWER
-        figures = _figures(answer, context_tokens)
-        answers += answer_box(answer.branch, name, text, figures, writing=not answer.done, below=vote)
+        css = f"{answer.branch} folds" if is_whole else answer.branch
+        copy = f'<button type="button" class="inline" data-copy="{escape(answer.text, quote=True)}">Copy</button>'
+        below = f'<div class="answer-actions">{_SHOW_ALL}{vote}{copy}</div>' if is_whole else ""
+        answers += answer_box(css, name, text, _figures(answer, context_tokens), writing=not answer.done, below=below)
     if turn.reference:
         answers += answer_box("reference", "Reference", html.markdown(turn.reference), "reference answer")
-    edit = ""
-    if number is not None:
-        edit = f'<button type="button" class="edit" data-pick="edit:{number}" title="Ask again from here">Edit</button>'
     context, left_out = "", len(turn.settings.left_out) if turn.settings is not None else 0
     if left_out:
         context = html.small(
             f"Not in the context: {html.plural(left_out, 'earlier question')} that not all of these models answered."
         )
-    question = f'<div class="question"><div><h3>You</h3>{edit}</div>{escape(turn.question)}</div>'
+    actions = _actions(turns, number) if ballot is not None else ""
+    question = f'<div class="question"><div><h3>You</h3>{actions}</div>{escape(turn.question)}</div>'
     return f'{question}{context}<div class="answers">{answers}</div>'
+
+
+def _actions(turns: Sequence[Turn], number: int) -> str:
+    """Return what can be done with a turn, and the choice among its versions."""
+    texts = {"edit": "Edit", "retry": "Retry", "branch": "Branch", "prompt": "Exact prompt"}
+    if number == len(turns) - 1:
+        del texts["branch"]  # nothing else continues it yet
+    buttons = [html.pick_button(f"{pick}:{number}", text, css=f"inline {pick}") for pick, text in texts.items()]
+    version, last = turns[number].version, len(turns[number].others)
+    if last:
+        steps = ((version - 1, "‹", "Earlier version"), (version + 1, "›", "Later version"))
+        earlier, later = (
+            html.pick_button(f"version:{number}:{to}", sign, css="inline version", label=label)
+            if 0 <= to <= last
+            else ""
+            for to, sign, label in steps
+        )
+        buttons.append(f'{earlier}<span class="num">{version + 1} of {last + 1}</span>{later}')
+    return html.toolbar(f"Question {number + 1}", "".join(buttons), "turn-actions")
 
 
 def _vote_button(identifier: str, name: str, *, is_voted: bool) -> str:
@@ -123,7 +148,8 @@ def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
     failure = html.error_box(state.failure) if state.failure is not None else ""
     if state.model is None:
         return (html.notices([state.note]) if state.note else "") + (failure or _NOT_LOADED)
-    return failure + html.status(_loaded_line(state, state.model, results)) + html.notices(state.model.notes)
+    line = f'<div class="loaded">{html.status(_loaded_line(state, state.model, results))}</div>'
+    return failure + line + html.notices(state.model.notes)
 
 
 def render_loading(progress: JobProgress | None) -> str:
@@ -169,13 +195,11 @@ def _adapter_text(model: LoadedModel, results: Sequence[str]) -> str:
     return f" with the {method} {'results' if len(results) > 1 else 'result'} of {names}"
 
 
-def render_prompt(view: PromptView, name: str) -> str:
-    """Return the prompt of a model as text with its control tokens, and as ids."""
+def render_prompt(view: PromptView, names: Sequence[str]) -> str:
+    """Return the prompt of models as text with its control tokens, and as ids."""
     ids = " ".join(str(number) for number in view.ids)
-    return (
-        f"{html.small(f'{name}: {len(view.ids):,} tokens, exactly as the model reads them.')}{html.log(view.text, 'Prompt text')}"
-        f"{html.small('As ids:')}{html.log(ids, 'Prompt ids')}"
-    )
+    line = f"{' and '.join(names)}: {len(view.ids):,} tokens, exactly as read."
+    return f"{html.small(line)}{html.log(view.text, 'Prompt text')}{html.small('As ids:')}{html.log(ids, 'Prompt ids')}"
 
 
 def some_prompts(prompts: Sequence[RowPrompt], count: int, draw: random.Random | None = None) -> list[RowPrompt]:
@@ -207,14 +231,15 @@ def render_suggestions(prompts: Sequence[RowPrompt]) -> str:
 
 
 def render_links(conversation: SavedConversation) -> str:
-    """Return two downloads that need no file on the server."""
+    """Return the downloads of a conversation, which need no file on the server."""
     if not conversation.turns:
-        return html.small("No messages yet.")
+        return ""
     links = ""
-    for name, kind, text in (
-        ("conversation.md", "text/markdown", as_markdown(conversation)),
-        ("conversation.json", "application/json", conversation.model_dump_json(indent=2)),
+    for title, ending, kind, text in (
+        ("Markdown", "md", "text/markdown", as_markdown(conversation)),
+        ("JSON", "json", "application/json", conversation.model_dump_json(indent=2)),
     ):
         data = b64encode(text.encode()).decode()
-        links += f'<a download="{name}" href="data:{kind};charset=utf-8;base64,{data}">Download {name}</a> '
-    return f'<p class="links">{links}</p>'
+        name = escape(f"{conversation.file_name}.{ending}", quote=True)
+        links += f'<a download="{name}" href="data:{kind};charset=utf-8;base64,{data}">{title}</a>'
+    return f'<p class="links">Download {links}</p>'

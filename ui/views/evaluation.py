@@ -270,8 +270,10 @@ def _shorten(text: str) -> str:
 
 def render_pair(pair: Pair) -> str:
     """Return both answers under the names of their sides, without their models."""
-    sides = (("Left", pair.left), ("Right", pair.right))
-    return _pair(pair.prompt, "".join(answer_box("", name, answer_html(pair.answers[side])) for name, side in sides))
+    answers = ""
+    for name, side in (("Left", pair.left), ("Right", pair.right)):
+        answers += answer_box("", name, f'<div class="scrolls" tabindex="0">{answer_html(pair.answers[side])}</div>')
+    return _pair(pair.prompt, answers)
 
 
 def render_generating(prompt: str, tokens: int, most: int) -> str:
@@ -282,20 +284,22 @@ def render_generating(prompt: str, tokens: int, most: int) -> str:
     return f'<div class="talk blind">{_QUESTION.format(escape(prompt))}{waiting}{bar}</div>'
 
 
+def choice_words(judgement: Judgement, names: Mapping[Branch, str]) -> str:
+    """Return the choice as plain text."""
+    if judgement.winner is not None:
+        return f"You preferred {names[judgement.winner]}."
+    return "You found them equally good." if judgement.verdict == "equal" else "You found neither good."
+
+
 def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
     """Return the choice and the names of both models."""
-    pair, preference = judgement.pair, judgement.winner
-    if preference is not None:
-        sentence = f"You preferred <b>{escape(names[preference])}</b>."
-    else:
-        sentence = f"You found {'them <b>equally' if judgement.verdict == 'equal' else '<b>neither'} good</b>."
-    answers = ""
+    pair, answers = judgement.pair, ""
     for side, branch in (("Left", pair.left), ("Right", pair.right)):
-        css = "chosen" if branch == preference else ""
+        css = "chosen" if branch == judgement.winner else ""
         answers += answer_box(css, f"{side}: {names[branch]}", answer_html(pair.answers[branch]))
     if pair.reference:
         answers += answer_box("reference wide", "Reference", answer_html(pair.reference))
-    return _pair(pair.prompt, answers, sentence)
+    return _pair(pair.prompt, answers, escape(choice_words(judgement, names)))
 
 
 def render_identical_answers(pair: Pair) -> str:
@@ -311,24 +315,28 @@ def _pair(prompt: str, answers: str, sentence: str = "") -> str:
     )
 
 
-def render_tally(tally: BlindCounts, names: Mapping[Branch, str]) -> str:
-    """Return how often each side was preferred, and whether that is significant.
+def render_tally(tally: BlindCounts, names: Mapping[Branch, str], votes: int) -> str:
+    """Return the win rate with its interval, the counts and whether they are significant; empty before the first pair.
 
     The bar of the decided pairs is distinguished by position as well as by colour.
     """
     if not tally.total:
-        return html.empty("No pairs judged yet", "Judge a few pairs; the tally is saved with the run.")
+        return ""
     figures = (
         (f"{tally.second_preferred:,}", f"preferred {escape(names[tally.second])}"),
         (f"{tally.first_preferred:,}", f"preferred {escape(names[tally.first])}"),
         (f"{tally.equal:,}", "equally good"),
         (f"{tally.neither:,}", "neither good"),
     )
-    bar = ""
+    bar = rate = ""
     if tally.decisive:
-        won = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decisive:.1f}%"></span>'
-        bar = f'<div class="split" aria-hidden="true">{won}<span class="lost"></span></div>'
-    return f'{html.facts(figures)}{bar}<p class="sentence">{_significance(tally, names)}</p>'
+        share = tally.second_preferred / tally.decisive
+        bar = f'<div class="split" aria-hidden="true"><span class="won" style="width:{share:.1%}"></span><span class="lost"></span></div>'
+        rate = f"{names[tally.second]} wins {share:.0%} {_interval(tally.second_preferred, tally.decisive)} · "
+    counts = f"{html.plural(tally.total, 'pair')} judged · {html.plural(votes, 'vote')} in all"
+    note = html.small("Win rate of the decided pairs, with its 95% interval (Wilson); ties are left out.")
+    content = f'{html.facts(figures)}{bar}{note}<p class="sentence">{_significance(tally, names)}</p>'
+    return html.fold("Tally", f"{rate}{counts}", content)
 
 
 def _significance(tally: BlindCounts, names: Mapping[Branch, str]) -> str:
