@@ -36,6 +36,7 @@ from loratory.ui.services import Services
 from loratory.ui.side_panel import SidePanel
 from loratory.ui.tabs.chat import ChatTab
 from loratory.ui.tabs.data import DataTab
+from loratory.ui.tabs.draft_yaml import YamlDrawer
 from loratory.ui.tabs.export import ExportTab
 from loratory.ui.tabs.method import MethodTab
 from loratory.ui.tabs.model import ModelTab
@@ -174,7 +175,7 @@ def build_app(services: Services) -> gr.Blocks:
         bar.redraw_after(news.submit(nothing, None, None, **QUICK))
         bar.offer(header.click)
         start_here.wire(train_tab)
-        for part in (model_tab, data_tab, *others, side_panel, bar):
+        for part in (model_tab, data_tab, *others, side_panel, bar, YamlDrawer(page, train_tab)):
             part.wire()
         # Alpha follows the rank; the revision is looked up first.
         undone = page.wire(exclude=("adapter.r", "model.revision"))
