@@ -261,7 +261,7 @@ def _parameter(parameter: Any) -> str:
         "required"
         if parameter.required
         else ""
-        if default in (None, (), False) or callable(default)
+        if default in (None, (), False, "") or callable(default)
         else f"`{default}`"
     )
     return f"| {_codes(names)} | {meaning.strip()} | {default_text} |"

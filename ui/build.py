@@ -38,6 +38,7 @@ from loratory.ui.services import Services
 from loratory.ui.side_panel import SidePanel
 from loratory.ui.tabs.chat import ChatTab
 from loratory.ui.tabs.data import DataTab, dataset_name
+from loratory.ui.tabs.draft_yaml import YamlDrawer
 from loratory.ui.tabs.export import ExportTab
 from loratory.ui.tabs.method import MethodTab
 from loratory.ui.tabs.model import ModelTab
@@ -226,7 +227,7 @@ def build_app(services: Services) -> gr.Blocks:
         bar.offer(header.click)
         data_tab.open_named_by(header.click)
         start_here.wire(train_tab)
-        for part in (model_tab, data_tab, *others, side_panel):
+        for part in (model_tab, data_tab, *others, side_panel, YamlDrawer(page, train_tab)):
             part.wire()
         bar.wire(news)
         # Alpha follows the rank; the revision is looked up first.

@@ -130,7 +130,7 @@ def fill_derived_defaults(
     """
     open_ones = set(names)
     try:
-        config = parse_partial_config(_given_by_a_person(mapping, open_ones))
+        config = parse_partial_config(given_by_person(mapping, open_ones))
     except ValueError:
         return {}
     chosen = {name: default for name, default in derive_defaults(config, rows).items() if name in open_ones}
@@ -142,7 +142,7 @@ def fill_derived_defaults(
     return chosen
 
 
-def _given_by_a_person(mapping: Sections, open_ones: Container[str]) -> dict[str, dict[str, Any]]:
+def given_by_person(mapping: Sections, open_ones: Container[str]) -> dict[str, dict[str, Any]]:
     """Return the settings without dependent defaults; one that was emptied gets its Field's default."""
     settings_given = {
         section: {field: value for field, value in settings.items() if f"{section}.{field}" not in open_ones}
@@ -177,7 +177,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
 
     (rows, kind), facts = _rows_of(services, mapping), known_rows(services, mapping)
     defaults = fill_derived_defaults(mapping, form.values_by_default(values), facts)
-    settings = _given_by_a_person(mapping, defaults)  # the engine chooses the rest, again if rows are counted later
+    settings = given_by_person(mapping, defaults)  # the engine chooses the rest, again if rows are counted later
     config, problems = _check(settings, facts)
     if target_problems:
         config, problems = None, [*problems, *target_problems]

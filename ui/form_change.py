@@ -77,13 +77,15 @@ class FormChange:
         if not names:
             return ""
         changes = [f"{_term(name)} {_display(before.get(name))} → {_display(values.get(name))}" for name in names]
-        parts = changes[:_MOST_NAMES] + ([f"{len(names) - _MOST_NAMES} more"] if names[_MOST_NAMES:] else [])
-        title = f"Undone: {self.title}" if self.undoes and self.title else "Undone" if self.undoes else self.title
-        text = f"{title}: {', '.join(parts)}" if title else ", ".join(parts)
+        more = changes[_MOST_NAMES:]
+        count_text = f"changed {len(changes)} settings" if more else ""
+        titles = ("Undone" if self.undoes else "", self.title, count_text, ", ".join(changes[:_MOST_NAMES]))
+        text = ": ".join(filter(None, titles))
         button = "redo" if self.undoes else "undo"
-        label = f"{button.capitalize()}: {text}"
+        link = pick_button(button, button, label=f"{button.capitalize()}: {text}")
+        rest = f" <details><summary>{len(more)} more</summary>{escape(', '.join(more))}</details>" if more else ""
         note = f"{escape(self.note)} " if self.note else ""
-        return f'<p class="notice" role="status">{note}{escape(text)} · {pick_button(button, button, label=label)}</p>'
+        return f'<div class="notice" role="status">{note}{escape(text)}{rest} · {link}</div>'
 
 
 def _term(name: str) -> str:

@@ -72,7 +72,7 @@ class SidePanel:
             trigger(self._on_draft(handler), components, self._measuring, **QUICK)
 
         def apply(event: gr.EventData) -> dict[str, dict[str, Any]]:
-            return overrides_of(picked_value(event))
+            return change_of(picked_value(event).split())  # a client's: read as what a person could type
 
         chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **QUICK)
         page.refresh_after(chosen)
@@ -138,17 +138,6 @@ def _key(config: RunConfig) -> str:
     """Return the key of a measurement: everything that memory depends on."""
     parts = (config.model, config.adapter, config.training, config.run.devices)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def overrides_of(pick: str) -> dict[str, dict[str, Any]]:
-    """Return the changes of a picked row of the advice, exactly as its text shows them.
-
-    A client sends it, so it is read as what a person could type into the form.
-
-    Raises:
-        ConfigError: If it is not a change of known settings to values that they can take.
-    """
-    return change_of(pick.split())
 
 
 def _render_advice(draft: Draft) -> str:

@@ -36,13 +36,13 @@ def load_config_argument(text: str, overrides: Sequence[str] | None, home: Lorat
 
 
 def load_config_mapping(text: str, overrides: Sequence[str] | None, home: LoratoryHome) -> dict[str, Any]:
-    """Read what CONFIG names as plain nested values, before they are checked.
+    """Read what CONFIG names as plain nested values, before they are checked; an empty one leaves all to the overrides.
 
     Raises:
         ConfigError: If nothing bears that name, or an override is malformed.
         StorageError: If the file cannot be read, or no file can have that name.
     """
-    return with_overrides(_mapping(text, home), overrides or ())
+    return with_overrides(_mapping(text, home) if text else {}, overrides or ())
 
 
 def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
@@ -93,8 +93,7 @@ def presets(as_json: AsJson = False) -> None:
             [{fact: getattr(preset, fact) for fact in facts} | {"config": preset.load()} for preset in all_presets]
         )
     else:
-        devices = ["CPU" if preset.memory_gib is None else f"{preset.memory_gib:g} GiB" for preset in all_presets]
-        rows = [(preset.name, device, preset.title) for preset, device in zip(all_presets, devices, strict=True)]
+        rows = [(preset.name, preset.device.partition(",")[0], preset.title) for preset in all_presets]
         print_table(("name", "device", "what it is"), rows)
 
 

@@ -51,7 +51,7 @@ _REPORTED = set(
 
 
 def train(
-    config: ConfigName,
+    config: ConfigName = "",
     overrides: Overrides = None,
     where: Where = None,
     key: Annotated[

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from loratory.engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from loratory.engine.config.objectives import ROW_KINDS, RowKind, objective_of, objectives_for
 from loratory.engine.config.run import RunConfig, by_section, field_of
 
@@ -194,6 +195,18 @@ def given_settings(config: RunConfig, open_ones: Iterable[str] | None = None) ->
         section, _, name = setting.partition(".")
         values.get(section, {}).pop(name, None)
     return values
+
+
+def changed_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the settings that differ from what leaving them out gives, and all that have derived defaults."""
+    defaults = RunConfig.model_validate({"model": {"id": "-"}, "dataset": {"source": "-"}}).model_dump(mode="json")
+    defaults["adapter"] |= METHODS.get(settings["adapter"].get("method", ""), DEFAULT_METHOD).defaults
+    changes: dict[str, dict[str, Any]] = {}
+    for section, values in settings.items():
+        for name, value in values.items():
+            if f"{section}.{name}" in SETTINGS or value != defaults[section][name]:
+                changes.setdefault(section, {})[name] = value
+    return changes
 
 
 def is_given(config: RunConfig, setting: str) -> bool:

@@ -2,7 +2,9 @@
 
 import copy
 import difflib
+import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +70,8 @@ class StrictLoader(SafeLoader):
             if isinstance(event, yaml.NodeEvent) and not isinstance(event, yaml.AliasEvent) and event.anchor:
                 name = shorten(event.anchor, 20)
                 message = f"YAML anchors and aliases (&{name}, *{name}) are not supported; write the value out."
-                raise ConfigError([Problem("", message)])
+                where = yaml.MarkedYAMLError(problem_mark=event.start_mark)  # type: ignore[arg-type]
+                raise ConfigError([Problem("", message)]) from where
         super().__init__(text)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -133,11 +136,8 @@ def _check_valid_fields(values: Mapping[str, Any], broken: frozenset[str]) -> li
         sections[name] = {
             field: group[field] for field in section.model_fields if field in group and f"{name}.{field}" not in broken
         }
-    # The two fields without a default: any value serves, for no pair rule reads them.
-    sections["model"].setdefault("id", "-")
-    sections["dataset"].setdefault("source", "-")
     try:
-        config = RunConfig.model_validate(sections)
+        config = parse_partial_config(sections)  # no rule reads the stand-ins
     except ValidationError:  # a section was itself malformed; its fields are reported already
         return []
     return constraint_problems(config)
@@ -172,6 +172,19 @@ def mapping_from_yaml(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError([Problem("", "it holds no settings; expected sections such as model: and dataset:.")])
     return values
+
+
+def locate_problems(text: str, error: ConfigError) -> list[tuple[int, str]]:
+    """Return the line, from 1, and the text of each problem of a draft in YAML."""
+    mark, lines = getattr(error.__cause__, "problem_mark", None), dict[str, int]()
+    root = yaml.compose(text, Loader=StrictLoader) if error.problems[0].field else None
+    for key, group in root.value if root is not None else ():
+        lines[str(key.value)] = key.start_mark.line
+        for name, _ in group.value if isinstance(group, yaml.MappingNode) else ():
+            lines[f"{key.value}.{name.value}"] = name.start_mark.line
+    first = mark.line if mark is not None else 0
+    numbers = [lines.get(field, lines.get(field.split(".")[0], first)) + 1 for field, _ in error.problems]
+    return sorted(zip(numbers, (": ".join(filter(None, problem)) for problem in error.problems), strict=True))
 
 
 def mapping_from_file(path: Path) -> dict[str, Any]:
@@ -223,6 +236,18 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
     return merged
 
 
+def command_of(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the command that trains with these settings, quoted for a shell."""
+    names = ((f"{section}.{name}", value) for section, values in settings.items() for name, value in values.items())
+    return " ".join(["loratory train", *(f"--set {shlex.quote(_override(name, value))}" for name, value in names)])
+
+
+def _override(name: str, value: Any) -> str:
+    """Return `section.field=value`: text as it is where that is read as the same, else JSON."""
+    is_plain = isinstance(value, str) and "&" not in value and _value_given(name.split("."), value) == value
+    return f"{name}={value if is_plain else json.dumps(value, ensure_ascii=False)}"
+
+
 def change_of(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return what `section.field=value` overrides change, by section.
 
@@ -243,10 +268,17 @@ def parse_partial_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ValidationError: If a setting has a value that it cannot take.
     """
+    return RunConfig.model_validate(with_stand_ins(values))
+
+
+def with_stand_ins(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested plain values with a stand-in for the model and the dataset where they are missing."""
     stand_ins = {"model": {"id": "-"}, "dataset": {"source": "-"}}
-    return RunConfig.model_validate(
-        {name: {**stand_ins.get(name, {}), **values.get(name, {})} for name in {**stand_ins, **values}}
-    )
+    groups = {name: values.get(name, {}) for name in stand_ins}
+    return {
+        **values,
+        **{name: {**stand_ins[name], **group} for name, group in groups.items() if isinstance(group, dict)},
+    }
 
 
 def _value_given(parts: Sequence[str], text: str) -> Any:
@@ -271,9 +303,9 @@ def _kind_of(parts: Sequence[str]) -> Any:
     return str if kind == dict[str, str] and len(parts) == 3 else None
 
 
-def config_to_yaml(config: RunConfig) -> str:
-    """Write the complete configuration, every default included, so a later default cannot change an old run."""
-    values = config.model_dump(mode="json")
+def config_to_yaml(config: RunConfig | Mapping[str, Any]) -> str:
+    """Write a configuration, every default included, so a later default cannot change an old run; or nested plain values."""
+    values = config.model_dump(mode="json") if isinstance(config, RunConfig) else config
     return yaml.dump(values, Dumper=SafeDumper, sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -7,12 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from loratory.engine.config.load import with_overrides
+from loratory.engine.config.load import change_of, with_overrides
 from loratory.engine.errors import ConfigError
 from loratory.engine.hardware.device import Device
 from loratory.engine.memory.advice import advise
 from loratory.engine.memory.estimate import estimate_memory
-from loratory.ui.side_panel import overrides_of
 from loratory.ui.tabs.method import MethodTab
 from loratory.ui.views.memory import render_advice
 from tests.invented_runs import a_config
@@ -53,7 +52,7 @@ def test_every_row_of_the_advice_does_what_its_text_says(laid_out, services, gib
 
     for pick in picks:
         page.services = replace(page.services, devices=lambda: (gpu(1),))  # other programs took memory, or left some
-        visitor.change(overrides_of(pick))
+        visitor.change(change_of(pick.split()))
 
         expected, now = with_overrides(before, changes[pick].overrides), visitor.mapping
         assert {name: now[section][name] for section, name in map(_split, changes[pick].overrides)} == {
@@ -91,10 +90,10 @@ def test_where_nothing_helps_a_smaller_model_is_named():
 )
 def test_what_no_row_says_changes_nothing_or_is_refused_with_a_message(pick):
     if not pick:
-        assert overrides_of(pick) == {}
+        assert change_of(pick.split()) == {}
     else:
         with pytest.raises(ConfigError):
-            overrides_of(pick)
+            change_of(pick.split())
 
 
 def test_a_change_is_confirmed_in_words_and_undone(visitor):
@@ -137,7 +136,10 @@ def test_a_preset_or_copied_settings_are_undone_as_a_whole(visitor):
     before = visitor.mapping
     visitor.fill(a_config(adapter__r=512, dataset__source="/data/<b>.jsonl").model_dump(mode="json"), "Settings copied")
 
-    assert re.search(r"Settings copied: model empty → .+, \d+ more · <button", visitor.applied_notice)
+    assert re.search(
+        r"Settings copied: changed \d+ settings: model empty → .+<summary>\d+ more</summary>.+Max length 777 → ",
+        visitor.applied_notice,
+    )
     assert "<b>" not in visitor.applied_notice
     visitor.values[visitor.page.copied_from] = "a run"
     visitor.undo()

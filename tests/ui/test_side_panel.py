@@ -4,9 +4,10 @@ import re
 
 import pytest
 
+from loratory.engine.config.load import change_of
 from loratory.engine.config.run import ModelConfig
 from loratory.ui.backend.dataset_checks import question_of
-from loratory.ui.side_panel import SidePanel, overrides_of
+from loratory.ui.side_panel import SidePanel
 from tests.ui.drafts import form_values
 from tests.waiting import wait_until
 
@@ -42,7 +43,7 @@ def test_memory_by_length_and_batch_has_the_drafts_own_and_can_be_picked(panel):
 
     assert len(cells) == 20
     assert 'class="yes now" data-pick="training.max_length=1024 training.per_device_train_batch_size=2"' in grid
-    change = overrides_of("training.max_length=2048 training.per_device_train_batch_size=4")
+    change = change_of("training.max_length=2048 training.per_device_train_batch_size=4".split())
     assert change == {"training": {"max_length": 2048, "per_device_train_batch_size": 4}}
     by_length = [
         float(cells[f"training.max_length={length} training.per_device_train_batch_size=8"])

@@ -42,6 +42,11 @@ def count(tab: TrainTab, values) -> tuple:
     return updates[tab.plan], updates[tab.counting], updates.get(tab.page.data_trouble)
 
 
+def use(tab: TrainTab, visitor: FormVisitor, preset: str) -> None:
+    """Pick a preset."""
+    visitor.fill(tab.use_preset(SimpleNamespace(_data={"pick": preset}), *visitor.form_values()))
+
+
 def test_the_first_visit_shows_the_run_that_is_under_way(tab, services):
     assert arrive(tab, "") == ("", "")
 
@@ -69,7 +74,7 @@ def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
 @pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
 def test_every_preset_fills_a_form_that_can_start_or_reports_what_keeps_it(tab, preset):
     config, visitor = preset.load(), FormVisitor(tab.page)
-    visitor.fill(tab.use_preset(SimpleNamespace(_data={"pick": preset.name}), *visitor.form_values()))
+    use(tab, visitor, preset.name)
 
     draft = visitor.draft
     panel, problems = render_side_panel(draft), device_problems(config, describe_processor())
@@ -99,7 +104,7 @@ def test_a_preset_keeps_the_dataset_that_a_person_chose_and_reports_it(tab, data
     visitor.change({"dataset": dataset} if dataset else {})
     before = visitor.mapping
 
-    visitor.fill(tab.use_preset(SimpleNamespace(_data={"pick": preset.name}), *visitor.form_values()))
+    use(tab, visitor, preset.name)
 
     after = visitor.mapping
     assert after["model"]["id"] == preset.load().model.id
@@ -226,3 +231,42 @@ def test_no_event_that_follows_another_or_a_value_is_left_out_while_it_runs(serv
     assert len(events) > 100
     # A second answer, or a second archive, is not wanted.
     assert sorted(getattr(fn, "__name__", "") for fn in left_out) == ["archive", "generate_next_pair"]
+
+
+def test_a_preset_changes_what_it_names_and_lists_it(tab):
+    visitor = FormVisitor(tab.page)
+    visitor.set_by_hand(training__weight_decay=0.5, training__seed=7, run__name="mine", adapter__lora_dropout=0.25)
+    before = visitor.mapping
+
+    use(tab, visitor, "quickstart-cpu")
+
+    after, notice = visitor.mapping, visitor.applied_notice
+    assert (after["training"]["weight_decay"], after["training"]["seed"]) == (0.5, 7)
+    assert (after["run"]["name"], after["adapter"]["lora_dropout"]) == ("mine", 0.25)
+    assert after["training"]["learning_rate"] == 2e-3
+    changes = [name for name in visitor.values[tab.page.last_change].names if not name.startswith("run.")]
+    assert f"Preset: changed {len(changes)} settings: model empty → smollm2-135m-instruct" in notice
+    assert f"<summary>{len(changes) - 2} more</summary>" in notice
+    assert "Learning rate 0.0002 → 0.002" in notice
+    visitor.undo()
+    assert [visitor.mapping[name] for name in ("training", "run")] == [before[name] for name in ("training", "run")]
+
+
+def test_what_belongs_to_a_model_or_dataset_that_a_preset_replaces_goes_with_it(tab, services):
+    visitor = FormVisitor(tab.page)
+    visitor.fill(
+        a_config(
+            model__id="some/model", model__revision="abc", adapter__method="vera", adapter__r=256, adapter__warm_start="x",
+            adapter__target_modules=["q_proj"], dataset__source="sample:loratory-preferences", training__objective="dpo",
+            training__loss_type=["hinge"],
+        ).model_dump(mode="json")
+    )  # fmt: skip
+
+    use(tab, visitor, "quickstart-cpu")
+
+    after = visitor.mapping
+    assert "revision" not in after["model"]
+    assert (after["adapter"]["method"], after["adapter"]["target_modules"]) == ("lora", "all-linear")
+    assert "warm_start" not in after["adapter"]
+    assert after["training"]["objective"] == "sft"
+    assert not after["training"].get("loss_type")

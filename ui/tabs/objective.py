@@ -9,7 +9,7 @@ import gradio as gr
 from loratory.engine.config.derived_defaults import open_settings
 from loratory.engine.config.load import Preset, find_preset, list_presets
 from loratory.engine.config.objectives import OBJECTIVES, ROW_KINDS, SUPERVISED, Objective, objectives_for
-from loratory.engine.config.run import DatasetConfig
+from loratory.engine.config.run import AdapterConfig, DatasetConfig
 from loratory.engine.config.training import ObjectiveSettings
 from loratory.engine.data.source import SAMPLE_PREFIX
 from loratory.ui.backend.run_reader import has_adapter
@@ -127,8 +127,26 @@ class ObjectivePart:
         return mapping
 
 
-def keep_own_dataset(mapping: dict[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a preset's values with the form's dataset where a person chose it: not a sample as it comes, nor a preset's."""
+def with_preset(settings: dict[str, dict[str, Any]], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return settings with those that a preset names, without what belongs to a model, adapter or dataset that it replaces."""
+    if _is_own_dataset(settings["dataset"]):
+        changes = {**changes, "dataset": {}, "page": {"note": "Your dataset stays."}}
+    model, adapter, dataset = (changes.get(section, {}) for section in ("model", "adapter", "dataset"))
+    left_out = ["adapter.warm_start"] if model or adapter else []
+    if model.get("id") not in (None, settings["model"].get("id")):
+        left_out += ["model.revision", "adapter.target_modules"]
+    if "source" in dataset:
+        left_out += [f"dataset.{name}" for name in _ROW_SETTINGS]
+        left_out += [f"training.{name}" for name in ("objective", *ObjectiveSettings.model_fields)]
+    for section, _, name in (setting.partition(".") for setting in left_out):
+        settings[section].pop(name, None)
+    if "method" in adapter:
+        settings["adapter"] |= AdapterConfig.model_construct(**settings["adapter"]).changes_for(adapter["method"])
+    return {name: {**settings.get(name, {}), **changes.get(name, {})} for name in {**settings, **changes}}
+
+
+def _is_own_dataset(dataset: Mapping[str, Any]) -> bool:
+    """Return whether a person chose a dataset: not a sample as it comes, nor that of a preset."""
 
     def rows_of(settings: Mapping[str, Any]) -> dict[str, Any]:
         return {name: settings[name] for name in _ROW_SETTINGS if settings.get(name) not in (None, default[name])}
@@ -136,9 +154,7 @@ def keep_own_dataset(mapping: dict[str, Any], dataset: Mapping[str, Any]) -> dic
     default = DatasetConfig.model_construct(source="").model_dump()
     rows, presets = rows_of(dataset), list_presets()
     sample_rows = ({"source": rows.get("source")},) if str(rows.get("source", "")).startswith(SAMPLE_PREFIX) else ()
-    if not rows or rows in (*sample_rows, *(rows_of(preset.mapping()["dataset"]) for preset in presets)):
-        return mapping
-    return {**mapping, "dataset": dict(dataset), "page": {"note": "Your dataset stays."}}
+    return bool(rows) and rows not in (*sample_rows, *(rows_of(preset.mapping()["dataset"]) for preset in presets))
 
 
 def _objectives_for(draft: Draft) -> list[Objective]:

@@ -1,7 +1,7 @@
 """Train: the settings of the training, steps and time, the start; then the run, live."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -15,12 +15,12 @@ from loratory.engine.hardware.lease import lease_name
 from loratory.engine.runs.summary import RunSummary
 from loratory.ui.backend.dataset_checks import CheckQuestion, lengths_stamp
 from loratory.ui.components import QUICK, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message
-from loratory.ui.draft import Draft
+from loratory.ui.draft import Draft, given_by_person
 from loratory.ui.form import section_fields, setting_in
 from loratory.ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from loratory.ui.page import Page
 from loratory.ui.tabs.follow import FollowPart
-from loratory.ui.tabs.objective import ObjectivePart, keep_own_dataset
+from loratory.ui.tabs.objective import ObjectivePart, with_preset
 from loratory.ui.tabs.run_place import RunPlacePart
 from loratory.ui.tabs.start import REFUSED, StartPart
 from loratory.ui.views.draft import render_plan, render_presets
@@ -67,8 +67,8 @@ class TrainTab:
             )
         with gr.Column(elem_id="train-setup") as self.setup:
             gr.HTML(
-                '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset fills the whole form: model, data, '
-                "method and these settings.</p>"
+                '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset changes the settings that it names, on '
+                "all tabs; your own dataset stays.</p>"
             )
             self.presets = pick_list(render_presets(list_presets()), elem_id="presets")
             self._settings()
@@ -137,9 +137,13 @@ class TrainTab:
 
     def use_preset_by(self, click: Any) -> None:
         """Fill the form with the preset picked by a click."""
-        preset = click(shown_as_message(self.use_preset), self.page.form.components, self._change, **SLOW)
-        alone = preset.success(lambda: "", None, self.page.copied_from, **QUICK)
-        self._count_after(self.page.fill_after(alone, self._change, "Preset"))
+        self.fill_by(click, self.use_preset, "Preset")
+
+    def fill_by(self, trigger: Any, handler: Callable[..., Any], title: str) -> None:
+        """Fill the form with the settings that a handler returns for the form's values."""
+        settings_event = trigger(shown_as_message(handler), self.page.form.components, self._change, **SLOW)
+        alone = settings_event.success(lambda: "", None, self.page.copied_from, **QUICK)
+        self._count_after(self.page.fill_after(alone, self._change, title))
 
     def _count_after(self, event: Any) -> None:
         event.then(self.count, self.page.form.components, self._count_outputs, trigger_mode="always_last", **QUICK)
@@ -167,10 +171,12 @@ class TrainTab:
         return {self.setup: gr.update(visible=view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
 
     def use_preset(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
-        """Return the settings of a picked preset, and the person's own dataset; raises if its model cannot be read."""
+        """Return the form's settings with those that a picked preset names; raises if its model cannot be read."""
         preset = find_preset(picked_value(event))
+        changes = self.objective.with_start(preset)
         self.page.services.shapes.learn(preset.load().model)
-        return keep_own_dataset(self.objective.with_start(preset), self.page.settings(values)["dataset"])
+        now = self.page.read(values)
+        return with_preset(given_by_person(now.sections, now.open_ones), changes)
 
     def render_draft_plan(self, draft: Draft) -> str:
         return render_plan(*self.plan_facts(draft))

@@ -61,7 +61,8 @@ def _choices_row(draft: Draft, start_label: str) -> str:
         ("Length", f"{_value(draft, 'training.max_length'):,} tokens"),
         ("Batch", escape(batch)),
     ]
-    return html.section("Your draft", html.definitions(entries))
+    button = '<button type="button" class="link" popovertarget="yaml-drawer">YAML</button>'
+    return html.section(f"Your draft {button}", html.definitions(entries))
 
 
 def _objective(draft: Draft) -> str:
