@@ -84,6 +84,11 @@ const draw = () => {
   if (!place.data) place.replaceChildren();
   place.style.minHeight = '';
   place.style.height = chart.layout.height + 'px';
+  const mark = Number(place.dataset.mark);  // a step that another part of the page shows
+  if (mark >= 0) {
+    const [x] = along(chart.scales[0], choice.value || 'step', [mark]);
+    chart.layout.shapes = [{type: 'line', x0: x, x1: x, yref: 'paper', y0: 0, y1: 1, line: {color: withColours('var(--soft)'), width: 1.5, dash: 'dot'}}];
+  }
   window.Plotly.react(place, chart.data, chart.layout, {displayModeBar: false, responsive: true, doubleClick: 'reset'});
 };
 
@@ -119,6 +124,7 @@ tools.addEventListener('click', async ({target: {dataset: {save}}}) => {
 });
 
 watch('value', draw);
+place.addEventListener('mark', draw);
 (window.loratoryPlaces ??= {})[id] = (value) => { props.value = value; draw(); };
 const themes = new MutationObserver(draw);
 themes.observe(document.body, {attributes: true, attributeFilter: ['class']});
