@@ -136,8 +136,7 @@ class FollowPart:
         # Changed by each step.
         self._poll_parts = [
             self.heading, self.loss, self.preferences, self.small, self.made_of, self.memory, self.answers,
-            self.warnings, self.timeline,
-            self.log,
+            self.warnings, self.timeline, self.log,
         ]  # fmt: skip
         self._texts = [self.trouble, *self._poll_parts]
         self._buttons = [self.stop, self.cancel, self.resume, self.anyway, self.chat]

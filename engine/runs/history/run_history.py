@@ -139,8 +139,8 @@ class HistoryFacts(BaseModel):
         checkpoints = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
         answers = tuple(point for point in self.answers if point.step <= step)
         resumes = tuple(resumed for resumed in self.resumes if resumed <= step)
-        changes = {"evals": evals, "answers": answers, "checkpoints": checkpoints, "resumes": resumes}
-        return self.model_copy(update=changes)
+        reports = {"evals": evals, "answers": answers, "checkpoints": checkpoints, "resumes": resumes}
+        return self.model_copy(update=reports)
 
 
 def _message_of(event: Event) -> Message | None:
