@@ -13,7 +13,7 @@ const show = () => {
   const chart = document.getElementById(ownId.replace('run-answers', 'loss-chart'))?.querySelector('.chart');
   if (!chart || chart.dataset.mark === String(steps[frame])) return;
   chart.dataset.mark = steps[frame];
-  chart.dispatchEvent(new Event('mark'));
+  chart.dispatchEvent(new Event('mark'));  // chart.js draws it
 };
 element.addEventListener('input', ({target}) => {
   step = target.value === target.max ? Infinity : Number(element.querySelector('[data-steps]').dataset.steps.split(' ')[target.value]);

@@ -84,7 +84,6 @@ const draw = () => {
   if (!place.data) place.replaceChildren();
   place.style.minHeight = '';
   place.style.height = chart.layout.height + 'px';
-  // A step that another part of the page shows.
   const [x] = place.dataset.mark >= 0 ? along(chart.scales[0], choice.value || 'step', [Number(place.dataset.mark)]) : [];
   if (x >= 0) chart.layout.shapes = [{type: 'line', x0: x, x1: x, yref: 'paper', y0: 0, y1: 1, line: {color: withColours('var(--soft)'), width: 1.5, dash: 'dot'}}];
   window.Plotly.react(place, chart.data, chart.layout, {displayModeBar: false, responsive: true, doubleClick: 'reset'});
