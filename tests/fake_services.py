@@ -54,13 +54,13 @@ def invent_runs(store: RunStore) -> None:
         fix="Halve training.max_length, or switch gradient checkpointing on.",
     )
     stories = (
-        (a_config(**hub, run__name="first try, full length"), InventedRun(state="failed", steps=31, failed=out_of_memory, age_seconds=4 * day)),
-        (a_config(**hub, adapter__r=8, training__learning_rate=1e-4), InventedRun(steps=200, total_steps=200, floor=1.25, seed=3, age_seconds=3 * day)),
-        (a_config(model__quantization="nf4", adapter__r=8), InventedRun(floor=1.05, seed=4, seconds_per_step=1.3, age_seconds=day)),
-        (a_config(adapter__r=32, adapter__lora_alpha=64), InventedRun(state="interrupted", steps=70, seed=5, resumable_step=60, cause="The machine was restarted at step 70.", advice="Resume it; nothing before step 60 is lost.", age_seconds=day / 2)),
-        (a_config(training__learning_rate=1e-3), InventedRun(state="stopped", steps=44, seed=6, floor=1.0, age_seconds=day / 3)),
-        (a_config(run__name="faq, rank 16"), InventedRun(seed=7, warnings=("The learning rate is high for so few rows.",), age_seconds=7000)),
-        (a_config(run__name="faq, rank 16, once more"), InventedRun(state="queued", cause="The CPU is in use for training (faq, rank 16).")),
+        (a_config(**hub, run__name="first try, full length"), InventedRun(answers=True, state="failed", steps=31, failed=out_of_memory, age_seconds=4 * day)),
+        (a_config(**hub, adapter__r=8, training__learning_rate=1e-4), InventedRun(answers=True, steps=200, total_steps=200, floor=1.25, seed=3, age_seconds=3 * day)),
+        (a_config(model__quantization="nf4", adapter__r=8), InventedRun(answers=True, floor=1.05, seed=4, seconds_per_step=1.3, age_seconds=day)),
+        (a_config(adapter__r=32, adapter__lora_alpha=64), InventedRun(answers=True, state="interrupted", steps=70, seed=5, resumable_step=60, cause="The machine was restarted at step 70.", advice="Resume it; nothing before step 60 is lost.", age_seconds=day / 2)),
+        (a_config(training__learning_rate=1e-3), InventedRun(answers=True, state="stopped", steps=44, seed=6, floor=1.0, age_seconds=day / 3)),
+        (a_config(run__name="faq, rank 16"), InventedRun(answers=True, seed=7, warnings=("The learning rate is high for so few rows.",), age_seconds=7000)),
+        (a_config(run__name="faq, rank 16, once more"), InventedRun(answers=True, state="queued", cause="The CPU is in use for training (faq, rank 16).")),
     )  # fmt: skip
     for config, story in stories:
         moment = time.time() - story.age_seconds

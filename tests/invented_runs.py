@@ -11,6 +11,7 @@ from loratory.engine.config.run import RunConfig
 from loratory.engine.files import sha256_of
 from loratory.engine.runs.checkpoints import ADAPTER_SUBFOLDER, MANIFEST, Manifest, ManifestFile
 from loratory.engine.runs.history.events import (
+    AnswersData,
     CheckpointData,
     DataReportData,
     EvalData,
@@ -61,6 +62,7 @@ class InventedRun:
     resumable_step: int | None = None
     age_seconds: float = 3600.0
     with_adapter: bool = True
+    answers: bool = False  # whether prompts were answered in evaluations
     log: str = "Loading the model.\n{'loss': 2.41, 'epoch': 0.1}\n{'loss': 1.97, 'epoch': 0.2}\n"
 
 
@@ -161,6 +163,7 @@ class Scribe:
             DataReportData(train_rows=312, eval_rows=35, dropped_rows=2, trained_tokens=13_300, masked_tokens=7_700)
         )
         self.writer.append(EvalData(step=0, eval_loss=BASE_LOSS, eval_tokens=1500, rows=35, seconds=2.0))
+        self.answer(0)
         self.writer.append(StatusData(phase="training", message="Training.", total_steps=total))
 
     def step(self, number: int) -> None:
@@ -184,7 +187,23 @@ class Scribe:
         if number % max(1, total // 10) == 0:
             held_out = story.floor + 0.06 + (BASE_LOSS - story.floor) * math.exp(-5 * share)
             self.writer.append(EvalData(step=number, eval_loss=held_out, eval_tokens=1500, rows=35, seconds=1.9))
+            self.answer(number)
         if number % max(1, total // 4) == 0:
             self.saved = [*self.saved[-1:], number]
             self.writer.append(CheckpointData(step=number, name=f"step-{number}", size_bytes=41_000_000))
             self.writer.append(MemoryData(peak_process_bytes=int(1.19 * GIB), predicted_bytes=int(1.32 * GIB)))
+
+    def answer(self, step: int) -> None:
+        """Answer two prompts, with more of the right words as training goes on."""
+        if self.story.answers:
+            right = "the rank of the two small matrices".split()
+            learned = right[: round(len(right) * step / self.story.total_steps)]
+            data = AnswersData(
+                step=step,
+                names=("Row 12", "Say <hello>"),
+                prompts=("<|im_start|>user\nWhat is r?<|im_end|>\n<|im_start|>assistant\n", "Say <hello>"),
+                references=(" ".join(right), ""),
+                answers=(" ".join([*learned, *["a", "letter"] * (len(learned) < len(right))]), "<b>hello</b>"),
+                seconds=0.9,
+            )
+            self.writer.append(data)

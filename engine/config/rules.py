@@ -56,6 +56,12 @@ def keeps_best(training: TrainingConfig) -> bool:
     return training.load_best_model_at_end or training.early_stopping_patience is not None
 
 
+def answer_tokens(training: TrainingConfig, parameters: int, device_kind: str) -> int:
+    """Return the most tokens of an answer in an evaluation: by default none for models that would take a minute or more."""
+    is_small = parameters <= (1e9 if device_kind == "cpu" else 4e9)
+    return training.eval_max_new_tokens if training.eval_max_new_tokens is not None else 64 * is_small
+
+
 @dataclass(frozen=True)
 class Cadence:
     """At which steps of a run its held-out loss is measured and a checkpoint is written."""

@@ -89,6 +89,10 @@ class TrainingConfig(ObjectiveSettings):
     """Steps between two points of the loss curve."""
     eval_steps: int | None = setting(None, "Evaluate every", ge=1, le=MAX_STEPS_BOUND)
     """Steps between two evaluations. Empty evaluates before the first step and about ten times in all."""
+    eval_max_new_tokens: int | None = setting(None, "Answers at evaluations, tokens", ge=0, le=1024)
+    """Three held-out prompts are answered, in a few seconds each time. Empty takes 64 tokens, and none for large models; 0 takes none."""
+    eval_prompts: str = setting("", "Prompts to answer", max_length=6000)
+    """At most three, with | between them: numbers of held-out rows, or prompts of your own. Empty takes three typical rows."""
     save_steps: int | None = setting(None, "Checkpoint every", ge=1, le=MAX_STEPS_BOUND)
     """Steps between two checkpoints. Empty saves about five times and at the end."""
     save_total_limit: int = setting(2, "Max checkpoints", ge=1, le=1000)

@@ -112,6 +112,7 @@ def assemble(
         pad_token_id,
         flash=attention.flash,
         masked=attention.masked,
+        attention=own_attention,
         autocast=autocast,
         prefetches=placement.torch_device.type != "cpu",
         objective=TRAINING_OBJECTIVES[traits.name](training, reference),

@@ -58,6 +58,7 @@ class TrainerHooks:
     """Called when something happened; each may raise to end the run. `stop_wanted` and `log_vote` are called in each step."""
 
     on_logged: Callable[[StepData], None] = lambda _: None
+    answer: Callable[[Any, int], None] = lambda _model, _step: None  # prompts, in an evaluation
     on_measured: Callable[[EvalData], None] = lambda _: None
     save: Callable[[], None] = lambda: None
     between_passes: Callable[[], None] = lambda: None

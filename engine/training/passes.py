@@ -15,7 +15,7 @@ from loratory.engine.training.batching.steps import StepBatches, TrainerSetup
 from loratory.engine.training.distribution import is_sharded, reshard
 from loratory.engine.training.objectives.base import PassLosses
 from loratory.engine.training.objectives.preferences import DirectPreference
-from loratory.engine.training.ops.loss import TrainedTokens
+from loratory.engine.training.ops.loss import TrainedTokens, causal_lm_of
 from loratory.engine.training.placement import ProcessGroup
 
 _Pass = TypeVar("_Pass")
@@ -114,6 +114,21 @@ class ModelPasses:
         model.train(was_training)
         if self.is_sharded:
             reshard(model)
+
+    @contextlib.contextmanager
+    def answering(self, model: Any) -> Iterator[Any]:
+        """Yield a model that can generate, with its own attention and without compiled layers, as it was afterwards."""
+        causal_lm, setup = causal_lm_of(model), self._setup
+        attention = causal_lm.config._attn_implementation
+        with contextlib.ExitStack() as stack:
+            for context in (torch.no_grad(), self._evaluating(model), self.casting()):
+                stack.enter_context(context)
+            if setup.settings.training.torch_compile:  # each length would be compiled
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if attention != setup.attention:
+                causal_lm.set_attn_implementation(setup.attention)
+                stack.callback(causal_lm.set_attn_implementation, attention)
+            yield model
 
     def held_out_losses(
         self, model: Any, rows: Sequence[Any], between_passes: Callable[[], None]

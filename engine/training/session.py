@@ -6,17 +6,18 @@ import time
 
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.optimizations import is_wanted
-from loratory.engine.config.rules import keeps_best
+from loratory.engine.config.rules import answer_tokens, keeps_best
 from loratory.engine.quantities import size
 from loratory.engine.runs.checkpoints import Checkpoint, Manifest, list_checkpoints
 from loratory.engine.runs.disk import QuotaWatch
 from loratory.engine.runs.history.events import BaseWeightsData, EvalData, StepData
 from loratory.engine.training import faults
+from loratory.engine.training.answers import PromptAnswers, choose_prompts
 from loratory.engine.training.batching.steps import choose_rows
 from loratory.engine.training.build import training_arguments
 from loratory.engine.training.callbacks import LOG_SECONDS, RunCallback, TrainerHooks
 from loratory.engine.training.checkpoints import folder as checkpoints
-from loratory.engine.training.checkpoints.state_files import load_trained, save_adapter, trained_bytes
+from loratory.engine.training.checkpoints.state_files import count_parameters, load_trained, save_adapter, trained_bytes
 from loratory.engine.training.distribution import trained_weights
 from loratory.engine.training.failure import StopRequests, check_held_out, check_loss
 from loratory.engine.training.loops import LOOPS
@@ -142,6 +143,7 @@ class TrainingSession:
         trainer.add_callback(callback)
         trainer.hooks = TrainerHooks(
             on_logged=functools.partial(self._on_logged, vocabulary=vocabulary),
+            answer=self._prompt_answers(prepared).answer,
             on_measured=self._on_measured,
             save=lambda: self._save_checkpoint(trainer, prepared),
             between_passes=self._requests.check_cancel,
@@ -149,6 +151,16 @@ class TrainingSession:
             log_vote=callback.log_vote if group.is_main else lambda: 0,
         )
         return trainer, callback
+
+    def _prompt_answers(self, prepared: PreparedRun) -> PromptAnswers:
+        """Return what answers prompts in evaluations: the first process, where it has all weights."""
+        training, placement = self._config.training, prepared.placement
+        most = answer_tokens(training, count_parameters(prepared.model)[1], placement.torch_device.type)
+        if most and placement.sharded:
+            self._events.warn("No prompts are answered in evaluations, because FSDP divides the weights.")
+        choose = functools.partial(choose_prompts, training.eval_prompts, prepared.data.held_out, prepared.tokenizer)
+        is_off = placement.sharded or not placement.group.is_main
+        return PromptAnswers(self._events, prepared.tokenizer, functools.cache(choose), 0 if is_off else most)
 
     def _measure_base(self, trainer: SupervisedLoop, prepared: PreparedRun) -> None:
         """Measure the held-out loss before the first step, without an adapter that already changes the model."""

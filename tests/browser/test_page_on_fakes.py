@@ -264,6 +264,39 @@ def test_long_answers_fold_and_keys_vote_one_press_a_pair(kept_page, services, m
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
+def test_a_slider_moves_the_answers_and_a_line_in_the_chart(kept_page):
+    page = kept_page
+    open_tab(page, "Runs")
+    page.locator("#runs-table tr", has_text="faq, rank 16").last.locator("td.name").click()
+    page.locator("#run-to-train").click()
+    strip = page.locator("#run-answers")
+    slider = strip.get_by_role("slider", name="Evaluation")
+    line = "document.querySelector('#loss-chart .chart').layout.shapes?.[0]?.x0"
+    expect(slider).to_have_attribute("aria-valuetext", re.compile("^Step 120, held-out loss"))
+    expect(strip.locator(".tuned .text").first).to_have_text("the rank of the two small matrices", use_inner_text=True)
+    page.wait_for_function(f"{line} === 120")
+
+    slider.focus()
+    page.keyboard.press("Home")
+
+    expect(slider).to_have_attribute("aria-valuetext", re.compile("^Step 0, held-out loss"))
+    expect(strip.locator(".tuned .text").first).to_have_text("a letter", use_inner_text=True)
+    page.wait_for_function(f"{line} === 0")
+    page.keyboard.press("ArrowRight")
+    expect(strip.locator(".tuned .text mark:visible")).to_have_text("the")
+    page.wait_for_function(f"{line} === 12")
+    page.evaluate(
+        "window.loratoryPlaces['run-answers'](document.querySelector('#run-answers [data-steps]').outerHTML + ' ')"
+    )
+    expect(slider).to_have_attribute("aria-valuetext", re.compile("^Step 12, held-out loss"))  # kept as answers arrive
+    assert barriers(page) == []
+    page.set_viewport_size({"width": 390, "height": 844})
+    nothing_is_beyond_the_window(page)
+    boxes = strip.locator("section section").first.locator(".answer")
+    lefts = {boxes.nth(number).bounding_box()["x"] for number in range(3)}
+    assert len(lefts) == 1  # one column
+
+
 def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(kept_page, services):
     page = kept_page
     open_tab(page, "Runs")

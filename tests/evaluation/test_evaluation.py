@@ -23,10 +23,11 @@ from loratory.engine.evaluation.job import (
     EvaluationRequest,
     read_evaluation,
 )
-from loratory.engine.evaluation.worker.answers import BatchedAnswers, decode, split_at_answer
+from loratory.engine.evaluation.worker.answers import BatchedAnswers
 from loratory.engine.hardware.device_job import ModelInUse, models_in_use
 from loratory.engine.hardware.processor import describe_processor
 from loratory.engine.processes.messages import CancelledRequestError
+from loratory.engine.training.answers import decode, split_at_answer
 from tests.chat.tiny_adapters import lora, prefix_tuning
 from tests.data.checks import check_dataset
 from tests.evaluation.conftest import evaluate, held_out, order_of, write_run

@@ -1,5 +1,6 @@
 import csv
 import io
+import itertools
 import math
 import re
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from loratory.engine.runs.history.events import (
+    AnswersData,
     CheckpointData,
     EvalData,
     EventData,
@@ -302,3 +304,30 @@ def test_the_time_that_is_left_is_unknown_where_a_log_holds_no_time(log):
     log.write_bytes(re.sub(rb'"time":[0-9.]+', b'"time":NaN', log.read_bytes()))
 
     assert seconds_left(read_history(log)) is None
+
+
+def answers_at(step: int) -> AnswersData:
+    return AnswersData(
+        step=step, names=("Row 1",), prompts=("q",), references=("r",), answers=(f"a {step}",), seconds=1.0
+    )
+
+
+def test_answers_of_many_evaluations_are_thinned_out_evenly(log):
+    write_log(log, *(answers_at(step) for step in range(0, 1000, 10)))
+
+    steps = [point.step for point in read_history(log).answers]
+
+    assert len(steps) <= 16
+    assert steps[0] == 0
+    assert steps[-1] == 990
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
+    assert max(gaps) <= 3 * min(gaps)
+
+
+def test_a_resumed_run_continues_its_answers(log):
+    first = EvalData(step=0, eval_loss=2.0, eval_tokens=9, rows=1, seconds=1.0)
+    write_log(log, answers_at(0), first, answers_at(5), answers_at(10))
+    write_log(log, ResumedData(step=5), answers_at(10), attempt=2)
+
+    assert [point.step for point in read_history(log).answers] == [0, 5, 10]
+    assert [point.step for point in read_history(log).evals] == [0]

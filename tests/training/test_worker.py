@@ -116,6 +116,22 @@ def test_the_held_out_loss_of_step_0_is_the_base_models(workers, runs):
     assert prefix.eval_loss == pytest.approx(lora.eval_loss, rel=0.01)
 
 
+def test_prompts_are_answered_in_each_evaluation_with_the_same_losses(workers, runs):
+    plain, answering = runs.create(), runs.create(training={"eval_max_new_tokens": 4})
+
+    for run in (plain, answering):
+        assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    losses, same_losses = ([step.loss for step in data_of_events(run, "step")] for run in (plain, answering))
+    assert losses == same_losses
+    answers = data_of_events(answering, "answers")
+    assert [point.step for point in answers] == [0, 5, 10]
+    assert all(len(set(point.prompts)) == 3 for point in answers)
+    assert data_of_events(plain, "answers") == []
+    evaluation = data_of_events(answering, "eval")[-1]
+    assert evaluation.seconds > answers[-1].seconds > 0
+
+
 def test_a_run_has_one_worker_and_cancel_ends_it_at_once(workers, runs, tmp_path):
     run = runs.create(training={"save_steps": 2})
     with held_at_step(3, workers, run, tmp_path) as pid:

@@ -57,6 +57,7 @@ class WorkerRuns:
                 # Only what a test is about may end a run or save a checkpoint.
                 "early_stopping_patience": None,
                 "warmup_steps": 0.03,
+                "eval_max_new_tokens": 0,
             },
             "run": {"devices": "cpu"},
         }

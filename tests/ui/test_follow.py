@@ -74,8 +74,8 @@ def test_a_page_that_asks_gets_what_was_logged_since(follow, invent):
     assert "Step 11 of 120" in reply["values"]["run-heading"]
     assert reply["values"]["loss-chart"] not in ("", view.loss)
     assert set(reply["values"]) == {
-        "run-heading", "run-made-of", "loss-chart", "preference-charts", "small-charts", "run-memory", "run-warnings",
-            "run-timeline",
+        "run-heading", "run-made-of", "loss-chart", "preference-charts", "small-charts", "run-memory", "run-answers",
+        "run-warnings", "run-timeline",
     }  # fmt: skip
     assert reply["submit"] is False
     assert answer(follow, view, reply["stamp"]) is None

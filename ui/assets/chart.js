@@ -84,6 +84,8 @@ const draw = () => {
   if (!place.data) place.replaceChildren();
   place.style.minHeight = '';
   place.style.height = chart.layout.height + 'px';
+  const [x] = place.dataset.mark >= 0 ? along(chart.scales[0], choice.value || 'step', [Number(place.dataset.mark)]) : [];
+  if (x >= 0) chart.layout.shapes = [{type: 'line', x0: x, x1: x, yref: 'paper', y0: 0, y1: 1, line: {color: withColours('var(--soft)'), width: 1.5, dash: 'dot'}}];
   // With a base, Plotly would refer to its shapes by the page's address, which changes.
   const base = document.querySelector('base'), {href} = base;
   base.removeAttribute('href');
@@ -123,6 +125,7 @@ tools.addEventListener('click', async ({target: {dataset: {save}}}) => {
 });
 
 watch('value', draw);
+place.addEventListener('mark', draw);
 (window.loratoryPlaces ??= {})[id] = (value) => { props.value = value; draw(); };
 const themes = new MutationObserver(draw);
 themes.observe(document.body, {attributes: true, attributeFilter: ['class']});

@@ -53,6 +53,7 @@ from loratory.ui.page import Page, request_view
 from loratory.ui.polls import poll, poll_answer
 from loratory.ui.tabs.run_place import offers_cluster, work_place
 from loratory.ui.views import run_view
+from loratory.ui.views.answers import render_answers
 from loratory.ui.views.html import error_box
 from loratory.ui.views.loss_chart import ChartView, loss_figure
 from loratory.ui.views.step_charts import preference_figure, small_figures
@@ -116,6 +117,7 @@ class FollowPart:
                 self.log_axis = gr.Checkbox(
                     False, label="Logarithmic axis", elem_id=f"{prefix}log-axis", scale=1, container=False
                 )
+            self.answers = live_html(elem_id=f"{prefix}run-answers", more=("answers",))
             self.warnings = live_html(elem_id=f"{prefix}run-warnings")
             self.preferences = chart(elem_id=f"{prefix}preference-charts", elem_classes="small-charts")
             with gr.Accordion("Learning rate, speed and memory", open=True) as self.small_fold:
@@ -133,8 +135,8 @@ class FollowPart:
         self.live = poll(self.answer, 2.0, elem_id=f"{prefix}run-live")
         # Changed by each step.
         self._poll_parts = [
-            self.heading, self.loss, self.preferences, self.small, self.made_of, self.memory, self.warnings, self.timeline,
-            self.log,
+            self.heading, self.loss, self.preferences, self.small, self.made_of, self.memory, self.answers,
+            self.warnings, self.timeline, self.log,
         ]  # fmt: skip
         self._texts = [self.trouble, *self._poll_parts]
         self._buttons = [self.stop, self.cancel, self.resume, self.anyway]
@@ -374,6 +376,7 @@ class FollowPart:
             ),
             self.made_of: run_view.render_run_settings(snapshot) if self.choice is not None else "",
             self.memory: run_view.render_memory(snapshot) + run_view.render_time(snapshot),
+            self.answers: self._figure(snapshot, "answers", lambda: render_answers(snapshot)),
             self.warnings: run_view.render_warnings(snapshot)
             + run_view.render_left_out(snapshot.run.folder.read_dataset_report()),
             self.timeline: run_view.render_timeline(snapshot),

@@ -186,14 +186,19 @@ class TrainTab:
         config, similar = draft.config, self.similar_run(draft)
         check = self.page.services.checks.find(CheckQuestion.from_config(config)) if config is not None else None
         report = check.report if check is not None else None
-        return config or draft.memory_config, report, similar, self.around_seconds(similar)
+        plan_config = config or draft.memory_config
+        answers = plan_config is None or plan_config.training.eval_max_new_tokens != 0
+        return plan_config, report, similar, self.around_seconds(similar, answers=answers)
 
-    def around_seconds(self, row: RunSummary | None) -> float | None:
-        """Return the seconds that a run took to load, evaluate and save; None unless it completed."""
+    def around_seconds(self, row: RunSummary | None, *, answers: bool = True) -> float | None:
+        """Return the seconds that a run took to load, evaluate and save, also without its answers; None unless it completed."""
         if row is None or row.state != "completed" or row.seconds is None or not row.tokens_per_second:
             return None
-        tokens = self.page.reader.observe(row.id).history.steps.last("tokens")
-        return max(0.0, row.seconds - tokens / row.tokens_per_second) if tokens else None
+        history = self.page.reader.observe(row.id).history
+        tokens, answering = history.steps.last("tokens") or 0.0, sum(point.seconds for point in history.answers)
+        return (
+            max(0.0, row.seconds - tokens / row.tokens_per_second - (0.0 if answers else answering)) if tokens else None
+        )
 
     def count(self, request: gr.Request, *values: Any) -> Updates:
         """Count the tokens in the background if needed; the timer shows the progress."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -25,6 +24,7 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import list_devices
 from loratory.engine.hardware.processor import has_bfloat16, memory_now
 from loratory.engine.models.folder import check_model_folder, read_safetensors_header, weight_files
+from loratory.engine.training.answers import virtual_token_cache
 from loratory.engine.training.batching.batches import pad
 from loratory.engine.training.failure import is_out_of_memory
 from loratory.engine.training.ops.attention import copy_shared_heads
@@ -102,22 +102,11 @@ class BranchWeights:
         None for the few architectures without such a cache, which read everything again for each token.
         """
         self.holder.switch_to(self.adapter)
-        prompt: Any = None
         if self.adapter is not None and self.adapter.is_prefix:
-            prompt = self.adapter.peft.get_prompt(batch_size=1, max_cache_len=-1)
-        if isinstance(prompt, Cache):  # learned keys and values
-            return prompt
-        if not self.holder.model._supports_default_dynamic_cache():
-            if prompt is not None:
-                fix = "Choose an adapter without virtual tokens."
-                raise ModelError(f"{self.holder.name} keeps no keys and values, which virtual tokens need.", fix)
-            return None
-        cache = DynamicCache(config=self.holder.model.config.get_text_config(decoder=True))
-        if prompt is not None:  # learned embeddings, (1, tokens, hidden size), which the model reads first
             with torch.inference_mode():
-                embeddings = prompt.to(self.holder.model.dtype)
-                self.holder.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
-        return cache
+                return virtual_token_cache(self.adapter.peft)
+        has_cache = self.holder.model._supports_default_dynamic_cache()
+        return DynamicCache(config=self.holder.model.config.get_text_config(decoder=True)) if has_cache else None
 
     def summed_loss(self, ids: Sequence[int], labels: Sequence[int]) -> float:
         """Return the sum of -log p over the trained tokens of a sequence, in nats.

@@ -14,11 +14,11 @@ from loratory.engine.chat.worker.static_cache import free_bytes, logits_agree
 from loratory.engine.chat.worker.weights import PIECE_TOKENS, BranchWeights, Weights
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.data.passes.prepare import spread_evenly
-from loratory.engine.data.render.template import ChatTokenizer
-from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
+from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.evaluation.job import AnsweredRow, BranchAnswer, EvaluationOrder
 from loratory.engine.evaluation.worker.scores import score_answer
 from loratory.engine.processes.messages import CancelledRequestError, Request
+from loratory.engine.training.answers import Prompt, decode, prompts_of
 
 
 @dataclass(frozen=True)
@@ -47,39 +47,9 @@ class Evaluation:
             raise CancelledRequestError
 
 
-def split_at_answer(row: TokenizedRow) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return a sequence's prompt and its last trained tokens; None if it has no prompt, as in plain text."""
-    positions = [index for index, label in enumerate(row.labels) if label != IGNORED_LABEL]
-    if not positions:
-        return None
-    end = positions[-1] + 1
-    start = end - 1
-    while start > 0 and row.labels[start - 1] != IGNORED_LABEL:
-        start -= 1
-    if start == 0:
-        return None
-    return tuple(row.input_ids[:start]), tuple(row.input_ids[start:end])
-
-
-def decode(ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
-    """Decode tokens without special tokens."""
-    controls = set(tokenizer.all_special_ids)
-    return tokenizer.decode([token for token in ids if token not in controls]).strip()
-
-
-@dataclass(frozen=True)
-class _Question:
-    """The prompt of a held-out row, and its reference answer."""
-
-    row: int
-    prompt_ids: tuple[int, ...]
-    reference_ids: tuple[int, ...]
-
-
 def answer_rows(evaluation: Evaluation, rows: Sequence[TokenizedRow]) -> list[AnsweredRow]:
     """Answer some of the rows with every branch, in their order; rows that fill the whole context are left out."""
-    questions = [_Question(row.row, *parts) for row in rows if (parts := split_at_answer(row)) is not None]
-    selection = spread_evenly(questions, evaluation.order.settings.answered_rows)
+    selection = spread_evenly(prompts_of(rows), evaluation.order.settings.answered_rows)
     writer = _Writer(evaluation)
     selection = [question for question in selection if writer.has_room(question)]
     return writer.answer(selection)
@@ -95,32 +65,32 @@ class _Writer:
         self._longest = evaluation.order.settings.max_new_tokens
         self._complete = self._total = 0
 
-    def has_room(self, question: _Question) -> bool:
+    def has_room(self, question: Prompt) -> bool:
         """Whether every branch can answer with at least one token."""
-        return all(self._most(branch, question.prompt_ids) > 0 for branch in self._branches)
+        return all(self._most(branch, question.ids) > 0 for branch in self._branches)
 
-    def answer(self, questions: Sequence[_Question]) -> list[AnsweredRow]:
+    def answer(self, questions: Sequence[Prompt]) -> list[AnsweredRow]:
         """Return the answers of every branch to every question, in their order."""
         self._complete, self._total = 0, len(questions) * len(self._branches)
         by_question: list[dict[Branch, BranchAnswer]] = [{} for _ in questions]
         for batch in self._batches(questions):
             together = [questions[number] for number in batch]
             for branch in self._branches:
-                token_lists = self._write(branch, [question.prompt_ids for question in together])
+                token_lists = self._write(branch, [question.ids for question in together])
                 for number, tokens in zip(batch, token_lists, strict=True):
                     by_question[number][branch] = self._score(tokens, questions[number])
         return [
             AnsweredRow(
                 row=question.row,
-                prompt=self._tokenizer.decode(question.prompt_ids),
-                reference=decode(question.reference_ids, self._tokenizer),
+                prompt=self._tokenizer.decode(question.ids),
+                reference=decode(question.reference, self._tokenizer),
                 answers=answers,
             )
             for question, answers in zip(questions, by_question, strict=True)
         ]
 
-    def _batches(self, questions: Sequence[_Question]) -> list[list[int]]:
-        lengths = [len(question.prompt_ids) for question in questions]
+    def _batches(self, questions: Sequence[Prompt]) -> list[list[int]]:
+        lengths = [len(question.ids) for question in questions]
         if not questions or not self._evaluation.keeps_rows_apart:
             return [[number] for number in range(len(questions))]
         positions = max(lengths) + self._longest
@@ -168,8 +138,8 @@ class _Writer:
     def _report(self, complete: int) -> None:
         self._evaluation.report(f"Answering, {complete:,} of {self._total:,} answers.", complete / self._total)
 
-    def _score(self, tokens: Sequence[int], question: _Question) -> BranchAnswer:
-        text, reference = decode(tokens, self._tokenizer), decode(question.reference_ids, self._tokenizer)
+    def _score(self, tokens: Sequence[int], question: Prompt) -> BranchAnswer:
+        text, reference = decode(tokens, self._tokenizer), decode(question.reference, self._tokenizer)
         return BranchAnswer(text=text, tokens=len(tokens), scores=score_answer(text, reference))
 
 

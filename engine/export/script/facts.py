@@ -11,6 +11,8 @@ from loratory.engine.export.script.model_facts import ModelFacts
 
 NOT_EXPORTED: Mapping[str, str] = {
     "report_to": "a script logs into its output; trackers need accounts and packages of their own",
+    "eval_max_new_tokens": "a script logs losses; answers change no result",
+    "eval_prompts": "as eval_max_new_tokens",
     "use_liger_kernel": "it changes no result, and a script runs where the package is not installed",
     "train_sampling_strategy": "the rows of an exact script are in the run's order, those of a short one in TRL's",
 }

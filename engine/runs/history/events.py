@@ -127,6 +127,19 @@ class EvalData(EventData):
         return self.metrics.get("rewards/accuracies")
 
 
+class AnswersData(EventData):
+    """Greedy answers to the same prompts at each evaluation; `step` 0 is before the first update."""
+
+    kind = "answers"
+
+    step: int
+    names: tuple[str, ...]  # such as Row 12
+    prompts: tuple[str, ...]  # as the model gets them
+    references: tuple[str, ...]  # in the data; empty for a typed prompt
+    answers: tuple[str, ...]
+    seconds: float  # which those of the evaluation contain
+
+
 class CheckpointData(EventData):
     """A complete checkpoint is at `checkpoints/<name>`."""
 

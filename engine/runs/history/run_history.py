@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from loratory.engine.files import size_and_time
 from loratory.engine.runs.history.events import (
+    AnswersData,
     CheckpointData,
     DataReportData,
     EvalData,
@@ -41,6 +42,7 @@ from loratory.engine.runs.history.steps import (
 )
 
 _MAX_MESSAGES = 1000
+_MAX_ANSWERED = 16  # evaluations
 _PACE_STEPS = 200
 _SHORTEST_LEFT_SECONDS = 0.5  # less would be displayed as 0 s
 
@@ -59,6 +61,7 @@ class HistoryFacts(BaseModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     evals: tuple[EvalData, ...] = ()  # in order of their steps; of step 0 there may be one more, of the base model
+    answers: tuple[AnswersData, ...] = ()  # in order of their steps, of some evaluations where there are many
     checkpoints: tuple[CheckpointData, ...] = ()
     resumes: tuple[int, ...] = ()  # the steps from which attempts continued
     messages: tuple[Message, ...] = ()  # the newest thousand
@@ -81,11 +84,16 @@ class HistoryFacts(BaseModel):
         if event.attempt > self.attempt:  # what passes between two attempts does not count
             changes |= {"attempt": event.attempt, "failed": None, "phase_seconds": self.phase_seconds}
         is_fresh = self.attempt_is_fresh or event.attempt > self.attempt
-        has_step = isinstance(event.data, ResumedData | StepData | EvalData | CheckpointData)
+        has_step = isinstance(event.data, ResumedData | StepData | EvalData | AnswersData | CheckpointData)
         changes["attempt_is_fresh"] = is_fresh and not has_step
         match event.data:
             case EvalData() as point:
                 changes |= {"evals": (*self.evals, point)} | self.until(event.time, point.seconds, "evaluating")
+            case AnswersData() as answers:
+                points = (*self.answers, answers)
+                gaps = [later.step - earlier.step for earlier, later in zip(points, points[2:], strict=False)]
+                closest = 1 + gaps.index(min(gaps)) if len(points) > _MAX_ANSWERED else len(points)
+                changes["answers"] = points[:closest] + points[closest + 1 :]
             case CheckpointData() as saved:
                 changes["checkpoints"] = (
                     *(checkpoint for checkpoint in self.checkpoints if checkpoint.step != saved.step),
@@ -121,16 +129,18 @@ class HistoryFacts(BaseModel):
         match event.data:
             case ResumedData(step=step):
                 return step
-            case StepData(step=step) | EvalData(step=step) | CheckpointData(step=step) if is_fresh:
-                return max(step - 1, 0) if step else -1  # without `resumed`, the attempt began there
+            case StepData() | EvalData() | AnswersData() | CheckpointData() as data if is_fresh:
+                return max(data.step - 1, 0) if data.step else -1  # without `resumed`, the attempt began there
         return None
 
     def up_to(self, step: int) -> Self:
         """Drop the reports after a step, from which a later attempt continued."""
         evals = tuple(point for point in self.evals if point.step <= step)
         checkpoints = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
+        answers = tuple(point for point in self.answers if point.step <= step)
         resumes = tuple(resumed for resumed in self.resumes if resumed <= step)
-        return self.model_copy(update={"evals": evals, "checkpoints": checkpoints, "resumes": resumes})
+        reports = {"evals": evals, "answers": answers, "checkpoints": checkpoints, "resumes": resumes}
+        return self.model_copy(update=reports)
 
 
 def _message_of(event: Event) -> Message | None:

@@ -36,6 +36,7 @@ class TrainerSetup:
     pad_token_id: int
     flash: bool = False  # joined rows are described as flash attention takes them
     masked: bool = True  # padded rows come with a padding mask
+    attention: str = "sdpa"  # the model's own, which answers take
     autocast: torch.dtype | None = None  # None where every weight is already held in the dtype of its products
     prefetches: bool = False  # the next step's batch is made during this one; a processor has no time to spare for it
     objective: TrainingObjective = field(default_factory=TrainingObjective)

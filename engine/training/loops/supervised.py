@@ -241,6 +241,8 @@ class SupervisedLoop(SFTTrainer):  # type: ignore[misc]
         start = time.perf_counter()
         rows = self._rows.held_out
         totals, metrics = self._passes.held_out_losses(self.model, rows, self.hooks.between_passes)
+        with self._passes.answering(self.model) as model:
+            self.hooks.answer(model, int(self.state.global_step))
         seconds = time.perf_counter() - start
         self._interval.paused_seconds += seconds
         return EvalData(
