@@ -10,8 +10,11 @@ from gradio.events import Dependency
 from loratory.engine.config.derived_defaults import SETTINGS, derive_defaults
 from loratory.engine.config.load import find_preset, list_presets
 from loratory.engine.config.objectives import preference_name
+from loratory.engine.config.run import RunConfig
 from loratory.engine.config.training import ObjectiveSettings
+from loratory.engine.data.contract import DatasetReport
 from loratory.engine.hardware.lease import lease_name
+from loratory.engine.runs.prediction import plan_run
 from loratory.engine.runs.summary import RunSummary
 from loratory.ui.backend.dataset_checks import CheckQuestion, lengths_stamp
 from loratory.ui.components import QUICK, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message
@@ -72,7 +75,7 @@ class TrainTab:
             self._settings()
             self.place = RunPlacePart(page)
             self.plan = gr.HTML(elem_id="plan")
-            self.start = StartPart(page)
+            self.start = StartPart(page, self.seconds_of)
         with gr.Column(visible=False, elem_id="train-follow") as self.follow_column:
             self.follow = FollowPart(page, choice)
         self._change = gr.State({})
@@ -174,11 +177,21 @@ class TrainTab:
         return keep_own_dataset(self.objective.with_start(preset), self.page.settings(values)["dataset"])
 
     def render_draft_plan(self, draft: Draft) -> str:
-        config = draft.config
+        return render_plan(draft.config or draft.memory_config, *self._pace(draft))
+
+    def _pace(self, draft: Draft) -> tuple[DatasetReport | None, RunSummary | None, float | None]:
+        """Return the counted rows, an earlier similar run, and its seconds besides steps, as far as they are known."""
+        config, similar = draft.config, self.similar_run(draft)
         check = self.page.services.checks.find(CheckQuestion.from_config(config)) if config is not None else None
-        report = check.report if check is not None else None
-        similar = self.similar_run(draft)
-        return render_plan(config or draft.memory_config, report, similar, self.around_seconds(similar))
+        return check.report if check is not None else None, similar, self.around_seconds(similar)
+
+    def seconds_of(self, draft: Draft, configs: Sequence[RunConfig]) -> float | None:
+        """Return how long variants of a draft take one by one; None if unknown."""
+        report, similar, around_seconds = self._pace(draft)
+        if report is None or similar is None or not similar.tokens_per_second:
+            return None
+        plans = filter(None, (plan_run(config.training, report) for config in configs))
+        return sum(plan.seen_tokens / similar.tokens_per_second + (around_seconds or 0) for plan in plans) or None
 
     def around_seconds(self, row: RunSummary | None) -> float | None:
         """Return the seconds that a run took to load, evaluate and save; None unless it completed."""

@@ -6,7 +6,7 @@ from datetime import datetime
 from html import escape
 
 from loratory.engine.runs.run import STARTS_ANYWAY, State
-from loratory.engine.runs.summary import RunQuery, RunSummary, SortKey, best_by_held_out_loss
+from loratory.engine.runs.summary import RunQuery, RunSummary, SortKey
 from loratory.ui.views.html import (
     Column,
     Row,
@@ -179,11 +179,12 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
 
 
 def best_of(rows: Sequence[RunSummary]) -> str | None:
-    """Return the id of the run with the lowest held-out loss; None for fewer than two, or for a tie as displayed."""
-    measured_rows = [row for row in rows if row.best_eval_loss is not None]
-    best = best_by_held_out_loss(measured_rows) if len(measured_rows) > 1 else None
-    is_tied = best is not None and sum(_shown_loss(row) == _shown_loss(best) for row in measured_rows) > 1
-    return best.id if best is not None and not is_tied else None
+    """Return the id of the run with the lowest held-out loss; None for fewer than two, those that are not comparable, or a tie as displayed."""
+    losses = {row.id: _shown_loss(row) for row in rows if row.best_eval_loss is not None}
+    groups = {row.loss_group for row in rows if row.id in losses}
+    best = min(losses, key=lambda run_id: float(losses[run_id]), default="")
+    is_clear = len(losses) > 1 and len(groups) == 1 and list(losses.values()).count(losses[best]) == 1
+    return best if is_clear else None
 
 
 def _shown_loss(row: RunSummary) -> str:
