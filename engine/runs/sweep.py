@@ -63,8 +63,7 @@ def sweep_origins(configs: Sequence[RunConfig], key: str) -> list[dict[str, Any]
         texts = list(map(str, values.values()))
         if not any(len({*zip(other, texts, strict=True)}) == len({*other}) for other in swept.values()):
             swept[name] = texts
-    rows = ({name: texts[number] for name, texts in swept.items()} for number in range(len(configs)))
-    return [{"sweep": sweep, "swept": values} for values in rows]
+    return [{"sweep": sweep, "swept": {name: texts[n] for name, texts in swept.items()}} for n in range(len(configs))]
 
 
 def _combine(values: Mapping[str, Any], choices: Mapping[str, Sequence[str]]) -> list[RunConfig]:
@@ -73,10 +72,9 @@ def _combine(values: Mapping[str, Any], choices: Mapping[str, Sequence[str]]) ->
     earlier: dict[str, dict[str, str]] = {}
     for texts in itertools.product(*choices.values()):
         combination = dict(zip(choices, texts, strict=True))
+        settings = [f"{name}={text}" for name, text in combination.items()]
         try:
-            config = config_from_mapping(
-                with_overrides(values, [f"{name}={text}" for name, text in combination.items()])
-            )
+            config = config_from_mapping(with_overrides(values, settings))
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
             continue

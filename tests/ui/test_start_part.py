@@ -294,8 +294,8 @@ def test_what_is_wrong_with_a_sweep_is_shown_while_it_is_typed(tab):
         assert 'role="status"' in text
         assert field in text
         assert message in text
-    assert "Every combination" in plan(tab, " ", config)
-    assert "Every combination" in tab.start.plan_sweep("adapter.r = 8", *tab.page.form.updates({}))
+    assert "Each combination" in plan(tab, " ", config)
+    assert "Each combination" in tab.start.plan_sweep("adapter.r = 8", *tab.page.form.updates({}))
 
 
 def test_a_swept_alpha_follows_no_rank(tab):

@@ -38,9 +38,9 @@ from loratory.ui.views.sweep import render_sweep_plan
 REFUSED = "refused"  # where a start goes that has an error or a question
 _NAMED_BY_BROWSER = "(token) => token || crypto.getRandomValues(new Uint32Array(4)).join('-')"
 _SWEEP_EXAMPLE = "training.learning_rate = 1e-4, 2e-4\nadapter.r = 8, 16\ntraining.seed = 1, 2, 3"
-_SWEEP_LEAD = small(
-    "Every combination is queued as a run. Several seeds show what is noise. Without lora_alpha, lora_alpha / r is kept."
-)
+_SWEEP_LEAD = small("Each combination is a run. Several seeds show what is noise. lora_alpha follows r unless listed.")
+# Settings that memory does not depend on.
+_NO_MEMORY: Any = {"run": {"name"}, "training": {"learning_rate", "num_train_epochs", "max_steps", "seed"}}
 _FORGET = f"() => ['', ({NOT_SHOWN})()]"
 
 
@@ -104,11 +104,10 @@ class StartPart:
         self.sweep.click(functools.partial(self.begin, "sweep"), inputs, outputs, **once)
         confirm.really.click(self.begin_agreed, [self.open_question, *inputs], outputs, **once)
         confirm.close_by(confirm.cancel.click)
-        typed = changed_by_hand(self.axes)  # it is not part of the draft
-        confirm.close_by(typed)
+        confirm.close_by(changed_by_hand(self.axes))  # it is not part of the draft
         clear_error_after(self.problems, [self.axes])
-        plan: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
-        gr.on([typed, self.draft_key.change], self.plan_sweep, [self.axes, *components], self.sweep_plan, **plan)
+        edits, plan_inputs = [changed_by_hand(self.axes), self.draft_key.change], [self.axes, *components]
+        gr.on(edits, self.plan_sweep, plan_inputs, self.sweep_plan, trigger_mode="always_last", **QUICK)
         self.job.changed(self.show, self.pending, outputs, **QUICK)
 
     def enable_after(self, event: Dependency) -> None:
@@ -165,7 +164,8 @@ class StartPart:
         estimates: dict[str, MemoryEstimate] = {}
         with contextlib.suppress(EngineError):
             if draft.shape is not None and (device := draft.device) is not None:
-                estimates = {each.run.name: estimate_memory(draft.shape, each, device, draft.rows) for each in configs}
+                distinct = {config.model_dump_json(exclude=_NO_MEMORY): config for config in configs}.values()
+                estimates = {each.run.name: estimate_memory(draft.shape, each, device, draft.rows) for each in distinct}
         return render_sweep_plan(len(configs), self._seconds_of(draft, configs), estimates)
 
     def _launch(

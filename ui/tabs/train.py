@@ -180,7 +180,6 @@ class TrainTab:
         return render_plan(draft.config or draft.memory_config, *self._pace(draft))
 
     def _pace(self, draft: Draft) -> tuple[DatasetReport | None, RunSummary | None, float | None]:
-        """Return the counted rows, an earlier similar run, and its seconds besides steps, as far as they are known."""
         config, similar = draft.config, self.similar_run(draft)
         check = self.page.services.checks.find(CheckQuestion.from_config(config)) if config is not None else None
         return check.report if check is not None else None, similar, self.around_seconds(similar)
