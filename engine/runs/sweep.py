@@ -34,13 +34,11 @@ def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunCon
     names = [name for name, _, _ in parsed_axes]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(Problem(name, "it is swept over twice; put all its values into one list."))
-    if problems:
-        raise ConfigError(problems)
     count = math.prod(len(choices) for _, choices, _ in parsed_axes)
     if count > MAX_RUNS:
-        raise ConfigError(
-            [Problem("", f"the sweep has {count:,} combinations; at most {MAX_RUNS} are queued at once.")]
-        )
+        problems.append(Problem("", f"the sweep has {count:,} combinations; at most {MAX_RUNS} are queued at once."))
+    if problems:
+        raise ConfigError(problems)
     return _combine(values, {name: choices for name, choices, _ in parsed_axes})
 
 
@@ -56,7 +54,7 @@ def keep_alpha_ratio(configs: Sequence[RunConfig], base: RunConfig) -> list[RunC
 
 
 def sweep_origins(configs: Sequence[RunConfig], key: str) -> list[dict[str, Any]]:
-    """Return what the runs of a sweep note about it: an id, and the settings that differ and do not follow from another."""
+    """Return what the runs of a sweep note about it: its id, and settings that differ and follow from no other."""
     sweep = hashlib.sha256(key.encode()).hexdigest()[:8]
     swept: dict[str, list[str]] = {}
     for name, values in differing_settings({str(number): config for number, config in enumerate(configs)}).items():

@@ -64,7 +64,7 @@ def sweep_result(summaries: Iterable[RunSummary], sweep: str) -> SweepResult | N
     ended = [row for row in rows if row.state in FINAL_STATES]
     best, conclusion = _conclude(rows, combinations)
     conclusion += f" {len(ended)} of {len(rows)} runs ended."
-    if failures := ", ".join(f"{row.name} ({row.state})" for row in ended if row.state != "completed"):
+    if failures := "; ".join(f"{row.name} ({row.state})" for row in ended if row.state != "completed"):
         conclusion += f" Not completed: {failures}."
     return SweepResult(sweep, conclusion, best, combinations) if rows else None
 

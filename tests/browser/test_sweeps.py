@@ -25,9 +25,9 @@ def test_a_sweep_is_planned_queued_concluded_and_its_best_settings_copied(page, 
     page.locator("#max-steps input").blur()
     page.locator("#sweep-fold > button").click()
     settings, plan = page.locator("#sweep-settings textarea"), page.locator("#sweep-plan")
-    settings.fill("training.learning_rate = 1e-4, 2e-4\nadapter.r = 8, many\ntraining.seed = 1, 2")
+    settings.fill("learning_rate = 1e-4, 2e-4\nr = 8, many\nseed = 1, 2")
     expect(plan).to_contain_text("many")
-    settings.fill("training.learning_rate = 1e-4, 2e-4\nadapter.r = 8, 16\ntraining.seed = 1, 2")
+    settings.fill("learning_rate = 1e-4, 2e-4\nr = 8, 16\nseed = 1, 2")
     expect(plan).to_contain_text("8 runs,")
     expect(plan).to_contain_text("The largest, learning_rate")
     page.locator("#learning-rate input").fill("7")  # the plan follows the form

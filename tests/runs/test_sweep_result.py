@@ -91,7 +91,7 @@ def test_runs_that_did_not_complete_are_named_and_not_counted():
     )
 
     assert text == (
-        "Best: learning rate 1e-3: held-out loss 1.200. 3 of 3 runs ended. Not completed: halfway (stopped), lost (failed)."
+        "Best: learning rate 1e-3: held-out loss 1.200. 3 of 3 runs ended. Not completed: halfway (stopped); lost (failed)."
     )
 
 

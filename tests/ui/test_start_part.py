@@ -255,7 +255,7 @@ def test_a_sweep_is_planned_while_it_is_typed(tab, services):
     services.shapes.learn(config.model)
     check = services.checks.request(CheckQuestion.from_config(config))
     wait_until(lambda: check.is_done)
-    axes = "adapter.r = 8, 64\ntraining.seed = 1, 2, 3"
+    axes = "r = 8, 64\nseed = 1, 2, 3"
 
     unknown = plan(tab, axes, config)
     assert "6 runs, time unknown until a similar run." in unknown
@@ -304,7 +304,7 @@ def test_a_swept_alpha_follows_no_rank(tab):
     assert [(config.adapter.r, config.adapter.lora_alpha) for config in configs] == [(8, 8), (8, 16), (16, 8), (16, 16)]
 
 
-@pytest.mark.parametrize(("axes", "message"), [("", "has no values"), ("training.learning_rate=seven", "learning_rate"), ("adapter.r=0", "adapter.r"), ("r", "section.field")])  # fmt: skip
+@pytest.mark.parametrize(("axes", "message"), [("", "has no values"), ("training.learning_rate=seven", "learning_rate"), ("adapter.r=0", "adapter.r"), ("r", "section.field"), ("rank = 8, 16", "section.field")])  # fmt: skip
 def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, axes, message):
     changes = begin_sweep(tab, "token", "", axes, *values_of(tab, a_config()))
 

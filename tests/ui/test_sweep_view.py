@@ -75,6 +75,22 @@ def test_parallel_sets_for_more_settings():
     assert len(trace.line.color) == len(trace.dimensions[0]["values"]) == 8
 
 
+def test_combinations_with_fewer_seeds_are_listed_last_and_not_drawn():
+    rows = [row(2.0 + rank / 100 + seed / 10, seed=str(seed), swept={RANK: str(rank), "training.seed": str(seed)}) for rank in (8, 16) for seed in (1, 2)]  # fmt: skip
+    few = row(1.0, seed="1", swept={RANK: "64", "training.seed": "1"})
+    failed = row(None, "failed", seed="2", swept={RANK: "64", "training.seed": "2"})
+    result = sweep_result([few, failed, *rows], "abcd1234")
+
+    assert result is not None
+    html = render_sweep(result)
+    assert html.index(">8</td>") < html.index(">16</td>") < html.index(">64</td>")
+    assert "1 of 2" in html
+    assert set(figure(result)[0].data[0].x) == {"8", "16"}
+    incomparable = sweep_result([*rows, row(1.0, swept={RANK: "8"}), row(1.0, swept={RANK: "16"}, held_out="others")], "abcd1234")  # fmt: skip
+    assert incomparable is not None
+    assert sweep_figure(incomparable) == ""
+
+
 def test_a_single_measured_combination_has_no_chart():
     assert sweep_figure(result_of((RANK, ("8",)), seeds=("1", "2", "3"))) == ""
 

@@ -20,6 +20,7 @@ from loratory.engine.config.derived_defaults import (
     learning_rate_factor,
     usual_learning_rate,
 )
+from loratory.engine.config.load import setting_names
 from loratory.engine.config.objectives import preference_name
 from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem, RunError
@@ -37,10 +38,9 @@ from loratory.ui.views.sweep import render_sweep_plan
 
 REFUSED = "refused"  # where a start goes that has an error or a question
 _NAMED_BY_BROWSER = "(token) => token || crypto.getRandomValues(new Uint32Array(4)).join('-')"
-_SWEEP_EXAMPLE = "training.learning_rate = 1e-4, 2e-4\nadapter.r = 8, 16\ntraining.seed = 1, 2, 3"
+_SWEEP_EXAMPLE = "learning_rate = 1e-4, 2e-4\nr = 8, 16\nseed = 1, 2, 3"
 _SWEEP_LEAD = small("Each combination is a run. Several seeds show what is noise. lora_alpha follows r unless listed.")
-# Settings that memory does not depend on.
-_NO_MEMORY: Any = {"run": {"name"}, "training": {"learning_rate", "num_train_epochs", "max_steps", "seed"}}
+_MEMORYLESS: Any = {"run": {"name"}, "training": {"learning_rate", "num_train_epochs", "max_steps", "seed"}}
 _FORGET = f"() => ['', ({NOT_SHOWN})()]"
 
 
@@ -164,7 +164,7 @@ class StartPart:
         estimates: dict[str, MemoryEstimate] = {}
         with contextlib.suppress(EngineError):
             if draft.shape is not None and (device := draft.device) is not None:
-                distinct = {config.model_dump_json(exclude=_NO_MEMORY): config for config in configs}.values()
+                distinct = {config.model_dump_json(exclude=_MEMORYLESS): config for config in configs}.values()
                 estimates = {each.run.name: estimate_memory(draft.shape, each, device, draft.rows) for each in distinct}
         return render_sweep_plan(len(configs), self._seconds_of(draft, configs), estimates)
 
@@ -248,7 +248,9 @@ class StartPart:
 
 def sweep_of(config: RunConfig, text: str) -> list[RunConfig]:
     """Return one configuration for each combination of typed values; raise ConfigError where one cannot work."""
-    axes = [line.strip().rstrip(",") for line in (text or "").splitlines() if line.strip()]
+    names = {name.rpartition(".")[2]: name for name in reversed(setting_names())}  # by field; the first of its name
+    lines = (line.partition("=") for line in (text or "").splitlines() if line.strip())
+    axes = [f"{names.get(name.strip(), name)}{equals}{values.strip().rstrip(',')}" for name, equals, values in lines]
     if not axes:
         raise ConfigError([Problem("", "the sweep has no values; type a setting and its values.")])
     configs = sweep_configs(given_settings(config), axes)

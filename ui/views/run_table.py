@@ -179,12 +179,11 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
 
 
 def best_of(rows: Sequence[RunSummary]) -> str | None:
-    """Return the id of the run with the lowest held-out loss; None for fewer than two, those that are not comparable, or a tie as displayed."""
+    """Return the id of the run with the lowest held-out loss; None without a second comparable run, or for a tie as displayed."""
     losses = {row.id: _shown_loss(row) for row in rows if row.best_eval_loss is not None}
-    groups = {row.loss_group for row in rows if row.id in losses}
-    best = min(losses, key=lambda run_id: float(losses[run_id]), default="")
-    is_clear = len(losses) > 1 and len(groups) == 1 and list(losses.values()).count(losses[best]) == 1
-    return best if is_clear else None
+    is_comparable = len({row.loss_group for row in rows if row.id in losses}) == 1
+    best, second, *_ = [*sorted(losses, key=lambda run_id: float(losses[run_id])), "", ""]
+    return best if second and is_comparable and losses[best] != losses[second] else None
 
 
 def _shown_loss(row: RunSummary) -> str:

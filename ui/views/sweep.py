@@ -23,27 +23,28 @@ def render_sweep_plan(runs: int, seconds: float | None, estimates: Mapping[str, 
 
 
 def render_sweep(result: SweepResult) -> str:
-    """Return the conclusion of a sweep and a row for each combination, the lowest loss first."""
+    """Return the conclusion of a sweep and a row for each combination: most seeds first, then the lowest loss."""
     columns = [html.Column(escape(name)) for name in result.combinations[0].values]
     columns += map(html.Column.of_numbers, ("Held-out loss", "Completed"))
     rows = [
         (*map(escape, c.values.values()), str(c.loss or "–"), f"{len(c.losses)} of {len(c.run_ids)}")
-        for c in sorted(result.combinations, key=lambda c: c.loss.mean if c.loss else float("inf"))
+        for c in sorted(result.combinations, key=lambda c: (-len(c.losses), c.loss.mean if c.loss else 0))
     ]
     use = html.pick_button(result.best.run_ids[0], "Use these settings", css="go") if result.best is not None else ""
     return f"<h2>Sweep</h2>{html.status(escape(result.conclusion))}{use}{html.table(columns, rows)}"
 
 
 def sweep_figure(result: SweepResult) -> str:
-    """Return losses by setting: a line for one setting, a heat map for two, parallel sets for more; else empty."""
-    losses = {tuple(c.values.values()): c.loss for c in result.combinations if c.loss is not None}
+    """Return the comparable losses: a line for one setting, a heat map for two, parallel sets for more; else empty."""
+    seeds = result.best.losses.keys() if result.best is not None else ()
+    losses = {tuple(c.values.values()): c.loss for c in result.combinations if c.loss and c.losses.keys() == seeds}
     if len(losses) < 2:
         return ""
     titles = [*result.combinations[0].values, "held-out loss"]
     means, texts = [loss.mean for loss in losses.values()], [*map(str, losses.values())]
-    columns = [*map(list, zip(*losses, strict=True)), texts]
+    columns = [*map(list, zip(*losses, strict=True)), [f"{mean:.2f}" for mean in means]]
     scale = {"colorscale": [[0, "var(--series-blue)"], [1, "var(--rule)"]], "showscale": False}
-    y_axis = AXIS | {"title": {"text": titles[1]}, "type": "category"}
+    x_axis, y_axis = (AXIS | {"title": {"text": title}, "type": "category"} for title in titles[:2])
     if len(columns) == 2:
         bars = {"type": "data", "array": [loss.half_width or 0 for loss in losses.values()]}
         trace = scatter("", columns[0], means, "var(--series-blue)") | {"mode": "lines+markers", "error_y": bars}
@@ -52,9 +53,8 @@ def sweep_figure(result: SweepResult) -> str:
         trace = {"type": "heatmap", "x": columns[0], "y": columns[1], "z": means, "text": texts, **scale}
         trace |= {"texttemplate": "%{text}", "hoverinfo": "x+y+text", "xgap": 2, "ygap": 2}
     else:
-        dimensions: list[Any] = [{"label": t, "values": c} for t, c in zip(titles, columns, strict=True)]
-        dimensions[-1]["categoryorder"] = "category descending"  # the lowest loss at the bottom
-        trace = {"type": "parcats", "dimensions": dimensions, "line": {"color": means, **scale}}
-    layout = chart_layout(320, result.id) | {"hovermode": "closest", "yaxis": y_axis}
-    layout["xaxis"] = AXIS | {"title": {"text": titles[0]}, "type": "category"}
+        sets: list[Any] = [{"label": title, "values": column} for title, column in zip(titles, columns, strict=True)]
+        sets[-1]["categoryorder"] = "category descending"  # the lowest loss at the bottom
+        trace = {"type": "parcats", "dimensions": sets, "line": {"color": means, **scale}, "domain": {"y": [0, 0.93]}}
+    layout = chart_layout(320, result.id) | {"hovermode": "closest", "xaxis": x_axis, "yaxis": y_axis}
     return figure_json([trace], layout, result.conclusion)
