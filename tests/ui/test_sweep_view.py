@@ -37,7 +37,7 @@ def test_a_sweep_is_its_conclusion_and_a_row_for_each_combination_the_best_first
         '<div class="sentence" role="status" aria-live="polite">Best: learning rate &lt;b&gt;: held-out loss 7.950'
         in html
     )
-    assert html.index(">&lt;b&gt;</td>") < html.index(">1e-4</td>")
+    assert html.index(">learning rate &lt;b&gt;</td>") < html.index(">learning rate 1e-4</td>")
     assert html.count("2 of 2") == 2
     assert "Use these settings" in html
     assert "Use these settings" not in render_sweep(sweep_result([row(None, "running")], "abcd1234"))
@@ -71,7 +71,7 @@ def test_parallel_sets_for_more_settings():
 
     (trace,) = plot.data
     assert trace.type == "parcats"
-    assert [dimension.label for dimension in trace.dimensions] == [RATE, RANK, LENGTH, "held-out loss"]
+    assert [dimension.label for dimension in trace.dimensions] == ["learning_rate", "r", "max_length", "held-out loss"]
     assert len(trace.line.color) == len(trace.dimensions[0]["values"]) == 8
 
 
@@ -83,7 +83,7 @@ def test_combinations_with_fewer_seeds_are_listed_last_and_not_drawn():
 
     assert result is not None
     html = render_sweep(result)
-    assert html.index(">8</td>") < html.index(">16</td>") < html.index(">64</td>")
+    assert html.index(">r 8</td>") < html.index(">r 16</td>") < html.index(">r 64</td>")
     assert "1 of 2" in html
     assert set(figure(result)[0].data[0].x) == {"8", "16"}
     incomparable = sweep_result([*rows, row(1.0, swept={RANK: "8"}), row(1.0, swept={RANK: "16"}, held_out="others")], "abcd1234")  # fmt: skip

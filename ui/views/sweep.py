@@ -24,10 +24,9 @@ def render_sweep_plan(runs: int, seconds: float | None, estimates: Mapping[str, 
 
 def render_sweep(result: SweepResult) -> str:
     """Return the conclusion of a sweep and a row for each combination: most seeds first, then the lowest loss."""
-    columns = [html.Column(escape(name)) for name in result.combinations[0].values]
-    columns += map(html.Column.of_numbers, ("Held-out loss", "Completed"))
+    columns = [html.Column("Combination"), *map(html.Column.of_numbers, ("Held-out loss", "Completed"))]
     rows = [
-        (*map(escape, c.values.values()), str(c.loss or "–"), f"{len(c.losses)} of {len(c.run_ids)}")
+        (escape(c.label), str(c.loss or "–"), f"{len(c.losses)} of {len(c.run_ids)}")
         for c in sorted(result.combinations, key=lambda c: (-len(c.losses), c.loss.mean if c.loss else 0))
     ]
     use = html.pick_button(result.best.run_ids[0], "Use these settings", css="go") if result.best is not None else ""
@@ -40,7 +39,7 @@ def sweep_figure(result: SweepResult) -> str:
     losses = {tuple(c.values.values()): c.loss for c in result.combinations if c.loss and c.losses.keys() == seeds}
     if len(losses) < 2:
         return ""
-    titles = [*result.combinations[0].values, "held-out loss"]
+    titles = [*(name.rpartition(".")[2] for name in result.combinations[0].values), "held-out loss"]
     means, texts = [loss.mean for loss in losses.values()], [*map(str, losses.values())]
     columns = [*map(list, zip(*losses, strict=True)), [f"{mean:.2f}" for mean in means]]
     scale = {"colorscale": [[0, "var(--series-blue)"], [1, "var(--rule)"]], "showscale": False}
