@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
@@ -13,6 +14,7 @@ from loratory.engine.runs.history.log import EventWriter
 from loratory.engine.runs.provenance import MemoryFigures, Provenance
 from loratory.engine.runs.run import Run, RunState, State
 from loratory.engine.runs.store import RunStore
+from loratory.engine.runs.sweep import sweep_origins
 from tests.invented_runs import InventedRun, Scribe, write_adapter, write_checkpoint
 
 GIB = 2**30
@@ -53,13 +55,16 @@ class FakeLauncher:
         copied_from: str | None = None,
         on_progress: Callable[[str], None] = lambda _: None,
         preview: DatasetReport | None = None,
+        **origin: Any,
     ) -> Run:
         existing = None if key is None else self._store.find_by_key(key)
         if existing is not None:
             return existing
         on_progress("Checking the data.")
         prediction = MemoryFigures(process_bytes=int(1.32 * GIB))
-        run = self._store.create(config, Provenance(predicted_memory=prediction, copied_from=copied_from), key)
+        run = self._store.create(
+            config, Provenance(predicted_memory=prediction, copied_from=copied_from, **origin), key
+        )
         self.started.append(run)
         threading.Thread(target=self._work, args=(run, config), daemon=True).start()
         return run
@@ -73,9 +78,10 @@ class FakeLauncher:
         on_progress: Callable[[str], None] = lambda _: None,
         preview: DatasetReport | None = None,
     ) -> list[Run]:
+        origins = sweep_origins(configs, key)
         return [
-            self.start(config, f"{key}/{number}", copied_from=copied_from, on_progress=on_progress)
-            for number, config in enumerate(configs)
+            self.start(config, f"{key}/{number}", copied_from=copied_from, on_progress=on_progress, **origin)
+            for number, (config, origin) in enumerate(zip(configs, origins, strict=True))
         ]
 
     def _work(self, run: Run, config: RunConfig) -> None:

@@ -5,6 +5,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from loratory.engine.config.load import config_from_mapping
 from loratory.engine.config.run import RunConfig
@@ -63,6 +64,7 @@ class InventedRun:
     age_seconds: float = 3600.0
     with_adapter: bool = True
     answers: bool = False  # whether prompts were answered in evaluations
+    origin: dict[str, Any] = field(default_factory=dict)  # facts of its provenance
     log: str = "Loading the model.\n{'loss': 2.41, 'epoch': 0.1}\n{'loss': 1.97, 'epoch': 0.2}\n"
 
 
@@ -73,6 +75,7 @@ def write_run(store: RunStore, config: RunConfig, story: InventedRun) -> Run:
         predicted_bytes=int(1.32 * GIB),
         predicted_memory=MemoryFigures(process_bytes=int(1.32 * GIB)),
         libraries={"torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.2"},
+        **story.origin,
     )
     run = store.create(config, provenance)
     start = None

@@ -1,6 +1,7 @@
 """`loratory train` and `sweep`: start runs, follow them to their end, print their results."""
 
 import contextlib
+import secrets
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from loratory.engine.commands.output import (
     or_dash,
     own_runs,
     print_json,
+    print_result,
     print_table,
     with_where,
 )
@@ -35,8 +37,9 @@ from loratory.engine.runs.history.preference_health import Finding, preference_f
 from loratory.engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
 from loratory.engine.runs.history.verdict import judge
 from loratory.engine.runs.run import Run
-from loratory.engine.runs.summary import RunSummary, best_by_held_out_loss, summarize
+from loratory.engine.runs.summary import RunIndex, RunSummary, summarize
 from loratory.engine.runs.sweep import sweep_configs
+from loratory.engine.runs.sweep_result import sweep_result
 from loratory.engine.runs.usage import energy_words, read_electricity
 from loratory.engine.supervision.launch import Launcher, Preflight
 from loratory.engine.supervision.scheduler import SupervisorSettings
@@ -240,22 +243,30 @@ def _interrupt_asks_to_stop(run: Run, line: ProgressLine) -> Iterator[None]:
 
 def sweep(
     config: ConfigName,
-    axes: Annotated[list[str], typer.Option("--over", help="section.field=value,value,… any number of times.")],
+    axes: Annotated[
+        list[str] | None, typer.Option("--over", help="section.field=value,value,… any number of times.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.field=value for all of them, any number of times.")
     ] = None,
     where: Where = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train every combination of some settings, such as --over adapter.r=8,16 --over training.learning_rate=1e-4,2e-4."""
+    """Train every combination of some settings, such as --over adapter.r=8,16; or, with a sweep's id alone, show its result."""
     store = own_runs()
+    if not axes:
+        result = sweep_result(RunIndex(store).summaries(), config)
+        if result is None:
+            raise RunError(f"There is no sweep {shorten(config)!r}.", "To start one, add --over field=value,value.")
+        losses = "\n".join(f"  {combination.loss or '–'}  {combination.label}" for combination in result.combinations)
+        print_result(result, f"{result.conclusion}\n{losses}", as_json=as_json)
+        return
     configs = sweep_configs(load_config_mapping(config, with_where(overrides, where), store.home), axes)
     with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
-        preflight = Preflight(store.home, inspector)
-        # All of them before the first is queued.
-        checks = [preflight.check(run_config, line.show) for run_config in configs]
-    runs = [store.create(check.config, check.provenance, report=check.report) for check in checks]
-    line.say(f"Queued {len(runs)} runs.")
+        launcher = Launcher(store, Preflight(store.home, inspector))
+        runs = launcher.start_all(configs, secrets.token_hex(16), on_progress=line.show)
+    sweep_id = summarize(runs[0]).sweep
+    line.say(f"Queued {len(runs)} runs. Their result: loratory sweep {sweep_id}")
     results: list[tuple[Run, RunSummary]] = []
     for number, run in enumerate(runs, start=1):
         line.say(f"Run {number} of {len(runs)}: {run.id}")
@@ -264,8 +275,7 @@ def sweep(
         print_json([{"name": summary.name, **result_json(run.folder.path, summary)} for run, summary in results])
     else:
         print_runs([summary for _, summary in results])
-        if (best := best_by_held_out_loss([summary for _, summary in results])) is not None:
-            print(f"Lowest held-out loss: {format_loss(best.best_eval_loss)}, {best.id}.")
+        sweep(sweep_id)
     failures = [summary for _, summary in results if summary.state not in _ENDED_WELL]
     if failures:
         raise RunError(

@@ -128,6 +128,8 @@ class Provenance(BaseModel, frozen=True):
     predicted_memory: MemoryFigures = MemoryFigures()  # all predicted figures that will be measured
     open_settings: tuple[str, ...] = ()  # that were not given: defaults that followed the rest, also in a copy
     copied_from: str | None = None  # run whose configuration this one started from
+    sweep: str = ""  # id that the runs of one sweep share
+    swept: dict[str, str] = {}  # values by setting in which they differ, as they were typed
     person: str = ""  # in a lab, who started it: the worker reads this person's files and the lab's alone
 
 

@@ -59,6 +59,8 @@ class RunSummary(BaseModel):
     model: str = ""
     dataset: str = ""
     held_out: str = ""  # data and settings on which a held-out loss depends
+    sweep: str = ""  # id that the runs of one sweep share
+    swept: dict[str, str] = {}  # values by setting in which they differ
 
     created: float = 0.0
     started: float | None = None
@@ -107,7 +109,7 @@ def summarize(run: Run, history: RunHistory | None = None) -> RunSummary:
         "id": run.id,
         "owner": run.owner,
         **notes.model_dump(exclude={"name"}),
-        "created": provenance.created,
+        **provenance.model_dump(include={"created", "sweep", "swept"}),
         "predicted_bytes": provenance.predicted_memory.of_run,
         "predicted_memory": provenance.predicted_memory,
         "size_bytes": folder_size_bytes(run.folder.path),
@@ -275,14 +277,6 @@ def select_runs(summaries: Sequence[RunSummary], query: RunQuery) -> list[RunSum
         sortable.sort(key=lambda pair: groups.index(pair[1].loss_group))
     without = [summary for summary in matches if _sort_value(summary, query.sort) is None]
     return [summary for _, summary in sortable] + without
-
-
-def best_by_held_out_loss(summaries: Sequence[RunSummary]) -> RunSummary | None:
-    """Return the run with the lowest held-out loss; None where none has one, or they are not comparable."""
-    candidates = [summary for summary in summaries if summary.best_eval_loss is not None]
-    if len({summary.loss_group for summary in candidates}) > 1:
-        return None
-    return min(candidates, key=lambda summary: summary.best_eval_loss or 0.0, default=None)
 
 
 def differing_settings(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Several runs from one configuration: every combination of a few settings."""
 
+import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import yaml
 from loratory.engine.config.load import UNREADABLE_YAML, StrictLoader, config_from_mapping, with_overrides
 from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import ConfigError, Problem, shorten
+from loratory.engine.runs.summary import differing_settings
 
 MAX_RUNS = 200
 
@@ -29,20 +31,15 @@ def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunCon
     """
     parsed_axes = [_parse_axis(axis) for axis in axes]
     problems = [problem for _, _, problem in parsed_axes if problem is not None]
-    if problems:
-        raise ConfigError(problems)
     names = [name for name, _, _ in parsed_axes]
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
-        raise ConfigError(
-            [Problem(name, "it is swept over twice; put all its values into one list.") for name in duplicates]
-        )
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(Problem(name, "it is swept over twice; put all its values into one list."))
     count = math.prod(len(choices) for _, choices, _ in parsed_axes)
     if count > MAX_RUNS:
-        raise ConfigError(
-            [Problem("", f"the sweep has {count:,} combinations; at most {MAX_RUNS} are queued at once.")]
-        )
-    return _combine(values, names, [choices for _, choices, _ in parsed_axes])
+        problems.append(Problem("", f"the sweep has {count:,} combinations; at most {MAX_RUNS} are queued at once."))
+    if problems:
+        raise ConfigError(problems)
+    return _combine(values, {name: choices for name, choices, _ in parsed_axes})
 
 
 def keep_alpha_ratio(configs: Sequence[RunConfig], base: RunConfig) -> list[RunConfig]:
@@ -51,31 +48,39 @@ def keep_alpha_ratio(configs: Sequence[RunConfig], base: RunConfig) -> list[RunC
     Source: Hu et al. 2021, section 4.1 (arXiv:2106.09685): the update is scaled by alpha / r.
     """
     ratio = base.adapter.lora_alpha / base.adapter.r
-    results = []
-    for config in configs:
-        adapter = config.adapter.model_copy(update={"lora_alpha": max(1, round(ratio * config.adapter.r))})
-        results.append(config.model_copy(update={"adapter": adapter}))
-    return results
+    changes = [{"lora_alpha": max(1, round(ratio * config.adapter.r))} for config in configs]
+    adapters = [config.adapter.model_copy(update=change) for config, change in zip(configs, changes, strict=True)]
+    return [config.model_copy(update={"adapter": adapter}) for config, adapter in zip(configs, adapters, strict=True)]
 
 
-def _combine(values: Mapping[str, Any], names: Sequence[str], choices: Sequence[Sequence[str]]) -> list[RunConfig]:
+def sweep_origins(configs: Sequence[RunConfig], key: str) -> list[dict[str, Any]]:
+    """Return what the runs of a sweep note about it: its id, and settings that differ and follow from no other."""
+    sweep = hashlib.sha256(key.encode()).hexdigest()[:8]
+    swept: dict[str, list[str]] = {}
+    for name, values in differing_settings({str(number): config for number, config in enumerate(configs)}).items():
+        texts = list(map(str, values.values()))
+        if not any(len({*zip(other, texts, strict=True)}) == len({*other}) for other in swept.values()):
+            swept[name] = texts
+    return [{"sweep": sweep, "swept": {name: texts[n] for name, texts in swept.items()}} for n in range(len(configs))]
+
+
+def _combine(values: Mapping[str, Any], choices: Mapping[str, Sequence[str]]) -> list[RunConfig]:
     configs: list[RunConfig] = []
     problems: dict[Problem, None] = {}
-    earlier: dict[str, tuple[str, ...]] = {}
-    for combination in itertools.product(*choices):
-        settings = [f"{name}={text}" for name, text in zip(names, combination, strict=True)]
+    earlier: dict[str, dict[str, str]] = {}
+    for texts in itertools.product(*choices.values()):
+        combination = dict(zip(choices, texts, strict=True))
+        settings = [f"{name}={text}" for name, text in combination.items()]
         try:
             config = config_from_mapping(with_overrides(values, settings))
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
             continue
         same = earlier.setdefault(config.model_dump_json(), combination)
-        for name, first, second in zip(names, same, combination, strict=True):
-            if first != second:  # however they are written
-                problem = Problem(name, f"{second} is the same value as {first}; leave one of them out.")
-                problems[problem] = None
-        values_by_name = zip(names, combination, strict=True)
-        label = ", ".join(f"{name.rpartition('.')[2]} {' '.join(text.split())}" for name, text in values_by_name)
+        for name, text in combination.items():
+            if same[name] != text:  # however they are written
+                problems[Problem(name, f"{text} is the same value as {same[name]}; leave one of them out.")] = None
+        label = ", ".join(f"{name.rpartition('.')[2]} {' '.join(text.split())}" for name, text in combination.items())
         title = f"{config.run.name}: {label}" if config.run.name else label
         configs.append(config.model_copy(update={"run": config.run.model_copy(update={"name": title[:120]})}))
     if problems:

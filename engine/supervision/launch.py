@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from loratory.engine.config.constraints import constraint_problems
@@ -36,6 +36,7 @@ from loratory.engine.runs.provenance import Provenance, environment_facts, predi
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import RunStore
 from loratory.engine.runs.summary import RunIndex, RunSummary
+from loratory.engine.runs.sweep import sweep_origins
 
 _log = logging.getLogger(__name__)
 
@@ -256,7 +257,7 @@ class Launcher:
             RunError: If the person has as many waiting runs as the lab allows.
             StorageError: If the run's folder cannot be made, or the person has no disk space left.
         """
-        return self._queue([(config, key)], copied_from, lambda _: on_progress, preview)[0]
+        return self._queue([(config, key)], [{"copied_from": copied_from}], lambda _: on_progress, preview)[0]
 
     def start_all(
         self,
@@ -267,7 +268,7 @@ class Launcher:
         on_progress: OnProgress = lambda _: None,
         preview: DatasetReport | None = None,
     ) -> list[Run]:
-        """Queue several runs: all of them are checked before the first one is queued.
+        """Queue the runs of a sweep: all of them are checked before the first one is queued.
 
         The arguments are those of `start`; the runs shall run in the order of `configs`.
 
@@ -279,12 +280,13 @@ class Launcher:
         def progress_of(number: int) -> OnProgress:
             return lambda text: on_progress(f"Run {number + 1} of {len(configs)}: {text}")
 
-        return self._queue(keyed_configs, copied_from, progress_of, preview)
+        origins = [{"copied_from": copied_from, **origin} for origin in sweep_origins(configs, key)]
+        return self._queue(keyed_configs, origins, progress_of, preview)
 
     def _queue(
         self,
         configs: Sequence[tuple[RunConfig, str | None]],
-        copied_from: str | None,
+        origins: Sequence[Mapping[str, object]],
         progress_of: Callable[[int], OnProgress],
         preview: DatasetReport | None,
     ) -> list[Run]:
@@ -299,7 +301,7 @@ class Launcher:
         with admission(store.home, store.owner, len(configs) - len(runs)):
             for number, (config, provenance, report) in checked.items():
                 if number not in runs:
-                    facts = provenance.model_copy(update={"copied_from": copied_from})
+                    facts = provenance.model_copy(update=origins[number])
                     runs[number] = store.create(config, facts, configs[number][1], report, names_run=True)
         return [runs[number] for number in range(len(configs))]
 

@@ -8,8 +8,9 @@ import pytest
 from loratory.engine.cli import run_command
 from loratory.engine.paths import local_owner
 from loratory.engine.runs.control import change_notes, request_stop
-from loratory.engine.runs.history.events import StepData
+from loratory.engine.runs.history.events import EvalData, StepData
 from loratory.engine.runs.history.log import EventWriter
+from loratory.engine.runs.provenance import Provenance
 from loratory.engine.runs.run import RunState
 from loratory.engine.runs.store import RunStore
 from loratory.engine.supervision.queue import QueueOrder
@@ -179,6 +180,27 @@ def test_a_run_for_slurm_is_refused_where_no_cluster_was_set_up(home, loratory, 
 
     assert code == 1
     assert "There is no cluster.yaml" in err
+
+
+def test_a_sweep_is_concluded_by_its_id(store, loratory):
+    for rate, loss in (("1e-3", 1.5), ("2e-3", 1.25)):
+        origin = Provenance(sweep="abcd1234", swept={"training.learning_rate": rate})
+        run = store.create(config_for(rate), origin)
+        with EventWriter(run.folder.events, 1) as events:
+            events.append(EvalData(step=9, eval_loss=loss, eval_tokens=9, rows=1, seconds=1))
+        run.folder.write_state(RunState(state="completed", attempt=1))
+
+    code, output, _ = loratory("sweep", "abcd1234")
+    result = json.loads(loratory("sweep", "abcd1234", "--json")[1])
+
+    assert code == 0
+    assert output.startswith("Best: learning rate 2e-3: held-out loss 1.250. Second: learning rate 1e-3, 0.250 higher;")
+    assert output.endswith("\n  1.500  learning rate 1e-3\n  1.250  learning rate 2e-3\n")
+    assert result["best"]["run_ids"] == [run.id]
+    assert result["conclusion"] == output.splitlines()[0]
+    code, _, err = loratory("sweep", "unknown")
+    assert code == 1
+    assert "There is no sweep 'unknown'. To start one, add --over" in err
 
 
 def test_where_a_run_is_resumed_is_one_of_the_places_that_share_its_folder(store, loratory):

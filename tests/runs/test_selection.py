@@ -3,7 +3,6 @@ from typing import Any
 from loratory.engine.runs.summary import (
     RunQuery,
     RunSummary,
-    best_by_held_out_loss,
     differing_settings,
     select_runs,
     summaries_csv,
@@ -53,14 +52,6 @@ def test_rows_without_a_value_come_last_in_either_direction():
 def test_names_sort_as_people_read_them():
     rows = [row(1, name="beta"), row(2, name="Alpha")]
     assert ids(select_runs(rows, RunQuery(sort="name", descending=False))) == ["run-2", "run-1"]
-
-
-def test_the_best_run_has_the_lowest_held_out_loss():
-    rows = [row(1, best_eval_loss=1.5), row(2), row(3, best_eval_loss=1.2)]
-    assert best_by_held_out_loss(rows).id == "run-3"
-    assert best_by_held_out_loss([row(2)]) is None
-    assert best_by_held_out_loss([*rows, row(4, best_eval_loss=0.1, objective="DPO")]) is None
-    assert best_by_held_out_loss([*rows, row(4, best_eval_loss=0.1, held_out="other rows")]) is None
 
 
 def test_held_out_losses_are_ordered_among_comparable_runs():

@@ -296,6 +296,9 @@ def test_several_runs_are_filed_at_once_and_once_however_often_they_are_sent(hom
     assert [run.id for run in first] == [run.id for run in again]
     assert [run.folder.read_config().adapter.r for run in first] == [4, 8, 16]
     assert sorted(store.ids()) == [run.id for run in first]
+    origins = [read_provenance(run.folder) for run in first]
+    assert [origin.swept for origin in origins] == [{"adapter.r": str(r)} for r in (4, 8, 16)]
+    assert len({origin.sweep for origin in origins}) == 1
     assert inspector.checks == 3
     assert any(message.startswith("Run 2 of 3: ") for message in messages)
 

@@ -50,7 +50,7 @@ def test_errors_go_once_what_they_may_be_about_is_changed(services):
         "hub-results", "start-problems", "chat-state", "chat-trouble", "blind-trouble", "measure-status", "export-status",
     }  # fmt: skip
     assert "model-search" in places["hub-results"]
-    assert places["start-problems"] >= {"sweep-rates", "sweep-ranks"}
+    assert places["start-problems"] >= {"sweep-settings"}
     assert places["measure-status"] >= {"measure-max_rows", "measure-max_new_tokens"}
     assert places["export-status"] >= {"export-folder", "export-repository", "export-run"}
     assert "chat-question" in places["chat-trouble"]

@@ -211,7 +211,7 @@ def test_both_buttons_start_the_same_and_wait_together(bar, services, monkeypatc
     )
 
     assert start._buttons == [start.start, bar.start]
-    changes = start.begin("run", "token", "", "", "", "", True, *bar.page.form.updates(complete(training__max_steps=2)))
+    changes = start.begin("run", "token", "", "", "", *bar.page.form.updates(complete(training__max_steps=2)))
     may_start.set()
     assert changes[bar.start] == changes[start.start] == gr.update(value="Starting …", interactive=False)
 

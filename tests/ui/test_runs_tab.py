@@ -169,6 +169,35 @@ def test_a_tie_has_no_winner(tab, history):
 
     assert best_of([row, better]) == "other"
     assert best_of([row, row.model_copy(update={"id": "same", "best_eval_loss": row.best_eval_loss + 1e-5})]) is None
+    for change in ({"objective": "DPO"}, {"held_out": "other rows"}):
+        assert best_of([row, better.model_copy(update=change)]) is None
+    assert best_of([row]) is None
+    assert best_of([row, better, row.model_copy(update={"id": "unmeasured", "best_eval_loss": None})]) == "other"
+
+
+def test_the_sweep_of_the_chosen_run_is_concluded_and_its_best_settings_are_copied(tab, services, history):
+    runs = {}
+    for rank, floor in ((8, 1.2), (16, 0.8)):
+        origin = {"sweep": "abcd1234", "swept": {"adapter.r": str(rank)}}
+        config = a_config(run__name=f"sweep, r {rank}", adapter__r=rank)
+        runs[rank] = write_run(services.runs, config, InventedRun(floor=floor, origin=origin)).id
+    tab.page.reader.summaries()
+
+    def listing(chosen: str) -> Changes:
+        return Changes(tab, tab.list_runs(*QUERY, chosen, [], 100, None))
+
+    changes = listing(runs[8])
+    assert "Best: r 16: held-out loss" in changes.sweep
+    assert f'data-pick="{runs[16]}"' in changes.sweep
+    assert json.loads(changes.sweep_chart)["data"][0]["x"] == ["8", "16"]
+    assert listing(runs[16]).sweep == changes.sweep
+    assert (listing(history[1]).sweep, listing("").sweep, listing("").sweep_chart) == ("", "", "")
+
+    (copy,) = [event.fn for event in tab.tab.parent.parent.fns.values() if (tab.sweep._id, "click") in event.targets]
+    mapping, run_id = copy(pick(runs[16]))
+    assert (mapping["adapter"]["r"], mapping["run"]["name"], run_id) == (16, "", runs[16])
+    with pytest.raises(gr.Error, match="There is no run"):
+        copy(pick("../../etc/passwd"))
 
 
 def test_what_never_started_was_removed_from_the_queue(tab, services):

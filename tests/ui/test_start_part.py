@@ -1,5 +1,6 @@
 """Starting runs and sweeps from the form, once and with reasons."""
 
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ from loratory.engine.errors import DatasetError, Problem
 from loratory.engine.runs.provenance import read_provenance
 from loratory.ui.backend.dataset_checks import CheckQuestion
 from loratory.ui.build import build_app
-from loratory.ui.tabs.start import REFUSED, StartPart, render_reason, start_key, why_not
+from loratory.ui.tabs.start import REFUSED, StartPart, render_reason, start_key, sweep_of, why_not
 from loratory.ui.tabs.train import FOLLOW, TrainTab
-from tests.invented_runs import a_config
+from loratory.ui.views.html import duration
+from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from tests.ui.drafts import form_values, values_of
 from tests.waiting import wait_until
@@ -26,7 +28,7 @@ def tab(laid_out) -> TrainTab:
 
 
 def begin(tab: TrainTab, token: str, copied_from: str, *values) -> Changes:
-    return Changes(tab.start, tab.start.begin("run", token, "", copied_from, "", "", True, *values))
+    return Changes(tab.start, tab.start.begin("run", token, "", copied_from, "", *values))
 
 
 def begin_sweep(tab: TrainTab, token: str, copied_from: str, *values) -> Changes:
@@ -35,7 +37,7 @@ def begin_sweep(tab: TrainTab, token: str, copied_from: str, *values) -> Changes
 
 def agree(tab: TrainTab, question: Changes, token: str, *values) -> Changes:
     return waited_for(
-        tab, Changes(tab.start, tab.start.begin_agreed(question.open_question, token, "", "", "", "", True, *values))
+        tab, Changes(tab.start, tab.start.begin_agreed(question.open_question, token, "", "", "", *values))
     )
 
 
@@ -85,7 +87,7 @@ def test_a_start_that_is_asked_for_twice_before_it_is_shown_is_one_run(tab):
     values = values_of(tab, a_config(training__max_steps=3))
 
     first = waited_for(tab, begin(tab, "token", "", *values))
-    second = Changes(tab.start, tab.start.begin("run", "token", first.pending, "", "", "", True, *values))
+    second = Changes(tab.start, tab.start.begin("run", "token", first.pending, "", "", *values))
 
     assert chosen(tab, first) == chosen(tab, second)
     assert second.start["interactive"] is False  # until the run is shown
@@ -114,7 +116,7 @@ def test_an_unchanged_draft_starts_again_only_if_that_is_confirmed(tab):
 def test_an_unchanged_sweep_is_queued_again_only_if_that_is_confirmed(tab):
     values = values_of(tab, a_config(training__max_steps=3))
     for _ in range(2):
-        question = waited_for(tab, begin_sweep(tab, "token", "", "1e-4, 5e-4, 1e-3", "", True, *values))
+        question = waited_for(tab, begin_sweep(tab, "token", "", "training.learning_rate = 1e-4, 5e-4, 1e-3", *values))
 
     assert "and 2 more runs. Start again?" in words_of(tab, question)
     assert len(tab.page.services.runs.ids()) == 3
@@ -130,7 +132,7 @@ def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
     assert not tab.page.services.runs.ids()
 
     assert chosen(tab, agree(tab, question, "token", *values)) in tab.page.services.runs.ids()
-    swept = begin_sweep(tab, "token", "", "1e-4, 0.5", "", True, *values_of(tab, a_config()))
+    swept = begin_sweep(tab, "token", "", "training.learning_rate=1e-4, 0.5", *values_of(tab, a_config()))
     assert "The learning rate 0.5 is 2,500 times" in words_of(tab, swept)
 
 
@@ -141,7 +143,7 @@ def test_a_run_remembers_which_one_its_settings_were_copied_from(tab):
 
     copy = chosen(tab, waited_for(tab, begin(tab, "token", original, *values)))
     orphan = chosen(tab, waited_for(tab, begin(tab, "later", "20250101-000000-000-abcd", *values)))
-    waited_for(tab, begin_sweep(tab, "token", original, "1e-4, 5e-4", "", True, *values))
+    waited_for(tab, begin_sweep(tab, "token", original, "training.learning_rate=1e-4, 5e-4", *values))
 
     assert read_provenance(runs.get(copy).folder).copied_from == original
     assert read_provenance(runs.get(orphan).folder).copied_from is None
@@ -228,18 +230,83 @@ def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatc
 def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
     values = values_of(tab, a_config(training__max_steps=3, adapter__r=16, adapter__lora_alpha=32))
 
-    changes = waited_for(tab, begin_sweep(tab, "token", "", "1e-4, 5e-4", "8,16,", True, *values))
+    changes = waited_for(
+        tab, begin_sweep(tab, "token", "", "training.learning_rate = 1e-4, 5e-4\n\nadapter.r = 8,16,", *values)
+    )
 
     configs = [run.folder.read_config() for run in tab.page.services.runs.list()]
     assert sorted((c.training.learning_rate, c.adapter.r, c.adapter.lora_alpha) for c in configs) == [
         (1e-4, 8, 16), (1e-4, 16, 32), (5e-4, 8, 16), (5e-4, 16, 32),
     ]  # fmt: skip
     assert changes.goes_to.startswith("runs ")
+    origins = [read_provenance(run.folder) for run in tab.page.services.runs.list()]
+    assert len({origin.sweep for origin in origins}) == 1
+    assert {(*origin.swept.items(),) for origin in origins} == {
+        (("adapter.r", rank), ("training.learning_rate", rate)) for rank in ("8", "16") for rate in ("0.0001", "0.0005")
+    }
 
 
-@pytest.mark.parametrize(("rates", "ranks", "message"), [("", "", "has no values"), ("seven", "", "learning_rate"), ("", "0", "adapter.r")])  # fmt: skip
-def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, rates, ranks, message):
-    changes = begin_sweep(tab, "token", "", rates, ranks, True, *values_of(tab, a_config()))
+def plan(tab: TrainTab, axes: str, config) -> str:
+    return tab.start.plan_sweep(axes, *values_of(tab, config))
+
+
+def test_a_sweep_is_planned_while_it_is_typed(tab, services):
+    config = a_config(training__max_steps=120)
+    services.shapes.learn(config.model)
+    check = services.checks.request(CheckQuestion.from_config(config))
+    wait_until(lambda: check.is_done)
+    axes = "r = 8, 64\nseed = 1, 2, 3"
+
+    unknown = plan(tab, axes, config)
+    assert "6 runs, time unknown until a similar run." in unknown
+    assert re.search(r"Fits in memory. The largest, r 64, seed \d, needs [\d.]+ of [\d.]+ GiB free.", unknown)
+
+    write_run(services.runs, config, InventedRun())
+    tab.page.reader.invalidate()
+    draft = tab.page.draft(values_of(tab, config))
+    seconds = tab.seconds_of(draft, [config])
+    assert seconds is not None
+    assert seconds > tab.around_seconds(tab.similar_run(draft))
+    assert f"6 runs, ≈ {duration(6 * seconds)} one by one." in plan(tab, axes, config)
+    longer = tab.seconds_of(draft, [config, a_config(training__max_steps=240)])
+    assert 2 * seconds < longer < 3 * seconds
+
+
+def test_the_largest_of_a_sweep_may_not_fit(tab, services, monkeypatch):
+    config = a_config()
+    services.shapes.learn(config.model)
+    text = plan(tab, "training.per_device_train_batch_size = 1, 4096, 2", config)
+
+    assert "3 runs" in text
+    assert "Does not fit in memory. The largest, per_device_train_batch_size 4096, needs" in text
+
+
+def test_what_is_wrong_with_a_sweep_is_shown_while_it_is_typed(tab):
+    config = a_config()
+
+    assert "1 run," in plan(tab, "adapter.r = 8", config)
+    for axes, field, message in (
+        ("training.learning_rate = 1e-4, fast", "learning_rate", "fast"),
+        ("adapter.rank = 8", "adapter.rank", "adapter.r"),
+        ("adapter.r = 8, 8", "adapter.r", "is given twice"),
+    ):
+        text = plan(tab, axes, config)
+        assert 'role="status"' in text
+        assert field in text
+        assert message in text
+    assert "Each combination" in plan(tab, " ", config)
+    assert "Each combination" in tab.start.plan_sweep("adapter.r = 8", *tab.page.form.updates({}))
+
+
+def test_a_swept_alpha_follows_no_rank(tab):
+    configs = sweep_of(a_config(), "adapter.r = 8, 16\nadapter.lora_alpha = 8, 16")
+
+    assert [(config.adapter.r, config.adapter.lora_alpha) for config in configs] == [(8, 8), (8, 16), (16, 8), (16, 16)]
+
+
+@pytest.mark.parametrize(("axes", "message"), [("", "has no values"), ("training.learning_rate=seven", "learning_rate"), ("adapter.r=0", "adapter.r"), ("r", "section.field"), ("rank = 8, 16", "section.field")])  # fmt: skip
+def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, axes, message):
+    changes = begin_sweep(tab, "token", "", axes, *values_of(tab, a_config()))
 
     assert message in changes.problems
     assert not tab.page.services.runs.ids()

@@ -1,6 +1,7 @@
 """One run on the Runs tab: the view of the Train tab, its record, and its actions."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -23,6 +24,7 @@ from loratory.ui.components import (
     UNCHANGED,
     Confirmation,
     Updates,
+    picked_value,
     script,
     shown_as_message,
     visible_if,
@@ -87,16 +89,8 @@ class OneRunPart:
         page.open_tab(
             self.to_train.click(lambda run_id: (run_id, request_view("follow")), run_shown, train, **QUICK), "train"
         )
-        for button, configuration in (
-            (self.duplicate, self.follow.configuration),
-            (self.continuing, self.continuation),
-        ):
-            # With its id: another run may be picked during the look-up of the model.
-            copy_event = button.click(
-                shown_as_message(lambda run_id, configuration=configuration: (configuration(run_id), run_id)),
-                run_shown, [page.settings_copy, page.copied_from], **SLOW,
-            )  # fmt: skip
-            page.open_tab(page.fill_after(copy_event, page.settings_copy, "Settings copied"), "method")
+        self.copy_by(self.duplicate.click, self.follow.configuration, run_shown)
+        self.copy_by(self.continuing.click, self.continuation, run_shown)
         self.confirm.wire(self.delete.click, self.deletion_question, run_shown)
         delete_event = self.confirm.really.click(
             shown_as_message(self.delete_run), [run_shown, page.chosen_run, ticked_runs],
@@ -109,6 +103,16 @@ class OneRunPart:
         save_event = self.save.click(shown_as_message(self.save_notes), notes, None, **SLOW)
         save_event.then(self.describe, run_shown, self._details, **QUICK)
         return save_event, self.follow.edit_event, delete_event
+
+    def copy_by(self, click: Any, read: Callable[[str], dict[str, Any]], run: Component | None = None) -> None:
+        """Fill the form with what `read` returns of a run, by default the picked run, and open the Method tab."""
+
+        def copy(event: gr.EventData, run_id: str = "") -> tuple[dict[str, Any], str]:
+            run_id = run_id or picked_value(event)
+            return read(run_id), run_id  # with its id: another run may be picked during the look-up of the model
+
+        copy_event = click(shown_as_message(copy), run, [self.page.settings_copy, self.page.copied_from], **SLOW)
+        self.page.open_tab(self.page.fill_after(copy_event, self.page.settings_copy, "Settings copied"), "method")
 
     @property
     def outputs(self) -> list[Component]:

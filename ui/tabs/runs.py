@@ -12,6 +12,7 @@ from loratory.engine.runs.control import request_start_anyway, request_stop
 from loratory.engine.runs.run import FINAL_STATES
 from loratory.engine.runs.store import folder_size_bytes
 from loratory.engine.runs.summary import select_runs, summaries_csv
+from loratory.engine.runs.sweep_result import sweep_result
 from loratory.engine.runs.usage import Electricity, read_electricity, save_electricity
 from loratory.engine.supervision.queue import QueueMove, QueueOrder
 from loratory.ui.components import (
@@ -39,6 +40,7 @@ from loratory.ui.views import run_table
 from loratory.ui.views.comparison import curve_names, render_differences
 from loratory.ui.views.html import plural, size, small, with_code
 from loratory.ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
+from loratory.ui.views.sweep import render_sweep, sweep_figure
 
 _PAGE_ROWS = 100
 # A person may have gone back meanwhile.
@@ -81,6 +83,8 @@ class RunsTab:
             "Delete runs", "Keep runs", elem_id="confirm-delete-runs", yes_id="really-delete-runs", no_id="keep-runs"
         )
         self._csv_text = gr.Textbox(visible=False)
+        self.sweep = pick_list(elem_id="sweep")  # of the chosen run
+        self.sweep_chart = chart(elem_id="sweep-chart")
         with gr.Column(visible=False, elem_id="comparison") as self.comparison:
             gr.HTML("<h2>Comparison</h2>")
             self.overlay = chart(elem_id="overlay-chart")
@@ -99,8 +103,9 @@ class RunsTab:
         # Inputs and outputs of `list_runs`, and of `compare`.
         self._listing = (
             [*self._query, page.chosen_run, self.ticked_runs, self.shown_rows, self.last],
-            [self.table, self.queue, self.state, self.method, self.model, self.last, self.below, self.delete],
-        )
+            [self.table, self.queue, self.state, self.method, self.model, self.last, self.below, self.delete, self.sweep,
+             self.sweep_chart],
+        )  # fmt: skip
         self._comparing = ([self.ticked_runs, self.log_axis], [self.comparison, self.overlay, self.differences])
 
     def wire(self) -> None:
@@ -132,6 +137,7 @@ class RunsTab:
         csv_event = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
         csv_event.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-runs.csv"), **QUICK)
         self._list_after(self.queue.click(shown_as_message(self.order_queue), None, None, **QUICK))
+        self.one.copy_by(self.sweep.click, self.one.follow.configuration)
         self.electricity.wire(self.tab)
         if self.shared is not None:
             self.shared.wire(self.tab)
@@ -157,6 +163,7 @@ class RunsTab:
             sorted({getattr(row, name) for row in rows} - {""}) for name in ("method", "model", "project")
         )
         filters = [*run_table.FILTERS, run_table.STARRED, *(run_table.PROJECT_PREFIX + name for name in projects)]
+        sweep = sweep_result(rows, next((row.sweep for row in rows if row.id == chosen), ""))
         listing: Updates = {
             self.table: table + run_table.render_unread(unread),
             self.queue: run_table.render_queue([waiting[run_id] for run_id in self._order.sort(list(waiting))]),
@@ -165,6 +172,8 @@ class RunsTab:
             self.model: gr.update(choices=[run_table.ANY_MODEL, *models]),
             self.below: visible_if(bool(rows)),
             self.delete: gr.update(value=f"Delete {plural(len(deletable), 'run')} …", visible=bool(deletable)),
+            self.sweep: render_sweep(sweep) if sweep is not None else "",
+            self.sweep_chart: sweep_figure(sweep) if sweep is not None else "",
         }
         fresh = list(listing.values())
         if fresh == last:

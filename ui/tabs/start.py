@@ -1,4 +1,4 @@
-"""The start on the Train tab: a run, or a sweep over learning rates and ranks; the same draft starts again only if confirmed."""
+"""The start on the Train tab: a run, or a sweep over some settings; the same draft starts again only if confirmed."""
 
 import contextlib
 import functools
@@ -8,20 +8,23 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
 
 from loratory.engine.config.derived_defaults import (
     HIGH_RATE_FACTOR,
+    apply_derived_defaults,
     given_settings,
     learning_rate_factor,
     usual_learning_rate,
 )
+from loratory.engine.config.load import setting_names
 from loratory.engine.config.objectives import preference_name
 from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem, RunError
+from loratory.engine.memory.estimate import MemoryEstimate, estimate_memory
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.sweep import keep_alpha_ratio, sweep_configs
 from loratory.ui.backend.background import UNEXPECTED, FunctionJob, Work
@@ -31,29 +34,22 @@ from loratory.ui.draft import Draft
 from loratory.ui.gradio_internals import changed_by_hand, enclosing_page
 from loratory.ui.page import Page
 from loratory.ui.views.html import attention, duration, error_box, gib, plural, problem_item, small
+from loratory.ui.views.sweep import render_sweep_plan
 
 REFUSED = "refused"  # where a start goes that has an error or a question
 _NAMED_BY_BROWSER = "(token) => token || crypto.getRandomValues(new Uint32Array(4)).join('-')"
+_SWEEP_EXAMPLE = "learning_rate = 1e-4, 2e-4\nr = 8, 16\nseed = 1, 2, 3"
+_SWEEP_LEAD = small("Each combination is a run. Several seeds show what is noise. lora_alpha follows r unless listed.")
+_MEMORYLESS: Any = {"run": {"name"}, "training": {"learning_rate", "num_train_epochs", "max_steps", "seed"}}
 _FORGET = f"() => ['', ({NOT_SHOWN})()]"
-
-
-class _Request(NamedTuple):
-    """What a browser sends to start a run or a sweep."""
-
-    token: str
-    pending: str
-    copied_from: str
-    rates: str
-    ranks: str
-    alpha_follows: bool
-    values: Sequence[Any]  # of the form
 
 
 class StartPart:
     """Lays out the start, which runs in the background."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, seconds_of: Callable[[Draft, Sequence[RunConfig]], float | None]) -> None:
         self.page = page
+        self._seconds_of = seconds_of  # how long runs take one by one
         self.job = page.start_job
         self.problems = self.job.status
         self.problems.render()
@@ -67,20 +63,11 @@ class StartPart:
             )
             self.reason = gr.HTML(elem_id="start-reason")
         with gr.Accordion("Sweep", open=False, elem_id="sweep-fold"):
-            lead = "Several values, separated by commas: every combination is queued as a run. "
-            gr.HTML(small(f"{lead}Empty fields use the form's value."))
-            with gr.Row():
-                self.rates = gr.Textbox(
-                    label="Learning rates", placeholder="1e-4, 2e-4, 5e-4", max_lines=1, max_length=400,
-                    elem_id="sweep-rates", min_width=240,
-                )  # fmt: skip
-                self.ranks = gr.Textbox(
-                    label="Ranks (LoRA)", placeholder="8, 16, 32", max_lines=1, max_length=400, elem_id="sweep-ranks",
-                    min_width=240,
-                )  # fmt: skip
-            self.ratio = gr.Checkbox(
-                True, label="Alpha follows the rank", info="Keeps the form's lora_alpha / r.", elem_id="sweep-ratio"
-            )
+            self.axes = gr.Textbox(
+                label="Settings and values", placeholder=_SWEEP_EXAMPLE, lines=3, max_lines=8, max_length=2000,
+                elem_id="sweep-settings",
+            )  # fmt: skip
+            self.sweep_plan = gr.HTML(_SWEEP_LEAD, elem_id="sweep-plan")
             self.sweep = gr.Button("Queue sweep", interactive=False, elem_id="sweep-start", scale=0, min_width=190)
         self._buttons = [self.start]
         # Identifies a start together with the draft: of this browser, or after "Start again" the run that was there before.
@@ -110,17 +97,17 @@ class StartPart:
             confirm.panel, confirm.question, confirm.really, *self._buttons,
         ]  # fmt: skip
         self.draft_key.change(None, None, [self.problems, confirm.panel], js=_FORGET, **QUICK)
-        sweep = [self.rates, self.ranks, self.ratio]
-        inputs = [self.token, self.pending, page.copied_from, *sweep, *components]
+        inputs = [self.token, self.pending, page.copied_from, self.axes, *components]
         once: dict[str, Any] = {"trigger_mode": "once", **QUICK}
         starts = [button.click for button in self._buttons]
         gr.on(starts, functools.partial(self.begin, "run"), inputs, outputs, **once)
         self.sweep.click(functools.partial(self.begin, "sweep"), inputs, outputs, **once)
         confirm.really.click(self.begin_agreed, [self.open_question, *inputs], outputs, **once)
         confirm.close_by(confirm.cancel.click)
-        for part in sweep:  # these are not part of the draft
-            confirm.close_by(changed_by_hand(part))
-        clear_error_after(self.problems, sweep)
+        confirm.close_by(changed_by_hand(self.axes))  # it is not part of the draft
+        clear_error_after(self.problems, [self.axes])
+        edits, plan_inputs = [changed_by_hand(self.axes), self.draft_key.change], [self.axes, *components]
+        gr.on(edits, self.plan_sweep, plan_inputs, self.sweep_plan, trigger_mode="always_last", **QUICK)
         self.job.changed(self.show, self.pending, outputs, **QUICK)
 
     def enable_after(self, event: Dependency) -> None:
@@ -133,16 +120,20 @@ class StartPart:
         token = existing_id or token  # the same for each click on "Start again", which starts one run
         return {self.token: token, **self.begin(kind, token, *values, is_agreed=True)}
 
-    def begin(self, kind: str, *values: Any, is_agreed: bool = False) -> Updates:
+    def begin(
+        self, kind: str, token: str, pending: str, copied_from: str, axes: str, *values: Any, is_agreed: bool = False
+    ) -> Updates:
         """Begin to check the draft and to queue its run; of a "sweep", every combination and a run for each."""
-        request = _Request._make([*values[:6], values[6:]])
         try:
-            config, configs = self._configs_of(kind, request)
+            draft = self.page.draft(values)
+            if (config := draft.config) is None:
+                raise ConfigError(draft.problems)
+            configs = sweep_of(config, axes) if kind == "sweep" else [config]
         except EngineError as error:
             return self._refuse(error_box(error))
-        key = start_key(request.token, configs)
+        key = start_key(token, configs)
         work = self.page.starts.find(key)
-        if work is not None and (work.is_under_way or request.pending == key):
+        if work is not None and (work.is_under_way or pending == key):
             return self._progress(key, work)
         existing = self.page.services.runs.find_by_key(f"{key}/0" if kind == "sweep" else key)
         question = None if is_agreed else self._question(configs, existing)
@@ -151,7 +142,7 @@ class StartPart:
             return {**self._refuse(), **self.confirm.open(*question), **about}
         check = self.page.services.checks.find(CheckQuestion.from_config(config))
         options = {
-            "copied_from": request.copied_from if self.page.reader.exists(request.copied_from) else None,
+            "copied_from": copied_from if self.page.reader.exists(copied_from) else None,
             "preview": check.report if check is not None else None,
         }
         job = FunctionJob(functools.partial(self._launch, kind, key, configs, options))
@@ -159,19 +150,23 @@ class StartPart:
             self.page.starts.start(key, "A start", job)
         return self.show(key)
 
-    def _configs_of(self, kind: str, request: _Request) -> tuple[RunConfig, list[RunConfig]]:
-        """Return the configuration of the draft, and those to start.
-
-        Raises:
-            ConfigError: If the draft is not complete, or the values of the sweep cannot work.
-        """
-        draft = self.page.draft(request.values)
-        if draft.config is None:
-            raise ConfigError(draft.problems)
-        if kind != "sweep":
-            return draft.config, [draft.config]
-        sweep = sweep_of(draft.config, request.rates, request.ranks, alpha_follows=request.alpha_follows)
-        return draft.config, sweep
+    def plan_sweep(self, axes: str, *values: Any) -> str:
+        """Return number, time and memory of the runs that were typed, or what is wrong with them."""
+        draft = self.page.draft(values) if axes and axes.strip() else None
+        if draft is None or draft.config is None:
+            return _SWEEP_LEAD
+        try:
+            configs = sweep_of(draft.config, axes)
+        except ConfigError as error:
+            return f'<ul class="reason" role="status">{"".join(map(problem_item, error.problems))}</ul>'
+        known = draft.rows.known if draft.rows is not None else None
+        configs = [apply_derived_defaults(config, known) for config in configs]
+        estimates: dict[str, MemoryEstimate] = {}
+        with contextlib.suppress(EngineError):
+            if draft.shape is not None and (device := draft.device) is not None:
+                distinct = {config.model_dump_json(exclude=_MEMORYLESS): config for config in configs}.values()
+                estimates = {each.run.name: estimate_memory(draft.shape, each, device, draft.rows) for each in distinct}
+        return render_sweep_plan(len(configs), self._seconds_of(draft, configs), estimates)
 
     def _launch(
         self,
@@ -251,21 +246,15 @@ class StartPart:
         return {**self._idle(), **refusal, self.confirm.panel: HIDDEN}
 
 
-def sweep_of(config: RunConfig, rates: str, ranks: str, *, alpha_follows: bool) -> list[RunConfig]:
-    """Return one configuration for each combination of typed values.
-
-    Raises:
-        ConfigError: If nothing was typed, or a value cannot work.
-    """
-    axes = [
-        f"{name}={text.strip().strip(',')}"
-        for name, text in (("training.learning_rate", rates or ""), ("adapter.r", ranks or ""))
-        if text.strip()
-    ]
+def sweep_of(config: RunConfig, text: str) -> list[RunConfig]:
+    """Return one configuration for each combination of typed values; raise ConfigError where one cannot work."""
+    names = {name.rpartition(".")[2]: name for name in reversed(setting_names())}  # by field; the first of its name
+    lines = (line.partition("=") for line in (text or "").splitlines() if line.strip())
+    axes = [f"{names.get(name.strip(), name)}{equals}{values.strip().rstrip(',')}" for name, equals, values in lines]
     if not axes:
-        raise ConfigError([Problem("", "the sweep has no values; type several learning rates, or ranks.")])
+        raise ConfigError([Problem("", "the sweep has no values; type a setting and its values.")])
     configs = sweep_configs(given_settings(config), axes)
-    return keep_alpha_ratio(configs, config) if alpha_follows else configs
+    return configs if "lora_alpha" in text else keep_alpha_ratio(configs, config)
 
 
 def start_key(token: str, configs: Sequence[RunConfig]) -> str:

@@ -10,8 +10,10 @@ from gradio.events import Dependency
 from loratory.engine.config.derived_defaults import SETTINGS, derive_defaults
 from loratory.engine.config.load import find_preset, list_presets
 from loratory.engine.config.objectives import preference_name
+from loratory.engine.config.run import RunConfig
 from loratory.engine.config.training import ObjectiveSettings
 from loratory.engine.hardware.lease import lease_name
+from loratory.engine.runs.prediction import plan_run
 from loratory.engine.runs.summary import RunSummary
 from loratory.ui.backend.dataset_checks import CheckQuestion, lengths_stamp
 from loratory.ui.components import QUICK, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message
@@ -74,7 +76,7 @@ class TrainTab:
             self._settings()
             self.place = RunPlacePart(page)
             self.plan = gr.HTML(elem_id="plan")
-            self.start = StartPart(page)
+            self.start = StartPart(page, self.seconds_of)
         with gr.Column(visible=False, elem_id="train-follow") as self.follow_column:
             self.follow = FollowPart(page, choice)
         self._change = gr.State({})
@@ -189,6 +191,14 @@ class TrainTab:
         plan_config = config or draft.memory_config
         answers = plan_config is None or plan_config.training.eval_max_new_tokens != 0
         return plan_config, report, similar, self.around_seconds(similar, answers=answers)
+
+    def seconds_of(self, draft: Draft, configs: Sequence[RunConfig]) -> float | None:
+        """Return how long variants of a draft take one by one; None if unknown."""
+        _, report, similar, around_seconds = self.plan_facts(draft)
+        if report is None or similar is None or not similar.tokens_per_second:
+            return None
+        plans = filter(None, (plan_run(config.training, report) for config in configs))
+        return sum(plan.seen_tokens / similar.tokens_per_second + (around_seconds or 0) for plan in plans) or None
 
     def around_seconds(self, row: RunSummary | None, *, answers: bool = True) -> float | None:
         """Return the seconds that a run took to load, evaluate and save, also without its answers; None unless it completed."""

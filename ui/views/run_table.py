@@ -7,7 +7,7 @@ from html import escape
 
 from loratory.engine.quantities import ago
 from loratory.engine.runs.run import STARTS_ANYWAY, State
-from loratory.engine.runs.summary import RunQuery, RunSummary, SortKey, best_by_held_out_loss
+from loratory.engine.runs.summary import RunQuery, RunSummary, SortKey
 from loratory.ui.views.html import (
     Column,
     Row,
@@ -186,11 +186,11 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
 
 
 def best_of(rows: Sequence[RunSummary]) -> str | None:
-    """Return the id of the run with the lowest held-out loss; None for fewer than two, or for a tie as displayed."""
-    measured_rows = [row for row in rows if row.best_eval_loss is not None]
-    best = best_by_held_out_loss(measured_rows) if len(measured_rows) > 1 else None
-    is_tied = best is not None and sum(loss_words(row)[0] == loss_words(best)[0] for row in measured_rows) > 1
-    return best.id if best is not None and not is_tied else None
+    """Return the id of the run with the lowest held-out loss; None without a second comparable run, or for a tie as displayed."""
+    losses = {row.id: f"{row.best_eval_loss:.3f}" for row in rows if row.best_eval_loss is not None}
+    is_comparable = len({row.loss_group for row in rows if row.id in losses}) == 1
+    best, second, *_ = [*sorted(losses, key=lambda run_id: float(losses[run_id])), "", ""]
+    return best if second and is_comparable and losses[best] != losses[second] else None
 
 
 def held_out_cell(row: RunSummary, best: str | None = None) -> str:
