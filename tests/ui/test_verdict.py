@@ -1,6 +1,7 @@
 """The verdict under a run's heading: a sentence, and one button that does what helps; how long each phase took."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_run_that_learned_well_is_praised_without_a_button(follow, record):
     heading = show(follow, record("smollm2")).heading
 
     assert '<b class="yes">Learned well.</b> The held-out loss went from 4.55 to 2.90.' in heading
-    assert "data-pick" not in heading
+    assert 'data-pick="advice"' not in heading
 
 
 def test_a_high_learning_rate_is_lowered_in_a_copy_of_the_settings(follow, record):
@@ -61,7 +62,7 @@ def test_a_high_learning_rate_is_lowered_in_a_copy_of_the_settings(follow, recor
     heading, outcome = show(follow, run).heading, advice(follow, run)
 
     assert '<b class="alarm">Learning rate too high.</b> The held-out loss rose from 2.58' in heading
-    assert heading.count("data-pick") == 1
+    assert heading.count('data-pick="advice"') == 1
     assert "Copy settings with learning rate 0.0002" in heading
     assert outcome.settings_copy["training"]["learning_rate"] == 2e-4
     assert outcome.settings_copy["training"]["num_train_epochs"] == 2
@@ -111,7 +112,7 @@ def test_forgetting_comes_from_the_evaluation_of_the_run(follow, record):
 
     assert '<b class="alarm">Forgot 10%.</b>' in heading
     assert "mix in general data" in heading
-    assert "data-pick" not in heading
+    assert 'data-pick="advice"' not in heading
 
 
 def test_a_run_of_someone_else_has_no_button_and_an_unknown_id_is_refused(follow, record):
@@ -135,3 +136,10 @@ def test_a_run_that_waits_has_spent_no_time(follow, services):
     run = write_run(services.runs, a_config(), InventedRun(state="queued"))
 
     assert render_time(follow.page.reader.observe(run.id)) == ""
+
+
+def test_a_star_in_the_heading_copies_no_settings(follow, record):
+    run = record("smollm2")
+
+    star = SimpleNamespace(_data={"pick": f"star:{run.id}"})
+    assert follow._advise(star, run.id) == {follow.page.settings_copy: {}}
