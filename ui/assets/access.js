@@ -102,8 +102,9 @@ const lead = (name) => {
   reach(60);
 };
 document.addEventListener('click', (event) => {
-  const link = event.target.closest?.('[data-field]');
-  if (link) lead(link.dataset.field);
+  const link = event.target.closest?.('[data-field], #next-step-run [data-pick]');
+  if (link?.dataset.pick) pick(link.dataset.pick);
+  else if (link) lead(link.dataset.field);
 });
 
 // The run that is followed, else the newest active one; one that ended out of sight, until the page is looked at.
@@ -142,12 +143,10 @@ let opening = ''; // the address that is looked up; a person who leaves meanwhil
 let hasActed = false; // whether a person did anything since the last entry of the history
 
 window.loratoryArrive = () => {
-  const [name, run] = opening.split('/');
-  const tab = opening && tabs().find((each) => each.dataset.tabId === name);
+  const tab = opening && tabs().find((each) => each.dataset.tabId === opening.split('/')[0]);
   opening = '';
   if (!tab) return;
   if (tab.ariaSelected !== 'true') tab.click();
-  else if (name === 'runs' && !run) document.querySelector('#run-details:not(.hide) #run-close')?.click();
   arrangeSoon();
 };
 const openAddress = () => {
@@ -171,6 +170,8 @@ const addressTab = () => {
   // Not before this browser's values are in the form: a tab that is laid out earlier begins without them.
   if (!front || opening || bar('.chosen').lands === undefined) return;
   if (address === null) return openAddress();
+  // A run that a late answer opens again, after Back has left it.
+  if (address === 'runs' && !hasActed && shownRun('run-details')) return document.getElementById('run-close').click();
   const name = [front.dataset.tabId, IN_HAND[front.dataset.tabId]?.()].filter(Boolean).join('/');
   const path = ROOT + name.split('/').map(encodeURIComponent).join('/');
   if (path === location.pathname) return;
