@@ -65,7 +65,7 @@ class NextStepBar:
         self._lines: Cache[str] = Cache()  # pages with one run in hand share one look at it
         with gr.Row(equal_height=True, elem_id="next-step"):
             self.line = pick_list(OPENING_BAR, elem_id="next-step-line")
-            self.run = live_html(elem_id="next-step-run", more=("pick",))
+            self.run = live_html(elem_id="next-step-run")  # the script `access` sends what is picked as the header's
             self.start = gr.Button(
                 "Start training", variant="primary", visible=False, elem_id="next-step-start", scale=0, min_width=160
             )
@@ -73,11 +73,11 @@ class NextStepBar:
         page.on_draft(self.line, self.render)
         page.on_draft(self.start, lambda draft: visible_if(self.step(draft).starts))
 
-    def wire(self, news: gr.HTML) -> None:
-        """Connect the events; the poll `news` follows the run in hand."""
+    def wire(self, header: gr.HTML, news: gr.HTML) -> None:
+        """Connect the events; the header sends what is picked there and addresses, its poll follows the run in hand."""
         self.redraw_after(self.offer(self.line.click))  # a run may have been resumed
         chosen = self.page.chosen_run
-        self.offer(self.run.click).then(self.render_run, chosen, self.run, **QUICK)
+        self.offer(header.click).then(self.render_run, chosen, self.run, **QUICK)
         chosen.change(None, chosen, news, js="(run) => run ? `header ${run}` : 'header'", **QUICK)
 
     def offer(self, click: Any) -> Dependency:
@@ -224,12 +224,11 @@ def build_app(services: Services) -> gr.Blocks:
         page.form.complete()
         train_tab.start.enable_after(bar.redraw_after(train_tab.wire()))
         bar.redraw_after(news.submit(nothing, None, None, **QUICK))
-        bar.offer(header.click)
         data_tab.open_named_by(header.click)
         start_here.wire(train_tab)
         for part in (model_tab, data_tab, *others, side_panel, YamlDrawer(page, train_tab)):
             part.wire()
-        bar.wire(news)
+        bar.wire(header, news)
         # Alpha follows the rank; the revision is looked up first.
         undone = page.wire(exclude=("adapter.r", "model.revision"))
 

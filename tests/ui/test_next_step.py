@@ -27,7 +27,7 @@ def bar(services) -> NextStepBar:
         page.form.complete()
         bar.redraw_after(train.wire())
         card.wire(train)
-        bar.wire(gr.HTML())
+        bar.wire(gr.HTML(), gr.HTML())
         page.wire()
     services.shapes.learn(a_config().model)
     return bar

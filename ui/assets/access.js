@@ -102,8 +102,9 @@ const lead = (name) => {
   reach(60);
 };
 document.addEventListener('click', (event) => {
-  const link = event.target.closest?.('[data-field]');
-  if (link) lead(link.dataset.field);
+  const link = event.target.closest?.('[data-field], #next-step-run [data-pick]');
+  if (link?.dataset.pick) pick(link.dataset.pick);
+  else if (link) lead(link.dataset.field);
 });
 
 // The run that is followed, else the newest active one; one that ended out of sight, until the page is looked at.
@@ -139,15 +140,13 @@ const IN_HAND = {
 const tabs = () => [...document.querySelectorAll('#tabs [role=tab]')];
 let address = null; // of what the page shows; null until the first one is opened
 let opening = ''; // the address that is looked up; a person who leaves meanwhile is led nowhere
-let hasActed = false; // whether a person did anything since the last entry of the history
+let [hasActed, hasLeft] = [false, false]; // since the last entry of the history: whether a person did anything, or left a run by Back
 
 window.loratoryArrive = () => {
-  const [name, run] = opening.split('/');
-  const tab = opening && tabs().find((each) => each.dataset.tabId === name);
-  opening = '';
+  const tab = opening && tabs().find((each) => each.dataset.tabId === opening.split('/')[0]);
+  [opening, hasLeft] = ['', opening === 'runs'];
   if (!tab) return;
   if (tab.ariaSelected !== 'true') tab.click();
-  else if (name === 'runs' && !run) document.querySelector('#run-details:not(.hide) #run-close')?.click();
   arrangeSoon();
 };
 const openAddress = () => {
@@ -158,7 +157,7 @@ const openAddress = () => {
   else window.loratoryArrive();
 };
 const act = ({isTrusted, target}) => {
-  hasActed ||= isTrusted;
+  if (isTrusted) [hasActed, hasLeft] = [true, false];
   if (!isTrusted || !target.closest?.('[role=tab], button, #train-view')) return;
   opening = '';
   address ??= '';
@@ -171,6 +170,8 @@ const addressTab = () => {
   // Not before this browser's values are in the form: a tab that is laid out earlier begins without them.
   if (!front || opening || bar('.chosen').lands === undefined) return;
   if (address === null) return openAddress();
+  // Also a run that a late answer opens again.
+  if (hasLeft && shownRun('run-details')) return document.getElementById('run-close').click();
   const name = [front.dataset.tabId, IN_HAND[front.dataset.tabId]?.()].filter(Boolean).join('/');
   const path = ROOT + name.split('/').map(encodeURIComponent).join('/');
   if (path === location.pathname) return;
