@@ -121,7 +121,10 @@ def test_an_adapter_that_does_not_fit_leaves_nothing_loaded(worker, adapters, ti
     with pytest.raises(RunError, match="No model is loaded"):
         answer(worker, "base")
     load(worker, ChatTarget.of_run(adapters["ia3"]))
-    assert [chunk["text"] for chunk in answer(worker, "base", "tuned")] == [chunk["text"] for chunk in expected]
+    again = answer(worker, "base", "tuned")  # a slow machine divides a text into other chunks
+    assert [text_of(again, branch) for branch in ("base", "tuned")] == [
+        text_of(expected, branch) for branch in ("base", "tuned")
+    ]
 
 
 def test_two_adapters_answer_next_to_their_base(worker, adapters, tiny_model_folder, tmp_path):
