@@ -163,7 +163,7 @@ def test_another_device_is_judged_and_this_machine_still_decides_on_the_start(fo
     assert (there.config, there.mapping, there.problems) == (here.config, here.mapping, here.problems)
     assert "Estimate for NVIDIA RTX 4090. A run still starts on this machine." in panel
     assert "Memory on NVIDIA RTX 4090" in panel
-    assert "Of 23.52 GiB free on NVIDIA RTX 4090" in table
+    assert "GiB free on NVIDIA RTX 4090" in table
     assert "Estimate for" not in render_side_panel(here)
 
 
