@@ -144,7 +144,7 @@ let [hasActed, hasLeft] = [false, false]; // since the last entry of the history
 
 window.loratoryArrive = () => {
   const tab = opening && tabs().find((each) => each.dataset.tabId === opening.split('/')[0]);
-  [opening, hasLeft] = ['', opening === 'runs'];
+  [opening, hasLeft] = ['', opening ? opening === 'runs' : hasLeft];
   if (!tab) return;
   if (tab.ariaSelected !== 'true') tab.click();
   arrangeSoon();
