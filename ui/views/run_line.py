@@ -32,7 +32,7 @@ def render_run_line(snapshot: RunSnapshot, now: float | None = None) -> str:
     run_id, state = snapshot.run.id, snapshot.state
     more = (
         pick_button(f"chat:{run_id}", "Chat") if can_chat(snapshot.run) else ""
-    )  # with a checkpoint, even while it trains
+    )  # with a checkpoint, also in training
     action = pick_button(f"follow:{run_id}", "Open", css="go", label=f"Open {snapshot.title}")
     text = state_mark(state.state)
     if snapshot.is_live:
