@@ -16,6 +16,7 @@ from loratory.ui.addresses import parse_address
 from loratory.ui.backend.background import Cache
 from loratory.ui.backend.models import FitTable
 from loratory.ui.backend.run_reader import RunReader
+from loratory.ui.backend.transfers import LARGEST_FILE_BYTES
 from loratory.ui.components import (
     NOT_SHOWN,
     QUICK,
@@ -45,11 +46,17 @@ from loratory.ui.tabs.model import ModelTab
 from loratory.ui.tabs.runs import RunsTab
 from loratory.ui.tabs.start import why_not
 from loratory.ui.tabs.train import FOLLOW, SET_UP, TrainTab
+from loratory.ui.theme import STYLESHEETS
 from loratory.ui.views.draft import OPENING_BAR, NextStep, next_step, outlook, render_bar, render_start_here
 from loratory.ui.views.html import gib, pick_button, plural
 from loratory.ui.views.run_line import render_active, render_run_line
 from loratory.ui.views.run_view import tab_title
 
+# How Gradio serves every page.
+SERVING: dict[str, Any] = {
+    "css_paths": STYLESHEETS, "footer_links": [], "run_history": False, "ssr_mode": False, "enable_monitoring": False,
+    "max_file_size": LARGEST_FILE_BYTES,
+}  # fmt: skip
 QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
 _TABS = ("model", "data", "method", "train")  # of the draft, with the side panel
 _TAB_OF_VIEW = {"details": "runs", "export": "export", **dict.fromkeys(("look", "chat", "blind", "measure"), "chat")}

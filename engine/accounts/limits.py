@@ -83,7 +83,9 @@ class Maintenance(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    is_on: bool = Field(False, title="Drain", description="No run starts; what runs continues, what waits stays.")
+    is_on: bool = Field(
+        default=False, title="Drain", description="No run starts; what runs continues, what waits stays."
+    )
     text: Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
         default="", title="Message", description="Shown to everyone who waits, such as: Driver update until 14:00."
     )

@@ -111,9 +111,9 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
         parameters = count(model.parameters) if model.parameters else "–"
         cells = (escape(model.id), parameters, escape(model.license or "–"), f"{model.downloads:,}")
         rows.append(Row(cells, pickable(model.id)))
-    columns = ["Model", Column.of_numbers("Parameters"), Column("Licence", "soft"), Column("Downloads", "r soft")]
-    hub_table = table(columns, rows)
-    return f"<h3>On the Hub, for “{escape(query)}”</h3>{hub_table}"
+    columns = [Column("Model"), Column.of_numbers("Parameters")]
+    columns += [Column("Licence", "soft"), Column("Downloads", "r soft")]
+    return f"<h3>On the Hub, for “{escape(query)}”</h3>{table(columns, rows)}"
 
 
 def render_own(what: str, models: Sequence[PrivateCopy], asked_id: str) -> str:
