@@ -16,6 +16,7 @@ from loratory.ui.addresses import parse_address
 from loratory.ui.backend.background import Cache
 from loratory.ui.backend.models import FitTable
 from loratory.ui.backend.run_reader import RunReader
+from loratory.ui.backend.transfers import LARGEST_FILE_BYTES
 from loratory.ui.components import (
     NOT_SHOWN,
     QUICK,
@@ -45,11 +46,17 @@ from loratory.ui.tabs.model import ModelTab
 from loratory.ui.tabs.runs import RunsTab
 from loratory.ui.tabs.start import why_not
 from loratory.ui.tabs.train import FOLLOW, SET_UP, TrainTab
+from loratory.ui.theme import STYLESHEETS
 from loratory.ui.views.draft import OPENING_BAR, NextStep, next_step, outlook, render_bar, render_start_here
 from loratory.ui.views.html import gib, pick_button, plural
 from loratory.ui.views.run_line import render_active, render_run_line
 from loratory.ui.views.run_view import tab_title
 
+# How Gradio serves every page.
+SERVING: dict[str, Any] = {
+    "css_paths": STYLESHEETS, "footer_links": [], "run_history": False, "ssr_mode": False, "enable_monitoring": False,
+    "max_file_size": LARGEST_FILE_BYTES,
+}  # fmt: skip
 QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
 _TABS = ("model", "data", "method", "train")  # of the draft, with the side panel
 _TAB_OF_VIEW = {"details": "runs", "export": "export", **dict.fromkeys(("look", "chat", "blind", "measure"), "chat")}
@@ -193,7 +200,10 @@ def build_app(services: Services) -> gr.Blocks:
         def answer(question: str, last_stamp: str) -> str | None:
             # Every open page asks; one look at the runs and devices serves them all.
             now = newest.get(time.monotonic() // _HEADER_SECONDS, lambda: _header(services, page.reader))
-            return _header_news(now, bar.render_run(question.partition(" ")[2]), last_stamp)
+            values = {"header": now.html + now.titles, "next-step-run": bar.render_run(question.partition(" ")[2])}
+            stamp = f"{digest(''.join(values.values()))} {now.states}"
+            submits = bool(last_stamp) and not last_stamp.endswith(now.states)
+            return None if stamp == last_stamp else poll_answer(stamp, values, submit=submits)
 
         news = poll(answer, _HEADER_SECONDS, question="header", elem_id="header-live", while_hidden=True)
         with gr.Row(equal_height=False, elem_id="bench"):
@@ -257,18 +267,15 @@ def _header(services: Services, reader: RunReader) -> _Header:
     run_states = {run.id: run.folder.read_state() for run in services.runs.list()[:_COUNTED_RUNS]}
     states = {run_id: state.state for run_id, state in run_states.items()}
     active = next((run_id for run_id, state in states.items() if state in LIVE_STATES), "")
-    end_time = max(
-        (run_id for run_id in run_states if run_states[run_id].is_final),
-        key=lambda run_id: run_states[run_id].ended or 0.0,
-        default="",
-    )
+    ended = [run_id for run_id, state in run_states.items() if state.is_final]
+    newest = max(ended, key=lambda run_id: run_states[run_id].ended or 0.0, default="")
     # Browsers compare later ends with the first answer of a poll, not with the layout, which may be old.
-    titles = f'<div hidden id="tab-titles">{"".join(_tab_title(reader, run_id) for run_id in (active, end_time) if run_id)}</div>'
+    titles = "".join(_tab_title(reader, run_id) for run_id in (active, newest) if run_id)
     running = sum(state in LIVE_STATES for state in states.values())
     waiting = sum(state == "queued" for state in states.values())
     notice = " ".join(filter(None, [services.notice(), services.standing_by(), *problems]))
     html = render_header(device, running, waiting, notice, services.person, active=active)
-    return _Header(html, titles, digest(states))
+    return _Header(html, f'<div hidden id="tab-titles">{titles}</div>', digest(states))
 
 
 def _tab_title(reader: RunReader, run_id: str) -> str:
@@ -313,11 +320,3 @@ def _account(person: Person | None) -> str:
         f'<form class="account" method="post" action="/sign-out"><a href="/account">{escape(person.name)}</a>'
         '<button class="link">Sign out</button></form>'
     )
-
-
-def _header_news(header: _Header, run_line: str, last_stamp: str) -> str | None:
-    now = f"{digest(header.html + header.titles + run_line)} {header.states}"
-    if now == last_stamp:
-        return None
-    values = {"header": header.html + header.titles, "next-step-run": run_line}
-    return poll_answer(now, values, submit=bool(last_stamp) and not last_stamp.endswith(header.states))

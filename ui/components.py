@@ -29,6 +29,9 @@ Updates = dict[Component, Any]  # what a handler changes; components that it doe
 # say in the first is printed by the server instead of shown, as it has no queue.
 QUICK: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
 SLOW: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# One that is handled again after the last of several, and one that is ignored while it is handled.
+LATEST: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
+ONCE: dict[str, Any] = {"trigger_mode": "once", **SLOW}
 
 # Of an event without a handler: in the browser, for answers of the server may arrive in another order than tabs were opened.
 SHOWN = "() => ({__type__: 'update', visible: true})"
@@ -165,15 +168,15 @@ def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
 class Confirmation:
     """A confirmation before something is lost: it names the shown run, and closes when another one is shown.
 
-    The button `yes` confirms, `no` cancels.
+    The button `yes` confirms, `no` cancels; `ids` are those of the panel and of both buttons.
     """
 
-    def __init__(self, yes: str, no: str, *, elem_id: str, yes_id: str, no_id: str, variant: str = "stop") -> None:
-        with gr.Column(visible=False, elem_id=elem_id) as self.panel:
+    def __init__(self, yes: str, no: str, ids: tuple[str, str, str], *, variant: str = "stop") -> None:
+        with gr.Column(visible=False, elem_id=ids[0]) as self.panel:
             self.question = gr.HTML()
             with gr.Row():
-                self.really = gr.Button(yes, variant=variant, scale=0, min_width=150, elem_id=yes_id)
-                self.cancel = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
+                self.really = gr.Button(yes, variant=variant, scale=0, min_width=150, elem_id=ids[1])
+                self.cancel = gr.Button(no, scale=0, min_width=150, elem_id=ids[2])
 
     def wire(self, open_event: Any, ask: Callable[[Any], tuple[str, str]], run_shown: Component) -> None:
         """Connect what opens and what closes it; `ask` returns the title of the shown run, and as HTML what is lost."""

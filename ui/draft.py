@@ -62,18 +62,16 @@ class Draft:
     rows: RowLengths | None = None  # None until all rows of the dataset were read with the model's tokenizer
     kind: RowKind | None = None  # of the rows; None until the dataset was opened
     ceiling: MemoryEstimate | None = None  # with every row as long as max_length; None where `estimate` is that
-    derived_defaults: Mapping[str, DerivedDefault] = field(
-        default_factory=dict
-    )  # settings that a person did not give, and their defaults
+    # Settings that a person did not give, and their defaults.
+    derived_defaults: Mapping[str, DerivedDefault] = field(default_factory=dict)
     # On a device that is not here, where a person chose one. Whether the draft can start never depends on it.
     memory_elsewhere: DeviceMemory | None = None
 
     @property
     def device_memory(self) -> DeviceMemory:
         """The memory that panel, method table, catalogue and advice show: on the chosen device, else where it would run."""
-        return self.memory_elsewhere or DeviceMemory(
-            self.device, self.estimate, self.estimate_error, ceiling=self.ceiling
-        )
+        here = DeviceMemory(self.device, self.estimate, self.estimate_error, ceiling=self.ceiling)
+        return self.memory_elsewhere or here
 
     @property
     def is_empty(self) -> bool:

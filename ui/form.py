@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from loratory.engine.config import derived_defaults
 from loratory.engine.config.load import SectionType, parse_partial_config, section_from_mapping, setting_names
 from loratory.engine.config.run import RunConfig
+from loratory.engine.config.run import field_of as field_of
 from loratory.engine.config.section import BY_DECADES
 from loratory.engine.errors import ConfigError, Problem
 from loratory.engine.hardware.device import KnownDevice, find_known_device
@@ -139,17 +140,6 @@ def setting_in(mapping: Mapping[str, Mapping[str, Any]], name: str) -> Any:
     """Return the value of a setting in nested plain values; None if it is absent."""
     section, _, field = name.partition(".")
     return mapping.get(section, {}).get(field)
-
-
-@functools.cache
-def field_of(name: str) -> FieldInfo:
-    """Return the pydantic Field of a dotted setting name such as `adapter.r`.
-
-    Raises:
-        KeyError: If there is no such setting.
-    """
-    section_name, _, field_name = name.partition(".")
-    return section_fields(section_name)[field_name]
 
 
 def section_fields(section_name: str) -> dict[str, FieldInfo]:

@@ -49,9 +49,8 @@ class FormChange:
         """Names of the settings that differ, in value or in whether they are set."""
         old, new = self.before.values, self.after.values
         reset = self.before.open_ones ^ self.after.open_ones
-        return [
-            name for name in {**dict.fromkeys(_TERMS), **old, **new} if old.get(name) != new.get(name) or name in reset
-        ]
+        names = {**dict.fromkeys(_TERMS), **old, **new}
+        return [name for name in names if old.get(name) != new.get(name) or name in reset]
 
     def active_names(self, now: Reading) -> list[str]:
         """Return the names of its settings that were not edited since."""

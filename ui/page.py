@@ -16,7 +16,7 @@ from loratory.engine.config.derived_defaults import SETTINGS
 from loratory.engine.runs.run import RUN_ID, Run
 from loratory.ui.backend.background import BackgroundWork, WorkProgress
 from loratory.ui.backend.run_reader import FINAL, RunReader, SharedRuns
-from loratory.ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
+from loratory.ui.components import LATEST, QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
 from loratory.ui.draft import Draft, fill_derived_defaults, known_rows, read_draft, read_settings, shape_of
 from loratory.ui.form import ALL_LINEAR, DERIVED_DEFAULTS, JUDGE_FOR, Form, setting_in, targets_update
 from loratory.ui.form_change import FormChange, Reading
@@ -143,10 +143,7 @@ class Page:
         # Gradio clamps a number beyond the slider's end when its box loses focus.
         inputs += [component.release for component in components if isinstance(component, gr.Slider)]
         inputs.append(self._turn.change)
-        refresh_event = gr.on(
-            inputs, self.redraw, self.redraw_inputs, self._redraw_outputs, trigger_mode="always_last", **QUICK
-        )
-        self._follow(refresh_event)
+        self._follow(gr.on(inputs, self.redraw, self.redraw_inputs, self._redraw_outputs, **LATEST))
         data_events: list[Any] = [self.data_trouble.change, self.data_kind.change, self.data_lengths.change]
         self.refresh_after(gr.on(data_events, nothing, None, None, **QUICK))
         outputs = [*self._fill_outputs, self.last_change, self.copied_from]
@@ -175,7 +172,7 @@ class Page:
             views = {component: self.views[component] for component in components}
             return _draw_views(views, self.draft(values)) if is_restored else UNCHANGED
 
-        return event.then(redraw, self.redraw_inputs, list(components), trigger_mode="always_last", **QUICK)
+        return event.then(redraw, self.redraw_inputs, list(components), **LATEST)
 
     def fill_after(self, event: Dependency, mapping: Component, title: str) -> Dependency:
         """Fill the form with the nested values in `mapping` after a successful event, then redraw.
@@ -205,8 +202,7 @@ class Page:
     def _follow(self, event: Dependency) -> Dependency:
         if not self.later_views:
             return event
-        later = list(self.later_views)
-        return event.then(self._redraw_later, self.redraw_inputs, later, trigger_mode="always_last", **QUICK)
+        return event.then(self._redraw_later, self.redraw_inputs, list(self.later_views), **LATEST)
 
     @property
     def redraw_inputs(self) -> list[Component]:
@@ -307,12 +303,10 @@ class Page:
         if not change:
             return UNCHANGED
         before, names = self.read(values), {f"{section}.{name}" for section in change for name in change[section]}
-        defaults_note = json.dumps(
-            {name: value for name, value in self.form.values_by_default(values).items() if name not in names}
-        )
-        after = self.read(
-            self.form.updates({**_merge(before.sections, change), "page": {"derived_defaults": defaults_note}})
-        )
+        open_ones = {name: value for name, value in self.form.values_by_default(values).items() if name not in names}
+        defaults_note = json.dumps(open_ones)
+        merged = {**_merge(before.sections, change), "page": {"derived_defaults": defaults_note}}
+        after = self.read(self.form.updates(merged))
         views = _draw_views(self._fill_views, after.sections) if {"adapter", "dataset"} & change.keys() else {}
         note = {self._defaults_note: defaults_note, self.last_change: FormChange("", before, after)}
         return {**self.change(change, *values), **views, **note}

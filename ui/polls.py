@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loratory.ui.backend.background import BackgroundWork, Work, as_engine_error, stamp
-from loratory.ui.components import QUICK, SLOW, Updates, clear_error_after, live_html, script
+from loratory.ui.components import ONCE, QUICK, Updates, clear_error_after, live_html, script
 from loratory.ui.views.html import error_box, work_status
 
 _PATH = "/gradio_api/component_server"
@@ -242,6 +242,6 @@ class JobPanel(WorkStatus):
             secret: One of the inputs, which each start empties.
         """
         clear_error_after(self.status, [component for component in inputs if component is not secret], typed_box=secret)
-        event = self.start.click(self.shown_in_status(start), inputs, outputs, trigger_mode="once", **SLOW)
+        event = self.start.click(self.shown_in_status(start), inputs, outputs, **ONCE)
         if secret is not None:
             event.then(lambda: "", None, secret, **QUICK)

@@ -29,13 +29,13 @@ from loratory.engine.supervision.supervisor import Supervisor
 from loratory.ui.backend.dataset_checks import DatasetChecks
 from loratory.ui.backend.models import KnownShapes, OwnDownloads, Shapes, Tokenizers
 from loratory.ui.backend.results import ResultWork
-from loratory.ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
-from loratory.ui.build import build_app
+from loratory.ui.backend.transfers import Transfers
+from loratory.ui.build import SERVING, build_app
 from loratory.ui.gradio_internals import keep_little
 from loratory.ui.policy import PagePolicy
 from loratory.ui.polls import PollAnswers
 from loratory.ui.services import Services
-from loratory.ui.theme import STYLESHEETS, build_theme
+from loratory.ui.theme import build_theme
 
 _SWEEP_SECONDS = 600
 
@@ -153,16 +153,11 @@ def launch(services: Services, host: str, port: int | None, *, open_browser: boo
         quiet=True,
         prevent_thread_lock=True,
         theme=build_theme(),
-        css_paths=STYLESHEETS,
-        footer_links=[],
-        ssr_mode=False,
-        enable_monitoring=False,
-        run_history=False,
-        max_file_size=LARGEST_FILE_BYTES,
         app_kwargs={
             "lifespan": housekeeping,
             "middleware": [Middleware(PagePolicy, transfers=transfers), Middleware(PollAnswers, blocks=app)],
         },
+        **SERVING,
     )
     return app
 

@@ -93,9 +93,8 @@ def restore_backup(home: LoratoryHome, path: Path) -> BackupSize:
         # Inside the home: the folder around it may belong to another user, or be another disk.
         temporary = Path(tempfile.mkdtemp(prefix=".restore-", dir=home.root))
     except OSError as error:
-        raise StorageError(
-            f"{home.root} cannot be written ({error.strerror}).", "Set LORATORY_HOME to a folder that you may write to."
-        ) from error
+        what = f"{home.root} cannot be written ({error.strerror})."
+        raise StorageError(what, "Set LORATORY_HOME to a folder that you may write to.") from error
     mask = os.umask(0o077)
     try:
         size = _unpack(path, temporary)
@@ -108,9 +107,8 @@ def restore_backup(home: LoratoryHome, path: Path) -> BackupSize:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             name = shorten(Path(error.filename).name, 40)
-            raise AccountError(
-                f"The backup holds {name!r}, a name too long for this disk.", "Give another backup."
-            ) from error
+            what = f"The backup holds {name!r}, a name too long for this disk."
+            raise AccountError(what, "Give another backup.") from error
         if isinstance(error, OSError):
             fix = "Free some space, or check the folder's permissions."
             raise StorageError(f"The backup cannot be unpacked ({error.strerror}).", fix) from error
@@ -200,9 +198,8 @@ def _unpack(path: Path, target: Path) -> BackupSize:
             first = tar.next()
             content = tar.extractfile(first) if first is not None and first.name == _HEAD else None
             if content is None or content.read(16).decode("ascii", "replace") != _FORMAT:
-                raise AccountError(
-                    f"{path.name} is not a backup that this Loratory reads.", "Give a file of `loratory lab backup`."
-                )
+                what = f"{path.name} is not a backup that this Loratory reads."
+                raise AccountError(what, "Give a file of `loratory lab backup`.")
             files = total = 0
             for member in tar:
                 if member is not first:

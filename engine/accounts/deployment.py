@@ -44,9 +44,8 @@ class Deployment:
                     "Give an absolute path of letters, digits and . _ @ + -.",
                 )
         if (self.certificate is None) != (self.key is None):
-            raise AccountError(
-                "A certificate and its key belong together.", "Give --tls-cert and --tls-key, or neither."
-            )
+            what = "A certificate and its key belong together."
+            raise AccountError(what, "Give --tls-cert and --tls-key, or neither.")
 
     def _require_proxy(self) -> None:
         if self.identity_header is None and self.proxy_user is None:

@@ -78,9 +78,8 @@ class Listener:
         files = typed_path(certificate), typed_path(key)
         for file in files:
             if not os.access(file, os.R_OK):
-                raise DeviceError(
-                    f"{file} cannot be read.", "Give the PEM file of the certificate chain, and of its key."
-                )
+                what = f"{file} cannot be read."
+                raise DeviceError(what, "Give the PEM file of the certificate chain, and of its key.")
         return cls(None, host, port, *files)
 
     @property
@@ -158,9 +157,8 @@ class TrustedProxy:
         try:
             user_id = pwd.getpwnam(user).pw_uid
         except (KeyError, ValueError) as error:
-            raise DeviceError(
-                f"There is no system user {user[:40]!r}.", "Give the user of the proxy, such as caddy."
-            ) from error
+            what = f"There is no system user {user[:40]!r}."
+            raise DeviceError(what, "Give the user of the proxy, such as caddy.") from error
         if user_id == os.geteuid():
             raise DeviceError(
                 f"The lab itself runs as {user}, so each of its runs could name anyone.",

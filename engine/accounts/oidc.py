@@ -133,12 +133,7 @@ class Provider:
     """
 
     def __init__(
-        self,
-        settings: OidcSettings,
-        origin: str,
-        verify: ssl.SSLContext | None = None,
-        *,
-        reauthenticates: bool = True,
+        self, settings: OidcSettings, origin: str, verify: ssl.SSLContext | None = None, *, reauthenticates: bool = True
     ) -> None:
         self.settings = settings
         self._reauthenticates = reauthenticates

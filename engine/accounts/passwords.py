@@ -87,9 +87,8 @@ class Passwords:
 
 def _require_password(password: str, name: str) -> None:
     if not SHORTEST <= len(password) <= LONGEST:
-        raise AccountError(
-            f"The password has {len(password):,} characters.", f"Choose one with {SHORTEST} to {LONGEST} characters."
-        )
+        what = f"The password has {len(password):,} characters."
+        raise AccountError(what, f"Choose one with {SHORTEST} to {LONGEST} characters.")
     rest = password.lower().replace(name, "")
     if len(rest) < SHORTEST // 2 or len(set(rest)) < _DIFFERENT_CHARACTERS:
         raise AccountError("The password is easy to guess.", "Choose one of several words, without your name.")

@@ -219,7 +219,6 @@ def require_token(text: str, right: str) -> str:
     """
     token = text.strip()
     if not token.isascii() or not token.isprintable() or not 0 < len(token) <= 200 or " " in token:
-        raise AccountError(
-            "That is not a Hugging Face token.", f"Make one with {right} at https://huggingface.co/settings/tokens."
-        )
+        what = "That is not a Hugging Face token."
+        raise AccountError(what, f"Make one with {right} at https://huggingface.co/settings/tokens.")
     return token

@@ -54,6 +54,5 @@ class ZeroGpu:
                 return
         process.kill()
         process.wait()
-        raise DeviceError(
-            "This Space could not register with ZeroGPU.", f"See {log_file.name}, then restart the Space."
-        )
+        what = "This Space could not register with ZeroGPU."
+        raise DeviceError(what, f"See {log_file.name}, then restart the Space.")

@@ -39,8 +39,7 @@ def inspect(
     data: DataArgument,
     settings: dict[str, Any],
     model: Annotated[
-        str | None,
-        typer.Option("--model", help="Whose tokenizer and chat template; as model.id of a configuration."),
+        str | None, typer.Option("--model", help="Whose tokenizer and chat template; as model.id of a configuration.")
     ] = None,
     max_length: MaxLengthOption = None,
     column_map: MapOption = None,

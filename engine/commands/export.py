@@ -59,12 +59,8 @@ def export(
     target = choose_target(run, store, checkpoint, model).model_copy(update={"where": where})
     if KINDS[config.kind].takes_converter:
         _announce_sizes(target, store.home)
-    request = ExportRequest(
-        target=target,
-        folder=named_path(out),
-        settings=config,
-        llama_cpp=named_path(llama_cpp) if llama_cpp is not None else None,
-    )
+    converter = named_path(llama_cpp) if llama_cpp is not None else None
+    request = ExportRequest(target=target, folder=named_path(out), settings=config, llama_cpp=converter)
     result = with_progress(ExportJob(store.home, request).run)
     if as_json:
         print_json(result)

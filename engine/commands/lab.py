@@ -29,11 +29,8 @@ from loratory.engine.places.slurm.discovery import (
 from loratory.engine.places.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
 from loratory.engine.quantities import size
 
-people = typer.Typer(
-    name="people",
-    help="The accounts of a lab: list, invite, reset, role, disable, enable, remove.",
-    no_args_is_help=True,
-)
+_PEOPLE = "The accounts of a lab: list, invite, reset, role, disable, enable, remove."
+people = typer.Typer(name="people", help=_PEOPLE, no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The account.")]
 PublicUrl = Annotated[
@@ -163,11 +160,9 @@ def files(
     """Print a systemd unit for the lab and a Caddyfile for the proxy in front of it."""
     address = public_address(LoratoryHome.locate(), public_url)
     deployment = Deployment(address, user, home, tls_cert, tls_key, oidc, identity_header, proxy_user)
-    if Path(sys.prefix).resolve().is_relative_to("/home") or Path(sys.prefix).resolve().is_relative_to("/root"):
-        print(
-            f"Note: {sys.prefix} is in a home folder, which the service cannot read. Install it in /opt.",
-            file=sys.stderr,
-        )
+    if any(Path(sys.prefix).resolve().is_relative_to(homes) for homes in ("/home", "/root")):
+        note = f"Note: {sys.prefix} is in a home folder, which the service cannot read. Install it in /opt."
+        print(note, file=sys.stderr)
     if part is None:
         print(deployment.steps())
     if part != "caddy":
@@ -248,9 +243,8 @@ def check(
     place = read_place(home)
     names = [kind.name for kind in place.gpu_types]
     if gpu_type is not None and gpu_type not in names:
-        raise ClusterError(
-            f"{CLUSTER_FILE} has no GPU type {gpu_type!r}.", f"Its types are {', '.join(names) or 'none'}."
-        )
+        what = f"{CLUSTER_FILE} has no GPU type {gpu_type!r}."
+        raise ClusterError(what, f"Its types are {', '.join(names) or 'none'}.")
     kind = gpu_type if gpu_type is not None else next(iter(names), "")
     typer.echo(f"Asking Slurm for a node with {f'1×{kind}' if names else 'CPU'}.", err=True)
     report = probe_node(home, place, kind, wait)

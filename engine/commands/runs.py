@@ -34,15 +34,7 @@ from loratory.engine.runs.control import (
 from loratory.engine.runs.history.run_history import read_history
 from loratory.engine.runs.run import Run, State
 from loratory.engine.runs.store import RunStore, folder_size_bytes
-from loratory.engine.runs.summary import (
-    RunIndex,
-    RunQuery,
-    SortKey,
-    select_runs,
-    steps_csv,
-    summaries_csv,
-    summarize,
-)
+from loratory.engine.runs.summary import RunIndex, RunQuery, SortKey, select_runs, steps_csv, summaries_csv, summarize
 from loratory.engine.runs.usage import read_electricity, save_electricity
 from loratory.engine.supervision.queue import QueueMove, QueueOrder
 from loratory.engine.supervision.supervisor import reconcile
@@ -52,8 +44,7 @@ _TRANSITION_SECONDS = 15.0
 
 def runs(
     terms: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="WORDS", help="Only runs with all these words in name, model, …"),
+        list[str] | None, typer.Argument(metavar="WORDS", help="Only runs with all these words in name, model, …")
     ] = None,
     state: Annotated[list[str] | None, typer.Option("--state", help="Only runs in this state.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", help="Only runs of this method.")] = None,
@@ -204,9 +195,7 @@ def tag(
 
 
 def star(
-    run_id: RunId,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove it.")] = False,
-    as_json: AsJson = False,
+    run_id: RunId, remove: Annotated[bool, typer.Option("--remove", help="Remove it.")] = False, as_json: AsJson = False
 ) -> None:
     """Give a run a star, or remove it; `loratory runs --star` lists these runs."""
     _change(own_runs().get(run_id), as_json, star=not remove)
@@ -254,13 +243,10 @@ def electricity(
     """Show or set the price of electricity, from which runs compute their cost."""
     home = LoratoryHome.from_environment()
     tariff = read_electricity(home)
-    if price is not None or currency is not None or watts is not None:
-        tariff = save_electricity(
-            home,
-            tariff.price_per_kwh if price is None else price or None,
-            tariff.currency if currency is None else currency,
-            tariff.watts if watts is None else watts or None,
-        )
+    if (price, currency, watts) != (None, None, None):
+        new_price = tariff.price_per_kwh if price is None else price or None
+        new_watts = tariff.watts if watts is None else watts or None
+        tariff = save_electricity(home, new_price, tariff.currency if currency is None else currency, new_watts)
     cost = "no price is set" if tariff.price_per_kwh is None else f"{tariff.currency} {tariff.price_per_kwh:g} a kWh"
     power = "unknown where no GPU measures it" if tariff.watts is None else f"{tariff.watts:g} W where none measures"
     print_result(tariff, f"price: {cost.strip()}\npower: {power}", as_json=as_json)

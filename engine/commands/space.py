@@ -56,8 +56,7 @@ Secret = Annotated[
     ),
 ]
 Warm = Annotated[
-    list[str] | None,
-    typer.Option("--warm", metavar="MODEL", help="A public model to put into the image; repeatable."),
+    list[str] | None, typer.Option("--warm", metavar="MODEL", help="A public model to put into the image; repeatable.")
 ]
 SleepHours = Annotated[
     float | None,
@@ -91,9 +90,8 @@ def create(
     With the secret HF_TOKEN it keeps runs in the bucket. With --dry-run, the folder is what `docker build` takes as well.
     """
     plan = SpacePlan(name, sdk, hardware or "cpu-basic", tuple(warm or ()))
-    settings = _settings(
-        secret, admit or (), "" if no_bucket else bucket or name.replace("/", "/loratory-"), sleep_hours
-    )
+    kept_in = "" if no_bucket else bucket or name.replace("/", "/loratory-")
+    settings = _settings(secret, admit or (), kept_in, sleep_hours)
     files = space_files(plan, build_wheel())
     if dry_run is not None:
         _write(files, dry_run, as_json=as_json)

@@ -278,9 +278,8 @@ def sweep(
         sweep(sweep_id)
     failures = [summary for _, summary in results if summary.state not in _ENDED_WELL]
     if failures:
-        raise RunError(
-            f"{len(failures)} of {len(runs)} runs failed or were interrupted.", f"See `loratory show {failures[0].id}`."
-        )
+        what = f"{len(failures)} of {len(runs)} runs failed or were interrupted."
+        raise RunError(what, f"See `loratory show {failures[0].id}`.")
 
 
 COMMANDS = (train, sweep)

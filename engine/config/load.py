@@ -79,9 +79,8 @@ class StrictLoader(SafeLoader):
         for key_node, _ in node.value:
             key = str(key_node.value)
             if key in keys:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {shorten(key)!r} is given twice", key_node.start_mark
-                )
+                reason = f"key {shorten(key)!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, reason, key_node.start_mark)
             keys.add(key)
         return super().construct_mapping(node, deep)
 
@@ -218,9 +217,8 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
         key, equals, text = override.partition("=")
         parts = key.strip().split(".")
         if not equals or len(parts) < 2 or not all(parts):
-            problems.append(
-                Problem(shorten(key.strip()), f"{shorten(override)!r} is not of the form section.field=value.")
-            )
+            message = f"{shorten(override)!r} is not of the form section.field=value."
+            problems.append(Problem(shorten(key.strip()), message))
             continue
         target = merged
         for part in parts[:-1]:
@@ -274,11 +272,8 @@ def parse_partial_config(values: Mapping[str, Any]) -> RunConfig:
 def with_stand_ins(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested plain values with a stand-in for the model and the dataset where they are missing."""
     stand_ins = {"model": {"id": "-"}, "dataset": {"source": "-"}}
-    groups = {name: values.get(name, {}) for name in stand_ins}
-    return {
-        **values,
-        **{name: {**stand_ins[name], **group} for name, group in groups.items() if isinstance(group, dict)},
-    }
+    groups = ((name, values.get(name, {})) for name in stand_ins)
+    return {**values, **{name: {**stand_ins[name], **group} for name, group in groups if isinstance(group, dict)}}
 
 
 def _value_given(parts: Sequence[str], text: str) -> Any:
@@ -392,6 +387,5 @@ def _read_preset(path: Path) -> Preset:
     header = dict(_HEADER.findall(path.read_text(encoding="utf-8")))
     memory = re.search(r"([0-9.]+) GiB", header["Device"]) if not header["Device"].startswith("CPU") else None
     gib = float(memory[1]) if memory else None
-    return Preset(
-        path.stem, header["Title"], header["About"], header["Device"], gib, path, header.get("Starts from", "")
-    )
+    title, about, device = header["Title"], header["About"], header["Device"]
+    return Preset(path.stem, title, about, device, gib, path, header.get("Starts from", ""))

@@ -198,19 +198,13 @@ def preference_sentences(result: EvaluationResult) -> list[str]:
 
 def comparison_table(result: EvaluationResult) -> tuple[list[str], dict[Branch, list[str]]]:
     """Return the header of a table with all figures on held-out rows, and its cells by branch; – where there is none."""
-    groups: list[tuple[Sequence[str], dict[Branch, list[str]]]] = [
-        (
-            ("Loss", "Perplexity"),
-            {name: [f"{loss.loss:.4f}", f"{loss.perplexity:.2f}"] for name, loss in result.losses.items()},
-        ),
-        (
-            ("Exact", "ROUGE-L", "chrF"),
-            {
-                name: [f"{means.exact:.0%}", f"{means.rouge_l:.3f}", f"{means.chrf:.3f}"]
-                for name, means in result.scores.items()
-            },
-        ),
-    ]
+    losses = {name: [f"{loss.loss:.4f}", f"{loss.perplexity:.2f}"] for name, loss in result.losses.items()}
+    groups: list[tuple[Sequence[str], dict[Branch, list[str]]]] = [(("Loss", "Perplexity"), losses)]
+    scores = {
+        name: [f"{means.exact:.0%}", f"{means.rouge_l:.3f}", f"{means.chrf:.3f}"]
+        for name, means in result.scores.items()
+    }
+    groups.append((("Exact", "ROUGE-L", "chrF"), scores))
     if (preference := result.preference) is not None:
         pairs = preference.pairs
         cells = {
@@ -290,14 +284,9 @@ class EvaluationJob:
             what = "Only a run can be evaluated, because only a run has held-out rows."
             raise RunError(what, "Choose a run.")
         run = RunFolder(choice.folder)
-        config = run.read_config()
-        order = EvaluationOrder(
-            plan=self._plan(config, run),
-            run=config,
-            settings=self.request.settings,
-            device=device,
-            data_fingerprint=read_provenance(run).dataset_fingerprint,
-        )
+        config, fingerprint = run.read_config(), read_provenance(run).dataset_fingerprint
+        plan, settings = self._plan(config, run), self.request.settings
+        order = EvaluationOrder(plan=plan, run=config, settings=settings, device=device, data_fingerprint=fingerprint)
         return order, evaluation_file(choice.folder, choice.checkpoint)
 
     def _plan(self, config: RunConfig, run: RunFolder) -> LoadPlan:

@@ -145,16 +145,9 @@ class Vote(FrozenModel):
 
 def turns_of(messages: Sequence[Message]) -> tuple[VotedTurn, ...]:
     """Return the turns of a conversation in the format of votes."""
-    return tuple(
-        VotedTurn(role=message.role, content=_storable(message.content))
-        for message in messages
-        if message.role != "tool"
-    )
-
-
-def _storable(text: str) -> str:
-    """Replace lone surrogates, which a browser can send and UTF-8 cannot encode."""
-    return text.encode("utf-8", "replace").decode()
+    # Without lone surrogates, which a browser can send and UTF-8 cannot encode.
+    texts = ((message.role, message.content.encode("utf-8", "replace").decode()) for message in messages)
+    return tuple(VotedTurn(role=role, content=content) for role, content in texts if role != "tool")
 
 
 def vote_id(prompt: Sequence[VotedTurn], *answers: Sequence[VotedTurn]) -> str:
@@ -230,20 +223,16 @@ class Votes:
             raise StorageError("Votes of guests are not saved.", "Ask an admin of the lab to become a member.")
         length = sum(len(turn.content) for turn in (*vote.prompt, *vote.left.turns, *vote.right.turns))
         if length > LONGEST_CHARACTERS:
-            raise StorageError(
-                f"The conversation has {length:,} characters; a vote may have at most {LONGEST_CHARACTERS:,}.",
-                "Ask in a new conversation, or lower Max new tokens.",
-            )
+            what = f"The conversation has {length:,} characters; a vote may have at most {LONGEST_CHARACTERS:,}."
+            raise StorageError(what, "Ask in a new conversation, or lower Max new tokens.")
         line = vote.model_dump_json().encode() + b"\n"
         if self.home.owner:
             require_disk_space(self.home, self.home.owner, len(line))
         with self._lock():
             lines = [*self._lines_without({vote.id}), line]
             if len(lines) > MOST_VOTES or sum(map(len, lines)) > LARGEST_FILE_BYTES:
-                raise StorageError(
-                    f"There are {len(lines) - 1:,} votes, which is the limit.",
-                    "Use them as a dataset, then delete them.",
-                )
+                what = f"There are {len(lines) - 1:,} votes, which is the limit."
+                raise StorageError(what, "Use them as a dataset, then delete them.")
             write_atomically(self.file, b"".join(lines))
 
     def remove(self, identifiers: Collection[str] | None = None) -> int:

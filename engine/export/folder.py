@@ -57,9 +57,8 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         staging.rename(folder)
         fsync_folder(folder.parent)
     except OSError as error:
-        raise StorageError(
-            f"{folder.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."
-        ) from error
+        what = f"{folder.name} cannot be written ({error.strerror})."
+        raise StorageError(what, "Free some space, or choose another folder.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

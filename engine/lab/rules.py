@@ -195,9 +195,8 @@ def set_shared(run: Run, person: Person, shared: bool, audit: AuditLog) -> None:
         else:
             mark.unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(
-            f"Sharing cannot be changed ({error.strerror}).", "Check the permissions of the run's folder."
-        ) from error
+        what = f"Sharing cannot be changed ({error.strerror})."
+        raise StorageError(what, "Check the permissions of the run's folder.") from error
 
 
 @dataclass(frozen=True)

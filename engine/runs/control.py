@@ -110,9 +110,8 @@ def with_requested_target(config: RunConfig, folder: RunFolder) -> RunConfig:
 def _refuse_ended(run: Run, what: str) -> None:
     state = run.folder.read_state()
     if state.is_final:
-        raise RunError(
-            f"{run.id} is already {state.state} and cannot be {what}.", "Look at it with `loratory show`, or resume it."
-        )
+        fact = f"{run.id} is already {state.state} and cannot be {what}."
+        raise RunError(fact, "Look at it with `loratory show`, or resume it.")
 
 
 def _touch(request: Path) -> None:
@@ -120,10 +119,8 @@ def _touch(request: Path) -> None:
         request.parent.mkdir(mode=0o700, exist_ok=True)
         request.touch(mode=0o600)
     except OSError as error:
-        raise StorageError(
-            f"The request to {request.name} cannot be written ({error.strerror}).",
-            "Check the permissions of the run's folder.",
-        ) from error
+        what = f"The request to {request.name} cannot be written ({error.strerror})."
+        raise StorageError(what, "Check the permissions of the run's folder.") from error
 
 
 _FOLDER = "resume"

@@ -97,9 +97,8 @@ class RunStore:
                 unborn.rename(self.folder / run_id)
                 fsync_folder(self.folder)
         except OSError as error:
-            raise StorageError(
-                f"The run's folder cannot be made ({error.strerror}).", "Free some space, or check LORATORY_HOME."
-            ) from error
+            what = f"The run's folder cannot be made ({error.strerror})."
+            raise StorageError(what, "Free some space, or check LORATORY_HOME.") from error
         return self._run(run_id)
 
     def get(self, run_id: str) -> Run:
@@ -155,9 +154,8 @@ class RunStore:
             with contextlib.suppress(FileNotFoundError):  # a server that starts sweeps it away at the same time
                 shutil.rmtree(trash)
         except OSError as error:
-            raise StorageError(
-                f"{run.id} cannot be removed ({error.strerror}).", "Check the permissions of its folder."
-            ) from error
+            what = f"{run.id} cannot be removed ({error.strerror})."
+            raise StorageError(what, "Check the permissions of its folder.") from error
         return size
 
     def _set_aside(self, run: Run, trash: Path) -> None:

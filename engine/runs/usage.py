@@ -92,10 +92,8 @@ class DecayedSeconds:
     def add(self, attempt: Attempt) -> None:
         """Count an attempt: the integral of its decaying seconds."""
         for device in attempt.devices:
-            key = attempt.owner, device
-            self._sums[key] = (
-                self._sums.get(key, 0.0) + self._until(attempt.ended) - self._until(min(attempt.began, attempt.ended))
-            )
+            key, began = (attempt.owner, device), min(attempt.began, attempt.ended)
+            self._sums[key] = self._sums.get(key, 0.0) + self._until(attempt.ended) - self._until(began)
 
     def of_everyone(self, now: float, weight: Callable[[str], float]) -> dict[str, float]:
         """Return the weighted seconds of each person as they count now."""

@@ -138,9 +138,8 @@ class SpaceHub:
                 f"Name an owner that your token may write to: {', '.join(own[:10])}.",
             )
         if self.find(plan.name) is not None:
-            raise PushError(
-                f"The Space {plan.name} already exists.", "Use `loratory space update`, or choose another name."
-            )
+            what = f"The Space {plan.name} already exists."
+            raise PushError(what, "Use `loratory space update`, or choose another name.")
         return self.price(plan.hardware)
 
     def price(self, hardware: str) -> float:

@@ -49,9 +49,8 @@ class SpacePlan:
         if not re.fullmatch(r"[a-z0-9-]{1,40}", self.hardware):
             raise ConfigError([hardware_problem(self.hardware, ("cpu-basic", "cpu-upgrade", "t4-small", "l4x1"))])
         if self.hardware == ZERO_GPU and self.sdk != "gradio":
-            raise _problem(
-                "sdk", "ZeroGPU is for Gradio Spaces alone. Create one with --sdk gradio, or choose other hardware."
-            )
+            fix = "ZeroGPU is for Gradio Spaces alone. Create one with --sdk gradio, or choose other hardware."
+            raise _problem("sdk", fix)
 
     @property
     def has_gpu(self) -> bool:
@@ -117,9 +116,8 @@ def hub_model_id(name: str) -> str:
     if entry is not None:
         return entry.hub_id
     if not is_hub_id(name) or "/" not in name:
-        raise ModelError(
-            f"{name[:100]!r} is neither in the catalogue nor an id on the Hub.", "Give one such as Qwen/Qwen3-0.6B."
-        )
+        what = f"{name[:100]!r} is neither in the catalogue nor an id on the Hub."
+        raise ModelError(what, "Give one such as Qwen/Qwen3-0.6B.")
     return name
 
 

@@ -236,9 +236,8 @@ def pairs_of_turn(turns: Sequence[Turn], number: int) -> list[TurnPair]:
         and answer.text.strip()
         and _is_of_one_model(turns[: number + 1], answer.branch)
     ]
-    pairs = (
-        _pair(turns[: number + 1], first, second, turn.settings.system) for first, second in combinations(whole, 2)
-    )
+    system = turn.settings.system
+    pairs = (_pair(turns[: number + 1], first, second, system) for first, second in combinations(whole, 2))
     return [pair for pair in pairs if pair is not None]
 
 

@@ -61,10 +61,9 @@ def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | Non
     except ValueError:
         return None
     training = mapping.get("training", {})
+    values = {name: training[name] for name in ("max_length", "seed") if name in training}
     try:
-        lengths = TrainingConfig.model_validate(
-            {name: training[name] for name in ("max_length", "seed") if name in training}
-        )
+        lengths = TrainingConfig.model_validate(values)
     except ValueError:
         lengths = TrainingConfig()  # the panel shows what is wrong with them
     return CheckQuestion(dataset, model_of(mapping), lengths.max_length, lengths.seed)
@@ -208,10 +207,8 @@ class DatasetChecks:
         with self._lock:
             exact = self._checks.get(question.key)
             checks = [check for check in reversed(self._checks.values()) if check.question.has_lengths_of(question)]
-        matches = (
-            check.report.row_lengths for check in (exact, *checks) if check is not None and check.report is not None
-        )
-        return next(matches, None)
+        reports = (check.report for check in (exact, *checks) if check is not None)
+        return next((report.row_lengths for report in reports if report is not None), None)
 
     def lengths_of(self, stamp: str) -> RowLengths | None:
         """Return known lengths by their `lengths_stamp`; None if unknown."""

@@ -147,9 +147,8 @@ class KnownFits:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _needs
-        self._needs: OrderedDict[tuple[str, str, int, int], Needs] = (
-            OrderedDict()
-        )  # the key ends with a hash of the rows
+        # The key ends with a hash of the rows.
+        self._needs: OrderedDict[tuple[str, str, int, int], Needs] = OrderedDict()
 
     def find(
         self, model_id: str, device: Device, estimate: Callable[[], Needs], rows: RowLengths | None = None
@@ -206,10 +205,9 @@ class FitTable:
         if device is not None:
             for entry in sorted(list_catalog(), key=lambda entry: entry.parameters):
                 model = ModelConfig(id=entry.id)
-                find = partial(self._known_fits.find, entry.id, device, rows=fits.rows)
-                fits.needs[entry.id] = (
-                    () if entry.untrainable else find(partial(self._estimate, model, device, fits.rows))
-                )
+                estimate = partial(self._estimate, model, device, fits.rows)
+                needs = () if entry.untrainable else self._known_fits.find(entry.id, device, estimate, fits.rows)
+                fits.needs[entry.id] = needs
 
     def _estimate(self, model: ModelConfig, device: Device, rows: RowLengths | None) -> Needs:
         try:

@@ -47,9 +47,8 @@ class Transfers:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
         except OSError as error:
-            raise StorageError(
-                f"The folder {folder} cannot be used ({error.strerror}).", "Make it writable, then start again."
-            ) from error
+            what = f"The folder {folder} cannot be used ({error.strerror})."
+            raise StorageError(what, "Make it writable, then start again.") from error
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         self.sweep()
 
@@ -137,9 +136,8 @@ class Transfers:
                 target = folder / f"{number}-{name}"
             shutil.move(upload, target)
         except OSError as error:
-            raise StorageError(
-                f"The upload {name} cannot be stored ({error.strerror}).", "Free some space, then upload it again."
-            ) from error
+            what = f"The upload {name} cannot be stored ({error.strerror})."
+            raise StorageError(what, "Free some space, then upload it again.") from error
         return target
 
     def make_archive(self, folder: Path, title: str) -> Path:

@@ -189,6 +189,4 @@ def _answer(page: bytes, status: int = 200) -> HTMLResponse:
 def _clean(prompt: str) -> str:
     """Return typed text without invisible characters."""
     lines = prompt.replace("\r\n", "\n")
-    return "".join(
-        character for character in lines if character in _ALLOWED_CONTROLS or character.isprintable()
-    ).strip()
+    return "".join(char for char in lines if char in _ALLOWED_CONTROLS or char.isprintable()).strip()

@@ -20,15 +20,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from loratory.engine.accounts.lab import PublicAddress
 from loratory.engine.accounts.people import Person
 from loratory.engine.errors import EngineError
-from loratory.ui.backend.transfers import LARGEST_FILE_BYTES
-from loratory.ui.build import build_app
+from loratory.ui.build import SERVING, build_app
 from loratory.ui.front.gate import is_offered
 from loratory.ui.front.memory import close_queue, freeze_objects, reclaim, return_memory, trim_memory
 from loratory.ui.gradio_internals import use_mounted
 from loratory.ui.policy import PagePolicy
 from loratory.ui.polls import PollAnswers
 from loratory.ui.services import Services
-from loratory.ui.theme import STYLESHEETS, build_theme
+from loratory.ui.theme import build_theme
 
 _CLOSED_AFTER_SECONDS = 2 * 3600  # without a request; a page that is open asks every few seconds
 _MOST_UPLOAD_IDS = 1_000
@@ -153,18 +152,7 @@ class PersonPages:
                 services.transfers.prepare()  # names the person's folder to Gradio
                 blocks = build_app(services)
                 gr.mount_gradio_app(
-                    app,
-                    blocks,
-                    path="/",
-                    root_path=self.address.origin,
-                    theme=self._theme,
-                    css_paths=STYLESHEETS,
-                    footer_links=[],
-                    run_history=False,
-                    ssr_mode=False,
-                    enable_monitoring=False,
-                    mcp_server=False,
-                    max_file_size=LARGEST_FILE_BYTES,
+                    app, blocks, path="/", root_path=self.address.origin, theme=self._theme, mcp_server=False, **SERVING
                 )
             finally:
                 os.environ.pop("GRADIO_TEMP_DIR", None)

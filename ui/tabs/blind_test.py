@@ -21,8 +21,8 @@ from loratory.ui.backend.conversation import AnswerStream, HeldOutPrompts, RowPr
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.components import (
     HIDDEN,
+    ONCE,
     QUICK,
-    SLOW,
     UNCHANGED,
     Updates,
     clear_error_after,
@@ -94,12 +94,8 @@ class BlindTestPart:
             self.pair = gr.HTML(elem_id="blind-pair", js_on_load=script("newest"))
             with gr.Row(elem_id="blind-buttons", elem_classes="stays"):
                 verdicts = "".join(pick_button(verdict, text, css="verdict") for verdict, text in _VERDICTS.items())
-                self.choosing = pick_list(
-                    toolbar("Verdict", verdicts, "verdicts"),
-                    more=("vote_keys",),
-                    visible=False,
-                    elem_id="blind-verdict",
-                )
+                buttons = toolbar("Verdict", verdicts, "verdicts")
+                self.choosing = pick_list(buttons, more=("vote_keys",), visible=False, elem_id="blind-verdict")
                 self.next = gr.Button("Next pair", variant="primary", scale=0, min_width=130, elem_id="blind-next")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="blind-stop")
             self.tally = gr.HTML(elem_id="blind-tally")
@@ -112,10 +108,8 @@ class BlindTestPart:
         """Connect the events; system prompt and sampling are shared with the chat."""
         self.source.input(lambda source: visible_if(source == OWN), self.source, self.question, **QUICK)
         inputs = [self.source, self.question, self.judging, talk.sampling.system, *talk.sampling.inputs]
-        pairing: dict[str, Any] = {
-            "inputs": inputs, "outputs": [self.pair, self.judging, self.trouble, self.next, self.stop, self.choosing],
-            "trigger_mode": "once", "concurrency_limit": None, **SLOW,
-        }  # fmt: skip
+        outputs = [self.pair, self.judging, self.trouble, self.next, self.stop, self.choosing]
+        pairing = {"inputs": inputs, "outputs": outputs, "concurrency_limit": None, **ONCE}
         judge_outputs = [self.pair, self.judging, self.choosing, self.trouble]
         judge_event = self.choosing.click(self.judge, self.judging, judge_outputs, **QUICK)
         self.show_tally_after(judge_event)
@@ -214,12 +208,9 @@ class BlindTestPart:
                 judging = self._with_judgement(judging, pair, "equal")
                 yield {**end_updates, self.pair: view.render_identical_answers(pair), self.judging: judging}
                 return
+            turns = {side: turns_of([Message("assistant", texts[side])]) for side in sides}
             left, right = (
-                VotedAnswer(
-                    turns=turns_of([Message("assistant", texts[side])]),
-                    finish_reason=finishes[side],
-                    model=models[side],
-                )
+                VotedAnswer(turns=turns[side], finish_reason=finishes[side], model=models[side])
                 for side in (pair.left, pair.right)
             )
             vote = Vote.new(

@@ -81,12 +81,8 @@ class ChatTab:
         page.pause_timers(self._tab, self.timer)
         offering = [page.chosen_run, choice.run, choice.model]
         offer_event = self._tab.select(choice.offer, offering, choice.outputs, **QUICK)
-        awake = offer_event.then(
-            lambda last_state: (gr.update(active=True), _target_of(last_state)),
-            self.last_state,
-            [self.timer, self.last_state],
-            **QUICK,
-        )
+        wakes, last = [self.timer, self.last_state], self.last_state
+        awake = offer_event.then(lambda state: (gr.update(active=True), _target_of(state)), last, wakes, **QUICK)
         self.talk.restore_after(awake.then(**refreshing))
         self.timer.tick(**refreshing, trigger_mode="once")
         chosen = choice.run.input(self.choose, choice.run, [*choice.outputs, page.chosen_run], **QUICK)
@@ -108,12 +104,10 @@ class ChatTab:
     def _open_after(self, trigger: Any, refreshing: Mapping[str, Any]) -> Dependency:
         """Choose and load a run that another tab opens here, and focus the question; return the event of the choice."""
         page, choice, modes = self.page, self.choice, [self.mode, *self._modes]
-        proposal: Dependency = trigger(
-            self.propose, [page.wants_result, page.chosen_run], [*choice.outputs, *modes], **QUICK
-        )
-        load_event = proposal.then(
-            self.load_wanted, [page.wants_result, *choice.inputs], [self.state, self.load, self.unload], **SLOW
-        )
+        load_inputs, load_outputs = [page.wants_result, *choice.inputs], [self.state, self.load, self.unload]
+        outputs = [*choice.outputs, *modes]
+        proposal: Dependency = trigger(self.propose, [page.wants_result, page.chosen_run], outputs, **QUICK)
+        load_event = proposal.then(self.load_wanted, load_inputs, load_outputs, **SLOW)
         load_event.then(**refreshing).then(None, page.wants_result, None, js=script("to_question"), **QUICK)
         return proposal
 

@@ -39,6 +39,7 @@ from loratory.ui.backend.conversation import (
 )
 from loratory.ui.components import (
     HIDDEN,
+    ONCE,
     QUICK,
     SLOW,
     UNCHANGED,
@@ -118,9 +119,7 @@ class TalkPart:
         system = self.sampling.system
         settings = [self.branches, system, *self.sampling.inputs]
         conversation = [self.turns, self.before_edit]
-        asking: dict[str, Any] = {
-            "outputs": self._outputs, "trigger_mode": "once", "concurrency_limit": None, **SLOW,
-        }  # fmt: skip
+        asking = {"outputs": self._outputs, "concurrency_limit": None, **ONCE}
         inputs = [self.question, *conversation, self.row, *settings]
         for answer_event in (
             gr.on([self.send.click, self.question.submit], self.stream_answers, inputs, **asking),
@@ -136,12 +135,8 @@ class TalkPart:
         clear_event.then(view.render_suggestions, self.suggested_prompts, self.suggestions, **QUICK)
         self.cancel_button.click(self.cancel_edit, self.before_edit, self._outputs, **QUICK)
         load_event.then(self.suggest, None, [self.suggestions, self.suggested_prompts], **SLOW)
-        self.suggestions.click(
-            self.take_suggestion,
-            self.suggested_prompts,
-            [self.question, self.row, system, self.suggestions, self.suggested_prompts],
-            **QUICK,
-        )
+        suggestion_outputs = [self.question, self.row, system, self.suggestions, self.suggested_prompts]
+        self.suggestions.click(self.take_suggestion, self.suggested_prompts, suggestion_outputs, **QUICK)
         self.open.upload(shown_as_message(self.open_file), self.open, self._outputs, **SLOW)
         self.sampling.wire()
         clear_error_after(self.trouble, [system, *self.sampling.inputs], typed_box=self.question)
@@ -298,9 +293,8 @@ class TalkPart:
         try:
             choose(self._votes, turns, number, choice, self.page.services.runs.owner)
             count = plural(len(self._votes.read()), "vote")
-            message = small(
-                f"{count} in total. See “Votes” above to review them or use them as a dataset.", role="status"
-            )
+            where = "See “Votes” above to review them or use them as a dataset."
+            message = small(f"{count} in total. {where}", role="status")
         except EngineError as error:
             message = error_box(error)
         return {self.transcript: self.render(turns), self.trouble: message}

@@ -48,9 +48,8 @@ class DataTab:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        gr.HTML(
-            '<h2>Data</h2><p class="lead">A few hundred good rows beat many careless ones. Read some before you train.</p>'
-        )
+        lead = "A few hundred good rows beat many careless ones. Read some before you train."
+        gr.HTML(f'<h2>Data</h2><p class="lead">{lead}</p>')
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=260):
                 self.samples = pick_list(render_samples(""), elem_id="samples")
@@ -148,12 +147,8 @@ class DataTab:
     @property
     def _open_if_chosen(self) -> dict[str, Any]:
         js = "(source, request) => source ? String(Math.random()) : request"
-        return {
-            "inputs": [self.page.form["dataset.source"], self.open_request],
-            "outputs": self.open_request,
-            "js": js,
-            **SLOW,
-        }
+        inputs = [self.page.form["dataset.source"], self.open_request]
+        return {"inputs": inputs, "outputs": self.open_request, "js": js, **SLOW}
 
     def _wire_opening(self) -> None:
         # One event for all triggers: Gradio then sends the next request after the last answer. Answers of
@@ -217,11 +212,11 @@ class DataTab:
         }
 
     def _without_rows(self, source: str, trouble: str) -> Updates:
+        rows = self.rows
+        texts = (rows.row_html, rows.found, self.facts, self.lengths, rows.list, self.last_stamp)
         return {
             **dict.fromkeys((self.rows_column, self.stop, self.read), HIDDEN),
-            **dict.fromkeys(
-                (self.rows.row_html, self.rows.found, self.facts, self.lengths, self.rows.list, self.last_stamp), ""
-            ),
+            **dict.fromkeys(texts, ""),
             self.shown_source: source,
             self.timer: gr.Timer(active=False),
             # With the source: the next dataset may have the same problem.

@@ -18,11 +18,9 @@ from loratory.ui.page import Page
 from loratory.ui.views.html import Column, pick_button, table
 
 _TRAIN_ON = [
-    ("every answer", "assistant"),
-    ("last answer", "last_assistant"),
-    ("completion", "completion"),
-    ("everything", "all"),
-]
+    ("every answer", "assistant"), ("last answer", "last_assistant"),
+    ("completion", "completion"), ("everything", "all"),
+]  # fmt: skip
 _ROLES = {name: tuple(column.role for column in format_.columns) for name, format_ in FORMATS.items()}
 _MOST_ROLES = max(map(len, _ROLES.values()))
 _ALL_ROLES = {role for roles in _ROLES.values() for role in roles}
@@ -44,10 +42,8 @@ class DatasetFormat:
                 # Preference rows train on the answers only.
                 page.on_draft(train_on, lambda draft: visible_if(draft.kind in (None, "answers")))
             with gr.Row(visible=False, elem_id="mapping") as self.mapping:
-                self.roles = [
-                    Dropdown([], label=f"Column {number + 1}", visible=False, min_width=150)
-                    for number in range(_MOST_ROLES)
-                ]
+                labels = (f"Column {number + 1}" for number in range(_MOST_ROLES))
+                self.roles = [Dropdown([], label=label, visible=False, min_width=150) for label in labels]
             with gr.Accordion("Split and sample", open=False, elem_id="split") as self.fold:
                 with gr.Row():
                     form.setting("dataset.eval_fraction", maximum=0.5)
@@ -72,10 +68,9 @@ class DatasetFormat:
             # On Enter, not on each keystroke: opening a dataset is expensive.
             listener = component.submit if hasattr(component, "submit") else component.input
             events.append(listener(nothing, None, None, **SLOW))
+        boxes = [self.box_format, column_map, *self.roles]
         for role in self.roles:
-            map_event = role.input(
-                _map_columns, [self.box_format, column_map, *self.roles], [column_map, format_], **SLOW
-            )
+            map_event = role.input(_map_columns, boxes, [column_map, format_], **SLOW)
             events.append(page.refresh_after(map_event))
         return [*events, *self.mix.wire()]
 

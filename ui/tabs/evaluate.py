@@ -11,8 +11,8 @@ from loratory.engine.evaluation.votes import Votes, pairs_of_votes
 from loratory.ui.backend.results import Evaluations
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.components import (
+    ONCE,
     QUICK,
-    SLOW,
     UNCHANGED,
     Confirmation,
     Updates,
@@ -81,9 +81,8 @@ class EvaluatePart:
         self.next.click(lambda *selection: self.show(*selection, step=1), selection, self._outputs, **QUICK)
         self.job.start_by(self.start, [*selection, self._choice.where, *self._settings], self._outputs)
         self.job.stop.click(self.job.end, self._choice.run, self.job.outputs, **QUICK)
-        self.result.click(self.open_row, selection, self._outputs, **QUICK).then(
-            None, None, None, js=_SHOW_ROW, **QUICK
-        )
+        open_event = self.result.click(self.open_row, selection, self._outputs, **QUICK)
+        open_event.then(None, None, None, js=_SHOW_ROW, **QUICK)
         pick_event = self.across.click(self.pick, None, [*self._choice.outputs, self.number], **QUICK)
         pick_event.then(self.show, selection, self._outputs, **QUICK)
 
@@ -169,9 +168,7 @@ class VotesPart:
                     "Use as dataset", variant="primary", scale=0, min_width=170, elem_id="votes-use"
                 )
                 self.delete_all = gr.Button("Delete all", scale=0, min_width=110, elem_id="votes-delete-all")
-            self.confirm = Confirmation(
-                "Delete votes", "Keep votes", elem_id="votes-confirm", yes_id="votes-really", no_id="votes-keep"
-            )
+            self.confirm = Confirmation("Delete votes", "Keep votes", ("votes-confirm", "votes-really", "votes-keep"))
             with gr.Row(elem_id="votes-pages"):
                 self.newer = gr.Button("← Newer", size="sm", scale=0, min_width=90, elem_id="votes-newer")
                 self.older = gr.Button("Older →", size="sm", scale=0, min_width=90, elem_id="votes-older")
@@ -195,13 +192,8 @@ class VotesPart:
         self.list.click(self.pick, selection, [*self._outputs, self.status], **QUICK)
         self.confirm.wire(self.delete_all.click, self._deletion_question, self.number)
         self.confirm.really.click(self.delete, self.with_cut_off, [*self._outputs, self.status], **QUICK)
-        use_event = self.use_button.click(
-            shown_as_message(self.use),
-            self.with_cut_off,
-            [self.dataset_change, self.status],
-            trigger_mode="once",
-            **SLOW,
-        )
+        use_outputs = [self.dataset_change, self.status]
+        use_event = self.use_button.click(shown_as_message(self.use), self.with_cut_off, use_outputs, **ONCE)
         change_event = page.change_after(use_event, self.dataset_change, undo=True)
         change_event.then(None, None, page.wants_data, js="() => String(Math.random())", **QUICK)
         page.open_tab(use_event, "data")
@@ -226,10 +218,8 @@ class VotesPart:
     def use(self, with_cut_off: bool) -> Updates:
         """Write the pairs of the votes as a dataset, and choose it."""
         path, pairs = self._votes.snapshot(with_cut_off=bool(with_cut_off))
-        return {
-            self.dataset_change: with_source(str(path)),
-            self.status: small(f"In use as {path.name}: {pairs.summary}"),
-        }
+        status = small(f"In use as {path.name}: {pairs.summary}")
+        return {self.dataset_change: with_source(str(path)), self.status: status}
 
     def pick(self, event: gr.EventData, with_cut_off: bool, number: int) -> Updates:
         """Ask at the first click, delete at the second."""

@@ -15,6 +15,7 @@ from loratory.engine.lab.rules import access_of
 from loratory.ui.backend.run_reader import FINAL, FINAL_WORDS, RunSnapshot
 from loratory.ui.components import (
     HIDDEN,
+    LATEST,
     QUICK,
     UNCHANGED,
     Updates,
@@ -96,7 +97,7 @@ class ExportTab:
         selection = [*target, self.form, self.number]
         offer_event = gr.on(
             [self._tab.select, page.wants_result.change], self.offer, [page.chosen_run, self.run],
-            [*target, self.number, self.empty, self.whole], trigger_mode="always_last", **QUICK,
+            [*target, self.number, self.empty, self.whole], **LATEST,
         )  # fmt: skip
         chosen = self.run.input(self.choose, self.run, [page.chosen_run, self.checkpoint, self.number], **QUICK)
         for event in (
@@ -106,9 +107,7 @@ class ExportTab:
             event.then(None, None, self.turn, js="() => String(Math.random())", **QUICK)
         # One event for all choices, so the answer for the last one also arrives last.
         formats = [*forms.panels, self.text.panel, self.text.text, self.text.download, job.buttons]
-        self.turn.change(
-            job.shown_in_status(self.show), selection, [*formats, *self._outputs], trigger_mode="always_last", **QUICK
-        )
+        self.turn.change(job.shown_in_status(self.show), selection, [*formats, *self._outputs], **LATEST)
         refreshing = [*selection, forms.folder, self.exports]
         job.changed(job.shown_in_status(self.refresh), refreshing, self._outputs, **QUICK)
         starting = [*selection, self.where, forms.folder, forms.repository, forms.token, *forms.settings.values()]

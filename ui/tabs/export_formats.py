@@ -17,7 +17,7 @@ from loratory.engine.export.kinds import KINDS
 from loratory.engine.models.source import find_model
 from loratory.engine.paths import LoratoryHome
 from loratory.ui.backend.run_reader import RunSnapshot
-from loratory.ui.components import HIDDEN, QUICK, SLOW, Updates, script, shown_as_message, visible_if
+from loratory.ui.components import HIDDEN, ONCE, QUICK, Updates, script, shown_as_message, visible_if
 from loratory.ui.form import component_of_field
 from loratory.ui.page import Page
 from loratory.ui.views.html import copyable, error_box, notices, size, with_code
@@ -167,9 +167,7 @@ class ArchivePart:
 
         busy = gr.update(value="Making it …", interactive=False)
         begin_event = self.make.click(lambda: (busy, HIDDEN), None, [self.make, self.download], **QUICK)
-        archive_event = begin_event.then(
-            shown_as_message(archive), list(inputs), self.download, trigger_mode="once", **SLOW
-        )
+        archive_event = begin_event.then(shown_as_message(archive), list(inputs), self.download, **ONCE)
         archive_event.then(lambda: gr.update(value="Make a .zip", interactive=True), None, self.make, **QUICK)
 
 

@@ -36,6 +36,8 @@ from loratory.ui.backend.background import Cache, stamp
 from loratory.ui.backend.run_reader import RunSnapshot, log_tail
 from loratory.ui.components import (
     HIDDEN,
+    LATEST,
+    ONCE,
     QUICK,
     SLOW,
     UNCHANGED,
@@ -101,22 +103,18 @@ class FollowPart:
             )  # fmt: skip
         self.place = work_place(page.services, label="Resume on", elem_id=f"{prefix}next-where")
         self.place.visible = False
-        self.confirm = Confirmation(
-            "Cancel run", "Keep running", elem_id=f"{prefix}confirm-cancel", yes_id=f"{prefix}really-cancel",
-            no_id=f"{prefix}keep-running",
-        )  # fmt: skip
+        ids = f"{prefix}confirm-cancel", f"{prefix}really-cancel", f"{prefix}keep-running"
+        self.confirm = Confirmation("Cancel run", "Keep running", ids)
         with gr.Column(visible=False) as self.body:
-            self.loss = chart(
-                "The curve begins with the first step.", elem_id=f"{prefix}loss-chart", elem_classes="loss-chart"
-            )
+            waiting = "The curve begins with the first step."
+            self.loss = chart(waiting, elem_id=f"{prefix}loss-chart", elem_classes="loss-chart")
             with gr.Row(elem_classes="chart-controls"):
                 self.smoothing = Slider(
                     0, _MOST_SMOOTHING, ChartView().smoothing, step=0.01, label="Smoothing",
                     elem_id=f"{prefix}smoothing", elem_classes="smoothing", scale=2, min_width=200,
                 )  # fmt: skip
-                self.log_axis = gr.Checkbox(
-                    False, label="Logarithmic axis", elem_id=f"{prefix}log-axis", scale=1, container=False
-                )
+                axis_id = f"{prefix}log-axis"
+                self.log_axis = gr.Checkbox(False, label="Logarithmic axis", elem_id=axis_id, scale=1, container=False)
             self.answers = live_html(elem_id=f"{prefix}run-answers", more=("answers",))
             self.warnings = live_html(elem_id=f"{prefix}run-warnings")
             self.preferences = chart(elem_id=f"{prefix}preference-charts", elem_classes="small-charts")
@@ -156,11 +154,9 @@ class FollowPart:
     def wire(self) -> list[Dependency]:
         """Connect the events; return those that change the actions on the shown run."""
         page, viewing = self.page, [self.run_shown, *self.view_inputs]
-        refresh_event = self.live.submit(self.refresh, viewing, self.outputs, trigger_mode="always_last", **QUICK)
-        gr.on(
-            [self.smoothing.change, self.log_axis.change], self.redraw_loss, viewing[:-1], [self.loss, self.live],
-            trigger_mode="always_last", **QUICK,
-        )  # fmt: skip
+        refresh_event = self.live.submit(self.refresh, viewing, self.outputs, **LATEST)
+        controls = [self.smoothing.change, self.log_axis.change]
+        gr.on(controls, self.redraw_loss, viewing[:-1], [self.loss, self.live], **LATEST)
         for event, is_open in ((self.log_fold.expand, True), (self.log_fold.collapse, False)):
             self._redraw_after(event(lambda is_open=is_open: is_open, None, self._log_open, **QUICK))
         if self.choice is not None:
@@ -170,10 +166,8 @@ class FollowPart:
         advice_event = self.heading.click(shown_as_message(self._advise), self.run_shown, advice_outputs, **SLOW)
         page.fill_after(advice_event, page.settings_copy, "Settings copied")
         self.confirm.wire(self.cancel.click, self.cancel_question, self.run_shown)
-        resume_event = self.resume.click(
-            shown_as_message(self.resume_shown), [self.run_shown, self.flavor, self.limit, self.place], None,
-            trigger_mode="once", **QUICK,
-        )  # fmt: skip
+        resume_inputs, once = [self.run_shown, self.flavor, self.limit, self.place], ONCE | QUICK
+        resume_event = self.resume.click(shown_as_message(self.resume_shown), resume_inputs, None, **once)
         edit_event = self.heading.click(shown_as_message(self._edit_picked), None, None, **QUICK)
         self.edit_event = edit_event.then(self.refresh, viewing, self.outputs, **QUICK)
         return [
@@ -212,11 +206,9 @@ class FollowPart:
         """Redraw a run, by default the shown one, after an event that changed it."""
         return event.then(self.show, [run or self.run_shown, *self.view_inputs], self.outputs, **QUICK)
 
-    def _request_by(
-        self, event: Callable[..., Dependency], request: Callable[[Run], None], kind: AuditKind
-    ) -> Dependency:
+    def _request_by(self, event: Any, request: Callable[[Run], None], kind: AuditKind) -> Dependency:
         send = shown_as_message(lambda run_id: self.send(request, kind, run_id))
-        return self._redraw_after(event(send, self.run_shown, None, trigger_mode="once", **QUICK))
+        return self._redraw_after(event(send, self.run_shown, None, **(ONCE | QUICK)))
 
     def send(self, request: Callable[[Run], None], kind: AuditKind, run_id: str) -> None:
         """Send a request to a run, and log it."""
@@ -228,10 +220,8 @@ class FollowPart:
         """Do what the verdict on a run advises: open a checkpoint in Chat, or copy the settings with its change."""
         page, verdict = self.page, run_view.verdict_of(self.page.reader.observe(run_id))
         if verdict is not None and verdict.step is not None:
-            chat = {
-                page.wants_result: request_view("chat", f"step-{verdict.step}"),
-                page.tabs: gr.Tabs(selected="chat"),
-            }
+            view = request_view("chat", f"step-{verdict.step}")
+            chat = {page.wants_result: view, page.tabs: gr.Tabs(selected="chat")}
             return {page.chosen_run: run_id, page.settings_copy: {}, **chat}
         settings = self.configuration(run_id, verdict.training if verdict is not None else {})
         return {page.settings_copy: settings, page.copied_from: run_id, page.tabs: gr.Tabs(selected="method")}
@@ -359,41 +349,38 @@ class FollowPart:
         return gr.update(choices=choices, value=run_id if is_known else None, visible=bool(choices))
 
     def _draw(self, snapshot: RunSnapshot, view: ChartView, log_open: bool) -> Updates:
-        state, resumable = snapshot.state.state, snapshot.state.resumable_step
+        run, history, state = snapshot.run, snapshot.history, snapshot.state.state
+        resumes_at = f"Resume from step {step:,}" if (step := snapshot.state.resumable_step) else "Restart"
         is_ending = snapshot.stop_requested or snapshot.cancel_requested
         predicted_bytes = snapshot.provenance.predicted_memory.of_step
+        left_out = run.folder.read_dataset_report()
         resumes = state in ("stopped", "failed", "interrupted") and not snapshot.resume_requested
         updates = {
             self.live: _question(snapshot, view, log_open),
-            self.run_shown: snapshot.run.id,
+            self.run_shown: run.id,
             self.body: gr.update(visible=True),
             self.heading: run_view.render_heading(snapshot, can_change=True) + run_view.render_verdict(snapshot),
             self.trouble: run_view.render_trouble(snapshot),
             self.loss: self._loss(snapshot, view),
             self.preferences: self._figure(snapshot, "preferences", lambda: _preferences(snapshot)),
-            self.small: self._figure(
-                snapshot, "small", lambda: small_figures(snapshot.history, predicted_bytes, snapshot.run.id)
-            ),
+            self.small: self._figure(snapshot, "small", lambda: small_figures(history, predicted_bytes, run.id)),
             self.made_of: run_view.render_run_settings(snapshot) if self.choice is not None else "",
             self.memory: run_view.render_memory(snapshot) + run_view.render_time(snapshot),
             self.answers: self._figure(snapshot, "answers", lambda: render_answers(snapshot)),
-            self.warnings: run_view.render_warnings(snapshot)
-            + run_view.render_left_out(snapshot.run.folder.read_dataset_report()),
+            self.warnings: run_view.render_warnings(snapshot) + run_view.render_left_out(left_out),
             self.timeline: run_view.render_timeline(snapshot),
             self.stop: gr.update(
                 visible=state in ("queued", "submitted", "starting", "running") and not is_ending,
                 value="Remove from queue" if state == "queued" else "Stop and save",
             ),
             self.cancel: visible_if(state in LIVE_STATES and not snapshot.cancel_requested),
-            self.resume: gr.update(
-                visible=resumes, value=f"Resume from step {resumable:,}" if resumable else "Restart"
-            ),
-            self.next_job: visible_if(resumes and _has_job(snapshot.run)),
-            self.place: visible_if(resumes and self._place_of(snapshot.run, snapshot.config) is not None),
+            self.resume: gr.update(visible=resumes, value=resumes_at),
+            self.next_job: visible_if(resumes and _has_job(run)),
+            self.place: visible_if(resumes and self._place_of(run, snapshot.config) is not None),
             self.anyway: visible_if(snapshot.waits_for_memory and not is_ending),
         }
         if log_open:
-            updates[self.log] = run_view.render_log(log_tail(snapshot.run.folder.log))
+            updates[self.log] = run_view.render_log(log_tail(run.folder.log))
         return updates
 
     def _loss(self, snapshot: RunSnapshot, view: ChartView) -> str:
@@ -424,11 +411,8 @@ def _question(snapshot: RunSnapshot, view: ChartView, log_open: bool) -> str:
     """Return the poll's question; empty for a run that has ended."""
     if not snapshot.is_live:
         return ""
-    last_stamp, smoothing = _stamp_of(snapshot, log_open), view.smoothing
-    query = Question(
-        run=snapshot.run.id, last_stamp=last_stamp, smoothing=smoothing, log_axis=view.log_axis, log_open=log_open
-    )
-    return query.model_dump_json()
+    last_stamp, controls = _stamp_of(snapshot, log_open), view._asdict()
+    return Question(run=snapshot.run.id, last_stamp=last_stamp, log_open=log_open, **controls).model_dump_json()
 
 
 def _stamp_of(snapshot: RunSnapshot, log_open: bool) -> str:

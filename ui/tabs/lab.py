@@ -14,6 +14,7 @@ from loratory.engine.errors import AccountError
 from loratory.ui.backend.lab import Caller, LabAdmin, UnconfirmedError
 from loratory.ui.components import (
     HIDDEN,
+    LATEST,
     QUICK,
     SLOW,
     TIMER_ON,
@@ -57,9 +58,8 @@ class LabTab:
             self.shared = gr.HTML(elem_id="lab-shared")
         with gr.Accordion("Audit log", open=False, elem_id="lab-log-fold"):
             with gr.Row():
-                self.search = gr.Textbox(
-                    label="Search", placeholder="person, run, address …", scale=3, elem_id="lab-log-search"
-                )
+                hint = "person, run, address …"
+                self.search = gr.Textbox(label="Search", placeholder=hint, scale=3, elem_id="lab-log-search")
                 self.kind = Dropdown(
                     [_ANY_KIND, *get_args(AuditKind)], value=_ANY_KIND, label="What", scale=1, elem_id="lab-log-kind"
                 )
@@ -86,9 +86,7 @@ class LabTab:
                 self.disable = gr.Button("Disable", variant="stop", scale=0, min_width=160, elem_id="lab-disable")
                 self.enable = gr.Button("Enable", scale=0, min_width=160, visible=False, elem_id="lab-enable")
                 self.remove = gr.Button("Remove account", scale=0, min_width=160, elem_id="lab-remove")
-            self.removal = Confirmation(
-                "Remove", "Keep", elem_id="lab-removal", yes_id="lab-removal-yes", no_id="lab-removal-no"
-            )
+            self.removal = Confirmation("Remove", "Keep", ("lab-removal", "lab-removal-yes", "lab-removal-no"))
         with gr.Row(visible=has_passwords, elem_id="lab-invite-row"):
             self.invited_role = Radio(
                 list(ROLES), value="member", label="New account", scale=0, min_width=380, elem_id="lab-invite-role"
@@ -129,9 +127,8 @@ class LabTab:
         settings = [*self.limits.values(), self.announcement, self.maintenance, self.maintenance_text]
         filters = [self.search, self.kind]
         list_outputs = [self.people, *self._runs.outputs, self.shared]
-        open_event = self._tab.select(
-            shown_as_message(self._show), self.name, [*list_outputs, self.result, *settings], **QUICK
-        )
+        outputs = [*list_outputs, self.result, *settings]
+        open_event = self._tab.select(shown_as_message(self._show), self.name, outputs, **QUICK)
         open_event.then(shown_in_place(self._show_log), filters, self.log, **QUICK)
         self._usage.wire(open_event)
         self._models.wire(open_event, self._log_after)
@@ -155,21 +152,13 @@ class LabTab:
         for event in (self.confirm.click, self.password.submit):
             self._log_after(event(shown_as_message(self._confirm), action_inputs, action_outputs, **SLOW))
 
-        maintenance = [self.maintenance, self.maintenance_text]
         for button, handler, inputs in (
             (self.save_limits, self._save_limits, list(self.limits.values())),
             (self.announce, self._announce, [self.announcement]),
-            (self.save_maintenance, self._set_maintenance, maintenance),
+            (self.save_maintenance, self._set_maintenance, [self.maintenance, self.maintenance_text]),
         ):
             self._log_after(button.click(shown_as_message(handler), inputs, None, **SLOW))
-        gr.on(
-            [changed_by_hand(part) for part in filters],
-            shown_in_place(self._show_log),
-            filters,
-            self.log,
-            trigger_mode="always_last",
-            **QUICK,
-        )
+        gr.on([changed_by_hand(part) for part in filters], shown_in_place(self._show_log), filters, self.log, **LATEST)
 
     def _log_after(self, event: Any) -> None:
         event.then(shown_in_place(self._show_log), [self.search, self.kind], self.log, **QUICK)
@@ -251,10 +240,8 @@ class LabTab:
         return {self.pending: "", self.confirmation: HIDDEN, self.password: ""}
 
     def _save_limits(self, request: gr.Request, *values: Any) -> None:
-        texts = dict(zip(self.limits, values, strict=True))
-        self._admin.save_limits(
-            Caller.from_request(request), {name: _parse(name, value) for name, value in texts.items()}
-        )
+        limits = {name: _parse(name, value) for name, value in zip(self.limits, values, strict=True)}
+        self._admin.save_limits(Caller.from_request(request), limits)
         gr.Info("Limits saved.", duration=4)
 
     def _announce(self, text: Any, request: gr.Request) -> None:

@@ -108,11 +108,9 @@ class LabUsagePart:
 
     def wire(self, open_event: Any) -> None:
         """Connect the events; the usage is shown after `open_event`."""
-        outputs = [self.usage, self.chart]
-        open_event.then(shown_as_message(self._show), None, outputs, **SLOW)
-        csv_event = self.csv.click(
-            shown_as_message(lambda: views.usage_csv(self._admin.usage())), None, self._csv_text, **SLOW
-        )
+        open_event.then(shown_as_message(self._show), None, [self.usage, self.chart], **SLOW)
+        make_csv = shown_as_message(lambda: views.usage_csv(self._admin.usage()))
+        csv_event = self.csv.click(make_csv, None, self._csv_text, **SLOW)
         csv_event.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-usage.csv"), **QUICK)
 
     def _show(self) -> Updates:
@@ -127,9 +125,7 @@ class LabModelsPart:
         self._admin = admin
         self.models = pick_list(elem_id="lab-models")
         self.chosen = gr.State([])  # ids to remove once that is confirmed
-        self.confirm = Confirmation(
-            "Remove", "Keep", elem_id="lab-models-confirm", yes_id="lab-models-yes", no_id="lab-models-no"
-        )
+        self.confirm = Confirmation("Remove", "Keep", ("lab-models-confirm", "lab-models-yes", "lab-models-no"))
 
     def wire(self, open_event: Any, log_after: Callable[[Any], None]) -> None:
         """Connect the events; the cache is listed after `open_event`."""
@@ -137,11 +133,9 @@ class LabModelsPart:
         confirm = self.confirm
         question_outputs = [self.chosen, confirm.panel, confirm.question, confirm.really]
         self.models.click(shown_as_message(self._removal_question), None, question_outputs, **SLOW)
-        remove_event = confirm.really.click(
-            shown_as_message(self._remove), self.chosen, [confirm.panel, self.chosen], **SLOW
-        )
-        list_event = remove_event.then(shown_in_place(self._list), None, self.models, **SLOW)
-        log_after(list_event)
+        outputs = [confirm.panel, self.chosen]
+        remove_event = confirm.really.click(shown_as_message(self._remove), self.chosen, outputs, **SLOW)
+        log_after(remove_event.then(shown_in_place(self._list), None, self.models, **SLOW))
         confirm.close_by(confirm.cancel.click)
 
     def _list(self) -> str:

@@ -66,12 +66,11 @@ for _traits in METHODS.values():
 def _field_groups(*, advanced: bool) -> dict[tuple[str, ...], list[str]]:
     """Return the settings of methods, grouped by the methods that use them."""
     is_advanced = {name for method in METHODS.values() for name in method.advanced}
-    return group_settings(
-        {
-            method.name: [name for name in method.fields if (name in is_advanced) == advanced]
-            for method in METHODS.values()
-        }
-    )
+    settings_of = {
+        name: [field for field in method.fields if (field in is_advanced) == advanced]
+        for name, method in METHODS.items()
+    }
+    return group_settings(settings_of)
 
 
 class MethodTab:
@@ -144,14 +143,8 @@ class MethodTab:
         page.refresh_after(gr.on([rank.input, self.link_alpha.input], None, inputs, alpha, js=_ALPHA_OF_RANK, **QUICK))
         # Gradio clamps a rank beyond the slider's end just after its box loses focus, with this event.
         page.refresh_after(rank.release(nothing, None, None, **QUICK))
-        gr.on(
-            [alpha.input, alpha.release],
-            None,
-            [rank, alpha],
-            self.link_alpha,
-            js="(r, alpha) => alpha === 2 * r",
-            **QUICK,
-        )
+        is_twice = "(r, alpha) => alpha === 2 * r"
+        gr.on([alpha.input, alpha.release], None, [rank, alpha], self.link_alpha, js=is_twice, **QUICK)
         use_event = self.table.click(shown_as_message(self._use_row), form.components, self._change, **SLOW)
         page.change_after(use_event, self._change, undo=True)
 

@@ -17,6 +17,7 @@ from loratory.ui.backend.dataset_checks import model_of
 from loratory.ui.backend.models import Fits, FitTable, key_of
 from loratory.ui.components import (
     HIDDEN,
+    LATEST,
     QUICK,
     SLOW,
     UNCHANGED,
@@ -99,26 +100,19 @@ class ModelTab:
         page, model_id, revision = self.page, self.page.form["model.id"], self.page.form["model.revision"]
         filter_inputs = [self.search, model_id, page.judge_for, page.data_lengths, self.order]
         redraw_events: list[Any] = [changed_by_hand(self.search), self.search.submit, self._fits_poll.submit]
-        redraw_events.append(changed_by_hand(self.order))
-        redraw_events += [page.judge_for.change, page.data_lengths.change]
-        gr.on(
-            redraw_events, self.redraw_catalog, filter_inputs, [self.catalog, self._fits_poll],
-            trigger_mode="always_last", **QUICK,
-        )  # fmt: skip
+        redraw_events += [changed_by_hand(self.order), page.judge_for.change, page.data_lengths.change]
+        gr.on(redraw_events, self.redraw_catalog, filter_inputs, [self.catalog, self._fits_poll], **LATEST)
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
         clear_error_after(self.hub, [self.search])
         for trigger in (self.catalog.click, self.hub.click):
             self._choose_after(trigger(picked_value, None, self._name_to_find, **QUICK))
             trigger(None, None, self.own, js="() => ''", **QUICK)  # the typed name is no longer the model
-        name_event = self._choose_after(
-            self.own.submit(lambda text: id_of_page(text.strip()), self.own, self._name_to_find, **QUICK)
-        )
+        submit_event = self.own.submit(lambda text: id_of_page(text.strip()), self.own, self._name_to_find, **QUICK)
+        name_event = self._choose_after(submit_event)
         name_event.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)  # they are below the catalogue
         if self.own_models is not None:
-            arrival_event = self.own_models.wire()
-            self._choose_after(
-                arrival_event.then(lambda name: name, self.own_models.arrival, self._name_to_find, **QUICK)
-            )
+            arrival = self.own_models.arrival
+            self._choose_after(self.own_models.wire().then(lambda name: name, arrival, self._name_to_find, **QUICK))
         revise_event = gr.on(
             [revision.submit, revision.blur], self.revise, [model_id, revision, self.described_name],
             [self.details, self.described_name], **SLOW,

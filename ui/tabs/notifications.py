@@ -2,6 +2,7 @@
 
 import time
 from html import escape
+from typing import Any
 
 import gradio as gr
 
@@ -40,10 +41,9 @@ class NotificationsPart:
                 self.kind = Dropdown(names, value=_BY_ADDRESS, label="Service", scale=1, min_width=160)
             with gr.Row(elem_id="webhook-actions"):
                 save = gr.Button("Save webhook", scale=0, min_width=140, elem_id="webhook-save")
-                self.test = gr.Button("Send a test", visible=False, scale=0, min_width=140, elem_id="webhook-test")
-                self.remove = gr.Button(
-                    "Remove webhook", visible=False, scale=0, min_width=140, elem_id="webhook-remove"
-                )
+                shape: dict[str, Any] = {"visible": False, "scale": 0, "min_width": 140}
+                self.test = gr.Button("Send a test", elem_id="webhook-test", **shape)
+                self.remove = gr.Button("Remove webhook", elem_id="webhook-remove", **shape)
         outputs = [self.state, self.test, self.remove]
         fold.expand(self.render, None, outputs, **QUICK)
         save.click(self.save, [self.url, self.kind], [*outputs, self.url], **QUICK)

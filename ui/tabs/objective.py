@@ -57,9 +57,9 @@ class ObjectivePart:
                     elem_id="loss-type", visible=False,
                 )  # fmt: skip
                 form.register("training.loss_type", self.losses)
-                settings_of: dict[str, list[str]] = {
-                    objective.name: [name for name in _SETTINGS if name in objective.settings]
-                    for objective in OBJECTIVES.values()
+                settings_of = {
+                    name: [setting for setting in _SETTINGS if setting in objective.settings]
+                    for name, objective in OBJECTIVES.items()
                 }
                 for readers, names in group_settings(settings_of).items():
                     self._lay_out(readers, names)
@@ -80,9 +80,8 @@ class ObjectivePart:
         page, form = self.page, self.page.form
         objective, losses = form["training.objective"], form["training.loss_type"]
         weights = form["training.loss_weights"]
-        page.refresh_after(
-            self.choice.input(_choose, [self.choice, losses, weights], [objective, losses, weights], **QUICK)
-        )
+        inputs, outputs = [self.choice, losses, weights], [objective, losses, weights]
+        page.refresh_after(self.choice.input(_choose, inputs, outputs, **QUICK))
         start_event = self.start.input(shown_as_message(self.start_from), self.start, self._change, **SLOW)
         page.change_after(start_event, self._change, undo=True)
 

@@ -19,6 +19,7 @@ from loratory.ui.backend.run_reader import has_adapter
 from loratory.ui.components import (
     HIDDEN,
     NOT_SHOWN,
+    ONCE,
     QUICK,
     SLOW,
     UNCHANGED,
@@ -63,15 +64,12 @@ class OneRunPart:
                 with gr.Row(elem_id="run-actions"):
                     self.to_train = gr.Button("Open in Train", scale=0, min_width=140, elem_id="run-to-train")
                     self.duplicate = gr.Button("Copy settings", scale=0, min_width=150, elem_id="run-duplicate")
-                    self.continuing = gr.Button(
-                        "Continue from this adapter", scale=0, min_width=230, elem_id="run-train-on"
-                    )
+                    label = "Continue from this adapter"
+                    self.continuing = gr.Button(label, scale=0, min_width=230, elem_id="run-train-on")
                     if page.shared is not None:
                         self.share = gr.Button("Share with the lab", scale=0, min_width=180, elem_id="run-share")
                     self.delete = gr.Button("Delete …", scale=0, min_width=110, elem_id="run-delete")
-                self.confirm = Confirmation(
-                    "Delete run", "Keep run", elem_id="confirm-delete", yes_id="really-delete", no_id="keep-run"
-                )
+                self.confirm = Confirmation("Delete run", "Keep run", ("confirm-delete", "really-delete", "keep-run"))
         self._changing = [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
         if page.shared is not None:
             self._changing.append(self.share)
@@ -86,15 +84,14 @@ class OneRunPart:
         # In the browser: a slow answer would hide a run that was picked meanwhile.
         self.close.click(None, None, [self.panel, run_shown, self.follow.live], js=_CLOSE, **QUICK)
         train = [page.chosen_run, page.wants_run]
-        page.open_tab(
-            self.to_train.click(lambda run_id: (run_id, request_view("follow")), run_shown, train, **QUICK), "train"
-        )
+        train_event = self.to_train.click(lambda run_id: (run_id, request_view("follow")), run_shown, train, **QUICK)
+        page.open_tab(train_event, "train")
         self.copy_by(self.duplicate.click, self.follow.configuration, run_shown)
         self.copy_by(self.continuing.click, self.continuation, run_shown)
         self.confirm.wire(self.delete.click, self.deletion_question, run_shown)
         delete_event = self.confirm.really.click(
             shown_as_message(self.delete_run), [run_shown, page.chosen_run, ticked_runs],
-            [page.chosen_run, ticked_runs, self.panel, run_shown], trigger_mode="once", **SLOW,
+            [page.chosen_run, ticked_runs, self.panel, run_shown], **ONCE,
         )  # fmt: skip
         if page.shared is not None:
             shared = self.share.click(shown_as_message(self.change_sharing), run_shown, None, **QUICK)

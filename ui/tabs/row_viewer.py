@@ -91,9 +91,8 @@ class RowViewer:
         Raises:
             EngineError: If the dataset or the tokenizer cannot be read.
         """
-        return self.page.services.inspector.preview(
-            question.dataset, question.model, question.max_length, first_row=row, count=1
-        )
+        inspector, length = self.page.services.inspector, question.max_length
+        return inspector.preview(question.dataset, question.model, length, first_row=row, count=1)
 
     def render_list(self, question: CheckQuestion, report: DatasetReport | None, listing: str, page: int) -> str:
         """Return counts of problems and one page of the chosen list; never raises."""

@@ -21,7 +21,7 @@ from loratory.engine.places.slurm.place import JobResources, has_place, read_pla
 from loratory.engine.quantities import duration
 from loratory.ui.backend.cluster import Forecast
 from loratory.ui.backend.dataset_checks import CheckQuestion
-from loratory.ui.components import QUICK, SLOW, Updates, clear_error_after, shown_in_place, visible_if
+from loratory.ui.components import ONCE, QUICK, Updates, clear_error_after, shown_in_place, visible_if
 from loratory.ui.draft import Draft
 from loratory.ui.form import field_of
 from loratory.ui.gradio_internals import Dropdown, Radio
@@ -220,9 +220,7 @@ class JobsPanel(PlacePanel):
         self.offer = gr.HTML(elem_id="jobs-offer")
 
     def wire(self) -> None:
-        hardware_event = self.timer.tick(
-            self.fetch_hardware, None, [self.flavor, self.timer], trigger_mode="once", **SLOW
-        )
+        hardware_event = self.timer.tick(self.fetch_hardware, None, [self.flavor, self.timer], **ONCE)
         self.page.refresh_after(hardware_event)
         if self._login is not None:
             self._login.wire()
@@ -268,9 +266,8 @@ class JobsLogin:
             label="Your Hugging Face token", info="Needs write access and jobs permission. Kept in memory until you sign out.",
             type="password", max_lines=1, elem_id="jobs-token",
         )  # fmt: skip
-        signed_in = gr.HTML(
-            small("Signed in at Hugging Face. Jobs run under your account."), visible=False, elem_id="jobs-signed-in"
-        )
+        lead = small("Signed in at Hugging Face. Jobs run under your account.")
+        signed_in = gr.HTML(lead, visible=False, elem_id="jobs-signed-in")
         with gr.Row():
             self.use = gr.Button("Use token", scale=0, min_width=150, elem_id="jobs-use-token")
             self.forget = gr.Button("Forget token", scale=0, min_width=150, elem_id="jobs-forget-token")
@@ -283,10 +280,8 @@ class JobsLogin:
 
     def wire(self) -> None:
         """Connect the events."""
-        use_event = gr.on(
-            [self.use.click, self.token.submit], shown_in_place(self.sign_in), self.token, self.status,
-            trigger_mode="once", **SLOW,
-        )  # fmt: skip
+        events = [self.use.click, self.token.submit]
+        use_event = gr.on(events, shown_in_place(self.sign_in), self.token, self.status, **ONCE)
         self.page.refresh_after(use_event.then(lambda: "", None, self.token, **QUICK))
         clear_error_after(self.status, [], typed_box=self.token)
         self.page.refresh_after(self.forget.click(self.sign_out, None, self.status, **QUICK))
@@ -324,9 +319,8 @@ def render_resources(config: RunConfig, home: LoratoryHome, draft: Draft) -> str
         (duration(job.limit_minutes * 60), "time limit"),
     ]
     needs = f"90% upper bound: {gib(draft.estimate.needed_bytes)} GiB of GPU memory. " if draft.estimate else ""
-    return facts(figures) + small(
-        f"{needs if job.gpus else ''}Near the time limit, the run saves and continues as another job."
-    )
+    continues = "Near the time limit, the run saves and continues as another job."
+    return facts(figures) + small(f"{needs if job.gpus else ''}{continues}")
 
 
 def render_forecast(forecast: Forecast | None, *, is_querying: bool, now: float | None = None) -> str:

@@ -17,6 +17,8 @@ from loratory.engine.runs.usage import Electricity, read_electricity, save_elect
 from loratory.engine.supervision.queue import QueueMove, QueueOrder
 from loratory.ui.components import (
     HIDDEN,
+    LATEST,
+    ONCE,
     QUICK,
     SLOW,
     TIMER_ON,
@@ -58,9 +60,8 @@ class RunsTab:
         self.queue = pick_list(elem_id="queue")
         if (board := page.services.board) is not None:
             LabQueuePart(page.services, board)
-        gr.HTML(
-            '<h2>Runs</h2><p class="lead">Pick a row for its details. Tick rows to compare their curves and settings, or to delete them.</p>'
-        )
+        lead = "Pick a row for its details. Tick rows to compare their curves and settings, or to delete them."
+        gr.HTML(f'<h2>Runs</h2><p class="lead">{lead}</p>')
         with gr.Row(equal_height=False, elem_id="runs-search-row"):
             self.search = gr.Textbox(
                 label="Search", placeholder="name, model, method, data, tag …", scale=3, min_width=220,
@@ -79,9 +80,8 @@ class RunsTab:
         with gr.Row(elem_id="runs-below", visible=False) as self.below:
             self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="runs-csv")
             self.delete = gr.Button("Delete ticked …", scale=0, min_width=150, visible=False, elem_id="runs-delete")
-        self.confirm = Confirmation(
-            "Delete runs", "Keep runs", elem_id="confirm-delete-runs", yes_id="really-delete-runs", no_id="keep-runs"
-        )
+        ids = "confirm-delete-runs", "really-delete-runs", "keep-runs"
+        self.confirm = Confirmation("Delete runs", "Keep runs", ids)
         self._csv_text = gr.Textbox(visible=False)
         self.sweep = pick_list(elem_id="sweep")  # of the chosen run
         self.sweep_chart = chart(elem_id="sweep-chart")
@@ -116,8 +116,7 @@ class RunsTab:
         arrival_event = self.tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
         self.one.refresh_after(arrival_event)
         self.timer.tick(self.list_runs, *self._listing, trigger_mode="once", **QUICK)
-        query_events = [changed_by_hand(part) for part in self._query]
-        gr.on(query_events, self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
+        gr.on([changed_by_hand(part) for part in self._query], self.list_runs, *self._listing, **LATEST)
         # Gradio drops a click whose event is under way: on a busy machine, a row that is picked after a tick.
         take_event = self.table.click(
             self.take, [self.ticked_runs, self.shown_rows, *self._query, *self.one.follow.view_inputs],
@@ -131,7 +130,7 @@ class RunsTab:
         self.confirm.wire(question_event.then, self.deletion_question, self.named_runs)
         delete_event = self.confirm.really.click(
             shown_as_message(self.delete_named), [self.named_runs, self.ticked_runs, page.chosen_run],
-            [page.chosen_run, self.ticked_runs, self.confirm.panel], trigger_mode="once", **SLOW,
+            [page.chosen_run, self.ticked_runs, self.confirm.panel], **ONCE,
         )  # fmt: skip
         take_event.then(lambda: HIDDEN, None, self.confirm.panel, **QUICK)  # it may be about other runs
         csv_event = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
@@ -143,10 +142,10 @@ class RunsTab:
             self.shared.wire(self.tab)
         for event in (take_event, delete_event, *self.one.wire(self.ticked_runs)):
             self._list_after(event)
-            event.then(self.compare, *self._comparing, trigger_mode="always_last", **QUICK)
+            event.then(self.compare, *self._comparing, **LATEST)
 
     def _list_after(self, event: Dependency) -> None:
-        event.then(self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
+        event.then(self.list_runs, *self._listing, **LATEST)
 
     def list_runs(
         self, search: Any, state: Any, method: Any, model: Any, order: Any, chosen: str, ticked_ids: list[str], limit: int,
@@ -159,9 +158,8 @@ class RunsTab:
         table = run_table.render_run_table(matches, chosen, ticked_ids, limit, str(order)) if matches else nothing
         waiting = {row.id: row for row in rows if row.state == "queued"}
         deletable = self.deletable(ticked_ids, search, state, method, model, order)
-        methods, models, projects = (
-            sorted({getattr(row, name) for row in rows} - {""}) for name in ("method", "model", "project")
-        )
+        names = ("method", "model", "project")
+        methods, models, projects = (sorted({getattr(row, name) for row in rows} - {""}) for name in names)
         filters = [*run_table.FILTERS, run_table.STARRED, *(run_table.PROJECT_PREFIX + name for name in projects)]
         sweep = sweep_result(rows, next((row.sweep for row in rows if row.id == chosen), ""))
         listing: Updates = {
@@ -302,11 +300,8 @@ class ElectricityPart:
     def __init__(self, page: Page) -> None:
         self.page = page
         with gr.Accordion("Electricity", open=False, elem_id="electricity"):
-            gr.HTML(
-                small(
-                    "With a price, every run shows its cost. GPUs measure their energy; other devices use the power below."
-                )
-            )
+            energy = "GPUs measure their energy; other devices use the power below."
+            gr.HTML(small(f"With a price, every run shows its cost. {energy}"))
             with gr.Row():
                 self.inputs = [
                     component_of_field(Electricity.model_fields[name], min_width=180, elem_id=f"electricity-{name}")

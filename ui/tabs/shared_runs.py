@@ -59,10 +59,8 @@ class LabQueuePart:
         self._person = services.person
         self._disk: Cache[str] = Cache(capacity=1)
         gr.HTML("<h2>Lab</h2>")
-        first = self._render()
-        live_html(first[_DEVICES], elem_id=_DEVICES)
-        live_html(first[_TURNS], elem_id=_TURNS)
-        live_html(first[_DISK], elem_id=_DISK)
+        for elem_id, html in self._render().items():
+            live_html(html, elem_id=elem_id)
         poll(self.news, _SECONDS, question="queue", elem_id="queue-live")
 
     def news(self, _question: str, last_stamp: str) -> str | None:
@@ -130,9 +128,8 @@ class SharedRunsPart:
         self.list_after(pick_event.then(self.show, self.run_name, self._outputs, **SLOW))
         self.list_after(self.live.submit(self.show, self.run_name, self._outputs, trigger_mode="always_last", **SLOW))
         self.run_name.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
-        copy_event = self.copy.click(
-            shown_as_message(self.settings), self.run_name, [self._change, page.copied_from], **SLOW
-        )
+        copy_outputs = [self._change, page.copied_from]
+        copy_event = self.copy.click(shown_as_message(self.settings), self.run_name, copy_outputs, **SLOW)
         page.open_tab(page.fill_after(copy_event, self._change, "Settings copied"), "method")
         page.open_tab(self.chat.click(lambda name: (name, request_view("chat")), self.run_name, chat, **QUICK), "chat")
 
@@ -173,9 +170,8 @@ class SharedRunsPart:
             gr.Info(escape(str(error)))
             return {self.panel: HIDDEN, self.live: "", self.run_name: ""}
         config, name = snapshot.config, name_of(snapshot.run)
-        facts = render_run_details(
-            snapshot, self._shared.summary(snapshot.run), read_electricity(self.page.services.home)
-        )
+        electricity = read_electricity(self.page.services.home)
+        facts = render_run_details(snapshot, self._shared.summary(snapshot.run), electricity)
         # Reads by admins of runs that are not shared are logged, so they are not repeated automatically.
         follows = snapshot.is_live and is_shared(snapshot.run.folder)
         return {

@@ -29,7 +29,7 @@ from loratory.engine.runs.run import Run
 from loratory.engine.runs.sweep import keep_alpha_ratio, sweep_configs
 from loratory.ui.backend.background import UNEXPECTED, FunctionJob, Work
 from loratory.ui.backend.dataset_checks import CheckQuestion
-from loratory.ui.components import HIDDEN, NOT_SHOWN, QUICK, Confirmation, Updates, clear_error_after
+from loratory.ui.components import HIDDEN, LATEST, NOT_SHOWN, ONCE, QUICK, Confirmation, Updates, clear_error_after
 from loratory.ui.draft import Draft
 from loratory.ui.gradio_internals import changed_by_hand, enclosing_page
 from loratory.ui.page import Page
@@ -53,14 +53,11 @@ class StartPart:
         self.job = page.start_job
         self.problems = self.job.status
         self.problems.render()
-        self.confirm = Confirmation(
-            "Start again", "Do not start", elem_id="confirm-start", yes_id="really-start", no_id="do-not-start",
-            variant="primary",
-        )  # fmt: skip
+        ids = "confirm-start", "really-start", "do-not-start"
+        self.confirm = Confirmation("Start again", "Do not start", ids, variant="primary")
         with gr.Row(elem_id="start-row"):
-            self.start = gr.Button(
-                "Start training", variant="primary", interactive=False, elem_id="start", scale=0, min_width=190
-            )
+            shared: dict[str, Any] = {"interactive": False, "scale": 0, "min_width": 190}
+            self.start = gr.Button("Start training", variant="primary", elem_id="start", **shared)
             self.reason = gr.HTML(elem_id="start-reason")
         with gr.Accordion("Sweep", open=False, elem_id="sweep-fold"):
             self.axes = gr.Textbox(
@@ -68,13 +65,11 @@ class StartPart:
                 elem_id="sweep-settings",
             )  # fmt: skip
             self.sweep_plan = gr.HTML(_SWEEP_LEAD, elem_id="sweep-plan")
-            self.sweep = gr.Button("Queue sweep", interactive=False, elem_id="sweep-start", scale=0, min_width=190)
+            self.sweep = gr.Button("Queue sweep", elem_id="sweep-start", **shared)
         self._buttons = [self.start]
         # Identifies a start together with the draft: of this browser, or after "Start again" the run that was there before.
         self.token = page.start_token
-        self.open_question = gr.State(
-            ("run", "")
-        )  # what the open question is about: "run" or "sweep", and the run that exists
+        self.open_question = gr.State(("run", ""))  # what it is about: "run" or "sweep", and the run that exists
         self.pending = gr.State("")  # key of the start that this page waits for
         # After a start: the tab, "train" or "runs", and the id of the first run; or `REFUSED`. Changes at each.
         self.goes_to = page.start_goes_to
@@ -98,7 +93,7 @@ class StartPart:
         ]  # fmt: skip
         self.draft_key.change(None, None, [self.problems, confirm.panel], js=_FORGET, **QUICK)
         inputs = [self.token, self.pending, page.copied_from, self.axes, *components]
-        once: dict[str, Any] = {"trigger_mode": "once", **QUICK}
+        once = ONCE | QUICK
         starts = [button.click for button in self._buttons]
         gr.on(starts, functools.partial(self.begin, "run"), inputs, outputs, **once)
         self.sweep.click(functools.partial(self.begin, "sweep"), inputs, outputs, **once)
@@ -107,7 +102,7 @@ class StartPart:
         confirm.close_by(changed_by_hand(self.axes))  # it is not part of the draft
         clear_error_after(self.problems, [self.axes])
         edits, plan_inputs = [changed_by_hand(self.axes), self.draft_key.change], [self.axes, *components]
-        gr.on(edits, self.plan_sweep, plan_inputs, self.sweep_plan, trigger_mode="always_last", **QUICK)
+        gr.on(edits, self.plan_sweep, plan_inputs, self.sweep_plan, **LATEST)
         self.job.changed(self.show, self.pending, outputs, **QUICK)
 
     def enable_after(self, event: Dependency) -> None:
@@ -259,9 +254,8 @@ def sweep_of(config: RunConfig, text: str) -> list[RunConfig]:
 
 def start_key(token: str, configs: Sequence[RunConfig]) -> str:
     """Return the key of a start: the same for repeated requests of one browser with one draft."""
-    drafts = "\0".join(
-        json.dumps(given_settings(config)) for config in configs
-    )  # the rest may follow rows counted later
+    # The rest may follow rows counted later.
+    drafts = "\0".join(json.dumps(given_settings(config)) for config in configs)
     return hashlib.sha256(f"{token}\0{drafts}".encode()).hexdigest()
 
 

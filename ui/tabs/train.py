@@ -16,7 +16,7 @@ from loratory.engine.hardware.lease import lease_name
 from loratory.engine.runs.prediction import plan_run
 from loratory.engine.runs.summary import RunSummary
 from loratory.ui.backend.dataset_checks import CheckQuestion, lengths_stamp
-from loratory.ui.components import QUICK, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message
+from loratory.ui.components import LATEST, QUICK, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message
 from loratory.ui.draft import Draft, given_by_person
 from loratory.ui.form import section_fields, setting_in
 from loratory.ui.gradio_internals import Dropdown, Radio, enclosing_tab
@@ -148,7 +148,7 @@ class TrainTab:
         self._count_after(self.page.fill_after(alone, self._change, title))
 
     def _count_after(self, event: Any) -> None:
-        event.then(self.count, self.page.form.components, self._count_outputs, trigger_mode="always_last", **QUICK)
+        event.then(self.count, self.page.form.components, self._count_outputs, **LATEST)
 
     def arrive(self, chosen: str, wants_run: str = "") -> Updates:
         """Follow a requested run, or one that is active. Until one is chosen, it is the newest."""
@@ -206,9 +206,8 @@ class TrainTab:
             return None
         history = self.page.reader.observe(row.id).history
         tokens, answering = history.steps.last("tokens") or 0.0, sum(point.seconds for point in history.answers)
-        return (
-            max(0.0, row.seconds - tokens / row.tokens_per_second - (0.0 if answers else answering)) if tokens else None
-        )
+        around = row.seconds - tokens / row.tokens_per_second - (0.0 if answers else answering)
+        return max(0.0, around) if tokens else None
 
     def count(self, request: gr.Request, *values: Any) -> Updates:
         """Count the tokens in the background if needed; the timer shows the progress."""
@@ -219,11 +218,8 @@ class TrainTab:
         tokenizer = self.page.services.tokenizers.download(draft.config.model)
         error = self.page.services.tokenizers.trouble(draft.config.model) or checks.trouble(question)
         if error is not None:  # shown next to the start button and in the panel
-            return {
-                self.plan: self.render_draft_plan(draft),
-                self.counting: gr.update(active=False),
-                trouble: error.what,
-            }
+            plan = self.render_draft_plan(draft)
+            return {self.plan: plan, self.counting: gr.update(active=False), trouble: error.what}
         if tokenizer.is_under_way:
             note = small(f"Its tokens are counted once the tokenizer is here. {tokenizer.progress_text}", role="status")
             return {self.plan: self.render_draft_plan(draft) + note, self.counting: gr.update(active=True)}

@@ -14,11 +14,8 @@ LONGEST_SUMMARY = 220  # characters of a question
 NO_ANSWER = "<em>(empty answer)</em>"
 _SHOW_ALL = '<button type="button" class="inline more">Show all</button>'  # the script `newest` folds long answers
 _FINISH_WORDS: dict[FinishReason, str] = {
-    "eos": "stop token",
-    "length": "token limit",
-    "context": "context full",
-    "stopped": "stopped",
-}
+    "eos": "stop token", "length": "token limit", "context": "context full", "stopped": "stopped",
+}  # fmt: skip
 _NOT_LOADED = html.empty(
     "No model loaded",
     "Choose a run above and load it. It uses memory until you unload it or a queued run needs the device.",
@@ -74,9 +71,8 @@ def _turn(
         answers += answer_box("reference", "Reference", html.markdown(turn.reference), "reference answer")
     context, left_out = "", len(turn.settings.left_out) if turn.settings is not None else 0
     if left_out:
-        context = html.small(
-            f"Not in the context: {html.plural(left_out, 'earlier question')} that not all of these models answered."
-        )
+        questions = html.plural(left_out, "earlier question")
+        context = html.small(f"Not in the context: {questions} that not all of these models answered.")
     actions = _actions(turns, number) if ballot is not None else ""
     question = f'<div class="question"><div><h3>You</h3>{actions}</div>{escape(turn.question)}</div>'
     return f'{question}{context}<div class="answers">{answers}</div>'
@@ -134,10 +130,8 @@ def _figures(answer: Answer, context_tokens: int | None) -> str:
     if answer.done and answer.finish_reason is not None:
         parts.append(_FINISH_WORDS[answer.finish_reason])
     if answer.done and answer.prompt_tokens:
-        used_tokens = answer.prompt_tokens + answer.tokens
-        parts.append(
-            f"context {used_tokens:,} of {context_tokens:,}" if context_tokens else f"context {used_tokens:,} tokens"
-        )
+        available = f" of {context_tokens:,}" if context_tokens else " tokens"
+        parts.append(f"context {answer.prompt_tokens + answer.tokens:,}{available}")
     return " · ".join(parts)
 
 
@@ -218,10 +212,8 @@ def render_suggestions(prompts: Sequence[RowPrompt]) -> str:
     """Return suggested questions; a picked one is typed, and its reference shown with the answers."""
     if not prompts:
         return ""
-    items = "".join(
-        f'<button type="button" data-pick="{number}">{escape(prompt.question)}</button>'
-        for number, prompt in enumerate(prompts)
-    )
+    questions = enumerate(escape(prompt.question) for prompt in prompts)
+    items = "".join(f'<button type="button" data-pick="{number}">{text}</button>' for number, text in questions)
     where = "From the held-out set" if prompts[0].held_out else "From the training set"
     return (
         f'<p class="small">{where}; the reference is shown with the answers. '

@@ -24,10 +24,8 @@ def curve_names(rows: Sequence[RunSummary], configs: Mapping[str, RunConfig]) ->
     """Return what sets each run apart and the end of its id, such as `lr 2e-4, r 16 · 3f2a`; its name where no setting does."""
     settings = differing_settings(configs) if all(row.id in configs for row in rows) else {}
     naming = [*filter(settings.__contains__, _SHORT_NAMES), *(name for name in settings if name not in _SHORT_NAMES)]
-    naming = naming[:_NAMING_SETTINGS]
-    labels = (
-        ", ".join(filter(None, (_short_setting(name, settings[name][row.id]) for name in naming))) for row in rows
-    )
+    parts = ((_short_setting(name, settings[name][row.id]) for name in naming[:_NAMING_SETTINGS]) for row in rows)
+    labels = (", ".join(filter(None, texts)) for texts in parts)
     return [run_label(label or row.name, row.id) for label, row in zip(labels, rows, strict=True)]
 
 
@@ -48,9 +46,8 @@ def render_differences(rows: Sequence[RunSummary], configs: Mapping[str, RunConf
     results = _result_cells(best_of(rows), electricity)
     lines = [(title, [cell_of(row) for row in rows]) for title, cell_of in results.items()]
     settings = differing_settings(configs) if all(row.id in configs for row in rows) else None
-    lines += [
-        (escape(name), [escape(_setting(values[row.id])) for row in rows]) for name, values in (settings or {}).items()
-    ]
+    for name, values in (settings or {}).items():
+        lines.append((escape(name), [escape(_setting(values[row.id])) for row in rows]))
     cells = ((title, *(value or "–" for value in values)) for title, values in lines if any(values))
     return html.table(["", *heads], cells, css="differences") + html.small(_comparison_note(rows, settings))
 

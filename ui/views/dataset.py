@@ -4,12 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from loratory.engine.config.objectives import ROW_KINDS
-from loratory.engine.data.contract import (
-    CheckProgress,
-    DatasetPage,
-    DatasetReport,
-    PairLengths,
-)
+from loratory.engine.data.contract import CheckProgress, DatasetPage, DatasetReport, PairLengths
 from loratory.engine.data.files import DATA_LABELS
 from loratory.engine.data.formats import FORMATS
 from loratory.ui.views import html
@@ -68,23 +63,17 @@ def _sentence(content: str, attributes: str = "") -> str:
 
 def render_opening(source: str) -> str:
     """Return the message while a dataset is opened."""
-    return html.empty(
-        f"Opening {html.short_name(source)} …", "Reading the first rows and detecting the format.", role="status"
-    )
+    doing = "Reading the first rows and detecting the format."
+    return html.empty(f"Opening {html.short_name(source)} …", doing, role="status")
 
 
 def render_facts(report: DatasetReport) -> str:
     """Return the figures of a finished check."""
     noun = ROW_KINDS[FORMATS[report.format].rows].noun
-    figures = [
-        html.count_fact(report.kept, f"{noun} kept", f"{noun}s kept"),
-        html.count_fact(report.dropped, "row skipped", "rows skipped"),
-    ]
-    if report.desirable is not None:
-        figures += [
-            html.count_fact(report.desirable, "good answer"),
-            html.count_fact(report.kept - report.desirable, "bad answer"),
-        ]
+    figures = [html.count_fact(report.kept, f"{noun} kept", f"{noun}s kept")]
+    figures.append(html.count_fact(report.dropped, "row skipped", "rows skipped"))
+    if (good := report.desirable) is not None:
+        figures += [html.count_fact(good, "good answer"), html.count_fact(report.kept - good, "bad answer")]
     if report.trained_tokens is not None and report.masked_tokens is not None:
         tokens = ((report.trained_tokens, "trained token"), (report.masked_tokens, "masked token"))
         figures += [(html.count(number), html.count_fact(number, noun)[1]) for number, noun in tokens]
@@ -173,10 +162,8 @@ def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_len
     width, height = 720, 150
     span = max_length if edges[-1] <= max_length <= 1.3 * edges[-1] else edges[-1] or 1
     scale = width / span
-    titles = (
-        f"{html.plural(rows, 'row')} of {lower:,} to {upper - 1:,} tokens"
-        for lower, upper, rows in _bins(edges, counts)
-    )
+    bins = _bins(edges, counts)
+    titles = (f"{html.plural(rows, 'row')} of {lower:,} to {upper - 1:,} tokens" for lower, upper, rows in bins)
     cut = ""
     if max_length <= span:
         x = max_length * scale

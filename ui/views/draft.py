@@ -106,11 +106,9 @@ def _verdict(draft: Draft) -> str:
 def render_start_here(preset_name: str) -> str:
     """Return the card of a first visit: one click fills the form with a preset that trains on any machine."""
     preset = find_preset(preset_name)
-    return (
-        '<section class="start-here" aria-label="Start here"><div><h2>Start here</h2>'
-        f"<p>{escape(preset.about)}</p></div>"
-        f"{pick_button(preset.name, 'Load quick start', css='go')}</section>"
-    )
+    lead = f"<div><h2>Start here</h2><p>{escape(preset.about)}</p></div>"
+    button = pick_button(preset.name, "Load quick start", css="go")
+    return f'<section class="start-here" aria-label="Start here">{lead}{button}</section>'
 
 
 def render_plan(

@@ -39,11 +39,8 @@ def render_evaluation(result: EvaluationResult) -> str:
         return ""
     base, tuned = result.losses["base"], result.losses["tuned"]
     changes: list[tuple[str, str]] = []
-    if result.gain is not None and result.forgetting is not None:
-        changes = [
-            (describe_gain(result.gain), "held-out rows"),
-            (describe_forgetting(result.forgetting), "general text"),
-        ]
+    if (gain := result.gain) is not None and (forgetting := result.forgetting) is not None:
+        changes = [(describe_gain(gain), "held-out rows"), (describe_forgetting(forgetting), "general text")]
     figures = (
         *changes,
         (f"{tuned.loss:.4f}", "held-out loss, tuned"),
@@ -54,11 +51,10 @@ def render_evaluation(result: EvaluationResult) -> str:
     worse = ""
     if result.gain is not None and tuned.perplexity >= base.perplexity:
         worse = "<b>Training made it worse:</b> the base model has the lower loss. "
-    sample = (
-        f"{html.plural(result.rows, 'held-out row')}, {html.plural(tuned.tokens, 'trained token')}, the same for both"
-    )
+    rows, tokens = html.plural(result.rows, "held-out row"), html.plural(tuned.tokens, "trained token")
+    sample = f"{rows}, {tokens}, the same for both, in {html.duration(result.seconds)}"
     return (
-        f'{html.facts(figures)}<p class="small">{worse}Measured on {sample}, in {html.duration(result.seconds)}.</p>'
+        f'{html.facts(figures)}<p class="small">{worse}Measured on {sample}.</p>'
         f"{_preference(result)}{_ratings(result)}{_forgetting(result)}{html.notices(result.notes)}{_scores(result)}"
     )
 
@@ -246,14 +242,10 @@ def _vote(vote: Vote, is_asked: bool) -> str:
 
 
 def _box(css: str, name: str, answer: VotedAnswer) -> str:
-    model = answer.model
     text = _shorten("\n\n".join(turn.content for turn in answer.turns))
-    return answer_box(
-        css,
-        f"{name}: {model.name}{f', {model.checkpoint}' if model.checkpoint else ''}",
-        escape(text) if text.strip() else NO_ANSWER,
-        "cut off at the token limit" if answer.is_cut_off else "",
-    )
+    title = ", ".join(filter(None, (f"{name}: {answer.model.name}", answer.model.checkpoint)))
+    figures = "cut off at the token limit" if answer.is_cut_off else ""
+    return answer_box(css, title, escape(text) if text.strip() else NO_ANSWER, figures)
 
 
 def _sampling(vote: Vote) -> str:
@@ -310,9 +302,8 @@ def render_identical_answers(pair: Pair) -> str:
 
 def _pair(prompt: str, answers: str, sentence: str = "") -> str:
     verdict = f'<p class="sentence" role="status">{sentence}</p>' if sentence else ""
-    return (
-        f'<div class="talk blind">{_QUESTION.format(escape(prompt))}<div class="answers">{answers}</div></div>{verdict}'
-    )
+    question = _QUESTION.format(escape(prompt))
+    return f'<div class="talk blind">{question}<div class="answers">{answers}</div></div>{verdict}'
 
 
 def render_tally(tally: BlindCounts, names: Mapping[Branch, str], votes: int) -> str:

@@ -191,10 +191,8 @@ def models_question(ids: Sequence[str], cache: ModelCache) -> str:
 def render_usage(usage: "Usage") -> str:
     """Return usage by person and week, and the disk space in use."""
     weeks = sorted({entry.week for entry in usage.weeks}, reverse=True)[:_TABLE_WEEKS]
-    all_weeks = sorted(
-        (entry for entry in usage.weeks if entry.week in weeks),
-        key=lambda entry: (weeks.index(entry.week), entry.owner),
-    )
+    entries = (entry for entry in usage.weeks if entry.week in weeks)
+    all_weeks = sorted(entries, key=lambda entry: (weeks.index(entry.week), entry.owner))
     rows = [_usage_row(entry, usage.disk.get((entry.owner, entry.week))) for entry in all_weeks]
     total = sum(disk.total for disk in usage.disks)
     below = html.small(
@@ -262,9 +260,8 @@ def usage_csv(usage: "Usage") -> str:
 def render_shared(items: "Sequence[SharedItem]") -> str:
     """Return the folders and files that everyone may read."""
     if not items:
-        return html.empty(
-            "Nothing is shared", "Put models into shared/models and data into shared/data below LORATORY_HOME."
-        )
+        folders = "Put models into shared/models and data into shared/data below LORATORY_HOME."
+        return html.empty("Nothing is shared", folders)
     rows = [(item.kind, escape(item.name), html.size(item.bytes)) for item in items]
     return html.table(("Kind", "Name", html.Column.of_numbers("Size")), rows, css="rows", scrolls="scroll tall")
 

@@ -90,9 +90,8 @@ def overlay_figure(runs: Sequence[tuple[str, RunHistory, Cost | None]], view: Ch
         curve = smooth_losses(history, view.smoothing)
         indexes = thin(steps, curve, _POINTS // 2)
         scales.append(_scale(history, steps[indexes], cost))
-        curves = (
-            [scatter(name, whole(steps[indexes]), curve[indexes], colour, width=2, dash=dash)] if len(steps) else []
-        )
+        x, y = whole(steps[indexes]), curve[indexes]
+        curves = [scatter(name, x, y, colour, width=2, dash=dash)] if len(steps) else []
         points = _held_out(history, f"{name}, held-out", colour, 8)
         curves += [trace | {"mode": "markers", "showlegend": False} for trace in points]
         traces += [trace | {"legendgroup": str(number), "meta": number} for trace in curves]
@@ -276,10 +275,8 @@ def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
     if len(held_out) > 1:
         parts.append(line("held", [point.step for point in held_out], [point.eval_loss for point in held_out]))
     parts.append(line("smooth", steps[smooth], curve[smooth]))
-    parts += [
-        f'<path class="point" d="M{x(point.step):.1f} {y(point.eval_loss) - 5:.1f}l5 5-5 5-5-5z"/>'
-        for point in held_out
-    ]
+    tips = ((x(point.step), y(point.eval_loss) - 5) for point in held_out)
+    parts += [f'<path class="point" d="M{across:.1f} {down:.1f}l5 5-5 5-5-5z"/>' for across, down in tips]
     name = f"loss-{width}"
     return (
         f'<svg class="loss" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{name} {name}-words">'

@@ -101,9 +101,8 @@ def _to_do(draft: Draft) -> str:
 def _memory(draft: Draft) -> str:
     memory = draft.device_memory
     if memory.estimate is not None:
-        return _estimate_notices(draft) + render_memory_bar(
-            memory.estimate, _alarms(draft) + _rows_words(draft, memory.estimate)
-        )
+        rows = _alarms(draft) + _rows_words(draft, memory.estimate)
+        return _estimate_notices(draft) + render_memory_bar(memory.estimate, rows)
     if memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None:
         content = html.small("See the choice of hardware on the Train tab.")  # the error is there
     elif memory.error is not None:
@@ -138,12 +137,11 @@ def alarms(draft: Draft) -> Iterator[Alarm]:
         text = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} of {objective_and_method(config)}."
         yield Alarm("training.learning_rate", "high learning rate", text, usual, f"Use {usual}")
     most = config.training.max_length
-    if rows is not None and (
-        text := html.truncation(rows.cut_rows(most), rows.count, most, rows.longest, "training row")
-    ):
+    cut = rows.cut_rows(most) if rows is not None else 0
+    if rows is not None and (text := html.truncation(cut, rows.count, most, rows.longest, "training row")):
         context = (draft.shape.max_position_embeddings if draft.shape is not None else None) or rows.longest
         length = min(rows.known.needed_max_length, context)
-        short = f"{rows.cut_rows(most) / rows.count:.0%} of rows cut"
+        short = f"{cut / rows.count:.0%} of rows cut"
         if length > most:
             yield Alarm("training.max_length", short, text, str(length), f"Raise Max length to {length:,}")
         else:
@@ -175,9 +173,8 @@ def _rows_words(draft: Draft, estimate: MemoryEstimate) -> str:
     several = "one row" if estimate.pass_rows == 1 else f"{estimate.pass_rows:,} rows at once"
     if rows.per_row > 1:
         several = f"{html.plural(estimate.pass_rows // rows.per_row, 'pair')} at once, both answers through the model"
-    sentence = (
-        f"For your rows, the longest of {min(rows.longest, most):,} tokens: {several}, {estimate.pass_tokens:,} tokens."
-    )
+    longest = f"the longest of {min(rows.longest, most):,} tokens"
+    sentence = f"For your rows, {longest}: {several}, {estimate.pass_tokens:,} tokens."
     ceiling = draft.device_memory.ceiling
     if ceiling is not None and ceiling.expected_bytes > estimate.expected_bytes:
         sentence += f" If all rows had {most:,} tokens: {html.gib(ceiling.expected_bytes)} GiB."
@@ -199,14 +196,10 @@ def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
         )
     expected, most, free = map(html.gib, (estimate.expected_bytes, estimate.needed_bytes, estimate.free_bytes))
     margin = max(0, estimate.needed_bytes - estimate.expected_bytes)
-    bound = (
-        f'<em class="bound" title="90% upper bound: {most} GiB" '
-        f'style="left:{100 * estimate.expected_bytes / scale:.2f}%;width:{100 * margin / scale:.2f}%"></em>'
-    )
-    room = (
-        f'<em class="free" title="{free} GiB are free now" '
-        f'style="left:{100 * min(estimate.free_bytes, scale) / scale:.2f}%"></em>'
-    )
+    style = f"left:{100 * estimate.expected_bytes / scale:.2f}%;width:{100 * margin / scale:.2f}%"
+    bound = f'<em class="bound" title="90% upper bound: {most} GiB" style="{style}"></em>'
+    style = f"left:{100 * min(estimate.free_bytes, scale) / scale:.2f}%"
+    room = f'<em class="free" title="{free} GiB are free now" style="{style}"></em>'
     reading = f"{expected} GiB expected, {most} GiB at most, {free} of {html.gib(estimate.total_bytes)} GiB free"
     peak = f"Memory is highest in the {estimate.phase_words}."
     return (
@@ -247,10 +240,8 @@ def render_grid(needs: Mapping[tuple[int, int], tuple[int, Verdict]], chosen: tu
         device_name: What is judged.
     """
     lengths, batches = (sorted({key[axis] for key in needs}) for axis in (0, 1))
-    rows = [
-        (f"{length:,}", *(_grid_cell(needs[length, batch], (length, batch), chosen) for batch in batches))
-        for length in lengths
-    ]
+    cells = {key: _grid_cell(need, key, chosen) for key, need in needs.items()}
+    rows = [(f"{length:,}", *(cells[length, batch] for batch in batches)) for length in lengths]
     columns = [html.Column("Max length"), *(html.Column(f"batch {batch}", "r") for batch in batches)]
     caption = f"GiB if all rows are that long, on {device_name}. Pick a cell to use it."
     table = html.table(columns, rows, caption=caption, css="grid")
@@ -260,9 +251,8 @@ def render_grid(needs: Mapping[tuple[int, int], tuple[int, Verdict]], chosen: tu
 def _grid_cell(need: tuple[int, Verdict], key: tuple[int, int], chosen: tuple[int, int]) -> str:
     needed_bytes, verdict = need
     overrides = f"training.max_length={key[0]} training.per_device_train_batch_size={key[1]}"
-    label = (
-        f"{html.gib(needed_bytes)} GiB at length {key[0]:,} and batch {key[1]}: {VERDICTS[verdict].rstrip('.').lower()}"
-    )
+    fit = VERDICTS[verdict].rstrip(".").lower()
+    label = f"{html.gib(needed_bytes)} GiB at length {key[0]:,} and batch {key[1]}: {fit}"
     css = f"{_MARKS[verdict]}{' now' if key == chosen else ''}"
     return html.pick_button(overrides, html.gib(needed_bytes), css=css, label=label)
 

@@ -52,14 +52,11 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits, ord
     ]  # fmt: skip
     done_count, is_done = fits.progress
     # Tokens are counted with the chosen model's tokenizer; other tokenizers differ slightly.
-    rows, until = (
-        ("your rows", "") if fits.rows is not None else ("rows of 1,024 tokens", ", until your rows are counted")
-    )
+    rows, until = ("rows of 1,024 tokens", ", until your rows are counted") if fits.rows is None else ("your rows", "")
     caption = f"Memory: {rows} at batch 2 on {fits.device_name}{until}."
     if not is_done:
-        caption += (
-            f" {done_count} of {len(list_catalog())} models estimated; each architecture takes seconds the first time."
-        )
+        estimated = f"{done_count} of {len(list_catalog())} models estimated"
+        caption += f" {estimated}; each architecture takes seconds the first time."
     return table(columns, (_entry(entry, entry.id == chosen, fits) for entry in entries), caption=caption, scrolls="")
 
 
@@ -67,6 +64,7 @@ def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
     need, reason = fits.recommendation(entry.id)
     unknown = "…" if fits.is_pending(entry.id) and not entry.untrainable else "–"
     css, verdict = _MARKS.get(need.verdict if need is not None else None, ("soft", unknown))
+    needed = gib(need.needed_bytes) if need is not None and need.needed_bytes else ""
     cells = [
         under(escape(entry.title), " ".join((entry.about, *entry.notes))),
         count(entry.parameters),
@@ -74,15 +72,9 @@ def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
         f"{entry.context_length:,}" if entry.context_length else "–",
         escape(entry.license or "–"),
         under(f'<span class="{css}">{escape(need.method) if need is not None else verdict}</span>', reason),
-        f'{gib(need.needed_bytes)}<span class="unseen"> {verdict}</span>'
-        if need is not None and need.needed_bytes
-        else "–",
+        f'{needed}<span class="unseen"> {verdict}</span>' if needed else "–",
     ]
     return Row(cells, 'class="soft"' if entry.untrainable else pickable(entry.id, chosen=is_chosen))
-
-
-def _by_size(entries: Sequence[CatalogEntry], _: Fits) -> Sequence[CatalogEntry]:
-    return entries
 
 
 def _that_fit(entries: Sequence[CatalogEntry], fits: Fits) -> Sequence[CatalogEntry]:
@@ -102,15 +94,11 @@ def _by_memory(entries: Sequence[CatalogEntry], fits: Fits) -> Sequence[CatalogE
     return sorted(entries, key=needed_bytes)
 
 
-def _by_context(entries: Sequence[CatalogEntry], _: Fits) -> Sequence[CatalogEntry]:
-    return sorted(entries, key=lambda entry: -(entry.context_length or 0))
-
-
 ORDERS: dict[str, Callable[[Sequence[CatalogEntry], Fits], Sequence[CatalogEntry]]] = {
-    SMALLEST: _by_size,
+    SMALLEST: lambda entries, _: entries,
     "Fits, largest first": _that_fit,
     "Least memory first": _by_memory,
-    "Longest context first": _by_context,
+    "Longest context first": lambda entries, _: sorted(entries, key=lambda entry: -(entry.context_length or 0)),
 }
 
 
@@ -123,12 +111,8 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
         parameters = count(model.parameters) if model.parameters else "–"
         cells = (escape(model.id), parameters, escape(model.license or "–"), f"{model.downloads:,}")
         rows.append(Row(cells, pickable(model.id)))
-    columns: list[Column | str] = [
-        "Model",
-        Column.of_numbers("Parameters"),
-        Column("Licence", "soft"),
-        Column("Downloads", "r soft"),
-    ]
+    columns = [Column("Model"), Column.of_numbers("Parameters")]
+    columns += [Column("Licence", "soft"), Column("Downloads", "r soft")]
     return f"<h3>On the Hub, for “{escape(query)}”</h3>{table(columns, rows)}"
 
 
@@ -142,15 +126,12 @@ def render_own(what: str, models: Sequence[PrivateCopy], asked_id: str) -> str:
     """
     if not models:
         return ""
-    rows = [
-        (escape(model.hub_id), size(model.bytes), _removal(model, is_asked=model.hub_id == asked_id))
-        for model in models
-    ]
+    rows = [(escape(model.hub_id), size(model.bytes), _removal(model, model.hub_id == asked_id)) for model in models]
     title = what.removesuffix("s").capitalize()
     return f"<h3>Your own {what}</h3>{table([Column(title), Column.of_numbers('On disk'), Column('')], rows)}"
 
 
-def _removal(model: PrivateCopy, *, is_asked: bool) -> str:
+def _removal(model: PrivateCopy, is_asked: bool) -> str:
     label = f"Remove {size(model.bytes)}" if is_asked else "Remove"
     return pick_button(f"really:{model.hub_id}" if is_asked else model.hub_id, label, label=f"{label} {model.hub_id}")
 

@@ -52,12 +52,9 @@ def _point(loss: RowLoss, scale: float, *, is_answered: bool) -> str:
     """Return a circle, or a diamond where the row became worse: shape and place do not need the colour."""
     x, y = _EDGE + loss.base * scale, _SIDE + 4 - loss.tuned * scale
     pick = f' data-pick="{ROW_PREFIX}{loss.row}"' if is_answered else ""
-    shape = (
-        f"M{x - 5:.1f} {y:.1f}l5 -5 5 5 -5 5z"
-        if _is_worse(loss)
-        else f"M{x - 3.5:.1f} {y:.1f}a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0"
-    )
-    css = "worse" if _is_worse(loss) else "better"
+    css, shape = "better", f"M{x - 3.5:.1f} {y:.1f}a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0"
+    if _is_worse(loss):
+        css, shape = "worse", f"M{x - 5:.1f} {y:.1f}l5 -5 5 5 -5 5z"
     return f'<path class="{css}" d="{shape}"{pick}><title>Row {loss.row + 1:,}: {loss.base:.2f} → {loss.tuned:.2f}</title></path>'
 
 

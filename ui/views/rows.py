@@ -1,5 +1,6 @@
 """Rows of a dataset: one as training reads it, and paged lists of them: skipped, with warnings, longest, duplicates."""
 
+import itertools
 from collections.abc import Container, Iterable, Mapping, Sequence
 from html import escape
 from typing import Literal, get_args
@@ -129,10 +130,9 @@ def _problem(problem: RowProblem) -> tuple[str, ...]:
 def _kinds(counts: Mapping[str, int], listing: str, title: str) -> str:
     if not counts:
         return ""
-    kinds = "".join(
-        f"<li><b>{count:,}</b> {escape(_KIND_WORDS.get(kind, kind.replace('_', ' ')))}</li>"
-        for kind, count in sorted(counts.items(), key=lambda item: -item[1])
-    )
+    names = {kind: escape(_KIND_WORDS.get(kind, kind.replace("_", " "))) for kind in counts}
+    by_count = sorted(counts.items(), key=lambda item: -item[1])
+    kinds = "".join(f"<li><b>{count:,}</b> {names[kind]}</li>" for kind, count in by_count)
     return f'<div class="kinds num">{pick_button(f"show:{listing}", title)}<ul>{kinds}</ul></div>'
 
 
@@ -181,24 +181,17 @@ def render_tokens(row: PageRow) -> str:
     """
     count = len(row.sequences)
     if not row.rejected or count != 2:
-        heads = (
-            f"Sequence {number} of {count}: the template needs one for each answer." for number in range(1, count + 1)
-        )
-        parts = zip(heads, row.sequences, strict=True)
-        return "".join((small(head) if count > 1 else "") + _sequence(sequence) for head, sequence in parts)
-    shared, tokens = row.sequences[0].shared_tokens, 0
-    before: list[TokenSpan] = []
-    for span in row.sequences[0].spans:
-        if tokens >= shared:
-            break
-        before.append(span)
-        tokens += span.tokens
+        head = "Sequence {} of {}: the template needs one for each answer."
+        heads = (small(head.format(number, count)) if count > 1 else "" for number in range(1, count + 1))
+        return "".join(head + _sequence(sequence) for head, sequence in zip(heads, row.sequences, strict=True))
+    shared, spans = row.sequences[0].shared_tokens, row.sequences[0].spans
+    starts = itertools.accumulate((span.tokens for span in spans), initial=0)
+    before = [span for span, start in zip(spans, starts, strict=False) if start < shared]
     answers = zip(("Chosen", "Rejected"), row.sequences, strict=True)
     sides = _sides((name, _sequence(side, f"{name} answer", len(before))) for name, side in answers)
-    prompt = (
-        f'<p class="small num">Shared prompt of {shared:,} tokens.</p>{_tokens(before, "What both answers follow")}'
-    )
-    return f'<div class="pair">{prompt if before else ""}{sides}</div>'
+    lead_html = f'<p class="small num">Shared prompt of {shared:,} tokens.</p>'
+    prompt = lead_html + _tokens(before, "What both answers follow") if before else ""
+    return f'<div class="pair">{prompt}{sides}</div>'
 
 
 def _sides(answers: Iterable[tuple[str, str]]) -> str:
@@ -227,10 +220,8 @@ def _tokens(spans: Sequence[TokenSpan], name: str, after: str = "") -> str:
         if characters >= _SHOWN_CHARACTERS:
             after = ""
             break
-    return (
-        f'<div class="tokens edges" tabindex="0" role="region" aria-label="{name}, token by token">'
-        f"{''.join(parts)}{after}</div>"
-    )
+    region = f'tabindex="0" role="region" aria-label="{name}, token by token"'
+    return f'<div class="tokens edges" {region}>{"".join(parts)}{after}</div>'
 
 
 def _span(span: TokenSpan, room: int) -> str:
@@ -242,12 +233,8 @@ def _span(span: TokenSpan, room: int) -> str:
     if span.special or not span.lengths:
         which = f", token {span.ids[0]}" if span.ids else f": {plural(span.tokens, 'token')}"
         return f'<span class="{css}" title="{label}{which}">{escape(text)}</span>'
-    pieces, start = [], 0
-    for length in span.lengths:
-        if start >= len(text):
-            break
-        pieces.append(f"<i>{escape(text[start : start + length])}</i>")
-        start += length
+    starts = zip(itertools.accumulate(span.lengths, initial=0), span.lengths, strict=False)
+    pieces = [f"<i>{escape(text[start : start + length])}</i>" for start, length in starts if start < len(text)]
     ids = " ".join(str(token) for token in span.ids[: len(pieces)])
     return f'<span class="{css}" data-label="{label}" data-ids="{ids}">{"".join(pieces)}</span>'
 
@@ -259,9 +246,7 @@ def render_conversation(row: PageRow) -> str:
         return f'<div class="turn learned"><span class="role">plain text{_TRAINED}</span>{text}</div>'
     messages, start = row.conversation.messages, row.conversation.completion_start
     tools = row.conversation.tools
-    tools_html = (
-        f'<p class="small">{plural(len(tools), "tool is", "tools are")} offered to the assistant.</p>' if tools else ""
-    )
+    tools_html = small(f"{plural(len(tools), 'tool is', 'tools are')} offered to the assistant.") if tools else ""
     if not row.rejected or start is None:
         return tools_html + _turns(messages, row.trained_turns)
     answers = (("Chosen", messages[start:]), ("Rejected", row.rejected))

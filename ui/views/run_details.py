@@ -68,11 +68,8 @@ def render_record(snapshot: RunSnapshot) -> str:
         ("Environment", _environment(snapshot)),
         (f"{count_words} on disk", _checkpoints(snapshot)),
     ]
-    return "".join(
-        f'<details class="fold"><summary>{escape(title)}</summary>{content}</details>'
-        for title, content in parts
-        if content
-    )
+    folds = ((f"<summary>{escape(title)}</summary>", content) for title, content in parts if content)
+    return "".join(f'<details class="fold">{summary}{content}</details>' for summary, content in folds)
 
 
 def _data(report: DatasetReport | None) -> str:
@@ -80,7 +77,6 @@ def _data(report: DatasetReport | None) -> str:
         return ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
     items = f"<ul class=small>{notes}</ul>" if notes else ""
-
     lead = html.small(f"{report.source}, read as {report.format}: {report.format_reason}.")
     return f"{lead}{render_facts(report)}{render_lengths(report)}{items}{render_problems(report)}"
 
@@ -120,12 +116,8 @@ def _checkpoints(snapshot: RunSnapshot) -> str:
         )
         for point in reversed(snapshot.history.checkpoints)
     ]
-    columns: list[html.Column | str] = [
-        "Checkpoint",
-        *map(html.Column.of_numbers, ("Size", "Held-out loss")),
-        "",
-        html.Column("", "soft"),
-    ]
+    numbers = map(html.Column.of_numbers, ("Size", "Held-out loss"))
+    columns: list[html.Column | str] = ["Checkpoint", *numbers, "", html.Column("", "soft")]
     return html.table(columns, rows, scrolls="scroll tall") if rows else ""
 
 
@@ -186,11 +178,8 @@ def render_verification(verification: Verification | None) -> str:
         return '<p class="sentence"><span class="tight">Not verified.</span> It was not compared with the run.</p>'
     answers = f"{verification.equal_answers} of {verification.prompts}"
     tolerance, perplexity = verification.allowed_logit_difference, verification.perplexity
-    css, verdict, explanation = (
-        "yes",
-        "Verified",
-        f"It was loaded again: {answers} greedy answers are identical to the run.",
-    )
+    css, verdict = "yes", "Verified"
+    explanation = f"It was loaded again: {answers} greedy answers are identical to the run."
     if not verification.passed:
         css, verdict = "no", "It differs from the run"
         explanation = f"It {escape(verification.difference)}. Do not use it; export the adapter instead."
@@ -199,9 +188,8 @@ def render_verification(verification: Verification | None) -> str:
         explanation = f"Its perplexity is close to the run's; {answers} greedy answers are identical."
     elif verification.equal_answers < verification.prompts:
         verdict = "Verified within rounding"
-        explanation = (
-            f"{answers} greedy answers are identical; the rest differ where two tokens were about equally likely."
-        )
+        rest = "the rest differ where two tokens were about equally likely"
+        explanation = f"{answers} greedy answers are identical; {rest}."
     figures = [
         (f"{verification.largest_logit_difference:.3g}", "largest logit difference"),
         *([(f"{tolerance:.3g}", "allowed for rounding")] if tolerance is not None else []),

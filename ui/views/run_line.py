@@ -30,9 +30,8 @@ def next_of(run: Run) -> tuple[str, str]:
 def render_run_line(snapshot: RunSnapshot, now: float | None = None) -> str:
     """Return the line of the run in hand, with its next step."""
     run_id, state = snapshot.run.id, snapshot.state
-    more = (
-        pick_button(f"chat:{run_id}", "Chat") if can_chat(snapshot.run) else ""
-    )  # with a checkpoint, even while it trains
+    # With a checkpoint, even while it trains.
+    more = pick_button(f"chat:{run_id}", "Chat") if can_chat(snapshot.run) else ""
     action = pick_button(f"follow:{run_id}", "Open", css="go", label=f"Open {snapshot.title}")
     text = state_mark(state.state)
     if snapshot.is_live:

@@ -94,10 +94,8 @@ def query_of(search: object, state: object, method: object, model: object, order
 
 def order_of(column: str, current: str) -> str | None:
     """Return the order after a click on a column's title; None for unknown columns."""
-    for title, _, first, other in _COLUMNS:
-        if title == column:
-            return other if current == first else first
-    return None
+    orders = (other if current == first else first for title, _, first, other in _COLUMNS if title == column)
+    return next(orders, None)
 
 
 def _heads(order: str, is_any_ticked: bool) -> list[Column]:

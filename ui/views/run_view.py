@@ -93,9 +93,8 @@ def render_heading(snapshot: RunSnapshot, now: float | None = None, *, can_chang
     working = state in ("running", "stopping", "starting")
     mark = state_mark(state, never_started=snapshot.state.started is None)
     run_id, title = snapshot.run.id, escape(snapshot.title, quote=True)
-    rename = (
-        f'<button type="button" class="rename" aria-label="Rename" data-run="{run_id}" data-name="{title}">✎</button>'
-    )
+    data = f'data-run="{run_id}" data-name="{title}"'
+    rename = f'<button type="button" class="rename" aria-label="Rename" {data}>✎</button>'
     buttons = star_button(run_id, snapshot.title, snapshot.notes.star) + rename if can_change else ""
     return (
         f'{tab_title(snapshot)}<div class="run-title"><h2>{title}</h2>{buttons}</div>'
@@ -159,9 +158,8 @@ def status_line(snapshot: RunSnapshot, now: float | None = None) -> str:
     cause = escape(state.cause.rstrip(".")) if state.reason == "executor_unreachable" else ""
     speed = snapshot.history.mean_tokens_per_second()
     speed_text = "" if speed is None else f"{speed:,.0f} tokens/s"
-    return _join(
-        (_step(snapshot), _phase(snapshot), cause, _elapsed(snapshot, now), _silence(state, now), speed_text, _held_out(snapshot))
-    )  # fmt: skip
+    times = _elapsed(snapshot, now), _silence(state, now)
+    return _join((_step(snapshot), _phase(snapshot), cause, *times, speed_text, _held_out(snapshot)))
 
 
 def _queue_status(snapshot: RunSnapshot) -> str:
@@ -232,7 +230,7 @@ def _ingredients(snapshot: RunSnapshot) -> str:
     elif snapshot.state.device:
         parts.append(escape(snapshot.state.device))
     device = escape(snapshot.state.device) if parameters is not None and snapshot.state.job_id else ""
-    return " · ".join(filter(None, [*parts, device, _job(snapshot)]))
+    return _join([*parts, device, _job(snapshot)])
 
 
 def _job(snapshot: RunSnapshot) -> str:
@@ -240,10 +238,9 @@ def _job(snapshot: RunSnapshot) -> str:
     record = JobRecord.read(snapshot.run.folder)
     if record is None:
         return ""
-    page = (
-        f'<a href="{escape(record.url, quote=True)}" target="_blank" rel="noopener noreferrer">job at Hugging Face</a>'
-    )
-    label = page if record.url.startswith("https://") else "job at Hugging Face"
+    label, url = "job at Hugging Face", escape(record.url, quote=True)
+    if record.url.startswith("https://"):
+        label = f'<a href="{url}" target="_blank" rel="noopener noreferrer">{label}</a>'
     if record.cost_usd is None or record.most_usd is None:
         return label
     return f"{label}, {html.dollars(record.cost_usd)} of at most {html.dollars(record.most_usd)}"

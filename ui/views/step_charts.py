@@ -80,7 +80,8 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
 def preference_figure(history: RunHistory, training: TrainingConfig, revision: str) -> str:
     """Return the charts of a preference run; empty for other runs and before the first measurement."""
     objective = OBJECTIVES[training.objective]
-    if not objective.learns_preferences or not _has_any(history, objective.metrics):
+    measured = (name for name in objective.metrics if len(history.steps.metric(name)[0]) or [*_held_out(history, name)])
+    if not objective.learns_preferences or not any(measured):
         return ""
     better, worse = objective.row_traits.better, objective.row_traits.worse
     # A title has to fit half of a telephone's width.
@@ -98,15 +99,10 @@ def preference_figure(history: RunHistory, training: TrainingConfig, revision: s
         better_share = history.data_report.chosen_longer if history.data_report is not None else None
         panels.append(_share(history, "Prefers the longer", LONGER_PREFERRED, better_share))
     else:
-        log_probabilities = (
-            curve._replace(metric=f"logps/{kind}") for curve, kind in zip(rewards, ("chosen", "rejected"), strict=True)
-        )
+        chosen, rejected = rewards
+        log_probabilities = chosen._replace(metric="logps/chosen"), rejected._replace(metric="logps/rejected")
         panels.append(_metrics(history, "Log-probability", *log_probabilities))
     return _panels_json(history, panels, revision, "By step, with diamonds on held-out rows")
-
-
-def _has_any(history: RunHistory, names: Sequence[str]) -> bool:
-    return any(len(history.steps.metric(name)[0]) or list(_held_out(history, name)) for name in names)
 
 
 def _held_out(history: RunHistory, name: str) -> Iterator[tuple[int, float]]:

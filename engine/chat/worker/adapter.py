@@ -71,11 +71,7 @@ class AdaptedBase:
         self.fixed_caches = FixedCaches.for_model(self.model)
 
     def forward(
-        self,
-        ids: torch.Tensor,
-        cache: Cache | None,
-        positions: torch.Tensor | None = None,
-        **padding: torch.Tensor,
+        self, ids: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None = None, **padding: torch.Tensor
     ) -> torch.Tensor:
         """Run the model with the active adapter.
 
@@ -246,11 +242,9 @@ def _check_fit(
         layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         size = getattr(layer, attribute, record.shape[axis])
         if size != record.shape[axis]:
-            raise ModelError(
-                f"The adapter {name} was trained on a model of another size: {path} has {size:,} {attribute} in "
-                f"{base_name}, {record.shape[axis]:,} in the adapter.",
-                _WRONG_BASE_FIX,
-            )
+            sizes = f"{path} has {size:,} {attribute} in {base_name}, {record.shape[axis]:,} in the adapter"
+            what = f"The adapter {name} was trained on a model of another size: {sizes}."
+            raise ModelError(what, _WRONG_BASE_FIX)
 
 
 def _check_virtual_tokens(

@@ -32,9 +32,8 @@ class Evaluation:
 
     def report(self, message: str, fraction: float | None = None) -> None:
         self.end_if_stopped()
-        self.request.progress(
-            JobProgress(phase="measuring", message=message, fraction=fraction).model_dump(mode="json")
-        )
+        progress = JobProgress(phase="measuring", message=message, fraction=fraction)
+        self.request.progress(progress.model_dump(mode="json"))
 
     @property
     def keeps_rows_apart(self) -> bool:
@@ -79,15 +78,11 @@ class _Writer:
                 token_lists = self._write(branch, [question.ids for question in together])
                 for number, tokens in zip(batch, token_lists, strict=True):
                     by_question[number][branch] = self._score(tokens, questions[number])
-        return [
-            AnsweredRow(
-                row=question.row,
-                prompt=self._tokenizer.decode(question.ids),
-                reference=decode(question.reference, self._tokenizer),
-                answers=answers,
-            )
-            for question, answers in zip(questions, by_question, strict=True)
-        ]
+        rows = []
+        for question, answers in zip(questions, by_question, strict=True):
+            prompt, reference = self._tokenizer.decode(question.ids), decode(question.reference, self._tokenizer)
+            rows.append(AnsweredRow(row=question.row, prompt=prompt, reference=reference, answers=answers))
+        return rows
 
     def _batches(self, questions: Sequence[Prompt]) -> list[list[int]]:
         lengths = [len(question.ids) for question in questions]
@@ -162,11 +157,7 @@ class BatchedAnswers:
     """
 
     def __init__(
-        self,
-        weights: BranchWeights,
-        prompts: Sequence[tuple[int, ...]],
-        most: Sequence[int],
-        end_ids: frozenset[int],
+        self, weights: BranchWeights, prompts: Sequence[tuple[int, ...]], most: Sequence[int], end_ids: frozenset[int]
     ) -> None:
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self._weights = weights

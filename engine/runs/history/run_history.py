@@ -95,10 +95,8 @@ class HistoryFacts(BaseModel):
                 closest = 1 + gaps.index(min(gaps)) if len(points) > _MAX_ANSWERED else len(points)
                 changes["answers"] = points[:closest] + points[closest + 1 :]
             case CheckpointData() as saved:
-                changes["checkpoints"] = (
-                    *(checkpoint for checkpoint in self.checkpoints if checkpoint.step != saved.step),
-                    saved,
-                )
+                others = (checkpoint for checkpoint in self.checkpoints if checkpoint.step != saved.step)
+                changes["checkpoints"] = (*others, saved)
                 since_last = max(event.time - (self.last_time or event.time), 0.0)
                 seconds = since_last if saved.seconds is None else saved.seconds  # older logs lack it
                 changes |= {"save_seconds": seconds} | self.until(event.time, seconds, "saving")
@@ -287,9 +285,8 @@ class HistoryReader:
             return self._history
 
     def _snapshot(self) -> RunHistory:
-        return RunHistory.model_construct(
-            steps=StepSeries(self._columns.array(), self._metrics.array()), **dict(self._facts)
-        )
+        steps = StepSeries(self._columns.array(), self._metrics.array())
+        return RunHistory.model_construct(steps=steps, **dict(self._facts))
 
     def _take_lines(self, lines: list[bytes], are_steps: bool) -> None:
         # The first event of an attempt decides what it supersedes: it is parsed completely, and so are irregular lines.
