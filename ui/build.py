@@ -28,6 +28,7 @@ from loratory.ui.components import (
     nothing,
     pick_list,
     picked_value,
+    shared_scripts,
     shown_as_message,
     visible_if,
 )
@@ -195,6 +196,7 @@ def build_app(services: Services) -> gr.Blocks:
     with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
         header = live_html(_header(services, page.reader).html, elem_id="header", more=("terms", "access", "pick"))
+        header.js_on_load = f"{shared_scripts()}\n{header.js_on_load}"
         newest: Cache[_Header] = Cache(capacity=1)
 
         def answer(question: str, last_stamp: str) -> str | None:

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -20,6 +21,7 @@ _log = logging.getLogger(__name__)
 _ASSETS = Path(__file__).parent / "assets"
 # Browser storage holds no secrets; a fixed key keeps it readable after a restart of the server.
 _STORAGE_KEY = "loratory"
+_SHARED = ("pick", "chart")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -96,8 +98,22 @@ def clear_error_after(output: Component, components: Iterable[Component], typed_
 
 
 def script(name: str) -> str:
-    """Return one of our scripts, as the `js_on_load` of a component."""
-    return (_ASSETS / f"{name}.js").read_text(encoding="utf-8")
+    """Return one of our scripts without its lines of comments, as the `js_on_load` of a component."""
+    return re.sub(r"^ *//.*\n", "", (_ASSETS / f"{name}.js").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def shared_scripts() -> str:
+    """Return the scripts that many components run; the first component of the page defines them once."""
+    definitions = (
+        f"window.loratory_{name} = (element, props, trigger, watch) => {{{script(name)}}};" for name in _SHARED
+    )
+    return "\n".join(definitions)
+
+
+def _shared_script(name: str) -> str:
+    """Return what runs a shared script for a component, as soon as it is defined."""
+    run = f"window.loratory_{name}"
+    return f"const run = () => {run} ? {run}(element, props, trigger, watch) : setTimeout(run, 20); run();"
 
 
 def save_csv_script(file_name: str) -> str:
@@ -118,7 +134,8 @@ def pick_list(value: str = "", *, more: Sequence[str] = (), **presentation: Any)
 
     `more` names other scripts.
     """
-    return gr.HTML(value, js_on_load="".join(map(script, ("pick", *more))), **presentation)
+    scripts = "".join(map(script, ("pick", *more))) if more else _shared_script("pick")
+    return gr.HTML(value, js_on_load=scripts, **presentation)
 
 
 def picked_value(event: gr.EventData) -> str:
@@ -162,7 +179,9 @@ def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
         '<div class="chart-tools" hidden><label>x axis <select></select></label>'
         f'<span role="group" aria-label="Save chart">Save as {saves}</span></div>'
     )
-    return gr.HTML("", html_template=template, js_on_load=script("chart"), apply_default_css=False, **presentation)
+    return gr.HTML(
+        "", html_template=template, js_on_load=_shared_script("chart"), apply_default_css=False, **presentation
+    )
 
 
 class Confirmation:
