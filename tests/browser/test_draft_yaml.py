@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 
 from loratory.ui.services import Services
-from tests.browser.chromium import barriers, fits_its_window
+from tests.browser.chromium import barriers, fits_its_window, reload
 from tests.fake_services import fake_services
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
@@ -79,8 +79,8 @@ def test_the_draft_is_saved_as_a_preset_used_and_deleted(page, services):
 
     own.get_by_text("quick-steps").click()
     expect(page.locator("#applied")).to_contain_text("Preset: Max steps -1 → 9")
-    page.reload()
-    own.get_by_text("quick-steps").focus()
+    reload(page)
+    own.get_by_role("button").first.focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     question = page.get_by_role("dialog", name="Delete quick-steps")
