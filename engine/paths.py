@@ -140,6 +140,11 @@ class LoratoryHome:
         return self.root / "uploads" / self.owner
 
     @property
+    def presets(self) -> Path:
+        """Presets that one person saved."""
+        return self.root / "presets" / self.owner
+
+    @property
     def votes(self) -> Path:
         """Votes on answers, of one person."""
         return self.root / "votes" / self.owner

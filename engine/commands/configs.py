@@ -51,7 +51,7 @@ def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
     if looks_like_file or path.is_file():
         return mapping_from_file(path)
     try:
-        return find_preset(text).mapping()
+        return find_preset(text, home).mapping()
     except ConfigError as no_preset:
         try:
             run = RunStore(home, local_owner()).get(text)
@@ -86,12 +86,12 @@ def named_path(text: str | Path) -> Path:
 
 def presets(as_json: AsJson = False) -> None:
     """List the presets: start one with `loratory train NAME`."""
-    all_presets = list_presets()
+    all_presets = list_presets(LoratoryHome.locate())
     if as_json:
         facts = ("name", "title", "about", "memory_gib")
-        print_json(
-            [{fact: getattr(preset, fact) for fact in facts} | {"config": preset.load()} for preset in all_presets]
-        )
+        configs = [preset.mapping() if preset.is_own else preset.load() for preset in all_presets]
+        pairs = zip(all_presets, configs, strict=True)
+        print_json([{fact: getattr(preset, fact) for fact in facts} | {"config": config} for preset, config in pairs])
     else:
         rows = [(preset.name, preset.device.partition(",")[0], preset.title) for preset in all_presets]
         print_table(("name", "device", "what it is"), rows)

@@ -14,6 +14,7 @@ from pathlib import Path
 from loratory.engine.accounts.accounts import open_database
 from loratory.engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
 from loratory.engine.accounts.database import DATABASE_FILE
+from loratory.engine.config.load import PRESET_NAME
 from loratory.engine.errors import EngineError, StorageError
 from loratory.engine.files import FileStamp, size_and_time, stamp_of
 from loratory.engine.paths import LoratoryHome
@@ -28,13 +29,13 @@ INCOMING = ".mirror-"  # begin of the names of folders for what arrives
 _LONGEST_PATH, _LONGEST_NAME, _DEEPEST = 400, 255, 12  # in characters, bytes and names
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time
 _OWNER = "[A-Za-z0-9_-]{1,64}"
-_VOTES = re.compile(rf"votes/{_OWNER}/votes\.jsonl")
+_VOTES_OR_PRESET = re.compile(rf"votes/{_OWNER}/votes\.jsonl|presets/{_OWNER}/{PRESET_NAME.pattern}\.yaml")
 _OF_A_PERSON = re.compile(rf"({RUNS}/{_OWNER}/{RUN_ID.pattern}|{UPLOADS}/{_OWNER})/.+")
 
 
 def may_mirror(path: str) -> bool:
     """Whether a path below the home belongs into a mirror: of a run or an upload, or people and settings."""
-    if path in (DATABASE_FILE, *HOME_FILES) or _VOTES.fullmatch(path):
+    if path in (DATABASE_FILE, *HOME_FILES) or _VOTES_OR_PRESET.fullmatch(path):
         return True
     names = path.split("/")
     is_plain = len(path) <= _LONGEST_PATH and len(names) <= _DEEPEST and all(map(_is_plain, names))
@@ -149,7 +150,8 @@ class HomeScan:
         Raises:
             EngineError: If the accounts cannot be read.
         """
-        paths = {path.relative_to(self._home.root).as_posix() for path in self._home.root.glob("votes/*/votes.jsonl")}
+        files = (file for folder in ("votes", "presets") for file in self._home.root.glob(f"{folder}/*/*"))
+        paths = set(filter(may_mirror, (file.relative_to(self._home.root).as_posix() for file in files)))
         if (self._home.root / DATABASE_FILE).is_file():
             paths.add(DATABASE_FILE)
             try:

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from loratory.engine.cli import build_app
 from loratory.engine.commands.configs import load_config_argument
-from loratory.engine.config.load import config_to_yaml
+from loratory.engine.config.load import config_to_yaml, save_preset
 from loratory.engine.errors import ConfigError, StorageError
 from loratory.engine.models.catalog import list_catalog
 from loratory.engine.models.hub import HubModel
@@ -24,6 +24,26 @@ def test_a_yaml_file_a_preset_and_a_run_are_all_configurations(home, tmp_path):
     assert load_config_argument(str(file), (), home).run.name == "from a file"
     assert load_config_argument(run.id, (), home).run.name == "from a run"
     assert load_config_argument("quickstart-cpu", (), home).model.id == "smollm2-135m-instruct"
+
+
+def test_a_preset_of_ones_own_is_a_configuration_and_is_listed(home):
+    save_preset(home, "mine", "training:\n  max_steps: 9\n")
+    model, data = "model.id=smollm2-135m-instruct", "dataset.source=sample:loratory-faq"
+
+    assert load_config_argument("mine", (model, data), home).training.max_steps == 9
+    with pytest.raises(ConfigError) as error_info:
+        load_config_argument("mine", (), home)
+    assert {problem.field for problem in error_info.value.problems} == {"model", "dataset"}
+    with pytest.raises(ConfigError, match=r"there is no file, preset or run 'other'; the presets are .*, mine\."):
+        load_config_argument("other", (), home)
+
+    app = build_app(("loratory.engine.commands.configs",))
+    rows = json.loads(CliRunner().invoke(app, ["presets", "--json"]).stdout)
+    assert rows[-1] == {
+        "name": "mine", "title": "mine", "about": "", "memory_gib": None, "config": {"training": {"max_steps": 9}},
+    }  # fmt: skip
+    assert rows[0]["config"]["training"]["seed"] == 42  # of those that ship, every setting
+    assert CliRunner().invoke(app, ["presets"]).stdout.splitlines()[-1].split() == ["mine", "yours", "mine"]
 
 
 def test_overrides_apply_and_all_their_mistakes_are_reported(home, tmp_path):

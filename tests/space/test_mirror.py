@@ -11,6 +11,7 @@ from loratory.engine.accounts.accounts import Accounts, open_database
 from loratory.engine.accounts.lab import LabSettings, read_settings, save_settings
 from loratory.engine.accounts.passwords import Passwords
 from loratory.engine.accounts.sessions import Sessions
+from loratory.engine.config.load import save_preset
 from loratory.engine.files import write_atomically
 from loratory.engine.places.huggingface_jobs.layout import JobRecord
 from loratory.engine.runs.checkpoints import Manifest, damage, list_checkpoints
@@ -171,6 +172,24 @@ def test_votes_are_saved_with_their_owner(home, spaces):
         "ann\n",
         "bea\n",
     ]
+
+
+def test_presets_are_saved_with_their_owner_until_they_are_deleted(home, spaces):
+    for owner in ("ann", "bea"):
+        for name in ("kept", "deleted"):
+            save_preset(home.for_person(owner), name, f"# {owner}\n")
+    (home.for_person("ann").presets / "not a preset.yaml").write_text("x")
+    mirror = spaces.begin(home)
+    mirror.save()
+    (home.for_person("bea").presets / "deleted.yaml").unlink()
+    mirror.save()
+
+    again = spaces.again()
+
+    texts = {
+        path.relative_to(again.root / "presets").as_posix(): path.read_text() for path in again.root.glob("presets/*/*")
+    }
+    assert texts == {"ann/deleted.yaml": "# ann\n", "ann/kept.yaml": "# ann\n", "bea/kept.yaml": "# bea\n"}
 
 
 def test_nothing_here_is_overwritten(home, spaces):

@@ -8,7 +8,7 @@ import gradio as gr
 import pytest
 
 from loratory.engine.config.derived_defaults import apply_derived_defaults
-from loratory.engine.config.load import config_from_mapping, list_presets, mapping_from_yaml
+from loratory.engine.config.load import config_from_mapping, find_preset, list_presets, mapping_from_yaml
 from loratory.engine.errors import ConfigError
 from loratory.ui.gradio_internals import Blocks
 from loratory.ui.page import Page
@@ -109,3 +109,44 @@ def test_a_guest_may_leave_out_model_and_dataset(services):
 
     assert drawer.drawer.query(["training:\n  max_steps: 3\n", ""]) == ""
     assert "line 2: model.id: a guest" in drawer.drawer.query(["model:\n  id: some/model\n", ""])
+
+
+def test_a_text_without_problems_is_saved_as_it_is_and_fills_a_form(drawer, services):
+    text, visitor = "# mine\ntraining:\n  max_steps: 9\n", FormVisitor(drawer.page)
+
+    assert drawer.drawer.query([text, "mine"]) == '<li class="right">Saved as mine.</li>'
+
+    assert find_preset("mine", services.home).path.read_text() == text
+    assert 'data-pick="mine"' in drawer.train.render_presets()
+    visitor.fill(drawer.train.use_preset(SimpleNamespace(_data={"pick": "mine"}), *visitor.form_values()))
+    assert visitor.mapping["training"]["max_steps"] == 9
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["training:\n  learning_rate: 7\n", "training:\n  nonsense: 7\n", "model: 7\n", "{", "", "a: \0", "a: \ud800"],
+)
+def test_a_text_with_a_problem_is_not_saved(drawer, services, text):
+    assert 'class="wrong"' in drawer.drawer.query([text, "mine"])
+    assert not services.home.presets.exists()
+
+
+def test_a_name_that_cannot_be_is_refused_next_to_the_text(drawer, services):
+    assert drawer.drawer.query(["{}\n", "../<i>"]) == (
+        '<li class="wrong">A preset cannot be named &#x27;../&lt;i&gt;&#x27;. Use up to 40 letters, digits, - and _.</li>'
+    )
+    assert "There is a preset quickstart-cpu already." in drawer.drawer.query(["{}\n", "quickstart-cpu"])
+    assert not services.home.presets.exists()
+
+
+def test_people_of_a_lab_save_and_see_their_own(services):
+    ann, bea = (lay_out(replace(services, home=services.home.for_person(name))) for name in ("ann", "bea"))
+    eve = lay_out(replace(services, home=services.home.for_person("eve", "guest")))
+
+    ann.drawer.query(["{}\n", "mine"])
+
+    assert "mine" in ann.train.render_presets()
+    assert "mine" not in bea.train.render_presets()
+    assert "Presets of guests are not saved." in eve.drawer.query(["{}\n", "mine"])
+    assert "that path is outside" in bea.drawer.query(["dataset:\n  source: /etc/passwd\n", "theirs"])
+    assert not services.home.for_person("bea").presets.exists()

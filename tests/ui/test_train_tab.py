@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from loratory.engine.config.load import find_preset, list_presets
-from loratory.engine.errors import DatasetError
+from loratory.engine.config.load import find_preset, list_presets, save_preset
+from loratory.engine.errors import ConfigError, DatasetError
 from loratory.engine.hardware.devices import device_problems
 from loratory.engine.hardware.processor import describe_processor
 from loratory.ui.backend.models import Tokenizers
@@ -250,6 +250,48 @@ def test_a_preset_changes_what_it_names_and_lists_it(tab):
     assert "Learning rate 0.0002 → 0.002" in notice
     visitor.undo()
     assert [visitor.mapping[name] for name in ("training", "run")] == [before[name] for name in ("training", "run")]
+
+
+def test_a_preset_of_ones_own_changes_neither_model_nor_data_unless_it_names_them(tab, services):
+    visitor = FormVisitor(tab.page)
+    visitor.change({"model": {"id": "smollm2-135m-instruct"}, "dataset": {"source": "rows.jsonl"}})
+    save_preset(services.home, "longer", "training:\n  max_steps: 900\n")
+    save_preset(services.home, "other-data", "dataset:\n  source: others.jsonl\n")
+
+    use(tab, visitor, "longer")
+
+    assert visitor.mapping["training"]["max_steps"] == 900
+    assert visitor.mapping["model"]["id"] == "smollm2-135m-instruct"
+    assert visitor.mapping["dataset"]["source"] == "rows.jsonl"
+    assert "Preset: Max steps" in visitor.applied_notice
+    use(tab, visitor, "other-data")
+    assert visitor.mapping["dataset"]["source"] == "others.jsonl"
+    assert visitor.mapping["training"]["max_steps"] == 900
+
+
+def test_a_preset_of_ones_own_that_is_no_longer_valid_is_reported(tab, services):
+    save_preset(services.home, "old", "training:\n  gone_since: 9\n")
+
+    with pytest.raises(ConfigError, match="gone_since: there is no such setting"):
+        use(tab, FormVisitor(tab.page), "old")
+
+
+def test_only_presets_of_ones_own_can_be_deleted(tab, services):
+    save_preset(services.home.for_person("bea"), "hers", "{}\n")
+    save_preset(services.home, "mine", "{}\n")
+    assert 'data-pick="mine" data-event="delete"' in tab.render_presets()
+    assert 'data-pick="quickstart-cpu" data-event' not in tab.render_presets()
+    assert tab.page.restore_draft({})[tab.presets] == tab.render_presets()
+
+    assert "mine" not in tab.delete_preset(SimpleNamespace(_data={"pick": "mine"}))
+
+    assert not (services.home.presets / "mine.yaml").exists()
+    for name in ("mine", "bea/hers", "../presets/bea/hers", "hers", ""):
+        with pytest.raises(ConfigError, match="there is no file or preset"):
+            tab.delete_preset(SimpleNamespace(_data={"pick": name}))
+    tab.delete_preset(SimpleNamespace(_data={"pick": "quickstart-cpu"}))
+    assert find_preset("quickstart-cpu").path.is_file()
+    assert find_preset("hers", services.home.for_person("bea")).path.is_file()
 
 
 def test_what_belongs_to_a_model_or_dataset_that_a_preset_replaces_goes_with_it(tab, services):

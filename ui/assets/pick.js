@@ -1,10 +1,11 @@
-// Rows and buttons carry data-pick; Enter and Space work like a click. Event data arrives as `event.pick`.
+// Rows and buttons carry data-pick, which arrives as `event.pick` of a click, or of their data-event; Enter and Space click.
 // What is picked before the browser's draft is in the form waits for it: the draft would be put in over it.
 const isOpening = () => document.getElementById('next-step-line')?.querySelector('.chosen') === null;
-const pick = (id) => isOpening() ? setTimeout(pick, 50, id) : trigger('click', {pick: id});
+const pick = (id, kind = 'click') => isOpening() ? setTimeout(pick, 50, id, kind) : trigger(kind, {pick: id});
 const send = (target) => {
   const row = target.closest('[data-pick]');
-  if (row && element.contains(row)) pick(row.dataset.pick);
+  row?.closest('[popover]')?.hidePopover();
+  if (row && element.contains(row)) pick(row.dataset.pick, row.dataset.event);
 };
 element.addEventListener('click', (event) => { if (!event.target.closest('a')) send(event.target); });
 

@@ -1,7 +1,7 @@
 // The drawer with the draft as YAML: it follows the form until something is typed, and marks problems at their lines.
 const find = (name) => element.querySelector(name);
 const [drawer, box, list, apply, discard] = ['[popover]', 'textarea', 'ul', '.apply', '.discard'].map(find);
-let [formText, timer] = ['', 0];
+let [formText, timer, opener] = ['', 0];
 
 const draw = () => {
   const wrong = new Set([...list.querySelectorAll('[data-pick]')].map((button) => Number(button.dataset.pick)));
@@ -17,14 +17,16 @@ const follow = () => {
   find('.copyable pre').textContent = command;
   if (box.value === formText) put(yaml);
 };
-// Shows what is wrong with the text, and returns whether that is nothing.
-const check = async () => {
+// Shows what is wrong with the text, and returns whether that is nothing; with a name, saves the text as a preset.
+const check = async (name = '') => {
   const text = box.value;
-  const problems = await server.query([text, '']);
+  clearTimeout(timer);
+  const answer = await server.query([text, name]);
+  if (name) trigger('submit');
   if (box.value !== text) return false;
-  list.innerHTML = problems;
+  list.innerHTML = answer;
   draw();
-  return !problems;
+  return !answer;
 };
 const edit = box.oninput = () => {
   draw();
@@ -37,6 +39,7 @@ apply.onclick = async () => {
   put(box.value);
   trigger('apply', {text: box.value});
 };
+find('form').onsubmit = (event) => { event.preventDefault(); check(find('input').value); };
 discard.onclick = () => { box.value = formText; follow(); };
 list.onclick = ({target: {dataset}}) => {
   const start = [...box.value.split('\n').slice(0, dataset.pick - 1), ''].join('\n').length;
@@ -47,7 +50,8 @@ drawer.onkeydown = (event) => {
   if (event.key === 'Escape') drawer.hidePopover();
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) apply.click();
 };
-drawer.ontoggle = ({newState}) => { if (newState === 'closed') document.querySelector('#panel [popovertarget]').focus(); };
+drawer.onbeforetoggle = ({newState}) => { if (newState === 'open') opener = document.activeElement; };
+drawer.ontoggle = ({newState}) => { if (newState === 'closed') (opener.isConnected ? opener : document.querySelector('#panel [popovertarget]')).focus(); };
 drawer.ondragover = (event) => !event.dataTransfer.types.includes('Files');  // false takes them
 drawer.ondrop = async (event) => {
   const [file] = event.dataTransfer.files;

@@ -1,15 +1,16 @@
-"""The drawer with the draft as YAML: read along, edit and apply it; copy its command."""
+"""The drawer with the draft as YAML: read along, edit and apply it, save it as a preset, copy its command."""
 
 import json
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from loratory.engine.config import load
 from loratory.engine.config.derived_defaults import changed_settings
-from loratory.engine.errors import ConfigError
+from loratory.engine.errors import ConfigError, EngineError
 from loratory.engine.lab.rules import lab_problems
-from loratory.ui.components import script
+from loratory.ui.components import QUICK, script
 from loratory.ui.draft import Draft, given_by_person
 from loratory.ui.form import setting_in
 from loratory.ui.page import Page
@@ -25,6 +26,8 @@ _DRAWER = f"""<div popover="manual" id="yaml-drawer" role="dialog" aria-labelled
  aria-describedby="yaml-problems" wrap="off" spellcheck="false" maxlength="200001"></textarea></div>
 <ul class="todo" id="yaml-problems" aria-live="polite"></ul>
 <div class="line"><button class="go apply">Apply</button> <button class="link discard">Discard edits</button></div>
+<form class="line"><label>Save as my preset <input required maxlength="40" autocomplete="off" spellcheck="false"></label>
+<button class="link">Save</button></form>
 <h3>The form as a command</h3>{copyable("", "command")}</div>"""
 
 
@@ -36,14 +39,19 @@ class YamlDrawer:
         self.train = train
 
         def query(values: list[Any]) -> str:
-            """Return as HTML what is wrong with a text, by line."""
+            """Return as HTML what is wrong with a text, by line; save a correct one as a preset if that has a name."""
+            text, preset = map(str, values)
             try:
-                self.read(str(values[0]))
+                self.read(text)
+                if preset:
+                    load.save_preset(page.services.home, preset, text)
             except ConfigError as error:
-                problems = load.locate_problems(str(values[0]), error)
+                problems = load.locate_problems(text, error)
                 buttons = (pick_button(str(line), f"line {line}: {problem}") for line, problem in problems)
                 return "".join(f'<li class="wrong">{button}</li>' for button in buttons)
-            return ""
+            except EngineError as error:
+                return f'<li class="wrong">{escape(str(error))}</li>'
+            return f'<li class="right">Saved as {escape(preset)}.</li>' if preset else ""
 
         self.drawer = gr.HTML(
             '{"yaml": "", "command": ""}', elem_id="draft-yaml", elem_classes="live", html_template=_DRAWER,
@@ -54,6 +62,7 @@ class YamlDrawer:
     def wire(self) -> None:
         """Connect the events."""
         self.train.fill_by(self.drawer.apply, self.apply, "YAML")
+        self.drawer.submit(self.train.render_presets, None, self.train.presets, **QUICK)
 
     def apply(self, event: gr.EventData, *_form: Any) -> dict[str, Any]:
         """Return the settings of the text that the browser sends; raises if anything is wrong with it."""

@@ -20,6 +20,7 @@ from loratory.ui.gradio_internals import CheckboxGroup, Dropdown, Radio
 from loratory.ui.page import Page
 
 _SETTINGS = [name for name in ObjectiveSettings.model_fields if name != "loss_type"]  # which is laid out by itself
+_Sections = dict[str, dict[str, Any]]
 _BASE = ""  # the choice that starts from the base model
 _MOST_ADAPTERS = 20  # adapters of earlier runs
 _ROW_SETTINGS = ("source", "subset", "split", "revision", "format", "column_map", "mix")
@@ -126,9 +127,9 @@ class ObjectivePart:
         return mapping
 
 
-def with_preset(settings: dict[str, dict[str, Any]], changes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return settings with those that a preset names, without what belongs to a model, adapter or dataset that it replaces."""
-    if _is_own_dataset(settings["dataset"]):
+def with_preset(settings: _Sections, changes: Mapping[str, Mapping[str, Any]], *, keeps_dataset: bool) -> _Sections:
+    """Return settings with a preset's, without what belongs to what it replaces; `keeps_dataset` that a person chose."""
+    if keeps_dataset and _is_own_dataset(settings["dataset"]):
         changes = {**changes, "dataset": {}, "page": {"note": "Your dataset stays."}}
     model, adapter, dataset = (changes.get(section, {}) for section in ("model", "adapter", "dataset"))
     left_out = ["adapter.warm_start"] if model or adapter else []

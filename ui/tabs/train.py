@@ -70,9 +70,10 @@ class TrainTab:
         with gr.Column(elem_id="train-setup") as self.setup:
             gr.HTML(
                 '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset changes the settings that it names, on '
-                "all tabs; your own dataset stays.</p>"
+                'all tabs; your own dataset stays. <button class="link" popovertarget="yaml-drawer">Save the draft as preset</button></p>'
             )
-            self.presets = pick_list(render_presets(list_presets()), elem_id="presets")
+            self.presets = pick_list(self.render_presets(), elem_id="presets")
+            page.on_fill(self.presets, lambda _: self.render_presets())
             self._settings()
             self.place = RunPlacePart(page)
             self.plan = gr.HTML(elem_id="plan")
@@ -118,6 +119,7 @@ class TrainTab:
         self.place.wire()
         self.objective.wire()
         self.use_preset_by(self.presets.click)
+        self.presets.delete(shown_as_message(self.delete_preset), None, self.presets, **SLOW)
         for name in ("training.max_length", "training.seed"):  # what the number of tokens depends on
             # Counting reads every row: it waits for blur or Enter.
             self._count_after(gr.on([form[name].submit, form[name].blur], nothing, None, None, **QUICK))
@@ -174,11 +176,23 @@ class TrainTab:
 
     def use_preset(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         """Return the form's settings with those that a picked preset names; raises if its model cannot be read."""
-        preset = find_preset(picked_value(event))
-        changes = self.objective.with_start(preset)
-        self.page.services.shapes.learn(preset.load().model)
+        preset = find_preset(picked_value(event), self.page.services.home)
+        config, changes = preset.load(), self.objective.with_start(preset)
+        if "id" in changes.get("model", {}):
+            self.page.services.shapes.learn(config.model)
         now = self.page.read(values)
-        return with_preset(given_by_person(now.sections, now.open_ones), changes)
+        return with_preset(given_by_person(now.sections, now.open_ones), changes, keeps_dataset=not preset.is_own)
+
+    def render_presets(self) -> str:
+        """Return the buttons of all presets, also those that the person saved."""
+        return render_presets(list_presets(self.page.services.home))
+
+    def delete_preset(self, event: gr.EventData) -> str:
+        """Delete a picked preset if the person saved it; return the buttons of the others."""
+        preset = find_preset(picked_value(event), self.page.services.home)
+        if preset.is_own:
+            preset.path.unlink(missing_ok=True)
+        return self.render_presets()
 
     def render_draft_plan(self, draft: Draft) -> str:
         return render_plan(*self.plan_facts(draft))

@@ -184,12 +184,17 @@ def _data(report: DatasetReport | None) -> str:
 
 
 def render_presets(presets: Sequence[Preset]) -> str:
-    """Return a button per preset: title, device and description."""
-    if not presets:
-        return ""
-    items = "".join(
-        f'<button type="button" data-pick="{escape(preset.name, quote=True)}" title="{escape(preset.about, quote=True)}">'
-        f"<b>{escape(preset.title)}</b><span>{escape(preset.device)}</span></button>"
-        for preset in presets
-    )
-    return toolbar("Presets", items, "presets")
+    """Return a button per preset: title, device and description; one that a person saved can be deleted after a question."""
+    items = questions = ""
+    for preset in presets:
+        name, about = escape(preset.name, quote=True), escape(preset.about, quote=True)
+        button = f'<button type="button" data-pick="{name}" title="{about}"><b>{escape(preset.title)}</b>'
+        button += f"<span>{escape(preset.device)}</span></button>"
+        if preset.is_own:
+            button += f'<button type="button" popovertarget="delete-{name}" aria-label="Delete {name}">✕</button>'
+            button = f'<div class="own">{button}</div>'
+            questions += f"""<div popover id="delete-{name}" role="dialog" aria-label="Delete {name}">
+<p>Delete the preset {name}?</p><button type="button" class="link" data-pick="{name}" data-event="delete">Delete</button>
+<button type="button" class="link" autofocus popovertarget="delete-{name}" popovertargetaction="hide">Cancel</button></div>"""
+        items += button
+    return toolbar("Presets", items, "presets") + questions
