@@ -60,6 +60,7 @@ class RunsTab:
             LabQueuePart(page.services, board)
         gr.HTML(
             '<h2>Runs</h2><p class="lead">Pick a row for its details. Tick rows to compare their curves and settings, or to delete them.</p>'
+            '<details id="runs-filters" class="fold"><summary>Search, filter and sort</summary></details>'
         )
         with gr.Row(equal_height=False, elem_id="runs-search-row"):
             self.search = gr.Textbox(
