@@ -64,7 +64,9 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits, ord
             f" {done_count} of {len(list_catalog())} models estimated; each architecture takes seconds the first time."
         )
     lines = (_entry(entry, entry.id == chosen, fits) for entry in entries)
-    all_models = f'<details id="all-models" class="fold"><summary>All {plural(len(entries), "model")}</summary></details>'
+    all_models = (
+        f'<details id="all-models" class="fold"><summary>All {plural(len(entries), "model")}</summary></details>'
+    )
     return table(columns, lines, caption=caption, scrolls="") + (all_models if len(entries) > _FEW else "")
 
 
