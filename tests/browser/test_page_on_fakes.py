@@ -295,6 +295,9 @@ def test_a_slider_moves_the_answers_and_a_line_in_the_chart(kept_page):
     boxes = strip.locator("section section").first.locator(".answer")
     lefts = {boxes.nth(number).bounding_box()["x"] for number in range(3)}
     assert len(lefts) == 1  # one column
+    page.set_viewport_size({"width": 1280, "height": 900})
+    open_tab(page, "Runs")
+    page.locator("#run-close").click()
 
 
 def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(kept_page, services):

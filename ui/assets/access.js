@@ -4,6 +4,8 @@
 const LANDMARKS = {side: ['region', 'Your draft'], 'next-step': ['region', 'Next step']};
 const BOXES = 'input:not([type=range]), textarea';
 let named = 0;
+let held = null; // what has the focus, or had it last
+document.addEventListener('focusin', ({target}) => { held = target; });
 const opened = new Set(); // folds with an id, which are drawn again with what they are about
 
 const arrange = () => {
@@ -27,6 +29,14 @@ const arrange = () => {
   for (const panel of document.querySelectorAll('.tabitem:not([aria-label])')) {
     const selected = document.querySelector('#tabs [role=tab][aria-selected=true]');
     if (selected && panel.offsetParent) panel.ariaLabel = selected.textContent;
+  }
+  // Each choice has a name of its own: arrow keys move within one name.
+  for (const radio of document.querySelectorAll('fieldset [type=radio]')) radio.name = radio.closest('fieldset').querySelector('[type=radio]').name;
+  // The focus of what was closed goes to the row that it was about, else to the start of the tab.
+  if (held && document.activeElement === document.body && !held.checkVisibility()) {
+    const place = [...document.querySelectorAll('tr.chosen[tabindex], .tabitem')].findLast((part) => part.checkVisibility());
+    if (place?.matches('.tabitem')) place.tabIndex = -1;
+    place?.focus({preventScroll: true});
   }
   for (const info of document.querySelectorAll('.info-text:not([id])')) {
     info.id = `info-${named += 1}`;

@@ -61,7 +61,8 @@ class RunsTab:
         if (board := page.services.board) is not None:
             LabQueuePart(page.services, board)
         lead = "Pick a row for its details. Tick rows to compare their curves and settings, or to delete them."
-        gr.HTML(f'<h2>Runs</h2><p class="lead">{lead}</p>')
+        filters = '<details id="runs-filters" class="fold"><summary>Search, filter and sort</summary></details>'
+        gr.HTML(f'<h2>Runs</h2><p class="lead">{lead}</p>{filters}')
         with gr.Row(equal_height=False, elem_id="runs-search-row"):
             self.search = gr.Textbox(
                 label="Search", placeholder="name, model, method, data, tag …", scale=3, min_width=220,
