@@ -28,7 +28,7 @@ INCOMING = ".mirror-"  # begin of the names of folders for what arrives
 _LONGEST_PATH, _LONGEST_NAME, _DEEPEST = 400, 255, 12  # in characters, bytes and names
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time
 _OWNER = "[A-Za-z0-9_-]{1,64}"
-_VOTES = re.compile(rf"votes/{_OWNER}/votes\.jsonl")
+_VOTES = re.compile(rf"votes/{_OWNER}/(votes|prompts/[A-Za-z0-9_-]{{1,40}})\.jsonl")
 _OF_A_PERSON = re.compile(rf"({RUNS}/{_OWNER}/{RUN_ID.pattern}|{UPLOADS}/{_OWNER})/.+")
 
 
@@ -149,7 +149,8 @@ class HomeScan:
         Raises:
             EngineError: If the accounts cannot be read.
         """
-        paths = {path.relative_to(self._home.root).as_posix() for path in self._home.root.glob("votes/*/votes.jsonl")}
+        root = self._home.root
+        paths = set(filter(may_mirror, (path.relative_to(root).as_posix() for path in root.glob("votes/*/**/*.jsonl"))))
         if (self._home.root / DATABASE_FILE).is_file():
             paths.add(DATABASE_FILE)
             try:
