@@ -90,6 +90,5 @@ def _parse(name: str, lines: Iterable[bytes]) -> PromptSet:
     try:
         return PromptSet(name=name, prompts=tuple(map(SavedPrompt.model_validate_json, lines)))
     except ValidationError as error:
-        problem = error.errors()[0]
-        what = f"The prompt set “{name[:60]}” is not valid: {problem['loc'][0]}: {problem['msg']}."
+        what = f"The prompt set “{name[:60]}” is not valid: {error.errors()[0]['msg']}."
         raise StorageError(what, _LIMITS) from error

@@ -16,6 +16,7 @@ from loratory.engine.accounts.limits import LabLimits
 from loratory.engine.accounts.sessions import Sessions
 from loratory.engine.cli import run_command
 from loratory.engine.errors import AccountError, EngineError
+from loratory.engine.evaluation.prompt_sets import PromptSets
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.store import RunStore, list_owners
@@ -38,6 +39,7 @@ def lab(home, accounts, make_person):
     save_settings(home, LabSettings(public_url="https://gpu.lab.example", limits=LabLimits(running_per_person=7)))
     AuditLog(audit_log_path(home)).write("root", "invited", "", "member")
     write_atomically(home.for_person("ann").votes / "votes.jsonl", "{}\n", makes_folder=True)
+    PromptSets(home.for_person("ann")).save("colours", [("Why?", "")])
     return home
 
 
@@ -71,6 +73,7 @@ def test_people_passwords_runs_and_limits_are_the_same_after_a_restore(lab, empt
     assert list_owners(empty) == list_owners(lab) == ["ann", "bea"]
     assert files_of(empty) == files_of(lab)
     assert (empty.for_person("ann").votes / "votes.jsonl").read_text() == "{}\n"
+    assert PromptSets(empty.for_person("ann")).names() == ["colours"]
     (run,) = RunStore(empty, "ann").list()
     assert run.folder.read_state().state == "completed"
     assert run.folder.read_config() == a_config()

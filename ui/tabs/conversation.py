@@ -240,17 +240,19 @@ class TalkPart:
             yield UNCHANGED
             return
         self._pages_with_set.add(page_id)
-        for number, row in enumerate(prompts, 1):
-            count, inputs = len(turns), (before_edit, row, branches, system, request, *sampling)
-            progress = small(f"Prompt {number} of {len(prompts)}", role="status")
-            for updates in self.stream_answers(row.question, turns, *inputs):
-                turns, before_edit = updates.get(self.turns, turns), updates.get(self.before_edit, before_edit)
-                updates = {**updates, self.stop: visible_if(True), self.clear: HIDDEN}
-                yield {**updates, self.trouble: updates.get(self.trouble) or progress}
-            has_failed = len(turns) == count or any(a.finish_reason == "stopped" for a in turns[-1].answers)
-            if has_failed or page_id not in self._pages_with_set:
-                break
-        self._pages_with_set.discard(page_id)
+        try:
+            for number, row in enumerate(prompts, 1):
+                count, inputs = len(turns), (before_edit, row, branches, system, request, *sampling)
+                progress = small(f"Prompt {number} of {len(prompts)}", role="status")
+                for updates in self.stream_answers(row.question, turns, *inputs):
+                    turns, before_edit = updates.get(self.turns, turns), updates.get(self.before_edit, before_edit)
+                    updates = {**updates, self.stop: visible_if(True), self.clear: HIDDEN}
+                    yield {**updates, self.trouble: updates.get(self.trouble) or progress}
+                has_failed = len(turns) == count or any(a.finish_reason == "stopped" for a in turns[-1].answers)
+                if has_failed or page_id not in self._pages_with_set:
+                    break
+        finally:
+            self._pages_with_set.discard(page_id)
         yield {**self._turn_updates(turns), self.stop: HIDDEN}
 
     def _turn_updates(self, turns: list[Turn]) -> Updates:
