@@ -126,8 +126,8 @@ def test_a_stop_ends_the_whole_set_also_between_two_prompts(tab, sets, services)
         if isinstance(step.turns, list) and step.turns and step.turns[-1].answers[-1].done:
             break
     assert not tab.talk._stream.is_busy(PAGE.session_hash)
-    (refused,) = send(tab, "In between?")
-    assert refused._updates == {}
+    (step,) = send(tab, "In between?")
+    assert step._updates == {}
 
     tab.talk.stop_answers(PAGE)
 
