@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -32,7 +32,6 @@ LeftOut = Literal["tie", "cut off", "empty"]
 MOST_VOTES = 10_000
 LARGEST_FILE_BYTES = 64_000_000
 LONGEST_CHARACTERS = 200_000  # of prompt and both answers together
-_LOCK_SECONDS = 10.0
 _LEFT_OUT_WORDS: Mapping[LeftOut, tuple[str, str]] = {
     "tie": ("tie", "ties"),
     "cut off": ("pair whose better answer was cut off", "pairs whose better answer was cut off"),
@@ -226,8 +225,7 @@ class Votes:
             what = f"The conversation has {length:,} characters; a vote may have at most {LONGEST_CHARACTERS:,}."
             raise StorageError(what, "Ask in a new conversation, or lower Max new tokens.")
         line = vote.model_dump_json().encode() + b"\n"
-        if self.home.owner:
-            require_disk_space(self.home, self.home.owner, len(line))
+        require_disk_space(self.home, self.home.owner, len(line))
         with self._lock():
             lines = [*self._lines_without({vote.id}), line]
             if len(lines) > MOST_VOTES or sum(map(len, lines)) > LARGEST_FILE_BYTES:
@@ -261,8 +259,7 @@ class Votes:
         text = pairs.json_lines()
         digest = hashlib.sha256(text.encode()).hexdigest()[:6]
         path = self.home.uploads / f"votes-{date.today().isoformat()}-{digest}.jsonl"
-        if self.home.owner:
-            require_disk_space(self.home, self.home.owner, len(text.encode()))
+        require_disk_space(self.home, self.home.owner, len(text.encode()))
         write_atomically(path, text, makes_folder=True)
         return path, pairs
 
@@ -275,15 +272,8 @@ class Votes:
         lines = [line for line in self._lines() if (vote := _parse(line)) is None or vote.id not in identifiers]
         return [line + b"\n" for line in lines]
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        lock = FileLock(self.home.votes / "lock")
-        if not lock.acquire(_LOCK_SECONDS):
-            raise StorageError("Another process is writing your votes.", "Try again in a moment.")
-        try:
-            yield
-        finally:
-            lock.release()
+    def _lock(self) -> FileLock:
+        return FileLock(self.home.votes / "lock")
 
 
 def _parse(line: bytes) -> Vote | None:

@@ -29,7 +29,9 @@ INCOMING = ".mirror-"  # begin of the names of folders for what arrives
 _LONGEST_PATH, _LONGEST_NAME, _DEEPEST = 400, 255, 12  # in characters, bytes and names
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time
 _OWNER = "[A-Za-z0-9_-]{1,64}"
-_VOTES_OR_PRESET = re.compile(rf"votes/{_OWNER}/votes\.jsonl|presets/{_OWNER}/{PRESET_NAME.pattern}\.yaml")
+_VOTES_OR_PRESET = re.compile(
+    rf"votes/{_OWNER}/(votes|prompts/[A-Za-z0-9_-]{{1,40}})\.jsonl|presets/{_OWNER}/{PRESET_NAME.pattern}\.yaml"
+)
 _OF_A_PERSON = re.compile(rf"({RUNS}/{_OWNER}/{RUN_ID.pattern}|{UPLOADS}/{_OWNER})/.+")
 
 
@@ -150,7 +152,7 @@ class HomeScan:
         Raises:
             EngineError: If the accounts cannot be read.
         """
-        files = (file for folder in ("votes", "presets") for file in self._home.root.glob(f"{folder}/*/*"))
+        files = (file for folder in ("votes", "presets") for file in self._home.root.glob(f"{folder}/*/**/*"))
         paths = set(filter(may_mirror, (file.relative_to(self._home.root).as_posix() for file in files)))
         if (self._home.root / DATABASE_FILE).is_file():
             paths.add(DATABASE_FILE)

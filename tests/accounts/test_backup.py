@@ -17,6 +17,7 @@ from loratory.engine.accounts.sessions import Sessions
 from loratory.engine.cli import run_command
 from loratory.engine.config.load import find_preset, save_preset
 from loratory.engine.errors import AccountError, EngineError
+from loratory.engine.evaluation.prompt_sets import PromptSets
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.store import RunStore, list_owners
@@ -40,6 +41,7 @@ def lab(home, accounts, make_person):
     AuditLog(audit_log_path(home)).write("root", "invited", "", "member")
     write_atomically(home.for_person("ann").votes / "votes.jsonl", "{}\n", makes_folder=True)
     save_preset(home.for_person("ann"), "mine", "training:\n  max_steps: 9\n")
+    PromptSets(home.for_person("ann")).save("colours", [("Why?", "")])
     return home
 
 
@@ -74,6 +76,7 @@ def test_people_passwords_runs_and_limits_are_the_same_after_a_restore(lab, empt
     assert files_of(empty) == files_of(lab)
     assert (empty.for_person("ann").votes / "votes.jsonl").read_text() == "{}\n"
     assert find_preset("mine", empty.for_person("ann")).load().training.max_steps == 9
+    assert PromptSets(empty.for_person("ann")).names() == ["colours"]
     (run,) = RunStore(empty, "ann").list()
     assert run.folder.read_state().state == "completed"
     assert run.folder.read_config() == a_config()

@@ -207,6 +207,21 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(kept_page, servic
     page.locator("#chat-stop").click()
     expect(page.locator("#transcript .answers").last).to_contain_text("stopped")
     services.chat.may_answer.set()
+
+    page.locator("#prompt-sets > button").click()
+    page.get_by_label("Name of a new set").fill("colours")
+    page.get_by_label("Prompts, one per line").fill("Is it red?\nIs it blue?")
+    page.locator("#prompt-set-list button", has_text="Save prompts").press("Enter")
+    expect(page.locator("#prompt-set-list [role=status]")).to_have_text("colours is saved with 2 prompts.")
+    assert barriers(page) == []
+    page.locator("#prompt-set-list button", has_text="Ask all of colours").press("Enter")
+    expect(page.locator("#transcript .answers").nth(3)).to_contain_text("stop token")
+    assert services.chat.requests[-1].messages[-1].content == "Is it blue?"
+    expect(page.locator("#chat-stop")).to_be_hidden()
+    page.locator("#prompt-set-list summary", has_text="Delete colours").press("Enter")
+    page.locator("#prompt-set-list button", has_text="Delete permanently").press("Enter")
+    expect(page.locator("#prompt-set-list li")).to_have_count(0)
+    page.locator("#prompt-sets > button").click()
     page.locator("#chat-model-fold > button").click()
     page.locator("#chat-unload").click()
     expect(page.locator("#chat-state")).to_contain_text("No model loaded")

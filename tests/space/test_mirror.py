@@ -12,6 +12,7 @@ from loratory.engine.accounts.lab import LabSettings, read_settings, save_settin
 from loratory.engine.accounts.passwords import Passwords
 from loratory.engine.accounts.sessions import Sessions
 from loratory.engine.config.load import save_preset
+from loratory.engine.evaluation.prompt_sets import PromptSets
 from loratory.engine.files import write_atomically
 from loratory.engine.places.huggingface_jobs.layout import JobRecord
 from loratory.engine.runs.checkpoints import Manifest, damage, list_checkpoints
@@ -164,10 +165,12 @@ def test_a_run_deleted_while_the_network_was_away_stays_deleted_after_a_restart(
 def test_votes_are_saved_with_their_owner(home, spaces):
     for owner in ("ann", "bea"):
         write_atomically(home.for_person(owner).votes / "votes.jsonl", f"{owner}\n", makes_folder=True)
+    PromptSets(home.for_person("ann")).save("colours", [("Why?", "")])
     spaces.begin(home).save()
 
     again = spaces.again()
 
+    assert PromptSets(again.for_person("ann")).names() == ["colours"]
     assert [(again.for_person(owner).votes / "votes.jsonl").read_text() for owner in ("ann", "bea")] == [
         "ann\n",
         "bea\n",

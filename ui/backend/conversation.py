@@ -59,6 +59,7 @@ class QuestionSettings:
     sampling: SamplingConfig
     system: str = ""
     left_out: tuple[int, ...] = ()  # numbers of earlier turns that are not in the context of the answers
+    is_alone: bool = False  # of a prompt set: without a context, and in that of no later turn
 
 
 @dataclass(frozen=True, config=_SAVED)
@@ -118,7 +119,7 @@ def with_version(turns: Sequence[Turn], number: int, version: int) -> list[Turn]
 def turns_to_leave_out(
     turns: Sequence[Turn], branches: Sequence[Branch], models: Mapping[Branch, AnswerModel]
 ) -> tuple[int, ...]:
-    """Return the numbers of the turns that not all of these models answered: without them, all read the same questions."""
+    """Return the turns of prompt sets, and those that not all of these models answered: all read the same questions."""
     return tuple(
         number
         for number, turn in enumerate(turns)
@@ -127,7 +128,8 @@ def turns_to_leave_out(
 
 
 def _has_answer(turn: Turn, branch: Branch, model: AnswerModel | None) -> bool:
-    if not any(answer.branch == branch and answer.done and answer.text for answer in turn.answers):
+    is_alone = turn.settings is not None and turn.settings.is_alone
+    if is_alone or not any(answer.branch == branch and answer.done and answer.text for answer in turn.answers):
         return False
     author = turn.settings.models.get(branch) if turn.settings is not None else None
     return author is None or model is None or author.has_weights_of(model)
@@ -136,6 +138,8 @@ def _has_answer(turn: Turn, branch: Branch, model: AnswerModel | None) -> bool:
 def in_context(turns: Sequence[Turn]) -> list[Turn]:
     """Return the last turn after the earlier ones that its models read."""
     settings = turns[-1].settings if turns else None
+    if settings is not None and settings.is_alone:
+        return [turns[-1]]
     return [turn for number, turn in enumerate(turns) if settings is None or number not in settings.left_out]
 
 
@@ -363,6 +367,7 @@ class RowPrompt(NamedTuple):
     reference: str
     system: str = ""
     held_out: bool = True
+    is_alone: bool = False  # of a prompt set
 
 
 class HeldOutPrompts:

@@ -55,6 +55,7 @@ from loratory.ui.components import (
 from loratory.ui.gradio_internals import Radio
 from loratory.ui.page import Page
 from loratory.ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling, with_seed
+from loratory.ui.tabs.prompt_sets import PromptSetsPart
 from loratory.ui.views import chat as view
 from loratory.ui.views.html import error_box, plural, small
 
@@ -76,6 +77,7 @@ class TalkPart:
         self._prompts = prompts
         self._stream = AnswerStream(page.services.chat)
         self._votes = Votes(page.services.home)
+        self._pages_with_set: set[str] = set()  # that stream a prompt set, until its end or a stop
         with gr.Column(visible=False, elem_id="talk") as self.panel:
             self.sampling = SamplingPart()
         with gr.Row(elem_id="chat-files"):
@@ -102,7 +104,8 @@ class TalkPart:
                 )  # fmt: skip
                 self.cancel_button = gr.Button("Cancel", size="sm", scale=0, visible=False, elem_id="chat-cancel-edit")
                 self.clear = gr.Button("Clear", size="sm", scale=0, visible=False, elem_id="chat-clear")
-        self.turns = gr.State([])
+            self.turns = gr.State([])
+            self.sets = PromptSetsPart(page.services.home, self.turns)
         self.before_edit = gr.State([])  # the whole conversation, until another version of it is asked for
         self.suggested_prompts = gr.State([])  # row prompts that are suggested
         self.row = gr.State(None)  # the row prompt that was picked, until it is asked
@@ -124,6 +127,7 @@ class TalkPart:
         for answer_event in (
             gr.on([self.send.click, self.question.submit], self.stream_answers, inputs, **asking),
             self.transcript.click(self.act, [*conversation, *settings], **asking),
+            self.sets.list.click(self.stream_set, [*conversation, *settings], **asking),
         ):
             # Not with the last answer: until the event is over, Gradio ignores a click.
             answer_event.then(lambda: gr.update(interactive=True), None, self.send, **QUICK)
@@ -170,22 +174,23 @@ class TalkPart:
 
         After the first turns of `before_edit`, the question begins another version of it.
         """
-        question, system = (question or "").strip(), system or ""
-        if not question or self._stream.is_busy(request.session_hash or ""):
+        question, system, page_id = (question or "").strip(), system or "", request.session_hash or ""
+        row = row if row is not None and row.question == question else None
+        is_alone, reference = (row.is_alone, row.reference) if row is not None else (False, "")
+        if not question or self._stream.is_busy(page_id) or (page_id in self._pages_with_set and not is_alone):
             yield UNCHANGED
             return
-        reference = row.reference if row is not None and row.question == question else ""
         before, redrawn, problem = list(turns), 0.0, ""
         versions = versions_of(before_edit, len(before))
         try:
             chosen_branches, settings = self._branches(branches), with_seed(read_sampling(sampling))
             models = self._choice.answer_models()
-            left_out = turns_to_leave_out(before, chosen_branches, models)
-            question_settings = QuestionSettings(models, settings, system, left_out)
+            left_out = () if is_alone else turns_to_leave_out(before, chosen_branches, models)
+            question_settings = QuestionSettings(models, settings, system, left_out, is_alone)
             answers = tuple(Answer(branch) for branch in chosen_branches)
             turns = [*before, Turn(question, answers, reference, question_settings, versions, len(versions))]
             requests = _requests(turns, chosen_branches, system, settings)
-            with self._stream.chunks(requests, request.session_hash or "", request.headers) as chunks:
+            with self._stream.chunks(requests, page_id, request.headers) as chunks:
                 yield {
                     **dict.fromkeys((self.question, self.trouble, self.suggestions, self.links), ""),
                     self.clear: HIDDEN,
@@ -220,6 +225,31 @@ class TalkPart:
             self.stop: HIDDEN,
         }
 
+    def stream_set(
+        self, event: gr.EventData, turns: list[Turn], before_edit: list[Turn], branches: str, system: str,
+        request: gr.Request, *sampling: Any,
+    ) -> Iterator[Updates]:  # fmt: skip
+        """Stream the answers to each prompt of the picked set, until one fails or is stopped."""
+        page_id, prompts = request.session_hash or "", self.sets.prompts_to_ask(event)
+        if not prompts or page_id in self._pages_with_set or self._stream.is_busy(page_id):
+            yield UNCHANGED
+            return
+        self._pages_with_set.add(page_id)
+        try:
+            for number, row in enumerate(prompts, 1):
+                count, inputs = len(turns), (before_edit, row, branches, system, request, *sampling)
+                progress = small(f"Prompt {number} of {len(prompts)}", role="status")
+                for updates in self.stream_answers(row.question, turns, *inputs):
+                    turns, before_edit = updates.get(self.turns, turns), updates.get(self.before_edit, before_edit)
+                    updates = {**updates, self.stop: visible_if(True), self.clear: HIDDEN}
+                    yield {**updates, self.trouble: updates.get(self.trouble) or progress}
+                has_failed = len(turns) == count or any(a.finish_reason == "stopped" for a in turns[-1].answers)
+                if has_failed or page_id not in self._pages_with_set:
+                    break
+        finally:
+            self._pages_with_set.discard(page_id)
+        yield {**self._turn_updates(turns), self.stop: HIDDEN}
+
     def _turn_updates(self, turns: list[Turn]) -> Updates:
         return {self.turns: turns, self.transcript: self.render(turns), self.clear: visible_if(bool(turns))}
 
@@ -241,6 +271,7 @@ class TalkPart:
         return available or model.branches
 
     def stop_answers(self, request: gr.Request) -> None:
+        self._pages_with_set.discard(request.session_hash or "")
         self._stream.stop(request.session_hash or "")
 
     def _end_edit(self) -> Updates:
@@ -335,17 +366,14 @@ class TalkPart:
         prompt_of = self.page.services.chat.prompt
         return "".join(view.render_prompt(prompt_of(messages), models) for messages, models in readers.items())
 
-    def _conversation_of(self, turns: list[Turn], system: str) -> SavedConversation:
+    def save(self, turns: list[Turn], system: str) -> Updates:
         state = self.page.services.chat.state
         model = view.loaded_words(state.model) if state.model is not None else ""
         run = next((author.run for turn in reversed(turns) for author in turn.models if author.run), "")
-        return SavedConversation(
+        conversation = SavedConversation(
             model=model, names=self._choice.names(state.target), system=system or "", turns=tuple(turns),
             title=self._choice.title_of(run), libraries=library_versions(),
         )  # fmt: skip
-
-    def save(self, turns: list[Turn], system: str) -> Updates:
-        conversation = self._conversation_of(turns, system)
         text = conversation.model_dump_json(indent=2)
         browser_copy = text if turns and len(text) <= _KEPT_CHARACTERS else ""
         return {self.browser_copy: browser_copy, self.links: view.render_links(conversation)}
@@ -353,11 +381,9 @@ class TalkPart:
     def restore(self, browser_copy: str, turns: list[Turn], system: str) -> Updates:
         if turns or not browser_copy:
             return UNCHANGED
-        try:
-            conversation = read_conversation(str(browser_copy).encode())
-        except EngineError:
-            return UNCHANGED  # of another version
-        return self._show_conversation(conversation, system)
+        with contextlib.suppress(EngineError):  # of another version
+            return self._show_conversation(read_conversation(str(browser_copy).encode()), system)
+        return UNCHANGED
 
     def open_file(self, path: str) -> Updates:
         with self.page.services.transfers.require_uploaded(Path(path)).open("rb") as file:
@@ -369,7 +395,8 @@ class TalkPart:
 
 
 def _row_of(turn: Turn) -> RowPrompt | None:
-    return RowPrompt(-1, turn.question, turn.reference) if turn.reference else None
+    is_alone = turn.settings is not None and turn.settings.is_alone
+    return RowPrompt(-1, turn.question, turn.reference, is_alone=is_alone) if turn.reference or is_alone else None
 
 
 def _requests(

@@ -69,10 +69,11 @@ def _turn(
         answers += answer_box(css, name, text, _figures(answer, context_tokens), writing=not answer.done, below=below)
     if turn.reference:
         answers += answer_box("reference", "Reference", html.markdown(turn.reference), "reference answer")
-    context, left_out = "", len(turn.settings.left_out) if turn.settings is not None else 0
-    if left_out:
-        questions = html.plural(left_out, "earlier question")
-        context = html.small(f"Not in the context: {questions} that not all of these models answered.")
+    context, settings = "", turn.settings
+    if settings is not None and (settings.is_alone or settings.left_out):
+        left_out = html.plural(len(settings.left_out), "earlier question")
+        why = "other questions" if settings.is_alone else f"{left_out} that not all of these models answered"
+        context = html.small(f"Not in the context: {why}.")
     actions = _actions(turns, number) if ballot is not None else ""
     question = f'<div class="question"><div><h3>You</h3>{actions}</div>{escape(turn.question)}</div>'
     return f'{question}{context}<div class="answers">{answers}</div>'
@@ -212,14 +213,23 @@ def render_suggestions(prompts: Sequence[RowPrompt]) -> str:
     """Return suggested questions; a picked one is typed, and its reference shown with the answers."""
     if not prompts:
         return ""
-    questions = enumerate(escape(prompt.question) for prompt in prompts)
-    items = "".join(f'<button type="button" data-pick="{number}">{text}</button>' for number, text in questions)
+    items = "".join(html.pick_button(str(number), prompt.question, css="") for number, prompt in enumerate(prompts))
     where = "From the held-out set" if prompts[0].held_out else "From the training set"
     return (
         f'<p class="small">{where}; the reference is shown with the answers. '
         f"{html.pick_button('others', 'Show others', css='inline')}</p>"
         f"{html.toolbar('Suggested questions', items, 'suggested')}"
     )
+
+
+def render_prompt_sets(names: Sequence[str], message: str = "") -> str:
+    """Return the button that saves a set, a message, and the sets, which can be asked or deleted."""
+    rows = ""
+    for name in names:
+        ask = html.pick_button(f"ask:{name}", f"Ask all of {name}")
+        delete = html.pick_button(f"delete:{name}", "Delete permanently", label=f"Delete {name} permanently")
+        rows += f"<li>{ask}<details><summary>Delete {escape(name)}</summary>{delete}</details></li>"
+    return f"{html.pick_button('save', 'Save prompts')}{message}<ul>{rows}</ul>"
 
 
 def render_links(conversation: SavedConversation) -> str:
