@@ -20,7 +20,6 @@ from loratory.ui.views.html import (
     notices,
     pick_button,
     pickable,
-    plural,
     size,
     table,
     under,
@@ -30,8 +29,6 @@ _MARKS: dict[str | None, tuple[str, str]] = {
     "fits": ("yes", "fits"), "tight": ("tight", "tight"), "does_not_fit": ("no", "too big"),
 }  # fmt: skip
 _BYTES_PER_PARAMETER = 2  # of what these models are published in: bfloat16
-
-_FEW = 8  # models that phones show until all are wanted; as in phone.css
 
 SMALLEST = "Smallest first"
 
@@ -64,10 +61,10 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits, ord
             f" {done_count} of {len(list_catalog())} models estimated; each architecture takes seconds the first time."
         )
     lines = (_entry(entry, entry.id == chosen, fits) for entry in entries)
-    all_models = (
-        f'<details id="all-models" class="fold"><summary>All {plural(len(entries), "model")}</summary></details>'
-    )
-    return table(columns, lines, caption=caption, scrolls="") + (all_models if len(entries) > _FEW else "")
+    all_models = f'<details id="all-models" class="fold"><summary>All {len(entries)} models</summary></details>'
+    return table(columns, lines, caption=caption, scrolls="") + (
+        all_models if len(entries) > 8 else ""
+    )  # phone.css shows 8
 
 
 def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
