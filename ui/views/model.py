@@ -20,7 +20,6 @@ from loratory.ui.views.html import (
     notices,
     pick_button,
     pickable,
-    plural,
     size,
     table,
     under,
@@ -29,9 +28,8 @@ from loratory.ui.views.html import (
 _MARKS: dict[str | None, tuple[str, str]] = {
     "fits": ("yes", "fits"), "tight": ("tight", "tight"), "does_not_fit": ("no", "too big"),
 }  # fmt: skip
+_FEW = 8  # that phones show first, by phone.css
 _BYTES_PER_PARAMETER = 2  # of what these models are published in: bfloat16
-
-_FEW = 8  # models that phones show until all are wanted; as in phone.css
 
 SMALLEST = "Smallest first"
 
@@ -61,7 +59,7 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits, ord
         estimated = f"{done_count} of {len(list_catalog())} models estimated"
         caption += f" {estimated}; each architecture takes seconds the first time."
     lines = (_entry(entry, entry.id == chosen, fits) for entry in entries)
-    summary = f"<summary>All {plural(len(entries), 'model')}</summary>"
+    summary = f"<summary>All {len(entries)} models</summary>"
     all_models = f'<details id="all-models" class="fold">{summary}</details>' if len(entries) > _FEW else ""
     return table(columns, lines, caption=caption, scrolls="") + all_models
 
