@@ -66,10 +66,10 @@ def test_a_person_chooses_model_data_and_method(server, browser):
     # Method: figures follow the form.
     open_tab(page, "Method")
     expect(page.locator("#trainable")).to_contain_text("4,884,480")
-    before = page.locator("#panel .legend").inner_text()
+    before = page.locator("#panel .legend").text_content()
     page.locator("#method-table tr[data-pick='QLoRA']").click()
     expect(page.locator("#panel")).to_contain_text("QLoRA")
-    assert page.locator("#panel .legend").inner_text() != before
+    assert page.locator("#panel .legend").text_content() != before
     page.locator("#method-table tr[data-pick='LoRA']").click()
     expect(page.locator("#panel dl")).not_to_contain_text("QLoRA")
     page.context.close()
