@@ -94,7 +94,7 @@ def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(kept_pa
     open_tab(page, "Runs")
     pick_run(page, "goes on for long")
     page.locator("#one-cancel").click()
-    expect(page.locator("#one-confirm-cancel")).to_contain_text("goes on for long stops now")
+    expect(page.locator("#one-confirm-cancel")).to_contain_text(f"goes on for long · {run.id[-4:]} stops now")
     expect(page.locator("#one-confirm-cancel")).to_contain_text("Stop and save loses nothing")
     pick_run(page, "first try")
     expect(page.locator("#one-confirm-cancel")).to_be_hidden()
@@ -192,6 +192,7 @@ def test_the_log_shows_its_end_and_holds_still_while_someone_reads_above(kept_pa
     write_line(run.folder.log, "and another")
     expect(log).to_contain_text("and another")
     assert log.evaluate("(log) => log.scrollTop") == 100
+    close_run(page)
 
 
 @pytest.mark.parametrize("is_dark", [False, True])
