@@ -62,9 +62,8 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits, ord
         )
     lines = (_entry(entry, entry.id == chosen, fits) for entry in entries)
     all_models = f'<details id="all-models" class="fold"><summary>All {len(entries)} models</summary></details>'
-    return table(columns, lines, caption=caption, scrolls="") + (
-        all_models if len(entries) > 8 else ""
-    )  # phone.css shows 8
+    is_long = len(entries) > 8  # phone.css shows 8
+    return table(columns, lines, caption=caption, scrolls="") + (all_models if is_long else "")
 
 
 def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
