@@ -2,23 +2,21 @@
 
 Each task has a page of its own on fakes with 40 invented runs, opened and prepared before the count. Counted are clicks, keys (pressed
 keys, typed words, opened addresses) and the seconds until the page shows the result; the time to read and to type is not in them.
-`--against` measures another checkout as well, in a process of its own; a page without addresses of runs is used in its own way.
+`--against` then measures another checkout, in a process of its own; a page without addresses of runs is used in its own way.
 `--feedback` prints the milliseconds from each click and key to the frame of the next change in sight (elements, focus, the look of
-a pressed button) instead. Watching slows the page down, and its transitions are switched off, so there are no seconds.
+a pressed button) as well. Watching slows the page down, and its transitions are switched off: its seconds are not the page's own.
 """
 
 import argparse
 import json
 import math
 import os
-import statistics
 import subprocess
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 from playwright.sync_api import Browser, Locator, Page, expect
 from playwright.sync_api import Error as PlaywrightError
@@ -49,13 +47,12 @@ _WATCH = """(() => {
   for (const type of ['input', 'change']) addEventListener(type, change, true);
   // A pressed button may look so by the time of its event.
   addEventListener('pointermove', (event) => { hovered = controlOf(event); hoveredStyle = styleOf(hovered); }, true);
-  const check = () => {
+  const check = () => requestAnimationFrame(() => {
     const answered = pending.filter((each) => each.hasChanged || styleOf(each.element) !== each.style);
     pending = pending.filter((each) => !answered.includes(each));
-    // After the frame.
-    setTimeout(() => { for (const {began, text} of answered) window.noteFeedback(performance.now() - began, text); });
-    requestAnimationFrame(check);
-  };
+    setTimeout(() => answered.forEach(({began, text}) => window.noteFeedback(performance.now() - began, text)));  // drawn
+    check();
+  });
   check();
   const sheet = new CSSStyleSheet();
   sheet.replaceSync('* { transition: none !important; }');
@@ -65,28 +62,24 @@ _WATCH = """(() => {
 
 
 class Person:
-    """Acts on a page as a person does, and counts it."""
+    """Acts on a page as a person does, and counts it; selectors mean their first match."""
 
-    def __init__(self, page: Page, about: dict[str, Any], *, is_before: bool) -> None:
-        self.page, self.address, self.is_before = page, about["address"], is_before
+    def __init__(self, page: Page, about: dict[str, Any]) -> None:
+        self.page, self.address, self.is_before = page, about["address"], about["is_before"]
         self.best, self.second = about["runs"]
         self.clicks = self.keys = 0
 
     def find(self, selector: str, text: str | None = None) -> Locator:
-        """Return the first match."""
         return self.page.locator(selector, has_text=text).first
 
     def sees(self, selector: str, text: str | None = None) -> None:
-        """Wait until the first match with a text is in sight."""
         expect(self.find(selector, text)).to_be_visible()
 
     def click(self, selector: str, text: str | None = None) -> None:
-        """Click the first match."""
         self.clicks += 1
         self.find(selector, text).click()
 
     def press(self, key: str) -> None:
-        """Press one key, or several at once."""
         self.keys += 1
         self.page.keyboard.press(key)
 
@@ -96,17 +89,15 @@ class Person:
         self.page.keyboard.insert_text(text)
 
     def fill(self, elem_id: str, text: str) -> None:
-        """Click into an empty box and type."""
         self.click(f"#{elem_id} input, #{elem_id} textarea")
         self.type(text)
 
-    def open_run(self) -> None:
-        """Open the details of the best run."""
-        self.click("#runs-table tr[data-pick] td.name", self.best["name"])
+    def open_run(self, *, is_there: bool = False) -> None:
+        if not is_there:
+            self.click("#runs-table tr[data-pick] td.name", self.best["name"])
         self.sees("#one-run-heading h2", self.best["name"])
 
     def sort(self) -> None:
-        """Sort the table by held-out loss."""
         self.click('#runs-table [data-pick="sort:Held-out loss"]')
         self.sees(f'#runs-table tbody tr:first-child[data-pick="{self.best["id"]}"]')
 
@@ -140,7 +131,7 @@ class Person:
         self.open_run()
         self.click("#one-open-chat" if self.is_before else f'#next-step [data-pick="{step}:{self.best["id"]}"]')
 
-    def ask(self) -> None:
+    def chat(self) -> None:
         self.open_result("chat")
         self.sees("#chat-question textarea:focus")
         self.type("What does lora_alpha do?")
@@ -188,6 +179,8 @@ class Person:
         self.sees("#applied", "Settings copied")
 
     def edit_yaml(self) -> None:
+        if self.is_before:
+            raise PlaywrightError("not possible")
         self.click("#panel button", "YAML")
         self.sees("#draft-yaml textarea:focus")
         self.press("Control+End")
@@ -198,24 +191,18 @@ class Person:
     def follow_link(self) -> None:
         self.keys += 1
         self.page.goto(self.address + ("/#runs" if self.is_before else f"/runs/{self.best['id']}"))
-        self.see_run()
+        self.open_run(is_there=not self.is_before)  # whose address had the tab alone
 
     def come_back(self) -> None:
         self.keys += 1
         self.page.reload()
-        self.see_run()
-
-    def see_run(self) -> None:
-        if self.is_before:  # its address has the tab alone
-            self.open_run()
-        self.sees("#one-run-heading h2", self.best["name"])
+        self.open_run(is_there=not self.is_before)
 
     def prepare(self, begins: str) -> None:
         """Open the page and bring it to where a task begins, which is not counted."""
-        if not begins:
-            return
-        self.page.goto(self.address)
-        await_draft(self.page)
+        if begins:
+            self.page.goto(self.address)
+            await_draft(self.page)
         if begins == "draft":
             choose_model_and_data(self.page)
             expect(self.find("#next-step-start")).to_be_enabled()
@@ -232,7 +219,7 @@ TASKS: dict[str, tuple[str, str, Callable[[Person], None]]] = {
     "best": ("find the best of 40 runs", "page", Person.find_best),
     "compare": ("compare it with the second", "runs", Person.compare),
     "rename": ("rename a run", "runs", Person.rename),
-    "chat": ("ask a run one question", "runs", Person.ask),
+    "chat": ("ask a run one question", "runs", Person.chat),
     "vote": (f"vote {_VOTES} times in the blind test", "runs", Person.vote),
     "csv": ("export the runs as CSV", "page", Person.export_csv),
     "sweep": ("sweep 6 runs, use the best", "draft", Person.sweep),
@@ -240,7 +227,6 @@ TASKS: dict[str, tuple[str, str, Callable[[Person], None]]] = {
     "link": ("open a shared link of a run", "", Person.follow_link),
     "return": ("come back after a reload", "run", Person.come_back),
 }
-_NOT_BEFORE = ("yaml",)
 
 
 @contextmanager
@@ -251,90 +237,54 @@ def serving(checkout: Path) -> Iterator[dict[str, Any]]:
     command, pipe = [other_python(checkout), str(Path(__file__).with_name("page_with_runs.py"))], subprocess.PIPE
     with subprocess.Popen(command, cwd=checkout, env=variables, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None
-        yield json.loads(next(line for line in process.stdout if line.startswith("{")))  # it ends with its input
+        about = json.loads(next(line for line in process.stdout if line.startswith("{")))
+        yield about | {"is_before": not (checkout / "ui/addresses.py").exists()}  # its end is the end of its input
 
 
-class Result(NamedTuple):
-    """What a task cost, or why that is unknown."""
-
-    clicks: int = 0
-    keys: int = 0
-    seconds: float = 0.0
-    feedback: tuple[tuple[float, str], ...] = ()
-    trouble: str = ""
-
-
-def measure(browser: Browser, checkout: Path, about: dict[str, Any], name: str, *, is_watched: bool) -> Result:
-    """Do a task on a page of its own."""
+def measure(browser: Browser, name: str, about: dict[str, Any], feedback: list[tuple[float, str, str]] | None) -> str:
+    """Return clicks, keys and seconds of a task on a page of its own, or why there are none."""
     _, begins, act = TASKS[name]
-    is_before = not (checkout / "ui/addresses.py").exists()
-    if is_before and name in _NOT_BEFORE:
-        return Result(trouble="not possible")
-    context = browser.new_context(viewport={"width": 1366, "height": 860})
-    context.set_default_timeout(_PATIENCE_MS)
-    feedback: list[tuple[float, str]] = []
-    try:
-        person = Person(context.new_page(), about, is_before=is_before)
-        if is_watched:
-            person.page.expose_function("noteFeedback", lambda *each: feedback.append(each))
-            person.page.add_init_script(_WATCH)
-        person.prepare(begins)
-        feedback.clear()
-        began = perf_counter()
-        act(person)
-        seconds = perf_counter() - began
-        if is_watched:
-            person.page.wait_for_function("() => window.isAnswered()")
-        return Result(person.clicks, person.keys, seconds, tuple(feedback))
-    except (AssertionError, PlaywrightError) as error:
-        return Result(trouble="failed: " + str(error).partition("\n")[0])
-    finally:
-        context.close()
+    with browser.new_context(viewport={"width": 1366, "height": 860}) as context:
+        context.set_default_timeout(_PATIENCE_MS)
+        person = Person(context.new_page(), about)
+        try:
+            person.prepare(begins)
+            if feedback is not None:
+                person.page.expose_function("noteFeedback", lambda ms, text: feedback.append((ms, name, text)))
+                person.page.add_init_script(_WATCH)  # of pages that are opened later
+                person.page.evaluate(_WATCH)
+            began = perf_counter()
+            act(person)
+            seconds = perf_counter() - began
+            if feedback is not None:
+                person.page.wait_for_function("() => window.isAnswered()")
+        except (AssertionError, PlaywrightError) as error:
+            return str(error).partition("\n")[0]
+    return f"{person.clicks:>8}{person.keys:>8}{seconds:>9.1f}"
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, help="another checkout")
-    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", choices=TASKS, nargs="+", default=list(TASKS), metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--feedback", action="store_true", help="when the page first changes after each click and key")
     options = parser.parse_args()
     expect.set_options(timeout=_PATIENCE_MS)
-    checkouts = [ROOT, *([options.against.resolve()] if options.against else [])]
-    results: dict[tuple[Path, str], list[Result]] = defaultdict(list)
     with chromium() as browser:
-        for _ in range(options.rounds):
-            with ExitStack() as stack:
-                servers = {checkout: stack.enter_context(serving(checkout)) for checkout in checkouts}
+        for checkout in [ROOT, *([options.against.resolve()] if options.against else [])]:
+            print(f"{checkout.name}, load average {os.getloadavg()[0]:.1f}:\n  {'task':<36}  clicks    keys  seconds")
+            feedback: list[tuple[float, str, str]] = []
+            with serving(checkout) as about:
                 for name in options.only:
-                    for checkout, about in servers.items():
-                        result = measure(browser, checkout, about, name, is_watched=options.feedback)
-                        results[checkout, name].append(result)
-    for checkout in checkouts:
-        of_tasks = {name: results[checkout, name] for name in options.only}
-        print(f"{checkout.name}, load average {os.getloadavg()[0]:.1f}:")
-        print_feedback(of_tasks) if options.feedback else print_costs(of_tasks)
-
-
-def print_costs(of_tasks: dict[str, list[Result]]) -> None:
-    """Print clicks, keys and the median seconds of each task."""
-    print(f"  {'task':<36}{'clicks':>8}{'keys':>8}{'seconds':>9}")
-    for name, (first, *more) in of_tasks.items():
-        seconds = statistics.median(result.seconds for result in (first, *more))
-        print(f"  {TASKS[name][0]:<36}" + (first.trouble or f"{first.clicks:>8}{first.keys:>8}{seconds:>9.1f}"))
-
-
-def print_feedback(of_tasks: dict[str, list[Result]]) -> None:
-    """Print the share of soon answers, the 95th percentile and the slowest."""
-    found = sorted(
-        (*each, name) for name, results in of_tasks.items() for result in results for each in result.feedback
-    )
-    soon = sum(ms <= _SOON_MS for ms, *_ in found)
-    print(f"  {soon} of {len(found)} within {_SOON_MS} ms ({soon / len(found):.0%})")
-    print(f"  95th percentile {found[math.ceil(0.95 * len(found)) - 1][0]:.0f} ms; the slowest:")
-    for ms, text, name in found[-5:]:
-        print(f"    {ms:>6.0f} ms  {name}: {text}")
+                    cost = measure(browser, name, about, feedback if options.feedback else None)
+                    print(f"  {TASKS[name][0]:<36}{cost}", flush=True)
+            if feedback:
+                feedback.sort()
+                soon, p95 = sum(ms <= _SOON_MS for ms, *_ in feedback), feedback[math.ceil(0.95 * len(feedback)) - 1][0]
+                print(f"  {soon} of {len(feedback)} within {_SOON_MS} ms, 95th percentile {p95:.0f} ms; the slowest:")
+                for ms, name, text in feedback[-5:]:
+                    print(f"    {ms:>6.0f} ms  {name}: {text}")
 
 
 if __name__ == "__main__":

@@ -17,16 +17,14 @@ from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 
-_RUNS = 40
-
 
 def main() -> None:
     """Serve until the input ends."""
     with tempfile.TemporaryDirectory(prefix="loratory-benchmark-", ignore_cleanup_errors=True) as folder:
         services = fake_services(Path(folder), seconds_per_step=0.01)
         runs = {}
-        for number in range(_RUNS):
-            rank, age_seconds = (17 * number + 11) % _RUNS, 3600.0 * (_RUNS - number)  # rank by held-out loss
+        for number in range(40):
+            rank, age_seconds = (17 * number + 11) % 40, 3600.0 * (40 - number)  # rank by held-out loss
             moment, name = time.time() - age_seconds, f"trial {number:02d}"
             past = RunStore(services.home, services.runs.owner, clock=lambda moment=moment: moment)  # type: ignore[misc]
             config = a_config(
