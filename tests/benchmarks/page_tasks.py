@@ -18,8 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from playwright.sync_api import Browser, Locator, Page, expect
-from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import Browser, Error, Locator, Page, expect
 
 from tests.benchmarks.first_load import other_python
 from tests.browser.chromium import await_draft, choose_model_and_data, chromium, let_layout_settle, open_tab
@@ -54,9 +53,8 @@ _WATCH = """(() => {
     check();
   });
   check();
-  const sheet = new CSSStyleSheet();
-  sheet.replaceSync('* { transition: none !important; }');
-  document.adoptedStyleSheets = [sheet];
+  document.adoptedStyleSheets = [new CSSStyleSheet()];
+  document.adoptedStyleSheets[0].replaceSync('* { transition: none !important; }');
   window.isAnswered = () => pending.length === 0;
 })();"""
 
@@ -180,7 +178,7 @@ class Person:
 
     def edit_yaml(self) -> None:
         if self.is_before:
-            raise PlaywrightError("not possible")
+            raise Error("not possible")
         self.click("#panel button", "YAML")
         self.sees("#draft-yaml textarea:focus")
         self.press("Control+End")
@@ -258,7 +256,7 @@ def measure(browser: Browser, name: str, about: dict[str, Any], feedback: list[t
             seconds = perf_counter() - began
             if feedback is not None:
                 person.page.wait_for_function("() => window.isAnswered()")
-        except (AssertionError, PlaywrightError) as error:
+        except (AssertionError, Error) as error:
             return str(error).partition("\n")[0]
     return f"{person.clicks:>8}{person.keys:>8}{seconds:>9.1f}"
 
