@@ -52,10 +52,10 @@ _WATCH = """(() => {
     setTimeout(() => answered.forEach(({began, text}) => window.noteFeedback(performance.now() - began, text)));  // drawn
     check();
   });
-  check();
   document.adoptedStyleSheets = [new CSSStyleSheet()];
   document.adoptedStyleSheets[0].replaceSync('* { transition: none !important; }');
   window.isAnswered = () => pending.length === 0;
+  check();
 })();"""
 
 
@@ -106,6 +106,7 @@ class Person:
     def compare(self) -> None:
         for run in (self.best, self.second):
             self.click(f'#runs-table [data-pick="compare:{run["id"]}"]')
+            self.sees(f'#runs-table [data-pick="compare:{run["id"]}"][aria-checked=true]')
         self.sees("#overlay-chart .main-svg")
         self.sees("#differences table")
 
@@ -116,12 +117,12 @@ class Person:
             let_layout_settle(self.page)
             self.click("#note-name input, #note-name textarea")
             self.press("Control+a")
-            self.type("favourite")
+            self.type(f"{self.best['name']} favourite")
             self.click("#note-save")
         else:
             self.click("#one-run-heading button.rename")
             self.sees("input.rename:focus")
-            self.type("favourite")
+            self.type(f"{self.best['name']} favourite")
             self.press("Enter")
         self.sees("#runs-table td.name", "favourite")
 
@@ -241,18 +242,17 @@ def serving(checkout: Path) -> Iterator[dict[str, Any]]:
 
 def measure(browser: Browser, name: str, about: dict[str, Any], feedback: list[tuple[float, str, str]] | None) -> str:
     """Return clicks, keys and seconds of a task on a page of its own, or why there are none."""
-    _, begins, act = TASKS[name]
     with browser.new_context(viewport={"width": 1366, "height": 860}) as context:
         context.set_default_timeout(_PATIENCE_MS)
         person = Person(context.new_page(), about)
         try:
-            person.prepare(begins)
+            person.prepare(TASKS[name][1])
             if feedback is not None:
                 person.page.expose_function("noteFeedback", lambda ms, text: feedback.append((ms, name, text)))
                 person.page.add_init_script(_WATCH)  # of pages that are opened later
                 person.page.evaluate(_WATCH)
             began = perf_counter()
-            act(person)
+            TASKS[name][2](person)
             seconds = perf_counter() - began
             if feedback is not None:
                 person.page.wait_for_function("() => window.isAnswered()")
