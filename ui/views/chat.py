@@ -72,8 +72,7 @@ def _turn(
     context, settings = "", turn.settings
     if settings is not None and (settings.is_alone or settings.left_out):
         left_out = html.plural(len(settings.left_out), "earlier question")
-        why = "other questions" if settings.is_alone else f"{left_out} that not all of these models answered"
-        context = html.small(f"Not in the context: {why}.")
+        context = html.small(f"Not in the context: {'other questions' if settings.is_alone else left_out}.")
     actions = _actions(turns, number) if ballot is not None else ""
     question = f'<div class="question"><div><h3>You</h3>{actions}</div>{escape(turn.question)}</div>'
     return f'{question}{context}<div class="answers">{answers}</div>'
