@@ -98,6 +98,8 @@ OTHERS: dict[str, dict[str, object]] = {
     "report_to": {"report_to": ["tensorboard"]},
     "train_sampling_strategy": {"train_sampling_strategy": "random"},
     "eval_steps": {"eval_steps": 7},
+    "eval_max_new_tokens": {"eval_max_new_tokens": 7},
+    "eval_prompts": {"eval_prompts": "1 | Why?"},
     "save_steps": {"save_steps": 7},
     "max_steps": {"max_steps": 7},
     "objective": {"objective": "orpo"},

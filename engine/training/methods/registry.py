@@ -187,8 +187,21 @@ class PromptTuningTrainer(MethodTrainer):
             config.tokenizer_name_or_path = source.hub_id or source.location
 
 
+def _cast_as_autocast(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Give an LSTM its input in autocast's dtype: without AVX-512, oneDNN has none from float32 with bfloat16 weights."""
+    if inputs[0].device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return inputs
+    return tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in inputs)
+
+
 class PTuningTrainer(MethodTrainer):
     """P-tuning: an adapter holds what the prompt encoder computes, a checkpoint keeps the encoder too."""
+
+    def prepare(self, model: Any) -> int:
+        lstm = getattr(model.prompt_encoder[_ADAPTER], "lstm_head", None)  # other encoders have none
+        if lstm is not None:
+            lstm.register_forward_pre_hook(_cast_as_autocast)
+        return 0
 
     @contextmanager
     def saving(self, model: Any) -> Iterator[None]:
