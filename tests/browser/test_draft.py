@@ -106,7 +106,7 @@ def test_boxes_stay_empty_when_shown_again_and_advice_is_applied_and_undone(page
         expect(box).to_have_value("")
 
     length = page.locator("#max-length input")
-    row = page.locator("#advice [data-pick^='training.max_length=']")
+    row = page.locator("#advice tr[data-pick^='training.max_length=']")
     new_length, old_length = row.get_attribute("data-pick").removeprefix("training.max_length="), length.input_value()
     row.click()
     expect(page.locator("#applied")).to_contain_text(f"Max length {old_length} → {new_length} · undo")
@@ -232,7 +232,7 @@ def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, servi
     expect(page.locator("#facts .facts")).to_be_visible()
     # Once all rows are read, memory, advice and catalogue are about them.
     expect(page.locator("#panel")).to_contain_text("For your rows, the longest of 240 tokens")
-    expect(page.locator("#catalog")).to_contain_text("Fits: your rows")
+    expect(page.locator("#catalog")).to_contain_text("Memory: your rows")
     set_up(page)
     expect(page.locator("#plan")).to_contain_text("trained tokens")
     box = page.locator("#max-length input")
