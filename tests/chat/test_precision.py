@@ -33,3 +33,10 @@ def test_a_processor_with_instructions_answers_in_bfloat16_without_a_measurement
     monkeypatch.setattr(weights, "has_bfloat16", lambda: True)
 
     assert choose_dtype(ModelConfig(id="m"), Device("cpu", 0, "it", 8 << 30, 8 << 30, is_fast)) is torch.bfloat16
+
+
+def test_a_close_race_is_run_once_so_that_each_load_answers_in_the_same_precision(monkeypatch):
+    first = weights.faster_dtype_on_this_processor()
+    monkeypatch.setattr(weights.time, "perf_counter", lambda: pytest.fail("measured again"))
+
+    assert weights.faster_dtype_on_this_processor() is first

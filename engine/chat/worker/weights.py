@@ -1,5 +1,6 @@
 """Load models for chat and evaluation; base and tuned answer from one copy of the weights where possible."""
 
+import functools
 import gc
 import math
 import time
@@ -45,8 +46,9 @@ def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16() else faster_dtype_on_this_processor()
 
 
+@functools.cache  # other programs can turn a close race, and one model has to answer alike each time it is loaded
 def faster_dtype_on_this_processor() -> torch.dtype:
-    """Measure a token's matrix product in bfloat16 and float32; takes about a tenth of a second.
+    """Measure a token's matrix product in bfloat16 and float32, once in a process; takes about a tenth of a second.
 
     The two alternate and the best time of each counts, which limits the influence of other programs.
     """
