@@ -160,7 +160,7 @@ class NextStepBar:
             train.follow.send(request_stop, "run stopped", run_id)
             return UNCHANGED
         if target == "resume":
-            train.follow.resume_shown(run_id, "", "", None)
+            train.follow.resume.resume(run_id, "", "", None)
         tab = _TAB_OF_VIEW.get(target, "train")
         opened: Updates = {page.tabs: gr.Tabs(selected=tab), page.chosen_run: run_id}
         if tab == "train":

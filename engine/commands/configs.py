@@ -7,13 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from loratory.engine.commands.output import AsJson, print_json, print_table
-from loratory.engine.config.load import (
-    config_from_mapping,
-    find_preset,
-    list_presets,
-    mapping_from_file,
-    with_overrides,
-)
+from loratory.engine.config.load import config_from_mapping, mapping_from_file, with_overrides
+from loratory.engine.config.presets import find_preset, list_presets
 from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import ConfigError, Problem, RunError, StorageError, shorten
 from loratory.engine.models.catalog import search_catalog

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from loratory.engine.accounts.audit import AuditLog
 from loratory.engine.accounts.lab import audit_log_path
 from loratory.engine.accounts.people import DEMO_OWNER, Person
-from loratory.engine.config.load import find_preset
+from loratory.engine.config.presets import find_preset
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetPage, PageRow
 from loratory.engine.errors import EngineError

@@ -14,7 +14,7 @@ from pathlib import Path
 from loratory.engine.accounts.accounts import open_database
 from loratory.engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
 from loratory.engine.accounts.database import DATABASE_FILE
-from loratory.engine.config.load import PRESET_NAME
+from loratory.engine.config.presets import PRESET_NAME
 from loratory.engine.errors import EngineError, StorageError
 from loratory.engine.files import FileStamp, size_and_time, stamp_of
 from loratory.engine.paths import LoratoryHome

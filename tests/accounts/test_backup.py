@@ -15,7 +15,7 @@ from loratory.engine.accounts.lab import LabSettings, audit_log_path, read_setti
 from loratory.engine.accounts.limits import LabLimits
 from loratory.engine.accounts.sessions import Sessions
 from loratory.engine.cli import run_command
-from loratory.engine.config.load import find_preset, save_preset
+from loratory.engine.config.presets import find_preset, save_preset
 from loratory.engine.errors import AccountError, EngineError
 from loratory.engine.evaluation.prompt_sets import PromptSets
 from loratory.engine.files import write_atomically

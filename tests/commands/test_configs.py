@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from loratory.engine.cli import build_app
 from loratory.engine.commands.configs import load_config_argument
-from loratory.engine.config.load import config_to_yaml, save_preset
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.config.presets import save_preset
 from loratory.engine.errors import ConfigError, StorageError
 from loratory.engine.models.catalog import list_catalog
 from loratory.engine.models.hub import HubModel

@@ -10,11 +10,11 @@ from loratory.engine.config.load import (
     command_of,
     config_from_mapping,
     config_to_yaml,
-    list_presets,
     locate_problems,
     mapping_from_yaml,
     with_stand_ins,
 )
+from loratory.engine.config.presets import list_presets
 from loratory.engine.errors import ConfigError
 
 CHOSEN: dict[str, dict] = {"model": {"id": "some/model"}, "dataset": {"source": "sample:loratory-faq"}}

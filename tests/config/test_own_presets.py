@@ -2,7 +2,7 @@
 
 import pytest
 
-from loratory.engine.config.load import find_preset, list_presets, save_preset
+from loratory.engine.config.presets import find_preset, list_presets, save_preset
 from loratory.engine.errors import ConfigError, StorageError
 
 TEXT = "# mine\ntraining:\n  max_steps: 9  # enough\n"

@@ -4,15 +4,8 @@ import re
 
 import pytest
 
-from loratory.engine.config.load import (
-    Preset,
-    config_from_mapping,
-    config_to_yaml,
-    find_preset,
-    list_presets,
-    mapping_from_yaml,
-    with_overrides,
-)
+from loratory.engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
+from loratory.engine.config.presets import Preset, find_preset, list_presets
 from loratory.engine.errors import ConfigError
 from loratory.engine.hardware.device import Device
 from loratory.engine.inspector.worker.inventory import inventory_of

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from loratory.engine.cli import run_command
-from loratory.engine.config.load import config_from_mapping, find_preset, mapping_from_yaml
+from loratory.engine.config.load import config_from_mapping, mapping_from_yaml
 from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.config.objectives import objective_of
+from loratory.engine.config.presets import find_preset
 from loratory.engine.config.run import RunSection
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.passes.prepare import prepare_dataset

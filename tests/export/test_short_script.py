@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from loratory.engine.config.load import config_from_mapping, list_presets
+from loratory.engine.config.load import config_from_mapping
 from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.config.objectives import OBJECTIVES
+from loratory.engine.config.presets import list_presets
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.passes.row_form import read_row_form
 from loratory.engine.data.source import SourceOptions

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from loratory.engine.config.load import Preset, list_presets
+from loratory.engine.config.presets import Preset, list_presets
 from loratory.engine.hardware.device import Device
 from loratory.engine.inspector.worker.inventory import inventory_of
 from loratory.engine.memory.estimate import estimate_memory

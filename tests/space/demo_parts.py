@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from loratory.engine.accounts.people import DEMO_OWNER
-from loratory.engine.config.load import find_preset
+from loratory.engine.config.presets import find_preset
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import RunStore

@@ -11,7 +11,7 @@ from loratory.engine.accounts.accounts import Accounts, open_database
 from loratory.engine.accounts.lab import LabSettings, read_settings, save_settings
 from loratory.engine.accounts.passwords import Passwords
 from loratory.engine.accounts.sessions import Sessions
-from loratory.engine.config.load import save_preset
+from loratory.engine.config.presets import save_preset
 from loratory.engine.evaluation.prompt_sets import PromptSets
 from loratory.engine.files import write_atomically
 from loratory.engine.places.huggingface_jobs.layout import JobRecord

@@ -8,7 +8,8 @@ import gradio as gr
 import pytest
 
 from loratory.engine.config.derived_defaults import apply_derived_defaults
-from loratory.engine.config.load import config_from_mapping, find_preset, list_presets, mapping_from_yaml
+from loratory.engine.config.load import config_from_mapping, mapping_from_yaml
+from loratory.engine.config.presets import find_preset, list_presets
 from loratory.engine.errors import ConfigError
 from loratory.ui.gradio_internals import Blocks
 from loratory.ui.page import Page

@@ -35,6 +35,10 @@ def show(follow: FollowPart, run_id: str, log_open: bool = False, run_shown: str
     return Changes(follow, follow.show(run_id, 0.9, False, log_open, run_shown))
 
 
+def show_resume(follow: FollowPart, run_id: str, run_shown: str = "") -> Changes:
+    return Changes(follow.resume, follow.show(run_id, 0.9, False, False, run_shown))
+
+
 def refresh(follow: FollowPart, run_id: str) -> Changes:
     return Changes(follow, follow.refresh(run_id, 0.9, False, False))
 
@@ -176,9 +180,10 @@ def test_another_server_on_the_same_home_shows_the_same(services, laid_out, inve
     ],
 )
 def test_only_what_can_be_done_is_offered(follow, invent, story, buttons):
-    view = show(follow, invent(**story).id)
+    updates = follow.show(invent(**story).id, 0.9, False, False)
 
-    offers = {name for name in ("stop", "cancel", "resume") if is_visible(getattr(view, name))}
+    parts = {"stop": follow.stop, "cancel": follow.cancel, "resume": follow.resume.button}
+    offers = {name for name, button in parts.items() if is_visible(updates[button])}
 
     assert offers == buttons
 
@@ -191,32 +196,32 @@ def cluster(services):
 
 def test_where_a_run_is_resumed_can_be_chosen_where_there_is_a_cluster(follow, invent, services, cluster):
     run = invent(state="stopped", steps=3)
-    view = show(follow, run.id)
+    view = show_resume(follow, run.id)
     assert (is_visible(view.place), view.place["value"]) == (True, "local")
-    assert "value" not in show(follow, run.id, run_shown=run.id).place, "what a person has chosen by now stays"
+    assert "value" not in show_resume(follow, run.id, run_shown=run.id).place, "what a person has chosen by now stays"
 
-    follow.resume_shown(run.id, "", "", "slurm")
+    follow.resume.resume(run.id, "", "", "slurm")
 
     assert with_requested_target(run.folder.read_config(), run.folder).run.where == "slurm"
     assert resume_is_requested(services.home, run)
-    assert not is_visible(show(follow, run.id).place)
-    assert show(follow, run.id).place["value"] == "slurm"
+    assert not is_visible(show_resume(follow, run.id).place)
+    assert show_resume(follow, run.id).place["value"] == "slurm"
 
 
 def test_a_place_that_no_run_can_be_resumed_in_is_refused(follow, invent, services, cluster):
     run = invent(state="stopped", steps=3)
     for where in ("jobs", "../../etc", "\0"):
         with pytest.raises(EngineError, match="cannot be resumed on"):
-            follow.resume_shown(run.id, "", "", where)
+            follow.resume.resume(run.id, "", "", where)
     assert not resume_is_requested(services.home, run)
 
 
 @pytest.mark.parametrize("where", [None, "", "slurm"])
 def test_without_a_cluster_a_run_is_resumed_where_it_was(follow, invent, services, where):
     run = invent(state="stopped", steps=3)
-    assert not is_visible(show(follow, run.id).place)
+    assert not is_visible(show_resume(follow, run.id).place)
 
-    follow.resume_shown(run.id, "", "", where)
+    follow.resume.resume(run.id, "", "", where)
 
     assert not run.folder.place_request.exists()
     assert resume_is_requested(services.home, run)
@@ -224,11 +229,11 @@ def test_without_a_cluster_a_run_is_resumed_where_it_was(follow, invent, service
 
 def test_hardware_of_hugging_face_is_offered_for_its_own_jobs_alone(follow, invent):
     run = invent(state="stopped", steps=3)
-    assert not is_visible(show(follow, run.id).next_job)
+    assert not is_visible(show_resume(follow, run.id).next_job)
     SlurmRecord(attempt=1, resources=JobResources(), warning_seconds=60).save(run.folder)
-    assert not is_visible(show(follow, run.id).next_job)
+    assert not is_visible(show_resume(follow, run.id).next_job)
     JobRecord(attempt=1, namespace="ada", flavor="l4x1", limit_hours=1).save(run.folder)
-    assert is_visible(show(follow, run.id).next_job)
+    assert is_visible(show_resume(follow, run.id).next_job)
 
 
 def test_a_run_that_is_gone_leaves_the_empty_state(follow):

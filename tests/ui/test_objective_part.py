@@ -2,8 +2,8 @@
 
 import pytest
 
-from loratory.engine.config.load import find_preset
 from loratory.engine.config.objectives import OBJECTIVES
+from loratory.engine.config.presets import find_preset
 from loratory.ui.backend.dataset_checks import question_of
 from loratory.ui.tabs.objective import ObjectivePart, _choose, _render_choice, _render_losses
 from loratory.ui.tabs.start import why_not

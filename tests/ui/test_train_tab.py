@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from loratory.engine.config.load import find_preset, list_presets, save_preset
+from loratory.engine.config.presets import find_preset, list_presets, save_preset
 from loratory.engine.errors import ConfigError, DatasetError
 from loratory.engine.hardware.devices import device_problems
 from loratory.engine.hardware.processor import describe_processor

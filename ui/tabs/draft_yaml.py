@@ -8,6 +8,7 @@ import gradio as gr
 
 from loratory.engine.config import load
 from loratory.engine.config.derived_defaults import changed_settings
+from loratory.engine.config.presets import save_preset
 from loratory.engine.errors import ConfigError, EngineError
 from loratory.engine.lab.rules import lab_problems
 from loratory.ui.components import QUICK, script
@@ -44,7 +45,7 @@ class YamlDrawer:
             try:
                 self.read(text)
                 if preset:
-                    load.save_preset(page.services.home, preset, text)
+                    save_preset(page.services.home, preset, text)
             except ConfigError as error:
                 problems = load.locate_problems(text, error)
                 buttons = (pick_button(str(line), f"line {line}: {problem}") for line, problem in problems)

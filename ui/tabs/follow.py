@@ -5,7 +5,7 @@ Stateless: every request reads the new part from disk, and any browser shows the
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 from gradio.components.base import Component
@@ -15,20 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from loratory.engine.accounts.audit import AuditKind
 from loratory.engine.config.derived_defaults import given_settings
 from loratory.engine.config.objectives import objective_of
-from loratory.engine.config.run import RunConfig, WorkPlace
 from loratory.engine.errors import EngineError
-from loratory.engine.lab.rules import resume_run
-from loratory.engine.places.huggingface_jobs.layout import JobRecord, JobRequest
-from loratory.engine.places.run_place import ThisMachine
-from loratory.engine.places.slurm.place import has_place
 from loratory.engine.runs.control import (
     change_notes,
     read_notes,
     request_cancel,
     request_start_anyway,
     request_stop,
-    request_target,
-    with_requested_target,
 )
 from loratory.engine.runs.provenance import read_provenance
 from loratory.engine.runs.run import LIVE_STATES, Run
@@ -49,11 +42,10 @@ from loratory.ui.components import (
     shown_as_message,
     visible_if,
 )
-from loratory.ui.form import number_of
 from loratory.ui.gradio_internals import Slider
 from loratory.ui.page import Page, request_view
 from loratory.ui.polls import poll, poll_answer
-from loratory.ui.tabs.run_place import offers_cluster, work_place
+from loratory.ui.tabs.resume import ResumePart
 from loratory.ui.views import run_view
 from loratory.ui.views.answers import render_answers
 from loratory.ui.views.html import error_box
@@ -90,19 +82,9 @@ class FollowPart:
             at_first: dict[str, Any] = {"visible": False, "scale": 0}
             self.stop = gr.Button("Stop and save", elem_id=f"{prefix}stop", min_width=150, **at_first)
             self.cancel = gr.Button("Cancel …", elem_id=f"{prefix}cancel", min_width=120, **at_first)
-            self.resume = gr.Button("Resume", elem_id=f"{prefix}resume", min_width=150, **at_first)
+            self.resume = ResumePart(page.services, prefix)
             self.anyway = gr.Button("Start anyway", elem_id=f"{prefix}start-anyway", min_width=150, **at_first)
-        with gr.Row(visible=False) as self.next_job:
-            self.flavor = gr.Textbox(
-                label="New hardware", info="Flavor, such as a100-large. Empty keeps the previous one.",
-                max_length=60, max_lines=1, elem_id=f"{prefix}next-flavor", min_width=240,
-            )  # fmt: skip
-            self.limit = gr.Textbox(
-                label="New time limit, hours", info="Empty keeps the previous one.", max_length=8, max_lines=1,
-                elem_id=f"{prefix}next-limit", min_width=240,
-            )  # fmt: skip
-        self.place = work_place(page.services, label="Resume on", elem_id=f"{prefix}next-where")
-        self.place.visible = False
+        self.resume.lay_out_settings()
         ids = f"{prefix}confirm-cancel", f"{prefix}really-cancel", f"{prefix}keep-running"
         self.confirm = Confirmation("Cancel run", "Keep running", ids)
         with gr.Column(visible=False) as self.body:
@@ -137,10 +119,10 @@ class FollowPart:
             self.warnings, self.timeline, self.log,
         ]  # fmt: skip
         self._texts = [self.trouble, *self._poll_parts]
-        self._buttons = [self.stop, self.cancel, self.resume, self.anyway]
+        self._buttons = [self.stop, self.cancel, self.anyway, *self.resume.outputs]
         self.outputs: list[Component] = [
-            *self._texts, self.live, self.run_shown, self.body, *self._buttons, self.next_job, self.place, self.confirm.panel,
-            self.small_fold, *([self.choice] if self.choice is not None else []),
+            *self._texts, self.live, self.run_shown, self.body, *self._buttons, self.confirm.panel, self.small_fold,
+            *([self.choice] if self.choice is not None else []),
         ]  # fmt: skip
         # What `show` needs besides the run.
         self.view_inputs = [self.smoothing, self.log_axis, self._log_open, self.run_shown]
@@ -166,8 +148,9 @@ class FollowPart:
         advice_event = self.heading.click(shown_as_message(self._advise), self.run_shown, advice_outputs, **SLOW)
         page.fill_after(advice_event, page.settings_copy, "Settings copied")
         self.confirm.wire(self.cancel.click, self.cancel_question, self.run_shown)
-        resume_inputs, once = [self.run_shown, self.flavor, self.limit, self.place], ONCE | QUICK
-        resume_event = self.resume.click(shown_as_message(self.resume_shown), resume_inputs, None, **once)
+        resume, once = self.resume, ONCE | QUICK
+        resume_inputs = [self.run_shown, *resume.inputs]
+        resume_event = resume.button.click(shown_as_message(resume.resume), resume_inputs, None, **once)
         edit_event = self.heading.click(shown_as_message(self._edit_picked), None, None, **QUICK)
         self.edit_event = edit_event.then(self.refresh, viewing, self.outputs, **QUICK)
         return [
@@ -236,25 +219,6 @@ class FollowPart:
         mapping = given_settings(config, read_provenance(folder).open_settings)
         return {**mapping, "training": {**mapping["training"], **training}, "run": {**mapping["run"], "name": ""}}
 
-    def resume_shown(self, run_id: str, flavor: str, limit: str, where: str | None) -> None:
-        """Resume a run in the chosen place; a job at Hugging Face with the given hardware and time limit."""
-        run, hours = self.page.services.runs.get(run_id), number_of(limit)
-        if _has_job(run) and (flavor or hours is not None):  # else they were typed for the run shown before
-            JobRequest.with_changes(run.folder, flavor.strip(), hours).save(run.folder)
-        place = self._place_of(run, run.folder.read_config())
-        if place is not None and where and where != place:
-            request_target(run, where)
-        resume_run(self.page.services.home, run)
-        self.page.services.log("run resumed", run.id)
-
-    def _place_of(self, run: Run, config: RunConfig | None) -> str | None:
-        """Return where a run would resume; None if there is no choice."""
-        services = self.page.services
-        if config is None or config.run.where not in get_args(WorkPlace) or not offers_cluster(services):
-            return None
-        place = with_requested_target(config, run.folder).run.where
-        return place if place != ThisMachine.name or has_place(services.home) else None
-
     def cancel_question(self, run_id: str) -> tuple[str, str]:
         """Return the run's title and the question before it is cancelled."""
         effect = "stops now. Saved checkpoints stay; progress after the last one is lost."
@@ -318,17 +282,17 @@ class FollowPart:
         except EngineError as error:
             return self._without_run(error_box(error))
         updates = self._draw(snapshot, _view_of(smoothing, log_axis), log_open)
+        updates |= self.resume.draw(snapshot, run_id != run_shown)
         if run_id != run_shown or not updates[self.cancel]["visible"]:
             updates[self.confirm.panel] = HIDDEN
         if run_id != run_shown:  # else keep the user's choice
-            updates[self.place]["value"] = self._place_of(snapshot.run, snapshot.config) or "local"
             config = snapshot.config  # its charts come with the first steps
             compares = config is not None and objective_of(config).learns_preferences
             updates[self.small_fold] = gr.update(open=not compares)
         return updates
 
     def _without_run(self, heading: str) -> Updates:
-        parts = [self.body, *self._buttons, self.next_job, self.place, self.confirm.panel]
+        parts = [self.body, *self._buttons, self.confirm.panel]
         texts = dict.fromkeys([*self._texts, self.live, self.run_shown], "")
         return {**dict.fromkeys(parts, HIDDEN), **texts, self.heading: heading}
 
@@ -350,11 +314,9 @@ class FollowPart:
 
     def _draw(self, snapshot: RunSnapshot, view: ChartView, log_open: bool) -> Updates:
         run, history, state = snapshot.run, snapshot.history, snapshot.state.state
-        resumes_at = f"Resume from step {step:,}" if (step := snapshot.state.resumable_step) else "Restart"
         is_ending = snapshot.stop_requested or snapshot.cancel_requested
         predicted_bytes = snapshot.provenance.predicted_memory.of_step
         left_out = run.folder.read_dataset_report()
-        resumes = state in ("stopped", "failed", "interrupted") and not snapshot.resume_requested
         updates = {
             self.live: _question(snapshot, view, log_open),
             self.run_shown: run.id,
@@ -374,9 +336,6 @@ class FollowPart:
                 value="Remove from queue" if state == "queued" else "Stop and save",
             ),
             self.cancel: visible_if(state in LIVE_STATES and not snapshot.cancel_requested),
-            self.resume: gr.update(visible=resumes, value=resumes_at),
-            self.next_job: visible_if(resumes and _has_job(run)),
-            self.place: visible_if(resumes and self._place_of(run, snapshot.config) is not None),
             self.anyway: visible_if(snapshot.waits_for_memory and not is_ending),
         }
         if log_open:
@@ -395,11 +354,6 @@ class FollowPart:
 def _preferences(snapshot: RunSnapshot) -> str:
     config = snapshot.config
     return preference_figure(snapshot.history, config.training, snapshot.run.id) if config is not None else ""
-
-
-def _has_job(run: Run) -> bool:
-    """Whether a run has or had a job at Hugging Face."""
-    return JobRecord.read(run.folder) is not None
 
 
 def _view_of(smoothing: float | None, log_axis: bool) -> ChartView:

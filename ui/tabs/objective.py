@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 
 from loratory.engine.config.derived_defaults import open_settings
-from loratory.engine.config.load import Preset, find_preset, list_presets
 from loratory.engine.config.objectives import OBJECTIVES, ROW_KINDS, SUPERVISED, Objective, objectives_for
+from loratory.engine.config.presets import Preset, find_preset, list_presets
 from loratory.engine.config.run import AdapterConfig, DatasetConfig
 from loratory.engine.config.training import ObjectiveSettings
 from loratory.engine.data.source import SAMPLE_PREFIX

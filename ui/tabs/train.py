@@ -8,8 +8,8 @@ import gradio as gr
 from gradio.events import Dependency
 
 from loratory.engine.config.derived_defaults import SETTINGS, derive_defaults
-from loratory.engine.config.load import find_preset, list_presets
 from loratory.engine.config.objectives import preference_name
+from loratory.engine.config.presets import find_preset, list_presets
 from loratory.engine.config.run import RunConfig
 from loratory.engine.config.training import ObjectiveSettings
 from loratory.engine.hardware.lease import lease_name

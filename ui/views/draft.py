@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from loratory.engine.config.load import Preset, find_preset
 from loratory.engine.config.methods.registry import METHODS
+from loratory.engine.config.presets import Preset, find_preset
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.runs.prediction import RunPlan, plan_run
