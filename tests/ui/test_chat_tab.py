@@ -13,8 +13,8 @@ from loratory.ui.backend.conversation import Answer, RowPrompt, SavedConversatio
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.tabs.blind_test import Judging
 from loratory.ui.tabs.chat import ChatTab
-from loratory.ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
-from loratory.ui.tabs.conversation import RUNS, SIDE_BY_SIDE
+from loratory.ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen
+from loratory.ui.tabs.question_settings import RUNS, SIDE_BY_SIDE, read_sampling
 from loratory.ui.views.chat import render_chat_state, render_loading, render_transcript
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes

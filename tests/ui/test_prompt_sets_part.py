@@ -7,7 +7,7 @@ from gradio import EventData
 from loratory.engine.evaluation.prompt_sets import PromptSets
 from loratory.ui.backend.conversation import QuestionSettings, Turn, read_conversation
 from loratory.ui.tabs.chat import ChatTab
-from loratory.ui.tabs.conversation import SIDE_BY_SIDE
+from loratory.ui.tabs.question_settings import SIDE_BY_SIDE
 from loratory.ui.views.chat import render_transcript
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes

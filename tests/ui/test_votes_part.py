@@ -16,7 +16,7 @@ from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.tabs.blind_test import OWN, Judging
 from loratory.ui.tabs.chat import VOTES, ChatTab
 from loratory.ui.tabs.chat_choice import AS_TRAINED, NOTHING, START, Chosen
-from loratory.ui.tabs.conversation import BASE_AND_SECOND, SIDE_BY_SIDE, TUNED
+from loratory.ui.tabs.question_settings import BASE_AND_SECOND, SIDE_BY_SIDE, TUNED
 from tests.evaluation.test_votes import HOSTILE, a_vote
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes

@@ -33,8 +33,9 @@ from loratory.ui.components import (
 )
 from loratory.ui.gradio_internals import Radio
 from loratory.ui.page import Page
-from loratory.ui.tabs.chat_choice import ChatChoice, read_sampling, with_seed
+from loratory.ui.tabs.chat_choice import ChatChoice
 from loratory.ui.tabs.conversation import TalkPart
+from loratory.ui.tabs.question_settings import read_sampling, with_seed
 from loratory.ui.views import evaluation as view
 from loratory.ui.views.html import empty, error_box, fold, pick_button, toolbar
 

@@ -26,6 +26,7 @@ from loratory.ui.tabs.blind_test import BlindTestPart, Judging
 from loratory.ui.tabs.chat_choice import ChatChoice, Chosen
 from loratory.ui.tabs.conversation import TalkPart
 from loratory.ui.tabs.evaluate import EvaluatePart, VotesPart
+from loratory.ui.tabs.question_settings import branch_choices
 from loratory.ui.views.chat import render_chat_state, render_loading
 from loratory.ui.views.html import error_box
 
@@ -185,7 +186,7 @@ class ChatTab:
             updates[self.talk.trouble] = ""
             if not ready:
                 updates[self.talk.suggestions] = ""
-            updates[self.talk.branches] = self.talk.branch_choices(branches, state.target)
+            updates[self.talk.branches] = branch_choices(self.choice, branches, state.target)
             updates[self.blind.sides] = self.blind.sides_to_choose(state.target, branches)
         return updates
 

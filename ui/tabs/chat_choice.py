@@ -1,7 +1,5 @@
 """What chat and blind test share: the choice of the model and what it is compared with, system prompt and sampling."""
 
-import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -10,9 +8,7 @@ import gradio as gr
 from loratory.engine.accounts.people import Action
 from loratory.engine.chat.contract import AdapterChoice, Branch, ChatState, ChatTarget
 from loratory.engine.chat.target import list_checkpoints
-from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.objectives import objective_of
-from loratory.engine.config.results import SamplingConfig
 from loratory.engine.config.run import ModelConfig, Quantization, RunConfig
 from loratory.engine.errors import EngineError, ModelError, RunError
 from loratory.engine.evaluation.votes import AnswerModel
@@ -22,8 +18,7 @@ from loratory.engine.runs.provenance import read_provenance, start_of
 from loratory.engine.runs.run import Run, RunFolder
 from loratory.ui.backend.conversation import BRANCH_WORDS
 from loratory.ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, RunSnapshot, can_chat, has_adapter
-from loratory.ui.components import HIDDEN, QUICK, Updates, visible_if
-from loratory.ui.form import component_of_field, number_of
+from loratory.ui.components import HIDDEN, Updates, visible_if
 from loratory.ui.gradio_internals import Dropdown
 from loratory.ui.page import Page
 from loratory.ui.tabs.run_place import chosen_place, work_place
@@ -351,52 +346,3 @@ def _local_folder(typed: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder.name}.", "Check the path.")
     return folder
-
-
-_SAMPLING = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "repetition_penalty")
-
-
-class SamplingPart:
-    """Lays out a fold with the system prompt and every setting of an answer."""
-
-    def __init__(self) -> None:
-        fields = SamplingConfig.model_fields
-        with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-settings"):
-            self.system = gr.Textbox(
-                label="System prompt",
-                lines=2,
-                info="If empty, the chat template may still add its own; see Exact prompt.",
-                elem_id="chat-system",
-            )
-            self.greedy = gr.Checkbox(label="Greedy", info="Always pick the most likely token.", elem_id="chat-greedy")
-            with gr.Row():
-                self.temperature = component_of_field(fields["temperature"], maximum=2.0, min_width=220)
-                top_p = component_of_field(fields["top_p"], maximum=1.0, min_width=220)
-            with gr.Row():
-                rest = [component_of_field(fields[name], min_width=150) for name in _SAMPLING[2:]]
-        self.inputs = [self.temperature, top_p, *rest, self.greedy]
-
-    def wire(self) -> None:
-        """Disable the temperature of a greedy answer."""
-        self.greedy.input(lambda greedy: gr.update(interactive=not greedy), self.greedy, self.temperature, **QUICK)
-
-
-def with_seed(sampling: SamplingConfig) -> SamplingConfig:
-    """Draw a seed if none is set, so answers can be reproduced."""
-    if sampling.seed is not None or sampling.greedy:
-        return sampling
-    return sampling.model_copy(update={"seed": secrets.randbits(32)})
-
-
-def read_sampling(values: Sequence[Any]) -> SamplingConfig:
-    """Return the settings, in the order of `SamplingPart.inputs`; an empty one gets its default.
-
-    Raises:
-        ConfigError: Lists every setting that is out of bounds.
-    """
-    *numbers, greedy = values
-    pairs = zip(_SAMPLING, map(number_of, numbers), strict=True)
-    settings = {name: value for name, value in pairs if value is not None}
-    if greedy:
-        settings["temperature"] = 0.0
-    return section_from_mapping(SamplingConfig, settings)

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from loratory.engine.chat.contract import Branch, ChatRequest, ChatTarget
+from loratory.engine.chat.contract import Branch, ChatRequest
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.data.conversation import Message
 from loratory.engine.errors import EngineError, RunError
@@ -29,14 +29,13 @@ from loratory.ui.backend.conversation import (
     RowPrompt,
     SavedConversation,
     Turn,
-    ballot,
-    choose,
     messages_of,
     read_conversation,
     turns_to_leave_out,
     versions_of,
     with_version,
 )
+from loratory.ui.backend.turn_votes import ballot, choose
 from loratory.ui.components import (
     HIDDEN,
     ONCE,
@@ -54,15 +53,12 @@ from loratory.ui.components import (
 )
 from loratory.ui.gradio_internals import Radio
 from loratory.ui.page import Page
-from loratory.ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling, with_seed
+from loratory.ui.tabs.chat_choice import ChatChoice
 from loratory.ui.tabs.prompt_sets import PromptSetsPart
+from loratory.ui.tabs.question_settings import OF_TUNED, SIDE_BY_SIDE, SamplingPart, read_sampling, with_seed
 from loratory.ui.views import chat as view
 from loratory.ui.views.html import error_box, plural, small
 
-# Values of the choice of branches: the names of those that answer.
-SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "base tuned second", "tuned", "base", "second", "tuned second"
-BASE_AND_TUNED, BASE_AND_SECOND = "base tuned", "base second"
-_OF_TUNED = [("Side by side", SIDE_BY_SIDE), ("Tuned only", TUNED), ("Base only", BASE)]
 _IN_ORDER_OF_TRAINING: tuple[Branch, ...] = ("base", "second", "tuned")
 _REDRAW_SECONDS = 0.08  # between two updates of the page while tokens come
 _KEPT_CHARACTERS = 400_000  # of a conversation, in the browser
@@ -99,7 +95,7 @@ class TalkPart:
                 self.stop = gr.Button("Stop", scale=0, min_width=90, visible=False, elem_id="chat-stop")
             with gr.Row(elem_id="chat-buttons"):
                 self.branches = Radio(
-                    _OF_TUNED, value=SIDE_BY_SIDE, show_label=False, container=False,
+                    OF_TUNED, value=SIDE_BY_SIDE, show_label=False, container=False,
                     elem_id="chat-branches",
                 )  # fmt: skip
                 self.cancel_button = gr.Button("Cancel", size="sm", scale=0, visible=False, elem_id="chat-cancel-edit")
@@ -148,23 +144,6 @@ class TalkPart:
     def restore_after(self, event: Dependency) -> None:
         """Restore this browser's conversation after an event."""
         event.then(self.restore, [self.browser_copy, self.turns, self.sampling.system], self._outputs, **QUICK)
-
-    def branch_choices(self, branches: Sequence[Branch], target: ChatTarget | None) -> Any:
-        """Return the choice of branches for the loaded target."""
-        if len(branches) < 2:
-            return HIDDEN
-        if "second" not in branches:
-            return gr.update(choices=_OF_TUNED, value=SIDE_BY_SIDE, visible=True)
-        names = self._choice.names(target)
-        if self._choice.compares_with_start(target):
-            second, tuned = (names[branch].partition(":")[0] for branch in ("second", "tuned"))
-            choices = [("All three", SIDE_BY_SIDE), (f"{second} and {tuned.lower()}", RUNS)]
-            choices += [(f"Base and {tuned.lower()}", BASE_AND_TUNED), (f"Base and {second.lower()}", BASE_AND_SECOND)]
-            choices += [(f"{tuned} only", TUNED)]
-            return gr.update(choices=choices, value=SIDE_BY_SIDE, visible=True)
-        choices = [("Both runs", RUNS), ("All three", SIDE_BY_SIDE)]
-        choices += [(f"{names['tuned']} only", TUNED), (f"{names['second']} only", SECOND), ("Base only", BASE)]
-        return gr.update(choices=choices, value=RUNS, visible=True)
 
     def stream_answers(
         self, question: str, turns: list[Turn], before_edit: list[Turn], row: RowPrompt | None, branches: str,
