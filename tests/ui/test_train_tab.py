@@ -252,6 +252,20 @@ def test_a_preset_changes_what_it_names_and_lists_it(tab):
     assert [visitor.mapping[name] for name in ("training", "run")] == [before[name] for name in ("training", "run")]
 
 
+@pytest.mark.parametrize("first", list_presets(), ids=lambda preset: preset.name)
+def test_a_preset_replaces_what_another_one_set_and_no_setting_of_a_persons_own(tab, first):
+    for second in list_presets():
+        alone, after_another = FormVisitor(tab.page), FormVisitor(tab.page)
+        for visitor in (alone, after_another):
+            visitor.set_by_hand(training__weight_decay=0.5)
+        use(tab, after_another, first.name)
+        for visitor in (alone, after_another):
+            use(tab, visitor, second.name)
+
+        assert after_another.mapping == alone.mapping
+        assert alone.mapping["training"]["weight_decay"] == 0.5
+
+
 def test_a_preset_of_ones_own_changes_neither_model_nor_data_unless_it_names_them(tab, services):
     visitor = FormVisitor(tab.page)
     visitor.change({"model": {"id": "smollm2-135m-instruct"}, "dataset": {"source": "rows.jsonl"}})

@@ -23,6 +23,7 @@ _SETTINGS = [name for name in ObjectiveSettings.model_fields if name != "loss_ty
 _Sections = dict[str, dict[str, Any]]
 _BASE = ""  # the choice that starts from the base model
 _MOST_ADAPTERS = 20  # adapters of earlier runs
+_MOST_OF_PRESET = 0.75  # of its settings, in a form that it filled
 _ROW_SETTINGS = ("source", "subset", "split", "revision", "format", "column_map", "mix")
 _PRESENTATION: dict[str, dict[str, Any]] = {
     "beta": {"elem_id": "beta"},
@@ -138,11 +139,23 @@ def with_preset(settings: _Sections, changes: Mapping[str, Mapping[str, Any]], *
     if "source" in dataset:
         left_out += [f"dataset.{name}" for name in _ROW_SETTINGS]
         left_out += [f"training.{name}" for name in ("objective", *ObjectiveSettings.model_fields)]
+    if model:
+        left_out += [name for name in _settings_of_presets(settings) if dataset or not name.startswith("dataset.")]
     for section, _, name in (setting.partition(".") for setting in left_out):
         settings[section].pop(name, None)
     if "method" in adapter:
         settings["adapter"] |= AdapterConfig.model_construct(**settings["adapter"]).changes_for(adapter["method"])
     return {name: {**settings.get(name, {}), **changes.get(name, {})} for name in {**settings, **changes}}
+
+
+def _settings_of_presets(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what an earlier preset set, if most of it is still as it set it."""
+    names = []
+    for preset in list_presets():
+        named = [(section, *item) for section, given in preset.mapping().items() for item in given.items()]
+        kept = [f"{section}.{name}" for section, name, value in named if settings.get(section, {}).get(name) == value]
+        names += kept if len(kept) >= _MOST_OF_PRESET * len(named) else []
+    return names
 
 
 def _is_own_dataset(dataset: Mapping[str, Any]) -> bool:

@@ -70,7 +70,7 @@ class TrainTab:
         with gr.Column(elem_id="train-setup") as self.setup:
             gr.HTML(
                 '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset changes the settings that it names, on '
-                'all tabs; your own dataset stays. <button class="link" popovertarget="yaml-drawer">Save the draft as preset</button></p>'
+                'all tabs, and replaces another preset; your own dataset stays. <button class="link" popovertarget="yaml-drawer">Save the draft as preset</button></p>'
             )
             self.presets = pick_list(self.render_presets(), elem_id="presets")
             page.on_fill(self.presets, lambda _: self.render_presets())
