@@ -108,12 +108,14 @@ class NextStepBar:
         open_ones = [name for name, default in draft.derived_defaults.items() if default.awaits_rows]
         reader = self.page.reader
         run = reader.newest_of(draft.config, open_ones) if draft.config is not None else None
-        return next_step(draft, reader.observe(run.id) if run is not None else None, can_start=why_not(draft) is None)
+        snapshot, is_new = reader.observe(run.id) if run is not None else None, not self.page.services.runs.ids()
+        return next_step(draft, snapshot, can_start=why_not(draft) is None, is_new=is_new)
 
     def render(self, draft: Draft) -> str:
         """Return the draft's line; a browser that opens the page without an address lands on the active run, or where the draft is."""
         step, active = self.step(draft), self._newest_active()
-        lands = f"train/{active}" if active else step.target if step.target in _TABS else "train"
+        here = step.target if step.target in _TABS else "model" if draft.is_empty else "train"
+        lands = f"train/{active}" if active else here
         name = dataset_name(self.page.services.home, str(draft.mapping["dataset"].get("source") or ""))
         return render_bar(draft, step, outlook(*self.train.plan_facts(draft)), lands=lands, dataset=name)
 

@@ -5,13 +5,11 @@ import re
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from loratory.engine.evaluation.blind_test import judgements_file
-from loratory.engine.evaluation.job import evaluation_file
-from loratory.engine.export.contract import records_file
 from loratory.engine.runs.run import Run
 from loratory.ui.services import Services
-from tests.browser.chromium import await_draft, barriers, open_tab, set_up
+from tests.browser.chromium import await_draft, barriers, open_tab
 from tests.browser.conftest import watched_page
+from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 
@@ -91,51 +89,51 @@ def test_a_run_that_is_not_there_is_reported_and_nothing_else_changes(browser: B
     page.context.close()
 
 
-def test_the_bar_alone_leads_from_a_draft_to_an_export(page, browser: Browser, address, services):
-    """Each step is offered until it is done, and never where it is in front already."""
-    bar, step = page.locator("#next-step"), page.locator("#next-step .go:visible")
-    step.click()
-    page.locator("#catalog [data-pick]").first.click()
-    expect(step).to_have_text("Choose a dataset")
-    step.click()
-    page.locator("#samples [data-pick]").first.click()
-    set_up(page)
-    page.locator("#max-steps input").fill("40000")
-    page.locator("#max-steps input").blur()
-    expect(bar).to_contain_text("40,000 steps")
-    page.locator("#next-step-start").click()
-    expect(bar).to_contain_text(re.compile(r"\d+% · .* left · loss [\d.]+"))
-    run = services.launcher.started[-1]
-    is_at(page, f"/train/{run.id}", "Train")
-    expect(bar.locator("[data-pick^='follow:']:visible")).to_have_count(0)
-
-    with watched_page(browser, address) as other:
-        is_at(other, f"/train/{run.id}", "Train")
-        expect(other.locator("#run-heading")).to_be_visible()
-        open_tab(other, "Method")
-        expect(other.locator("#next-step .active")).to_have_text(re.compile(r"\d+% · .* left · Open"))
-        expect(other.locator("#next-step .in-hand")).to_be_hidden()
-
-    open_tab(page, "Runs")
-    bar.get_by_role("button", name="Stop and save").click()
-    expect(step).to_have_text("Chat")
-    assert barriers(page) == []
-    step.click()
-    page.locator("#chat-question textarea").fill("What does lora_alpha do?")
-    expect(bar.locator(".hint:visible")).to_have_text("Load the model, then ask a question.")
-    page.locator("#chat-send").click()
-
-    traces = {
-        "Blind test": ("#chat-blind", judgements_file(run.folder.path, None)),
-        "Measure": ("#measure-start", evaluation_file(run.folder.path, None)),
-        "Export": ("#export-form", records_file(run.folder.path)),
-    }
-    for name, (part, trace) in traces.items():
-        expect(step).to_have_text(name)
+def test_the_bar_alone_leads_from_the_first_view_to_an_export(browser: Browser, tmp_path):
+    """Its button is the only one that is clicked, but for an early stop and the verdict on a pair."""
+    services = fake_services(tmp_path, seconds_per_step=1.0)
+    with page_of(services) as address, watched_page(browser, address) as page:
+        bar, step = page.locator("#next-step"), page.locator("#next-step .go:visible")
+        expect(step).to_have_text("Load quick start")
         step.click()
-        expect(page.locator(part)).to_be_visible()
+        page.locator("#next-step-start").click()
+        expect(bar).to_contain_text(re.compile(r"\d+% · .* left · loss [\d.]+"))
+        (run,) = services.runs.list()
+        is_at(page, f"/train/{run.id}", "Train")
         expect(step).to_have_count(0)
-        trace.parent.mkdir(exist_ok=True)
-        trace.touch()
-    expect(bar.locator(".path li", has_text="✓")).to_have_count(4)
-    expect(step).to_have_count(0)
+
+        with watched_page(browser, address) as other:
+            is_at(other, f"/train/{run.id}", "Train")
+            expect(other.locator("#run-heading")).to_be_visible()
+            open_tab(other, "Method")
+            expect(other.locator("#next-step .active")).to_have_text(re.compile(r"\d+% · .* left · Open"))
+            expect(other.locator("#next-step .in-hand")).to_be_hidden()
+
+        bar.get_by_role("button", name="Stop and save").click()
+        expect(step).to_have_text("Chat")
+        assert barriers(page) == []
+        step.click()
+        question = page.locator("#chat-question textarea")
+        expect(question).to_be_focused()
+        expect(page.locator("#suggestions [data-pick='0']")).to_be_visible()
+        expect(step).to_have_text("Ask")
+        step.click()
+        expect(question).not_to_have_value("")
+        step.click()
+        expect(page.locator("#transcript .answers")).to_have_count(1)
+        expect(step).to_have_text("Blind test")
+        step.click()
+        expect(step).to_have_text("Judge a pair")
+        step.click()
+        verdict = page.locator("#blind-verdict .verdict").first
+        expect(verdict).to_be_visible()
+        step.click()
+        expect(verdict).to_be_focused()
+        verdict.click()
+        for name, action in (("Measure", "Measure now"), ("Export", "Export now")):
+            expect(step).to_have_text(name)
+            step.click()
+            expect(step).to_have_text(action)
+            step.click()
+        expect(bar.locator(".path li", has_text="✓")).to_have_count(4)
+        expect(step).to_have_count(0)

@@ -274,7 +274,7 @@ def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, se
     page.locator("#next-step-start").click()
     expect(page.locator("#confirm-start")).to_contain_text("1,000 times the usual 1e-05 for LoRA, DPO")
     page.locator("#really-start").click()
-    page.locator("#next-step-line .go[data-pick^='chat']").click()
+    page.locator("#next-step-run .go[data-pick^='chat']").click()
     expect(page.locator("#chat-state")).to_contain_text("is loaded")
     expect(page.locator("#chat-branches label", has_text="All three")).to_be_visible()
     page.locator("#chat-question textarea").fill("What does the rank do?")

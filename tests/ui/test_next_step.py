@@ -47,7 +47,9 @@ def step_of(bar: NextStepBar, config: dict):
     return step.label, step.target
 
 
-def test_what_is_missing_comes_first(bar):
+def test_a_first_visit_begins_with_the_quick_start_and_a_later_one_with_what_is_missing(bar, services):
+    assert step_of(bar, {"model": {}, "dataset": {}}) == ("Load quick start", "#start-here button")
+    write_run(services.runs, a_config(), InventedRun())
     assert step_of(bar, {"model": {}, "dataset": {}}) == ("Choose a model", "model")
     assert step_of(bar, {"model": {"id": "x/y"}, "dataset": {}}) == ("Choose a dataset", "data")
     assert step_of(bar, complete(adapter__r=4)) == ("Start training", "")

@@ -117,6 +117,14 @@ document.addEventListener('click', (event) => {
   else if (link) lead(link.dataset.field);
 });
 
+// Where the bar's step is in front already, its button presses the first of these that can be pressed; what a person has to decide or type gets the focus.
+document.addEventListener('click', ({target}) => {
+  const choices = target.closest?.('[data-press]')?.dataset.press.split(', ') ?? [];
+  const chosen = choices.map((choice) => document.querySelector(choice)).find((one) => one?.offsetParent && !one.disabled);
+  chosen?.focus();
+  if (!chosen?.matches('textarea, .verdict')) chosen?.click();
+});
+
 // The run that is followed, else the newest active one; one that ended out of sight, until the page is looked at.
 let endedAt = null;
 let missed = '';

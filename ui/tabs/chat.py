@@ -92,25 +92,24 @@ class ChatTab:
             [self.load.click, choice.model.submit, choice.folder.submit], self.load_chosen, choice.inputs,
             [self.state, self.load, self.unload], trigger_mode="once", **SLOW,
         )  # fmt: skip
-        refresh_event = load_event.then(**refreshing)
-        propose_event = self._open_after(page.wants_result.change, refreshing)
+        propose_event, wanted_event = self._open_after(page.wants_result.change, refreshing)
         self.unload.click(shown_in_place(self.unload_model), None, self.state, **SLOW).then(**refreshing)
-        self.talk.wire(refresh_event)
+        self.talk.wire([load_event.then(**refreshing), wanted_event])
         self.blind.wire(self.talk)
         mode_event = self.mode.input(self.switch_mode, self.mode, self._modes, **QUICK)
         self.evaluate.wire([awake.then, mode_event.then, propose_event.then], chosen)
         self.votes.wire(mode_event)
         self.blind.show_tally_after(mode_event)
 
-    def _open_after(self, trigger: Any, refreshing: Mapping[str, Any]) -> Dependency:
-        """Choose and load a run that another tab opens here, and focus the question; return the event of the choice."""
+    def _open_after(self, trigger: Any, refreshing: Mapping[str, Any]) -> tuple[Dependency, Dependency]:
+        """Choose and load a run that another tab opens here, and focus the question; return the events of choice and load."""
         page, choice, modes = self.page, self.choice, [self.mode, *self._modes]
         load_inputs, load_outputs = [page.wants_result, *choice.inputs], [self.state, self.load, self.unload]
         outputs = [*choice.outputs, *modes]
         proposal: Dependency = trigger(self.propose, [page.wants_result, page.chosen_run], outputs, **QUICK)
-        load_event = proposal.then(self.load_wanted, load_inputs, load_outputs, **SLOW)
-        load_event.then(**refreshing).then(None, page.wants_result, None, js=script("to_question"), **QUICK)
-        return proposal
+        load_event = proposal.then(self.load_wanted, load_inputs, load_outputs, **SLOW).then(**refreshing)
+        load_event.then(None, page.wants_result, None, js=script("to_question"), **QUICK)
+        return proposal, load_event
 
     def propose(self, wants_result: str, run_id: str) -> Updates:
         mode = _MODES.get(wants_result.partition(" ")[0])

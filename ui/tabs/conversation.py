@@ -113,8 +113,8 @@ class TalkPart:
             self.row, self.browser_copy, self.links, self.cancel_button, self.before_edit, self.sampling.system,
         ]  # fmt: skip
 
-    def wire(self, load_event: Dependency) -> None:
-        """Connect the events; after `load_event`, prompts of the loaded run are suggested."""
+    def wire(self, load_events: Sequence[Dependency]) -> None:
+        """Connect the events; after a load, prompts of the loaded run are suggested."""
         system = self.sampling.system
         settings = [self.branches, system, *self.sampling.inputs]
         conversation = [self.turns, self.before_edit]
@@ -134,7 +134,8 @@ class TalkPart:
         )  # fmt: skip
         clear_event.then(view.render_suggestions, self.suggested_prompts, self.suggestions, **QUICK)
         self.cancel_button.click(self.cancel_edit, self.before_edit, self._outputs, **QUICK)
-        load_event.then(self.suggest, None, [self.suggestions, self.suggested_prompts], **SLOW)
+        for load_event in load_events:
+            load_event.then(self.suggest, None, [self.suggestions, self.suggested_prompts], **SLOW)
         suggestion_outputs = [self.question, self.row, system, self.suggestions, self.suggested_prompts]
         self.suggestions.click(self.take_suggestion, self.suggested_prompts, suggestion_outputs, **QUICK)
         self.open.upload(shown_as_message(self.open_file), self.open, self._outputs, **SLOW)

@@ -13,19 +13,36 @@ from loratory.engine.runs.summary import RunSummary
 from loratory.ui.backend.run_reader import RunSnapshot
 from loratory.ui.draft import Draft
 from loratory.ui.views.dataset import render_truncation
-from loratory.ui.views.html import count, duration, facts, field_link, gib, notices, pick_button, plural, small, toolbar
+from loratory.ui.views.html import (
+    count,
+    duration,
+    facts,
+    field_link,
+    gib,
+    notices,
+    pick_button,
+    plural,
+    press_button,
+    small,
+    toolbar,
+)
 from loratory.ui.views.memory import VERDICTS, alarms, chosen_name
 from loratory.ui.views.run_line import next_of
 
 OPENING_BAR = small("Restoring draft …", role="status")
-_FIELD = "field:"
+_FIELD, _QUICK_START = "field:", "#start-here button"
+# Where the tab that a step leads to is in front already.
+_IN_FRONT = {
+    "model": "Pick a model in the list.", "data": "Pick a sample, open a file, or name a dataset of the Hub.",
+    "method": "Take an advice of the panel.", "train": "The panel has the reason.",
+}  # fmt: skip
 
 
 class NextStep(NamedTuple):
     """The next action, and where a click on it leads."""
 
     label: str
-    # A tab, `field:` and a setting, or what to do with a run and its id; empty for the start itself.
+    # A tab, `field:` and a setting, what to do with a run and its id, or a selector to press; empty for the start itself.
     target: str
 
     @property
@@ -34,8 +51,10 @@ class NextStep(NamedTuple):
         return not self.target
 
 
-def next_step(draft: Draft, run: RunSnapshot | None, *, can_start: bool) -> NextStep:
-    """Return the next step of a draft; `run` is the newest run with its settings."""
+def next_step(draft: Draft, run: RunSnapshot | None, *, can_start: bool, is_new: bool = False) -> NextStep:
+    """Return the next step of a draft; `run` is the newest run with its settings, `is_new` a first visit."""
+    if is_new and draft.is_empty:
+        return NextStep("Load quick start", _QUICK_START)
     if not draft.mapping["model"].get("id"):
         return NextStep("Choose a model", "model")
     if not draft.mapping["dataset"].get("source"):
@@ -67,6 +86,9 @@ def render_bar(draft: Draft, step: NextStep, outlook: Sequence[str] = (), *, lan
     action = "" if step.starts else pick_button(step.target, step.label, css="go")
     if step.target.startswith(_FIELD):
         action = field_link(step.target.removeprefix(_FIELD), step.label, css="go")
+    if step.target == _QUICK_START:
+        action = press_button(_QUICK_START, step.label, css="go")
+    action += f'<span class="hint">{_IN_FRONT[step.target]}</span>' if step.target in _IN_FRONT else ""
     verdict = " · ".join(filter(None, [*map(escape, outlook), _verdict(draft)]))
     addresses = f'data-lands="{escape(lands, quote=True)}" data-name="{escape(dataset, quote=True)}"'
     return f'<div class="chosen" {addresses}>{links}</div><p class="verdict" role="status">{verdict}</p>{action}'

@@ -289,6 +289,11 @@ def field_link(name: str, text: str, css: str = "link") -> str:
     return f'<button type="button" class="{css}" data-field="{escape(name, quote=True)}">{escape(text)}</button>'
 
 
+def press_button(selectors: str, text: str, css: str = "go hint") -> str:
+    """Return a button that presses the first of some others that is shown; the script `access` does."""
+    return f'<button type="button" class="{css}" data-press="{escape(selectors, quote=True)}">{escape(text)}</button>'
+
+
 def attention(count: int) -> str:
     """Return a sentence with the number of invalid settings."""
     return "One setting needs your attention" if count == 1 else f"{count} settings need your attention"

@@ -7,15 +7,16 @@ from loratory.engine.runs.history.steps import StepSeries
 from loratory.engine.runs.run import Run
 from loratory.ui.backend.results import steps_done
 from loratory.ui.backend.run_reader import RunSnapshot, can_chat
-from loratory.ui.views.html import duration, pick_button
+from loratory.ui.views.html import duration, pick_button, press_button
 from loratory.ui.views.run_view import STATE_WORDS, state_mark, time_left
 
-# The steps of a result, in order: target, name, and what to do where it is in front already.
+# The steps of a result, in order: target, name, and where it is in front already, what the bar's button says and presses.
+_TYPED = "#composer:has(textarea:not(:placeholder-shown))"
 STEPS = (
-    ("chat", "Chat", "Load the model, then ask a question."),
-    ("blind", "Blind test", "Load the model, then judge a pair."),
-    ("measure", "Measure", "Press Measure."),
-    ("export", "Export", "Choose a format, then export."),
+    ("chat", "Chat", "Ask", f"{_TYPED} #chat-send, #suggestions [data-pick='0'], #chat-question textarea, #chat-load"),
+    ("blind", "Blind test", "Judge a pair", "#blind-verdict .verdict, #blind-next, #chat-load"),
+    ("measure", "Measure", "Measure now", "#measure-start"),
+    ("export", "Export", "Export now", "#export-start"),
 )
 _TREND_STEPS, _STEADY = 10, 0.002
 
@@ -23,7 +24,7 @@ _TREND_STEPS, _STEADY = 10, 0.002
 def next_of(run: Run) -> tuple[str, str]:
     """Return name and target of the first step of a result that is not done; of the last one once all are."""
     done = steps_done(run.folder)
-    target, name, _ = next((step for step in STEPS if step[0] not in done), STEPS[-1])
+    target, name, *_ = next((step for step in STEPS if step[0] not in done), STEPS[-1])
     return name, f"{target}:{run.id}"
 
 
@@ -42,11 +43,12 @@ def render_run_line(snapshot: RunSnapshot, now: float | None = None) -> str:
         action = pick_button(f"resume:{run_id}", "Resume", css="go", label=f"Resume {snapshot.title}")
     elif more:
         done, upcoming, more = steps_done(snapshot.run.folder), next_of(snapshot.run)[0], ""
-        for target, name, hint in STEPS:
+        for target, name, action_name, presses in STEPS:
             is_next = name == upcoming and target not in done
             mark = '<span role="img" aria-label="done">✓</span> ' if target in done else ""
             button = pick_button(f"{target}:{run_id}", name, css="go" if is_next else "link")
-            more += f'<li>{mark}{button}<span class="hint">{hint if is_next else name}</span></li>'
+            in_front = press_button(presses, action_name) if is_next else f'<span class="hint">{name}</span>'
+            more += f"<li>{mark}{button}{in_front}</li>"
         more, action = f'<ol class="path" aria-label="Steps of its result">{more}</ol>', ""
     name = f'<b class="name">{escape(snapshot.title)}</b>'
     return f'<div class="in-hand" data-run="{run_id}"><p>{name} {text}</p>{more}{action}</div>'
