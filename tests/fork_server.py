@@ -32,6 +32,7 @@ from loratory.engine.evaluation import job as evaluation
 from loratory.engine.export import job as export
 from loratory.engine.inspector import session as inspector
 from loratory.engine.runs import job as training
+from loratory.engine.runs.run import RUN_VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable  # tests put other programs in its place
@@ -97,9 +98,12 @@ class ForkServer:
 
     def __init__(self, environment: Environment, kind: str) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own = {**environment, **_QUIET, "PYTHONPATH": str(REPOSITORY)}
         self._process = subprocess.Popen(
             [PYTHON, "-P", __file__, str(theirs.fileno()), kind],
-            env={**environment, **_QUIET, "PYTHONPATH": str(REPOSITORY)},
+            env={
+                name: value for name, value in own.items() if name != RUN_VARIABLE
+            },  # it outlives the run that came first
             cwd=REPOSITORY,
             pass_fds=(theirs.fileno(),),
         )

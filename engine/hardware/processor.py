@@ -69,12 +69,6 @@ def has_fast_bfloat16(cpuinfo: str) -> bool:
     return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") != "GenuineIntel")
 
 
-def has_bfloat16(cpuinfo: str | None = None) -> bool:
-    """Return whether a processor, or this one, has instructions for bfloat16, quick or not."""
-    flags = _facts(_read_text(_CPUINFO) if cpuinfo is None else cpuinfo).get("flags", "").split()
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
-
-
 def processor_name(cpuinfo: str) -> str:
     """Return the processor's name, as far as the system reports it."""
     name = " ".join(_facts(cpuinfo).get("model name", "").split())

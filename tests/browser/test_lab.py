@@ -302,7 +302,9 @@ def test_a_person_shares_a_run_and_another_reads_and_copies_it(lab, browser):
         expect(finn.locator("#shared-heading")).to_contain_text("Of eva, read only.")
         expect(finn.locator("#shared-run button:visible").filter(has_text="Copy settings")).to_be_visible()
         offers = {text.strip() for text in finn.locator("#shared-run button:visible").all_inner_texts()}
-        assert offers <= {"Open in Chat", "Copy settings"}, "another person's run is not stopped or deleted"
+        assert offers <= {"Open in Chat", "Copy settings", "PNG", "SVG", "CSV"}, (
+            "another person's run is not stopped or deleted"
+        )
         finn.locator("#shared-copy").click()
         finn.locator("#tabs button[role=tab].selected:has-text('Method')").wait_for()
         open_tab(finn, "Train")
