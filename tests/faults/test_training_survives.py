@@ -1,8 +1,10 @@
 """What breaks inside a run, with real workers: killed, out of memory, out of disk, out of numbers. Nothing is lost."""
 
+import json
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -11,6 +13,7 @@ from loratory.engine.runs.checkpoints import list_checkpoints
 from loratory.engine.runs.control import request_cancel
 from loratory.engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
 from tests.supervision.fake_runs import wait_for_step
+from tests.tiny_model import make_tiny_model
 from tests.training.worker_runs import data_of_events, events_of, is_pending, losses_of, newest_intact
 from tests.waiting import wait_until
 
@@ -180,12 +183,17 @@ def test_a_gpu_out_of_memory_has_advice(workers, runs):
 
 
 def test_a_machine_out_of_memory_has_advice(workers, runs, tmp_path):
-    # A kernel for bfloat16 is compiled for each new size and takes new memory; what float32 takes may all be there already.
-    run = runs.create(training={"max_steps": 2000}, model={"compute_dtype": "bfloat16"})
-    pid = workers.start(run.folder.path, f"training:step-3=wait:{tmp_path / 'go'}")
-    wait_for_step(run, 3)
-    used = int(open(f"/proc/{pid}/statm").read().split()[0]) * resource.getpagesize()  # noqa: PTH123, SIM115
-    resource.prlimit(pid, resource.RLIMIT_AS, (used, used))
+    rows = [{"instruction": f"What is {number}?", "output": "a rank " * 400} for number in range(12)]
+    (tmp_path / "long.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    wide = make_tiny_model(tmp_path / "wide", intermediate_size=16_384)  # 130 MB for each of its products of a batch
+    run = runs.create(
+        model={"id": str(wide)}, dataset={"source": str(tmp_path / "long.jsonl")},
+        training={"per_device_train_batch_size": 4, "max_length": 512},
+    )  # fmt: skip
+    pid = workers.start(run.folder.path, f"session:load_model=wait:{tmp_path / 'go'}")
+    wait_until(lambda: "loading_model" in [status.phase for status in data_of_events(run, "status")])
+    used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (used + 256 * 2**20,) * 2)  # enough for the weights
     (tmp_path / "go").touch()
 
     assert workers.wait(pid) == EXIT_FAILED
