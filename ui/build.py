@@ -113,7 +113,7 @@ class NextStepBar:
 
     def render(self, draft: Draft) -> str:
         """Return the draft's line; a browser that opens the page without an address lands on the active run, or where the draft is."""
-        step, active = self.step(draft), self.page.reader.newest_active()
+        step, active = self.step(draft), self.page.reader.newest_active(or_waiting=False)
         here = step.target if step.target in _TABS else "model" if draft.is_empty else "train"
         lands = f"train/{active}" if active else here
         name = dataset_name(self.page.services.home, str(draft.mapping["dataset"].get("source") or ""))
@@ -124,7 +124,7 @@ class NextStepBar:
         return self._lines.get((time.monotonic() // _HEADER_SECONDS, chosen), lambda: self._render_run(chosen))
 
     def _render_run(self, chosen: str) -> str:
-        reader, active = self.page.reader, self.page.reader.newest_active()
+        reader, active = self.page.reader, self.page.reader.newest_active(or_waiting=False)
         in_hand = chosen if reader.exists(chosen) else active or ""
         try:
             line = render_run_line(reader.observe(in_hand)) if in_hand else ""

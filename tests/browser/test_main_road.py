@@ -107,14 +107,14 @@ def test_a_newcomer_trains_with_three_clicks_at_most_and_talks_to_the_result(ser
     # Stop and save: what was learned so far can be used, and no process is left.
     expect(page.locator("#stop")).to_be_visible()
     page.locator("#stop").click()
-    expect(page.locator("#next-step-run .go")).to_have_text("Chat")
+    expect(page.locator("#next-step-run .go:visible")).to_have_text("Chat")
     (run,) = (home / "runs").glob("*/*/config.yaml")
     worker = json.loads((run.parent / "process.json").read_text())["pid"]
     wait_until(lambda: not psutil.pid_exists(worker))
     assert (run.parent / "adapter" / "adapter_model.safetensors").is_file()
 
     # Chat: base and tuned answer side by side.
-    page.locator("#next-step-run .go").click()
+    page.locator("#next-step-run .go:visible").click()
     expect(page.locator("#chat-question textarea")).to_be_focused()
     page.locator("#chat-settings button").first.click()
     let_layout_settle(page)

@@ -122,7 +122,7 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     expect(page.locator("#confirm-start")).to_be_hidden()
     assert len(services.runs.ids()) == before + 1
     page.locator("#train-view label", has_text="Follow").click()
-    page.locator("#next-step-run .go").click()
+    page.locator("#next-step-run .go:visible").click()
     expect(page.locator("#chat-run input")).to_have_value(re.compile("stopped"))
     expect(page.locator("#side")).to_be_hidden()
 

@@ -134,14 +134,14 @@ class RunReader:
             log_bytes=size_and_time(run.folder.log)[0],
         )
 
-    def newest_active(self) -> str | None:
+    def newest_active(self, *, or_waiting: bool = True) -> str | None:
         """Return the id of the newest active run, else of the newest that waits."""
         waiting = None
         for run in self._runs.list()[:200]:
             state = run.folder.read_state().state
             if state in LIVE_STATES:
                 return run.id
-            if state == "queued":
+            if state == "queued" and or_waiting:
                 waiting = run.id
         return waiting
 
