@@ -214,6 +214,14 @@ def test_a_term_explains_itself_to_a_pointer_and_to_the_keyboard(browser, addres
     assert barriers(page) == []
     page.keyboard.press("Escape")
     expect(explanation).to_be_hidden()
+
+    page.evaluate(
+        "document.querySelector('#facts').insertAdjacentHTML('beforeend', '<p class=legend><span>reward margin</span></p>')"
+    )
+    expect(page.locator("#facts .legend .term")).to_have_text("reward margin")
+    for _ in range(3):  # a mark is no title that would be marked again, and again
+        page.evaluate("new Promise(requestAnimationFrame)")
+    expect(page.locator("#facts .legend .term")).to_have_count(1)
     page.context.close()
 
 

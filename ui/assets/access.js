@@ -31,7 +31,10 @@ const arrange = () => {
     if (selected && panel.offsetParent) panel.ariaLabel = selected.textContent;
   }
   // Each choice has a name of its own: arrow keys move within one name.
-  for (const radio of document.querySelectorAll('fieldset [type=radio]')) radio.name = radio.closest('fieldset').querySelector('[type=radio]').name;
+  for (const radio of document.querySelectorAll('fieldset [type=radio]')) {
+    const {name} = radio.closest('fieldset').querySelector('[type=radio]');
+    if (radio.name !== name) radio.name = name;
+  }
   // The focus of what was closed goes to the row that it was about, else to the start of the tab.
   if (held && document.activeElement === document.body && !held.checkVisibility()) {
     const place = [...document.querySelectorAll('tr.chosen[tabindex], .tabitem')].findLast((part) => part.checkVisibility());

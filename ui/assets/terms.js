@@ -46,7 +46,7 @@ const LONGEST_FIRST = [...SENTENCES.keys()].sort((a, b) => b.length - a.length);
 const TERM = new RegExp(`\\b(${LONGEST_FIRST.join('|')})s?\\b`, 'i');
 
 const markTerms = () => {
-  for (const title of document.querySelectorAll(`:is(${TITLES}):not(.marked)`)) {
+  for (const title of document.querySelectorAll(`:is(${TITLES}):not(.marked, .term)`)) {
     title.classList.add('marked');
     if (title.querySelector('button, a') || title.closest('button, a')) continue;
     const texts = document.createTreeWalker(title, NodeFilter.SHOW_TEXT);
