@@ -47,7 +47,7 @@ def step_of(bar: NextStepBar, config: dict):
     return step.label, step.target
 
 
-def test_a_first_visit_begins_with_the_quick_start_and_a_later_one_with_what_is_missing(bar, services):
+def test_a_first_visit_begins_with_the_quick_start_a_later_one_with_what_is_missing(bar, services):
     assert step_of(bar, {"model": {}, "dataset": {}}) == ("Load quick start", "#start-here button")
     write_run(services.runs, a_config(), InventedRun())
     assert step_of(bar, {"model": {}, "dataset": {}}) == ("Choose a model", "model")

@@ -152,9 +152,11 @@ def _settings_of_presets(settings: Mapping[str, Mapping[str, Any]]) -> list[str]
     """Return what an earlier preset set, if most of it is still as it set it."""
     names = []
     for preset in list_presets():
-        named = [(section, *item) for section, given in preset.mapping().items() for item in given.items()]
-        kept = [f"{section}.{name}" for section, name, value in named if settings.get(section, {}).get(name) == value]
-        names += kept if len(kept) >= _MOST_OF_PRESET * len(named) else []
+        entries = [(section, *item) for section, values in preset.mapping().items() for item in values.items()]
+        equal_names = [
+            f"{section}.{name}" for section, name, value in entries if settings.get(section, {}).get(name) == value
+        ]
+        names += equal_names if len(equal_names) >= _MOST_OF_PRESET * len(entries) else []
     return names
 
 
