@@ -25,10 +25,11 @@ from tests.browser.chromium import await_draft, choose_model_and_data, chromium,
 from tests.browser.real_server import ROOT
 
 _PATIENCE_MS, _SOON_MS, _VOTES = 60_000, 100, 10
+_HELD_MS = 60  # that a hand holds a button
 _WATCH = """(() => {
   const STYLES = ['backgroundColor', 'color', 'borderColor', 'boxShadow', 'outline', 'opacity', 'transform', 'filter'];
   const styleOf = (element) => STYLES.map((name) => getComputedStyle(element)[name]).join();
-  const controlOf = ({target}) => target.closest?.('button, label, tr, a') ?? document.activeElement ?? document.body;
+  const controlOf = ({target}) => target.closest?.('input, textarea, button, label, tr, a') ?? document.activeElement ?? document.body;
   const isSeen = ({target}) => (target.nodeType === 1 ? target : target.parentElement)?.checkVisibility();
   let [pending, hovered, hoveredStyle] = [[], null, ''];
   const change = () => { for (const each of pending) each.hasChanged = true; };
@@ -75,7 +76,7 @@ class Person:
 
     def click(self, selector: str, text: str | None = None) -> None:
         self.clicks += 1
-        self.find(selector, text).click()
+        self.find(selector, text).click(delay=_HELD_MS)
 
     def press(self, key: str) -> None:
         self.keys += 1

@@ -120,12 +120,18 @@ document.addEventListener('click', (event) => {
   else if (link) lead(link.dataset.field);
 });
 
+// A key that stands for a button lets it look pressed.
+window.loratoryPress = (button) => {
+  button?.classList.add('pressed');
+  setTimeout(() => button?.classList.remove('pressed'), 200);
+  requestAnimationFrame(() => setTimeout(() => button?.click()));  // what it starts may take longer than a frame
+};
 // Where the bar's step is in front already, its button presses the first of these that can be pressed; what a person has to decide or type gets the focus.
 document.addEventListener('click', ({target}) => {
   const choices = target.closest?.('[data-press]')?.dataset.press.split(', ') ?? [];
   const chosen = choices.map((choice) => document.querySelector(choice)).find((one) => one?.offsetParent && !one.disabled);
   chosen?.focus();
-  if (!chosen?.matches('textarea, .verdict')) chosen?.click();
+  if (!chosen?.matches('textarea, .verdict')) window.loratoryPress(chosen);
 });
 
 // The run that is followed, else the newest active one; one that ended out of sight, until the page is looked at.

@@ -2,7 +2,7 @@
 const close = (event) => {
   if (!element.isConnected) document.removeEventListener('keydown', close);
   else if (event.key === 'Escape' && element.parentElement.offsetParent && !event.target.closest('input, textarea')) {
-    element.closest('.column').querySelector('button').click();
+    window.loratoryPress(element.closest('.column').querySelector('button'));
   }
 };
 document.addEventListener('keydown', close);

@@ -9,8 +9,9 @@ element.addEventListener('click', (event) => {
   const end = (saves) => {
     if (!isOpen) return;  // removing the box leaves it
     isOpen = false;
-    if (saves && box.value.trim() !== name) pick(`name:${run}:${box.value}`);
     box.remove();
+    // Sending it takes longer than a frame.
+    if (saves && box.value.trim() !== name) requestAnimationFrame(() => setTimeout(pick, 0, `name:${run}:${box.value}`));
   };
   box.addEventListener('keydown', (typed) => {
     if (typed.isComposing || !['Enter', 'Escape'].includes(typed.key)) return;

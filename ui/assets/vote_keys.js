@@ -4,5 +4,5 @@ window.addEventListener('keydown', (event) => {
   if (!verdict || !element.offsetParent || event.repeat || event.altKey || event.ctrlKey || event.metaKey) return;
   if (event.target.closest('textarea, select, input:not([type=radio])')) return;
   event.preventDefault();
-  element.querySelector(`[data-pick=${verdict}]`)?.click();
+  window.loratoryPress(element.querySelector(`[data-pick=${verdict}]`));
 });

@@ -48,7 +48,7 @@ list.onclick = ({target: {dataset}}) => {
 };
 drawer.onkeydown = (event) => {
   if (event.key === 'Escape') drawer.hidePopover();
-  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) apply.click();
+  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) window.loratoryPress(apply);
 };
 drawer.onbeforetoggle = ({newState}) => { if (newState === 'open') opener = document.activeElement; };
 drawer.ontoggle = ({newState}) => { if (newState === 'closed') (opener.isConnected ? opener : document.querySelector('#panel [popovertarget]')).focus(); };
