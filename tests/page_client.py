@@ -23,6 +23,7 @@ class PageClient:
         self._http = http
         self._events = config["dependencies"]
         self._values = {part["id"]: part["props"].get("value") for part in config["components"]}
+        self._texts = {part["id"] for part in config["components"] if "choices" not in part["props"]}
         self._parts: dict[str, list[int]] = {}
         for part in config["components"]:
             name = part["props"]["label"] if part["type"] == "tabitem" else part["props"].get("elem_id")
@@ -48,9 +49,10 @@ class PageClient:
         changes = []
         if event["backend_fn"]:
             self.fire(event, event_data)
-        else:  # the browser's alone; ours give their outputs another value
-            changes = [[part, "change"] for part in event["outputs"]]
-            self._values.update(dict.fromkeys(event["outputs"], uuid.uuid4().hex))
+        else:  # the browser's alone; ours give their outputs another value, and leave what is chosen
+            outputs = [part for part in event["outputs"] if part in self._texts]
+            changes = [[part, "change"] for part in outputs]
+            self._values.update(dict.fromkeys(outputs, uuid.uuid4().hex))
         for following in self._events:
             if following["trigger_after"] == event["id"] or any(target in changes for target in following["targets"]):
                 self._fire_chain(following)
