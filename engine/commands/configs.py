@@ -10,7 +10,7 @@ from loratory.engine.commands.output import AsJson, print_json, print_table
 from loratory.engine.config.load import config_from_mapping, mapping_from_file, with_overrides
 from loratory.engine.config.presets import find_preset, list_presets
 from loratory.engine.config.run import RunConfig
-from loratory.engine.errors import ConfigError, Problem, RunError, StorageError, shorten
+from loratory.engine.errors import ConfigError, RunError, StorageError, shorten
 from loratory.engine.models.catalog import search_catalog
 from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.quantities import count
@@ -46,14 +46,12 @@ def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
     if looks_like_file or path.is_file():
         return mapping_from_file(path)
     try:
-        return find_preset(text, home).mapping()
+        return find_preset(text, home, kinds="file, preset or run").mapping()
     except ConfigError as no_preset:
         try:
             run = RunStore(home, local_owner()).get(text)
         except RunError:
-            reason = no_preset.problems[0].message
-            message = reason.replace("there is no file or preset", "there is no file, preset or run", 1)
-            raise ConfigError([Problem("", message)]) from None
+            raise no_preset from None
     mapping = mapping_from_file(run.folder.config)
     section = mapping.get("run")
     if isinstance(section, dict) and is_automatic(str(section.get("name")), run.id):

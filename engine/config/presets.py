@@ -47,15 +47,18 @@ def list_presets(home: LoratoryHome | None = None) -> list[Preset]:
     return [*sorted(presets, key=lambda preset: (preset.memory_gib or 0, preset.name)), *own]
 
 
-def find_preset(name: str, home: LoratoryHome | None = None) -> Preset:
+def find_preset(name: str, home: LoratoryHome | None = None, *, kinds: str = "preset") -> Preset:
     """Look up one preset, also among those that the person of a home saved.
+
+    Args:
+        kinds: What else the name may be of, for the message.
 
     Raises:
         ConfigError: If there is none of that name; lists those that exist.
     """
     presets = {preset.name: preset for preset in list_presets(home)}
     if name not in presets:
-        message = f"there is no file or preset {shorten(name)!r}; the presets are {', '.join(presets)}."
+        message = f"no {kinds} is called {shorten(name)!r}; the presets are {', '.join(presets)}."
         raise ConfigError([Problem("", message)])
     return presets[name]
 

@@ -61,7 +61,7 @@ class ModelConfig(Section):
     double_quant: bool = setting(True, "Double quantization")
     """Also quantizes the scales of nf4 and fp4: saves 0.4 bits per weight without measurable loss."""
     compute_dtype: ComputeDtype = setting("auto", "Compute dtype")
-    """auto uses bfloat16 where the device is fast in it, else float16 on GPUs and float32 on CPUs."""
+    """auto uses bfloat16 where the device is fast in it, else float16 on GPUs and float32 on CPUs. Answers on CPUs are in bfloat16."""
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = setting("auto", "Attention")
     """auto uses flash attention where it is installed and fits the model, else sdpa."""
 

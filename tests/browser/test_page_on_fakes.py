@@ -273,7 +273,7 @@ def test_long_answers_fold_and_keys_vote_one_press_a_pair(kept_page, services, m
     expect(page.locator("#blind-question textarea")).to_have_value("1")
     expect(page.locator("#blind-tally")).to_contain_text("3 pairs")
     page.locator("#chat-mode label").first.click()
-    expect(page.locator("#transcript")).to_be_visible()  # the mode lays out the fold anew
+    expect(page.locator("#transcript")).to_be_visible()  # the mode has closed the fold by then
     page.locator("#chat-model-fold > button").click()
     page.locator("#chat-unload").click()
     expect(page.locator("#chat-state")).to_contain_text("No model loaded")

@@ -90,18 +90,18 @@ def test_votes_are_open_to_everyone_and_become_the_data(kept_page, services):
 
 def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(kept_page, services):
     page = kept_page
-    run = services.launcher.start(a_config(run__name="goes on for long", training__max_steps=ENDLESS))
+    run = services.launcher.start(a_config(run__name="takes hours", training__max_steps=ENDLESS))
     open_tab(page, "Runs")
-    pick_run(page, "goes on for long")
+    pick_run(page, "takes hours")
     page.locator("#one-cancel").click()
-    expect(page.locator("#one-confirm-cancel")).to_contain_text(f"goes on for long · {run.id[-4:]} stops now")
+    expect(page.locator("#one-confirm-cancel")).to_contain_text(f"takes hours · {run.id[-4:]} stops now")
     expect(page.locator("#one-confirm-cancel")).to_contain_text("Stop and save loses nothing")
     pick_run(page, "first try")
     expect(page.locator("#one-confirm-cancel")).to_be_hidden()
 
     page.locator("#run-delete").click()
     expect(page.locator("#confirm-delete")).to_contain_text("first try, full length")
-    pick_run(page, "goes on for long")
+    pick_run(page, "takes hours")
     expect(page.locator("#confirm-delete")).to_be_hidden()
     page.locator("#one-cancel").click()
     page.locator("#one-keep-running").click()
@@ -219,7 +219,7 @@ def test_a_term_explains_itself_to_a_pointer_and_to_the_keyboard(browser, addres
         "document.querySelector('#facts').insertAdjacentHTML('beforeend', '<p class=legend><span>reward margin</span></p>')"
     )
     expect(page.locator("#facts .legend .term")).to_have_text("reward margin")
-    for _ in range(3):  # a mark is no title that would be marked again, and again
+    for _ in range(3):  # a mark inside a mark would add one in each frame
         page.evaluate("new Promise(requestAnimationFrame)")
     expect(page.locator("#facts .legend .term")).to_have_count(1)
     page.context.close()

@@ -35,7 +35,7 @@ def test_a_preset_of_ones_own_is_a_configuration_and_is_listed(home):
     with pytest.raises(ConfigError) as error_info:
         load_config_argument("mine", (), home)
     assert {problem.field for problem in error_info.value.problems} == {"model", "dataset"}
-    with pytest.raises(ConfigError, match=r"there is no file, preset or run 'other'; the presets are .*, mine\."):
+    with pytest.raises(ConfigError, match=r"no file, preset or run is called 'other'; the presets are .*, mine\."):
         load_config_argument("other", (), home)
 
     app = build_app(("loratory.engine.commands.configs",))
@@ -59,7 +59,7 @@ def test_overrides_apply_and_all_their_mistakes_are_reported(home, tmp_path):
 
 
 def test_a_name_that_is_nothing_reports_what_there_is(home):
-    with pytest.raises(ConfigError, match="there is no file, preset or run 'nosuch'"):
+    with pytest.raises(ConfigError, match="no file, preset or run is called 'nosuch'"):
         load_config_argument("nosuch", (), home)
     with pytest.raises(StorageError, match=r"nosuch\.yaml cannot be read"):
         load_config_argument("nosuch.yaml", (), home)

@@ -58,7 +58,7 @@ def test_each_person_of_a_lab_has_their_own(home):
 
     assert find_preset("mine", ann).path == home.root / "presets" / "ann" / "mine.yaml"
     assert own_names(bea) == own_names(home) == []
-    with pytest.raises(ConfigError, match="no file or preset 'mine'"):
+    with pytest.raises(ConfigError, match="no preset is called 'mine'"):
         find_preset("mine", bea)
     save_preset(bea, "mine", "{}\n")
     assert find_preset("mine", ann).path.read_text() == TEXT

@@ -301,7 +301,7 @@ def test_only_presets_of_ones_own_can_be_deleted(tab, services):
 
     assert not (services.home.presets / "mine.yaml").exists()
     for name in ("mine", "bea/hers", "../presets/bea/hers", "hers", ""):
-        with pytest.raises(ConfigError, match="there is no file or preset"):
+        with pytest.raises(ConfigError, match="no preset is called"):
             tab.delete_preset(SimpleNamespace(_data={"pick": name}))
     tab.delete_preset(SimpleNamespace(_data={"pick": "quickstart-cpu"}))
     assert find_preset("quickstart-cpu").path.is_file()

@@ -69,7 +69,7 @@ class ResumePart:
         }
 
     def _place_of(self, run: Run, config: RunConfig | None) -> str | None:
-        """Return where a run would resume; None if there is no choice."""
+        """Return where a run would resume; None without a choice."""
         services = self._services
         if config is None or config.run.where not in get_args(WorkPlace) or not offers_cluster(services):
             return None
