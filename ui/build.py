@@ -48,7 +48,15 @@ from loratory.ui.tabs.runs import RunsTab
 from loratory.ui.tabs.start import why_not
 from loratory.ui.tabs.train import FOLLOW, SET_UP, TrainTab
 from loratory.ui.theme import STYLESHEETS
-from loratory.ui.views.draft import OPENING_BAR, NextStep, next_step, outlook, render_bar, render_start_here
+from loratory.ui.views.draft import (
+    OPENING_BAR,
+    QUICK_START_STEP,
+    NextStep,
+    next_step,
+    outlook,
+    render_bar,
+    render_start_here,
+)
 from loratory.ui.views.html import gib, pick_button, plural
 from loratory.ui.views.run_line import render_active, render_run_line
 from loratory.ui.views.run_view import tab_title
@@ -108,8 +116,9 @@ class NextStepBar:
         open_ones = [name for name, default in draft.derived_defaults.items() if default.awaits_rows]
         reader = self.page.reader
         run = reader.newest_of(draft.config, open_ones) if draft.config is not None else None
-        snapshot, is_new = reader.observe(run.id) if run is not None else None, not self.page.services.runs.ids()
-        return next_step(draft, snapshot, can_start=why_not(draft) is None, is_new=is_new)
+        if _is_first_visit(self.page, draft):
+            return QUICK_START_STEP
+        return next_step(draft, reader.observe(run.id) if run is not None else None, can_start=why_not(draft) is None)
 
     def render(self, draft: Draft) -> str:
         """Return the draft's line; a browser that opens the page without an address lands on the active run, or where the draft is."""
@@ -181,8 +190,11 @@ class StartHere:
 
     def render(self, draft: Draft) -> str:
         """Return the card on an empty form without runs."""
-        is_new = draft.is_empty and not self.page.services.runs.ids()
-        return render_start_here(QUICK_START) if is_new else ""
+        return render_start_here(QUICK_START) if _is_first_visit(self.page, draft) else ""
+
+
+def _is_first_visit(page: Page, draft: Draft) -> bool:
+    return draft.is_empty and not page.services.runs.ids()
 
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them

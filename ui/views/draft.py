@@ -30,7 +30,7 @@ from loratory.ui.views.memory import VERDICTS, alarms, chosen_name
 from loratory.ui.views.run_line import next_of
 
 OPENING_BAR = small("Restoring draft …", role="status")
-_FIELD, _QUICK_START = "field:", "#start-here button"
+_FIELD = "field:"
 # Where the tab that a step leads to is in front already.
 _IN_FRONT = {
     "model": "Pick a model in the list.", "data": "Pick a sample, open a file, or name a dataset of the Hub.",
@@ -51,10 +51,12 @@ class NextStep(NamedTuple):
         return not self.target
 
 
-def next_step(draft: Draft, run: RunSnapshot | None, *, can_start: bool, is_new: bool = False) -> NextStep:
-    """Return the next step of a draft; `run` is the newest run with its settings, `is_new` a first visit."""
-    if is_new and draft.is_empty:
-        return NextStep("Load quick start", _QUICK_START)
+# Of a first visit: the card with the quick start has a button that this one presses.
+QUICK_START_STEP = NextStep("Load quick start", "#start-here button")
+
+
+def next_step(draft: Draft, run: RunSnapshot | None, *, can_start: bool) -> NextStep:
+    """Return the next step of a draft; `run` is the newest run with its settings."""
     if not draft.mapping["model"].get("id"):
         return NextStep("Choose a model", "model")
     if not draft.mapping["dataset"].get("source"):
@@ -86,8 +88,8 @@ def render_bar(draft: Draft, step: NextStep, outlook: Sequence[str] = (), *, lan
     action = "" if step.starts else pick_button(step.target, step.label, css="go")
     if step.target.startswith(_FIELD):
         action = field_link(step.target.removeprefix(_FIELD), step.label, css="go")
-    if step.target == _QUICK_START:
-        action = press_button(_QUICK_START, step.label, css="go")
+    if step == QUICK_START_STEP:
+        action = press_button(step.target, step.label, css="go")
     action += f'<span class="hint">{_IN_FRONT[step.target]}</span>' if step.target in _IN_FRONT else ""
     verdict = " · ".join(filter(None, [*map(escape, outlook), _verdict(draft)]))
     addresses = f'data-lands="{escape(lands, quote=True)}" data-name="{escape(dataset, quote=True)}"'
