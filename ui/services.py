@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from loratory.engine.accounts.audit import AuditKind
 from loratory.engine.accounts.people import Logins, Person
 from loratory.engine.chat.session import ChatSession
-from loratory.engine.config.run import RunConfig
+from loratory.engine.config.run import RunConfig, WorkPlace
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import list_devices
 from loratory.engine.inspector.session import Inspector
@@ -67,9 +67,10 @@ class Services:
     lab: "LabAdmin | None" = None  # where the person is an admin
     board: "QueueBoard | None" = None  # the queue of a lab; None where there are no accounts
 
-    def unload_idle_chat(self) -> None:
-        """Unload the chat's model, which would occupy the device of other work."""
-        if self.chat.state.phase == "ready":
+    def free_device(self, where: WorkPlace = "local") -> None:
+        """Unload the chat's model, also one that answers or loads, if it would hold the device of other work."""
+        target = self.chat.state.target
+        if target is not None and target.where == where == "local":
             self.chat.unload()
 
     def place(self, name: str, earlier: Callable[[], Iterable[RunSummary]] = tuple) -> RunPlace:

@@ -10,7 +10,7 @@ from loratory.engine.evaluation.blind_test import judgements_file, read_judgemen
 from loratory.engine.evaluation.preference import interval
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.tabs.blind_test import HELD_OUT, OWN, Judging
-from loratory.ui.tabs.chat import ChatTab
+from loratory.ui.tabs.chat import BLIND_TEST, MEASURE, ChatTab
 from loratory.ui.tabs.chat_choice import AS_TRAINED, NOTHING, Chosen
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
@@ -203,6 +203,19 @@ def test_a_pair_that_is_stopped_in_the_first_moment_is_not_shown(blind, services
     assert services.chat.requests == []
 
     blind.stop_answers(PAGE)
+
+    assert Changes(blind, list(stream)[-1]).pair == ""
+
+
+def test_a_pair_is_stopped_once_another_mode_is_in_front(tab, blind, services):
+    services.chat.most_words = 6
+    stream = blind.generate_pair(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
+    next(stream)
+
+    tab.leave_blind_test(BLIND_TEST, PAGE)
+    next(stream)
+    assert services.chat._stopped == set()
+    tab.leave_blind_test(MEASURE, PAGE)
 
     assert Changes(blind, list(stream)[-1]).pair == ""
 

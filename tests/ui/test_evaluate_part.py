@@ -133,12 +133,22 @@ def test_settings_out_of_bounds_are_named_as_their_boxes_are(part, services, run
     assert services.results.measuring.find(run.id) is None
 
 
-def test_the_model_of_the_chat_is_unloaded_first(tab, services, run):
+@pytest.mark.parametrize("phase", ["ready", "generating", "loading"])
+def test_the_model_of_the_chat_is_unloaded_first_whatever_it_does(tab, services, run, phase):
     list(tab.load_chosen(*Chosen(run.id, FINAL, "", "", NOTHING, AS_TRAINED)))
+    services.chat._state = services.chat.state.model_copy(update={"phase": phase})
 
     measure(tab.evaluate, services, run)
 
     assert services.chat.state.phase == "empty"
+
+
+def test_a_model_stays_loaded_while_another_machine_measures(tab, services, run):
+    list(tab.load_chosen(*Chosen(run.id, FINAL, "", "", NOTHING, AS_TRAINED)))
+
+    services.free_device("slurm")
+
+    assert services.chat.state.phase == "ready"
 
 
 def test_everything_that_was_written_is_escaped():

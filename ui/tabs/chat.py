@@ -97,6 +97,8 @@ class ChatTab:
         self.talk.wire([load_event.then(**refreshing), wanted_event])
         self.blind.wire(self.talk)
         mode_event = self.mode.input(self.switch_mode, self.mode, self._modes, **QUICK)
+        for event in (mode_event, propose_event):
+            event.then(self.leave_blind_test, self.mode, None, **QUICK)
         self.evaluate.wire([awake.then, mode_event.then, propose_event.then], chosen)
         self.votes.wire(mode_event)
         self.blind.show_tally_after(mode_event)
@@ -203,6 +205,11 @@ class ChatTab:
             self.measure_mode: visible_if(mode == MEASURE),
             self.votes_mode: visible_if(mode == VOTES),
         }
+
+    def leave_blind_test(self, mode: str, request: gr.Request) -> None:
+        """Stop the pair that a verdict began once another mode is in front: nobody waits for it, and it holds the device."""
+        if mode != BLIND_TEST:
+            self.blind.stop_answers(request)
 
 
 def _target_of(last_state: str) -> str:

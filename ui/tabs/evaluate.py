@@ -117,10 +117,10 @@ class EvaluatePart:
         run = self._choice.run_of(run_id)
         pairs = zip(_SETTINGS, map(number_of, settings), strict=True)
         config = section_by_titles(EvaluationConfig, {name: value for name, value in pairs if value is not None})
-        results = self.page.services.results
+        results, place = self.page.services.results, chosen_place(where)
         results.measuring.require_none(run.id)
-        self.page.services.unload_idle_chat()
-        results.measure(run, checkpoint_of(checkpoint), config, chosen_place(where))
+        self.page.services.free_device(place)
+        results.measure(run, checkpoint_of(checkpoint), config, place)
         return self.show(run_id, checkpoint, number)
 
     def open_row(self, event: gr.EventData, run_id: str, checkpoint: str | None, number: int) -> Updates:

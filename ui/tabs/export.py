@@ -239,17 +239,17 @@ class ExportTab:
         if is_push:
             push, secret = section_by_titles(PushConfig, settings), (token or "").strip()
             if push.verify:
-                services.unload_idle_chat()
+                services.free_device()
             results.publish(run, name, (repository or "").strip(), push, SecretStr(secret) if secret else None)
         else:
             folder = results.allowed_folder((folder_name or "").strip() or self._propose(snapshot, checkpoint, form))
             if form == EXACT:
                 results.write_script(run, config_of(snapshot), folder)
             else:
-                export = section_by_titles(ExportConfig, settings)
+                export, place = section_by_titles(ExportConfig, settings), chosen_place(where)
                 if export.verify:
-                    services.unload_idle_chat()
-                results.write(run, name, folder, export, chosen_place(where))
+                    services.free_device(place)
+                results.write(run, name, folder, export, place)
         services.log("pushed" if is_push else "exported", run.id)
         return self._state(snapshot, form, number)
 
