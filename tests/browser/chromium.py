@@ -40,12 +40,14 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
-def open_page(browser: Browser, address: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
+def open_page(
+    browser: Browser, address: str, path: str = "/", *, width: int = 1280, height: int = 900, dark: bool = False
+) -> Page:
     """Open a page in a new context, once its tabs can be clicked and its form can be filled."""
     context = browser.new_context(viewport={"width": width, "height": height})
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
-    page.goto(f"{address.rstrip('/')}/?__theme={'dark' if dark else 'light'}")
+    page.goto(f"{address.rstrip('/')}{path}?__theme={'dark' if dark else 'light'}")
     await_draft(page)
     return page
 

@@ -70,15 +70,16 @@ def kept_page(browser: Browser, address: str) -> Iterator[Page]:
 
 
 @contextmanager
-def watched_page(browser: Browser, address: str) -> Iterator[Page]:
+def watched_page(browser: Browser, address: str, path: str = "/") -> Iterator[Page]:
     """Open a page whose console must stay free of errors."""
-    page = open_page(browser, address)
+    page = open_page(browser, address, path)
     errors: list[str] = []
 
     def note(message: str, is_error: bool) -> None:
         if is_error:
             errors.append(message)
 
+    page.on("crash", lambda: errors.append("The page crashed."))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: note(message.text, "Content Security Policy" in message.text))
     page.on("response", lambda response: note(f"{response.status} {response.url}", response.status >= 500))

@@ -7,7 +7,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from loratory.engine.runs.run import Run
 from loratory.ui.services import Services
-from tests.browser.chromium import await_draft, barriers, open_tab
+from tests.browser.chromium import barriers, open_page, open_tab
 from tests.browser.conftest import watched_page
 from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
@@ -37,11 +37,6 @@ def is_at(page: Page, path: str, tab: str) -> None:
     expect(page).to_have_url(re.compile(rf"://[^/]+{path}(\?.*)?$"))
 
 
-def go_to(page: Page, address: str, path: str) -> None:
-    page.goto(f"{address.rstrip('/')}{path}")
-    await_draft(page)
-
-
 def test_an_address_shows_the_same_in_another_browser_and_after_back_and_forward(
     page, browser: Browser, address, run, other_run
 ):
@@ -69,20 +64,18 @@ def test_an_address_shows_the_same_in_another_browser_and_after_back_and_forward
         is_at(page, path, tab)
     expect(page.locator("#run-heading h2")).to_have_text("faq, rank 8")
 
-    with watched_page(browser, address) as other:
-        for path, tab, part in (
-            (f"/runs/{run.id}", "Runs", "#one-run-heading"), (f"/train/{run.id}", "Train", "#run-heading"),
-            (f"/train/{other_run.id}", "Train", "#run-heading"), (f"/chat/{run.id}", "Chat", "#next-step-run"), ("/data/lab-chats", "Data", "#dataset-summary"),
-        ):  # fmt: skip
-            go_to(other, address, path)
+    for path, tab, part in (
+        (f"/runs/{run.id}", "Runs", "#one-run-heading"), (f"/train/{run.id}", "Train", "#run-heading"),
+        (f"/train/{other_run.id}", "Train", "#run-heading"), (f"/chat/{run.id}", "Chat", "#next-step-run"), ("/data/lab-chats", "Data", "#dataset-summary"),
+    ):  # fmt: skip
+        with watched_page(browser, address, path) as other:
             is_at(other, path, tab)
             name = "lab-chats" if tab == "Data" else "rank 4" if other_run.id in path else "rank 8"
             expect(other.locator(part)).to_contain_text(name)
 
 
 def test_a_run_that_is_not_there_is_reported_and_nothing_else_changes(browser: Browser, address, run):
-    page = browser.new_context().new_page()
-    go_to(page, address, "/runs/20260101-000000-000-abcd")
+    page = open_page(browser, address, "/runs/20260101-000000-000-abcd")
 
     expect(page.locator("[data-testid=toast-body]")).to_contain_text("There is no run '20260101-000000-000-abcd' here.")
     is_at(page, "/runs", "Runs")
