@@ -3,7 +3,6 @@
 import datetime
 import functools
 import inspect
-import sys
 import warnings
 from collections import ChainMap
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ import safehttpx
 from gradio import processing_utils
 from gradio.blocks import Block
 from gradio.context import Context, LocalContext
-from gradio.queueing import Queue
 from gradio.state_holder import SessionState, StateHolder
+
+from loratory.ui.gradio_queue import PageQueue
 
 # pydantic warns of a parameter of Gradio 6.31's routes, in the terminal and at the first page.
 warnings.filterwarnings("ignore", "The 'alias' attribute with value 'body'")
@@ -187,21 +187,7 @@ class Blocks(gr.Blocks):  # type: ignore[misc]
         return super().launch(_frontend=False, i18n=SPOKEN, **options)
 
 
-class _PageQueue(Queue):  # type: ignore[misc]  # Gradio's types are not read
-    """Looks for a waiting event 20 times a second, as that of Gradio 6.31 does on Windows; elsewhere a thousand times.
-
-    Nor does it look for progress, which nothing here reports, and count its last 10,000 events after each one, with pandas.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.sleep_when_free = 0.05
-        self.progress_update_sleep_when_free = 1.0
-        self.ANALYTICS_MAX_EVENTS = 1
-        self.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize
-
-
-gradio.blocks.queueing.Queue = _PageQueue
+gradio.blocks.queueing.Queue = PageQueue
 
 
 def _leave_no_event_out(layout: Any) -> None:

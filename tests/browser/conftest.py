@@ -79,7 +79,7 @@ def watched_page(browser: Browser, address: str, path: str = "/") -> Iterator[Pa
         if is_error:
             errors.append(message)
 
-    page.on("crash", lambda: errors.append("The page crashed."))
+    page.on("crash", lambda _: errors.append("The page crashed."))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: note(message.text, "Content Security Policy" in message.text))
     page.on("response", lambda response: note(f"{response.status} {response.url}", response.status >= 500))
