@@ -2,7 +2,8 @@
 
 Starts `app.py` on an empty home, opens the page in a browser without a cache, and prints the requests and bytes (as they
 came over the wire, with headers) until ten seconds after its tabs can be clicked, when the page was painted first and
-usable, and the processor time of the server while that one page stays open. `--also` measures other checkouts in turn with this one.
+usable, and the processor time of the server while that one page stays open, first without a run, then in front of one that
+logs a step every second. `--also` measures other checkouts in turn with this one.
 """
 
 import argparse
@@ -21,6 +22,9 @@ from urllib.parse import urlsplit
 import psutil
 from playwright.sync_api import Browser, Page
 
+from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.runs.store import RunStore
+from tests.benchmarks.work import Work, steps_each_second
 from tests.browser.chromium import chromium
 from tests.browser.real_server import ROOT, real_server
 
@@ -37,7 +41,8 @@ class Load:
     urls: dict[str, str] = field(default_factory=dict)  # by request
     paint_milliseconds: float = 0.0  # milliseconds, as the browser says
     usable: float = 0.0  # seconds until the tabs are there
-    idle: float = 0.0  # share of a core
+    idle: float = 0.0  # share of a core, without a run
+    following: float = 0.0  # the same in front of an active run
     resident_mib: float = 0.0
 
     def watch(self, page: Page) -> None:
@@ -88,10 +93,19 @@ def visit(browser: Browser, checkout: Path, idle_seconds: float) -> Load:
         page.wait_for_timeout(1000 * _SETTLE_SECONDS)
         if idle_seconds:
             load.idle = share_of_a_core(process, idle_seconds)
+            load.following = _follow(page, url, Path(folder), process, idle_seconds)
         load.resident_mib = process.memory_info().rss / 2**20
     # What was asked while nothing happened comes in when the page is closed.
     load.urls, load.bytes_of = requests, defaultdict(int, received)
     return load
+
+
+def _follow(page: Page, url: str, home: Path, process: psutil.Process, seconds: float) -> float:
+    with steps_each_second([Work(RunStore(LoratoryHome(home), local_owner()))]):
+        page.goto(url)
+        page.locator("#run-heading").wait_for()
+        page.wait_for_timeout(1000 * _SETTLE_SECONDS)
+        return share_of_a_core(process, seconds)
 
 
 @contextmanager
@@ -148,11 +162,12 @@ def main() -> None:
         _say("first paint, ms", [load.paint_milliseconds for load in visits], ",.0f")
         _say("tabs usable, s", [load.usable for load in visits], ".2f")
         _say("server, one page open, % of a core", [100 * load.idle for load in visits], ".2f")
+        _say("server, one page on a run, % of a core", [100 * load.following for load in visits], ".2f")
         _say("server, resident MiB", [load.resident_mib for load in visits], ".0f")
 
 
 def _say(what: str, values: list[float], how: str) -> None:
-    print(f"  {what:<36}{statistics.median(values):{how}} ({min(values):{how}} to {max(values):{how}})")
+    print(f"  {what:<40}{statistics.median(values):{how}} ({min(values):{how}} to {max(values):{how}})")
 
 
 if __name__ == "__main__":

@@ -29,41 +29,14 @@ from loratory.engine.accounts.passwords import Passwords
 from loratory.engine.accounts.sessions import Sessions
 from loratory.engine.lab.rules import set_shared
 from loratory.engine.paths import LoratoryHome
-from loratory.engine.runs.history.events import StatusData, StepData
-from loratory.engine.runs.history.log import EventWriter
-from loratory.engine.runs.run import RunState, WorkerClaim
 from loratory.engine.runs.store import RunStore
 from tests.benchmarks.first_load import share_of_a_core
+from tests.benchmarks.work import Work, steps_each_second
 from tests.browser.real_server import LabServer
-from tests.invented_runs import a_config
 from tests.page_client import PageClient, read_config
 
 _TABS = ("Model", "Data", "Method", "Train", "Chat", "Export", "Runs")
-_STEPS = 1_000_000
 _SETTLE_SECONDS = 5
-
-
-class Work:
-    """A run that this process works on: it logs a step whenever it is told to, as a worker does."""
-
-    def __init__(self, store: RunStore) -> None:
-        self.run = store.create(a_config(run__name="followed"))
-        self._claim: WorkerClaim = self.run.folder.claim()
-        self._events = EventWriter(self.run.folder.events, self._claim.attempt)
-        now = time.time()
-        state = RunState(state="running", attempt=self._claim.attempt, device="cpu", changed=now, started=now)
-        self.run.folder.write_state(state)
-        self._events.append(StatusData(phase="training", total_steps=_STEPS))
-        self._step = 0
-
-    def step(self) -> None:
-        self._step += 1
-        self._events.append(
-            StepData(
-                step=self._step, epoch=self._step / 1000, loss=3 - self._step / _STEPS, learning_rate=1e-4, grad_norm=1.0,
-                tokens=self._step * 100, tokens_per_second=1000.0, memory_bytes=2**30,
-            )
-        )  # fmt: skip
 
 
 class Visitor:
@@ -167,13 +140,13 @@ def measure(process: psutil.Process, visitors: list[Visitor], works: list[Work],
     for visitor in visitors:
         visitor.arrive()
     threads = [threading.Thread(target=visitor.stay, args=(over, every)) for visitor in visitors]
-    threads.append(threading.Thread(target=_log_steps, args=(works, over)))
     for thread in threads:
         thread.start()
-    time.sleep(_SETTLE_SECONDS)
-    for visitor in visitors:
-        visitor.seconds.clear()
-    share = share_of_a_core(process, seconds)
+    with steps_each_second(works):
+        time.sleep(_SETTLE_SECONDS)
+        for visitor in visitors:
+            visitor.seconds.clear()
+        share = share_of_a_core(process, seconds)
     over.set()
     for thread in threads:
         thread.join()
@@ -186,12 +159,6 @@ def measure(process: psutil.Process, visitors: list[Visitor], works: list[Work],
         f"slowest {times[-1]:.0f} ms"
     )
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-
-
-def _log_steps(works: list[Work], over: threading.Event) -> None:
-    while not over.wait(1.0):
-        for work in works:
-            work.step()
 
 
 def say_memory(when: str, process: psutil.Process) -> None:
