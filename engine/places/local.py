@@ -156,6 +156,10 @@ class LocalJob(Job):
         self.process = self.exit_code = self.spawned_process = None
         return JobStatus("alive")
 
+    def poll_seconds(self) -> float:
+        """Return a second after a minute, less before: nobody waits for each half second of a long run."""
+        return min(1.0, (time.monotonic() - self.since) / 60)
+
     def renew_lease(self) -> None:
         """Lease its devices to the worker as soon as that is known."""
         worker = self.worker()

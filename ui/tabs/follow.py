@@ -4,6 +4,7 @@ Stateless: every request reads the new part from disk, and any browser shows the
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -321,7 +322,7 @@ class FollowPart:
             self.live: _question(snapshot, view, log_open),
             self.run_shown: run.id,
             self.body: gr.update(visible=True),
-            self.heading: run_view.render_heading(snapshot, can_change=True) + run_view.render_verdict(snapshot),
+            self.heading: run_view.render_heading(snapshot, can_change=True) + self._verdict(snapshot),
             self.trouble: run_view.render_trouble(snapshot),
             self.loss: self._loss(snapshot, view),
             self.preferences: self._figure(snapshot, "preferences", lambda: _preferences(snapshot)),
@@ -341,6 +342,14 @@ class FollowPart:
         if log_open:
             updates[self.log] = run_view.render_log(log_tail(run.folder.log))
         return updates
+
+    def _verdict(self, snapshot: RunSnapshot) -> str:
+        """Judge a run that trains once for all pages, and only with every fiftieth step more: all its losses are read."""
+        steps, evals = len(snapshot.history.steps), len(snapshot.history.evals)
+        if not snapshot.is_live or not steps:
+            return run_view.render_verdict(snapshot)
+        key = (snapshot.run.id, "verdict", math.floor(50 * math.log(steps)), evals)
+        return self._figures.get(key, lambda: run_view.render_verdict(snapshot))
 
     def _loss(self, snapshot: RunSnapshot, view: ChartView) -> str:
         cost = self.page.reader.cost(snapshot)

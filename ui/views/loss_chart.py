@@ -232,7 +232,13 @@ def whole(steps: Array) -> list[int]:
 
 def _numbers(values: Sequence[float] | Array) -> list[float]:
     """Return five significant digits: more than a screen shows, and half the bytes on the wire."""
-    return [float(f"{value:.5g}") for value in values]
+    array = np.asarray(values, float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        places = 4 - np.floor(np.log10(np.abs(array)))
+    # Exact powers of ten, so a quotient has no more digits than the number.
+    whole, part = 10.0 ** np.clip(-places, 0, 22), 10.0 ** np.clip(places, 0, 22)
+    numbers: list[float] = (np.round(array / whole * part) / part * whole).tolist()
+    return numbers
 
 
 def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
