@@ -49,7 +49,8 @@ class PageClient:
         changes = []
         if event["backend_fn"]:
             self.fire(event, event_data)
-        else:  # the browser's alone; ours give their outputs another value, and leave what is chosen
+        elif not event["inputs"] or self._values.get(event["inputs"][0]):
+            # The browser's alone: ours give their outputs another value, leave what is chosen, and do nothing about an empty box.
             outputs = [part for part in event["outputs"] if part in self._texts]
             changes = [[part, "change"] for part in outputs]
             self._values.update(dict.fromkeys(outputs, uuid.uuid4().hex))

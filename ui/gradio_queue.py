@@ -1,4 +1,4 @@
-"""The queue of a page's events: it sleeps until there is one."""
+"""A server that sleeps while nothing happens: the queue of a page's events, and uvicorn's loop."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+import uvicorn
 from gradio.queueing import Queue
 from gradio.utils import set_task_name
 
@@ -62,3 +63,12 @@ class PageQueue(Queue):  # type: ignore[misc]  # Gradio's types are not read
     def _end(self, task: asyncio.Task[None]) -> None:
         self._asyncio_tasks.discard(task)
         self._changed.set()
+
+
+async def _serve_until_told(self: uvicorn.Server) -> None:
+    """Look twice a second whether to end; uvicorn 0.54 looks ten times."""
+    while not await self.on_tick(0):
+        await asyncio.sleep(0.5)
+
+
+uvicorn.Server.main_loop = _serve_until_told  # type: ignore[assignment]
