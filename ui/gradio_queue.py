@@ -71,4 +71,4 @@ async def _serve_until_told(self: uvicorn.Server) -> None:
         await asyncio.sleep(0.5)
 
 
-uvicorn.Server.main_loop = _serve_until_told  # type: ignore[assignment]
+uvicorn.Server.main_loop = _serve_until_told  # type: ignore[method-assign]
