@@ -12,7 +12,7 @@ const say = (text) => {
   place.replaceChildren(...(text ? [waiting] : []));
 };
 
-// The library comes with the first figure: until there is one, no chart waits for it.
+// The library comes while nothing else happens once a tab with a chart was opened: to read it takes half a second.
 const load = () => window.loratoryPlotly ??= new Promise((loaded, failed) => {
   document.head.append(Object.assign(document.createElement('script'), {src: place.dataset.library, onload: loaded, onerror: failed}));
 });
@@ -74,7 +74,7 @@ const draw = () => {
   }
   if (!window.Plotly) {
     if (place.dataset.waiting) say('Loading the chart …');
-    load().then(draw, () => say('The chart cannot be drawn: its library did not load. Reload the page.'));
+    load().then(drawSoon, () => say('The chart cannot be drawn: its library did not load. Reload the page.'));
     return;
   }
   const chart = JSON.parse(withColours(value));
@@ -93,7 +93,11 @@ const draw = () => {
   base.href = href;
 };
 
-window.addEventListener(AXIS, draw);
+// Charts of one answer are drawn one by one: what is clicked meanwhile waits for one of them.
+let due;
+const drawSoon = () => { due ??= setTimeout(() => { due = undefined; draw(); }); };
+
+window.addEventListener(AXIS, drawSoon);
 choice.onchange = () => { localStorage.setItem(AXIS, choice.value); window.dispatchEvent(new Event(AXIS)); };
 
 // A file is made in the browser, and has the name of the heading above the chart: that of its run.
@@ -124,11 +128,12 @@ tools.addEventListener('click', async ({target: {dataset: {save}}}) => {
   setTimeout(() => URL.revokeObjectURL(href), 10000);
 });
 
-watch('value', draw);
-place.addEventListener('mark', draw);
+watch('value', drawSoon);
+place.addEventListener('mark', drawSoon);
 (window.loratoryPlaces ??= {})[id] = (value) => { props.value = value; draw(); };
 const themes = new MutationObserver(draw);
 themes.observe(document.body, {attributes: true, attributeFilter: ['class']});
 // A chart that was drawn while its tab was hidden has no width yet.
 new ResizeObserver(() => { if (window.Plotly && place.data && place.offsetWidth) window.Plotly.Plots.resize(place); }).observe(place);
 draw();
+requestIdleCallback(() => { if (element.isConnected) load().catch(() => {}); });
