@@ -46,6 +46,8 @@ class FakeChatSession:
         return self._state
 
     def load(self, target: ChatTarget, on_progress: Callable[[JobProgress], None] | None = None) -> LoadedModel:
+        if self._state.target == target and self._state.model is not None:  # it is loaded
+            return self._state.model
         model_id = target.model.id if target.model is not None else "smollm2-135m-instruct"
         if "nowhere" in model_id:
             error = ModelError(f"The model {model_id} cannot be reached.", "Check its name and your connection.")

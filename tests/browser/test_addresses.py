@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from loratory.engine.runs.run import Run
 from loratory.ui.services import Services
@@ -82,14 +82,24 @@ def test_a_run_that_is_not_there_is_reported_and_nothing_else_changes(browser: B
     page.context.close()
 
 
-def test_the_bar_alone_leads_from_the_first_view_to_an_export(browser: Browser, tmp_path):
-    """Its button is the only one that is clicked, but for an early stop and the verdict on a pair."""
+def press(page: Page, button: Locator) -> None:
+    """Press a button by keyboard alone."""
+    for _ in range(150):
+        if button.evaluate("button => button === document.activeElement"):
+            page.keyboard.press("Enter")
+            return
+        page.keyboard.press("Tab")
+    pytest.fail(f"{button} is not reached by 150 tabs")
+
+
+def test_the_bar_alone_leads_by_keyboard_from_the_first_view_to_an_export(browser: Browser, tmp_path):
+    """Its button is the only one that is pressed, but for an early stop and the verdict on a pair."""
     services = fake_services(tmp_path, seconds_per_step=1.0)
     with page_of(services) as address, watched_page(browser, address) as page:
         bar, step = page.locator("#next-step"), page.locator("#next-step .go:visible")
         expect(step).to_have_text("Load quick start")
-        step.click()
-        page.locator("#next-step-start").click()
+        press(page, step)
+        press(page, page.locator("#next-step-start"))
         expect(bar).to_contain_text(re.compile(r"\d+% · .* left · loss [\d.]+"))
         (run,) = services.runs.list()
         is_at(page, f"/train/{run.id}", "Train")
@@ -102,31 +112,31 @@ def test_the_bar_alone_leads_from_the_first_view_to_an_export(browser: Browser, 
             expect(other.locator("#next-step .active")).to_have_text(re.compile(r"\d+% · .* left · Open"))
             expect(other.locator("#next-step .in-hand")).to_be_hidden()
 
-        bar.get_by_role("button", name="Stop and save").click()
+        press(page, bar.get_by_role("button", name="Stop and save"))
         expect(step).to_have_text("Chat")
         assert barriers(page) == []
-        step.click()
+        press(page, step)
         question = page.locator("#chat-question textarea")
         expect(question).to_be_focused()
         expect(page.locator("#suggestions [data-pick='0']")).to_be_visible()
         expect(step).to_have_text("Ask")
-        step.click()
+        press(page, step)
         expect(question).not_to_have_value("")
-        step.click()
+        press(page, step)
         expect(page.locator("#transcript .answers")).to_have_count(1)
         expect(step).to_have_text("Blind test")
-        step.click()
+        press(page, step)
         expect(step).to_have_text("Judge a pair")
-        step.click()
+        press(page, step)
         verdict = page.locator("#blind-verdict .verdict").first
         expect(verdict).to_be_visible()
-        step.click()
+        press(page, step)
         expect(verdict).to_be_focused()
-        verdict.click()
+        page.keyboard.press("Enter")
         for name, action in (("Measure", "Measure now"), ("Export", "Export now")):
             expect(step).to_have_text(name)
-            step.click()
+            press(page, step)
             expect(step).to_have_text(action)
-            step.click()
+            press(page, step)
         expect(bar.locator(".path li", has_text="✓")).to_have_count(4)
         expect(step).to_have_count(0)

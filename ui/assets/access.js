@@ -5,6 +5,7 @@ const LANDMARKS = {side: ['region', 'Your draft'], 'next-step': ['region', 'Next
 const BOXES = 'input:not([type=range]), textarea';
 let named = 0;
 let held = null; // what has the focus, or had it last
+let working = null; // a button that had the focus when it was disabled
 document.addEventListener('focusin', ({target}) => { held = target; });
 const opened = new Set(); // folds with an id, which are drawn again with what they are about
 
@@ -35,11 +36,20 @@ const arrange = () => {
     const {name} = radio.closest('fieldset').querySelector('[type=radio]');
     if (radio.name !== name) radio.name = name;
   }
-  // The focus of what was closed goes to the row that it was about, else to the start of the tab.
+  // The focus of the bar's button stays on it, wherever it leads now; that of what was closed goes to the row that it was
+  // about, else to the start of the tab.
   if (held && document.activeElement === document.body && !held.checkVisibility()) {
-    const place = [...document.querySelectorAll('tr.chosen[tabindex], .tabitem')].findLast((part) => part.checkVisibility());
+    const isBars = held.matches('.go, #next-step-start');
+    const find = (selector) => [...document.querySelectorAll(selector)].findLast((part) => part.checkVisibility());
+    const place = (isBars && find('#next-step .go, #next-step-start')) || find('tr.chosen[tabindex], .tabitem');
     if (place?.matches('.tabitem')) place.tabIndex = -1;
     place?.focus({preventScroll: true});
+  }
+  // A button that works gets it back when it is done.
+  if (held?.disabled && document.activeElement === document.body) working = held;
+  if (working && !working.disabled) {
+    if (document.activeElement === document.body && working.checkVisibility()) working.focus({preventScroll: true});
+    working = null;
   }
   for (const info of document.querySelectorAll('.info-text:not([id])')) {
     info.id = `info-${named += 1}`;
@@ -214,7 +224,7 @@ const arrangeSoon = () => {
   // A page that is out of sight draws no frames.
   (document.hidden ? setTimeout : requestAnimationFrame)(() => { isAwaited = false; arrange(); entitle(); addressTab(); });
 };
-new MutationObserver(arrangeSoon).observe(document.body, {childList: true, subtree: true, attributeFilter: ['aria-selected', 'data-title', 'data-at', 'data-name', 'data-run']});
+new MutationObserver(arrangeSoon).observe(document.body, {childList: true, subtree: true, attributeFilter: ['aria-selected', 'disabled', 'data-title', 'data-at', 'data-name', 'data-run']});
 window.addEventListener('resize', arrangeSoon);
 arrange();
 entitle();
