@@ -79,8 +79,10 @@ const arrange = () => {
   for (const id of opened) document.getElementById(id)?.setAttribute('open', '');
   markTerms();
 };
-document.addEventListener('toggle', ({target}) => {
-  if (target.id && target.isConnected) opened[target.open ? 'add' : 'delete'](target.id);
+// By the click, also that of a key: the `toggle` that follows is lost where the fold is drawn again before it.
+document.addEventListener('click', ({target}) => {
+  const fold = target.closest?.('summary')?.parentElement;
+  if (fold?.id) opened[fold.open ? 'delete' : 'add'](fold.id);
 }, true);
 
 const addNote = (field, name) => {
