@@ -21,7 +21,7 @@ class PageQueue(Queue):  # type: ignore[misc]  # Gradio's types are not read
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.stopped = False
+        self.stopped = False  # as Gradio has it; its type is not read
         self._changed = asyncio.Event()
         self.progress_update_sleep_when_free = 1.0
         self.ANALYTICS_MAX_EVENTS = 1

@@ -157,7 +157,7 @@ class LocalJob(Job):
         return JobStatus("alive")
 
     def poll_seconds(self) -> float:
-        """Return a second after a minute, less before: nobody waits for each half second of a long run."""
+        """Return a second once the worker is a minute old, and less before: half a second is little of a long run."""
         return min(1.0, (time.monotonic() - self.since) / 60)
 
     def renew_lease(self) -> None:

@@ -136,4 +136,5 @@ themes.observe(document.body, {attributes: true, attributeFilter: ['class']});
 // A chart that was drawn while its tab was hidden has no width yet.
 new ResizeObserver(() => { if (window.Plotly && place.data && place.offsetWidth) window.Plotly.Plots.resize(place); }).observe(place);
 draw();
-requestIdleCallback(() => { if (element.isConnected) load().catch(() => {}); });
+// Safari has no idle callbacks.
+(window.requestIdleCallback ?? setTimeout)(() => { if (element.isConnected) load().catch(() => {}); });

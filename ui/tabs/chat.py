@@ -207,7 +207,7 @@ class ChatTab:
         }
 
     def leave_blind_test(self, mode: str, request: gr.Request) -> None:
-        """Stop the pair that a verdict began once another mode is in front: nobody waits for it, and it holds the device."""
+        """Stop the pair that a verdict began once another mode is in front: it would hold the device unseen."""
         if mode != BLIND_TEST:
             self.blind.stop_answers(request)
 
