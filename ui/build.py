@@ -121,9 +121,11 @@ class NextStepBar:
         return next_step(draft, reader.observe(run.id) if run is not None else None, can_start=why_not(draft) is None)
 
     def render(self, draft: Draft) -> str:
-        """Return the draft's line; a browser that opens the page without an address lands on the active run, or where the draft is."""
+        """Return the draft's line; a browser without an address lands on the active run, where the draft is, or on the list of runs."""
         step, active = self.step(draft), self.page.reader.newest_active(or_waiting=False)
-        here = step.target if step.target in _TABS else "model" if draft.is_empty else "train"
+        here = step.target if step.target in _TABS else "train"
+        if draft.is_empty:
+            here = "model" if step == QUICK_START_STEP else "runs"
         lands = f"train/{active}" if active else here
         name = dataset_name(self.page.services.home, str(draft.mapping["dataset"].get("source") or ""))
         return render_bar(draft, step, outlook(*self.train.plan_facts(draft)), lands=lands, dataset=name)
@@ -136,7 +138,8 @@ class NextStepBar:
         reader, active = self.page.reader, self.page.reader.newest_active(or_waiting=False)
         in_hand = chosen if reader.exists(chosen) else active or ""
         try:
-            line = render_run_line(reader.observe(in_hand)) if in_hand else ""
+            works = self.page.services.results.under_way(in_hand)
+            line = render_run_line(reader.observe(in_hand), under_way=works) if in_hand else ""
             return (render_active(reader.observe(active)) if active else "") + line
         except EngineError:  # deleted meanwhile
             return ""

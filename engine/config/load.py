@@ -327,10 +327,13 @@ def _plain_message(field: str, item: Any) -> str:
 
 
 def _closest_field(field: str) -> str | None:
-    # Else a setting in the wrong section, or outside all sections.
-    last = field.rsplit(".", 1)[-1]
-    same = (name for name in setting_names() if name.rsplit(".", 1)[-1] == last)
-    return next(iter(difflib.get_close_matches(field, setting_names(), n=1, cutoff=0.7)), None) or next(same, None)
+    section, _, last = field.rpartition(".")
+    names: dict[str, list[str]] = {}  # by field and by title, as in "Rank (r)"; those of the given section first
+    for name in sorted(setting_names(), key=lambda name: not name.startswith(f"{section}.")):
+        title = _SECTIONS[name.split(".")[0]].model_fields[name.split(".")[1]].title or ""
+        for word in (name.split(".")[1], title.split(" (")[0].lower().replace(" ", "_")):
+            names.setdefault(word, []).append(name)
+    return next((names[word][0] for word in difflib.get_close_matches(last, names, n=1, cutoff=0.7)), None)
 
 
 def setting_names() -> list[str]:

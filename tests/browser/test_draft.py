@@ -63,6 +63,33 @@ def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked
     expect(page.locator("#model-details .facts")).to_be_visible()
 
 
+def test_a_name_is_answered_next_to_its_box_and_an_upload_empties_the_box_of_paths(page, tmp_path):
+    open_tab(page, "Model")
+    box = page.locator("#model-own input, #model-own textarea")
+    box.fill("nowhere/to-be-found")
+    box.press("Enter")
+    expect(page.locator("#hub-results")).to_contain_text("nowhere/to-be-found cannot be reached")
+    expect(page.locator("#hub-results")).to_be_in_viewport()
+    expect(page.locator("#model-details")).to_contain_text("No model chosen")
+    box.fill(_OWN_MODEL)
+    expect(page.locator("#hub-results [role=alert]")).to_be_hidden()
+    box.press("Enter")
+    expect(page.locator("#model-details .facts")).to_be_visible()
+
+    open_tab(page, "Data")
+    path = page.locator("#dataset-own input, #dataset-own textarea")
+    path.fill(str(tmp_path / "gone.jsonl"))
+    path.press("Enter")
+    expect(page.locator("#panel")).to_contain_text("gone.jsonl")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "What is r?", "completion": "The rank."}\n', encoding="utf-8")
+    with page.expect_file_chooser() as chooser:
+        page.locator("#upload").click()
+    chooser.value.set_files(rows)
+    expect(path).to_have_value("")
+    expect(page.locator("#dataset-summary")).to_contain_text("rows.jsonl")
+
+
 def judge_for(page: Page, title: str) -> None:
     page.locator("#judge-for input").click()
     page.get_by_role("option", name=title, exact=True).click()

@@ -47,6 +47,7 @@ def suits_a_phone(page: Page) -> None:
 
 def test_every_tab_suits_a_phone(page):
     page.set_viewport_size(_PHONE)
+    open_tab(page, "Model")
     rows = page.locator("#catalog tbody tr:visible")
     expect(rows).to_have_count(8)
     page.locator("#all-models summary").click()
@@ -99,4 +100,11 @@ def test_runs_are_in_sight_and_one_covers_the_window(page):
     row.press("Enter")
     page.locator("#run-to-train").click()
     expect(page.locator("#loss-chart .main-svg").first).to_be_visible()
+    suits_a_phone(page)
+
+    button = page.locator("#next-step .go:visible")
+    expect(button).to_have_text("Chat")
+    button.click()
+    expect(button).to_have_text("Ask")  # where one is already, the bar has the step itself
+    expect(button).to_be_in_viewport()
     suits_a_phone(page)

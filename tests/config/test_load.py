@@ -136,8 +136,18 @@ def test_a_run_of_no_steps_is_refused_and_minus_one_leaves_it_to_the_epochs():
         assert config_from_mapping(with_overrides(MINIMAL, [f"training.max_steps={steps}"])).training.max_steps == steps
 
 
-def test_a_misspelt_setting_is_answered_with_the_nearest_one():
-    assert "model.quantization" in problems_of("model.quantisation=nf4")["model.quantisation"]
+@pytest.mark.parametrize(
+    ("wrong", "guess"),
+    [
+        ("model.quantisation", "; did you mean model.quantization?"),
+        ("training.r", "; did you mean adapter.r?"),
+        ("adapter.rank", "; did you mean adapter.r?"),  # by its title
+        ("training.epochs", "; did you mean training.num_train_epochs?"),
+        ("training.stepz", "."),  # nothing is close enough
+    ],
+)
+def test_a_misspelt_setting_is_answered_with_the_nearest_one(wrong, guess):
+    assert problems_of(f"{wrong}=1")[wrong] == f"there is no such setting{guess}"
 
 
 def test_missing_sections_are_named():

@@ -8,7 +8,9 @@ import gradio as gr
 import pytest
 
 from loratory.engine.errors import RunError
+from loratory.engine.evaluation.blind_test import judgements_file
 from loratory.engine.runs.control import resume_is_requested
+from loratory.ui.backend.background import FunctionJob
 from loratory.ui.build import NextStepBar, StartHere
 from loratory.ui.gradio_internals import Blocks
 from loratory.ui.page import Page
@@ -175,6 +177,15 @@ def test_a_browser_without_an_address_lands_where_the_draft_is_or_on_the_active_
     assert f'data-lands="train/{run.id}"' in bar.render(draft)
 
 
+def test_an_empty_draft_lands_on_the_list_of_runs_once_there_are_some(bar, services):
+    draft = draft_of(bar, {"model": {}, "dataset": {}})
+    assert 'data-lands="model"' in bar.render(draft)
+
+    write_run(services.runs, a_config(), InventedRun())
+
+    assert 'data-lands="runs"' in bar.render(draft)
+
+
 def test_an_address_chooses_its_run_and_leaves_the_tab_to_the_browser(bar, services):
     run, page = write_run(services.runs, a_config(), InventedRun()), bar.page
 
@@ -204,6 +215,26 @@ def test_the_line_is_about_the_chosen_run_and_else_about_the_active_one(bar, ser
         assert f'class="in-hand" data-run="{in_hand}"' in html
         assert '<div class="active" title="active">' in html
         assert "done <b>" not in html
+
+
+def test_a_step_under_way_shows_how_far_it_is_and_is_not_offered_again(bar, services):
+    run, may_end = write_run(services.runs, a_config(), InventedRun()), threading.Event()
+    run.folder.chat_mark.touch()
+    judgements_file(run.folder.path, None).parent.mkdir(exist_ok=True)
+    judgements_file(run.folder.path, None).touch()
+    line = bar._render_run  # without its cache of a moment
+    assert "Measure now" in line(run.id)
+
+    work = services.results.measuring.start(run.id, "An evaluation", FunctionJob(lambda _: may_end.wait(20)))
+    for fraction, mark in ((None, "under way"), (0.41, "41%")):
+        work.fraction = fraction
+        html = line(run.id)
+        assert f"<span>{mark}</span>" in html
+        assert f'class="go" data-pick="measure:{run.id}"' in html  # from another tab it leads there
+        assert "Measure now" not in html
+    may_end.set()
+    assert work.done.wait(20)
+    assert "Measure now" in line(run.id)
 
 
 def test_both_buttons_start_the_same_and_wait_together(bar, services, monkeypatch):

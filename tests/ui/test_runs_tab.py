@@ -231,6 +231,9 @@ def test_a_deletion_names_its_runs_and_leaves_those_that_the_search_hides(tab, h
     title, question = tab.deletion_question([*named_ids, "../../etc"])
     assert title == "1 run"
     assert f"“faq, rank 16 · {named_ids[0][-4:]}”. " in question
+    comparison = [list_runs(tab, ticked_ids=history[:count]).to_comparison for count in (1, 2)]
+    assert [button["visible"] for button in comparison] == [False, True]
+    assert comparison[1]["value"] == "Compare 2 runs"
     assert list_runs(tab, ticked_ids=history, search="rank 16").delete["value"] == "Delete 1 run …"
     assert not list_runs(tab, ticked_ids=history, search="no such run").delete["visible"]
     assert " and 1 more. " in tab.deletion_question(history[1:])[1]

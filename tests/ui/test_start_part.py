@@ -304,7 +304,7 @@ def test_a_swept_alpha_follows_no_rank(tab):
     assert [(config.adapter.r, config.adapter.lora_alpha) for config in configs] == [(8, 8), (8, 16), (16, 8), (16, 16)]
 
 
-@pytest.mark.parametrize(("axes", "message"), [("", "has no values"), ("training.learning_rate=seven", "learning_rate"), ("adapter.r=0", "adapter.r"), ("r", "section.field"), ("rank = 8, 16", "section.field")])  # fmt: skip
+@pytest.mark.parametrize(("axes", "message"), [("", "has no values"), ("training.learning_rate=seven", "learning_rate"), ("adapter.r=0", "adapter.r"), ("r", "section.field"), ("rank = 8, 16", "did you mean adapter.r?")])  # fmt: skip
 def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, axes, message):
     changes = begin_sweep(tab, "token", "", axes, *values_of(tab, a_config()))
 

@@ -195,8 +195,10 @@ const openAddress = () => {
   if (/[/]|^train$/.test(address)) pick(`/${address}`);
   else window.loratoryArrive();
 };
-const act = ({isTrusted, target}) => {
+const act = ({isTrusted, target, type}) => {
   if (isTrusted) [hasActed, hasLeft] = [true, false];
+  // Train opens with the draft that is being made, rather than with a run.
+  if (isTrusted && type === 'click' && target.closest?.('[role=tabpanel]:has(#catalog, #samples, #method-table)')) window.loratoryChose = true;
   if (!isTrusted || !target.closest?.('[role=tab], button, #train-view')) return;
   opening = '';
   address ??= '';

@@ -100,7 +100,8 @@ class DataTab:
             arrival_event = self.own_datasets.wire()
             chosen = arrival_event.then(_take_path, self.own_datasets.arrival, self._change, **SLOW)
             self.open_after(page.change_after(chosen, self._change))
-        self.samples.click(lambda: "", None, self.own, **SLOW)
+        for trigger in (self.samples.click, self.upload.upload):
+            trigger(None, None, self.own, js="() => ''", **QUICK)  # the typed path is no longer the dataset
         for event in self.format.wire():
             self.open_after(event)
         self.rows.wire()

@@ -103,13 +103,15 @@ class ModelTab:
         redraw_events += [changed_by_hand(self.order), page.judge_for.change, page.data_lengths.change]
         gr.on(redraw_events, self.redraw_catalog, filter_inputs, [self.catalog, self._fits_poll], **LATEST)
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
-        clear_error_after(self.hub, [self.search])
+        clear_error_after(self.hub, [self.search, self.own])
         for trigger in (self.catalog.click, self.hub.click):
             self._choose_after(trigger(picked_value, None, self._name_to_find, **QUICK))
             trigger(None, None, self.own, js="() => ''", **QUICK)  # the typed name is no longer the model
         submit_event = self.own.submit(lambda text: id_of_page(text.strip()), self.own, self._name_to_find, **QUICK)
-        name_event = self._choose_after(submit_event)
-        name_event.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)  # they are below the catalogue
+        name_event = self._choose_after(
+            submit_event, self.hub
+        )  # next to the box, as the details are below the catalogue
+        name_event.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)
         if self.own_models is not None:
             arrival = self.own_models.arrival
             self._choose_after(self.own_models.wire().then(lambda name: name, arrival, self._name_to_find, **QUICK))
@@ -148,13 +150,14 @@ class ModelTab:
 
         event.then(fetch, self.page.form.components, self.tokenizer.outputs, **SLOW)
 
-    def _choose_after(self, event: Any) -> Dependency:
-        page = self.page
+    def _choose_after(self, event: Any, status: gr.HTML | None = None) -> Dependency:
+        """Choose the named model after an event; `status` shows the look-up and its error, else the details do."""
+        page, status = self.page, status or self.details
         own = [self.own_models.panel, self.own_models.model] if self.own_models is not None else []
-        announce_event = event.then(self.announce, self._name_to_find, self.details, **QUICK)
+        announce_event = event.then(self.announce, self._name_to_find, status, **QUICK)
         choose_event = announce_event.then(
-            self.choose, [self._name_to_find, page.form["model.id"]],
-            [self.details, self.model_change, self.described_name, *own], api_visibility="private",
+            lambda name, current: self.choose(name, current, status), [self._name_to_find, page.form["model.id"]],
+            [*dict.fromkeys((self.details, status)), self.model_change, self.described_name, *own], api_visibility="private",
         )  # fmt: skip
         self._fetch_after(page.change_after(choose_event, self.model_change))
         return choose_event
@@ -244,7 +247,8 @@ class ModelTab:
         is_known = not model_id or self.page.services.shapes.get(model_id, None) is not None
         return UNCHANGED if is_known else render_lookup(shown_name(model_id))
 
-    def choose(self, model_id: str, current: str | None) -> Updates:
+    def choose(self, model_id: str, current: str | None, status: gr.HTML | None = None) -> Updates:
+        """Return the choice and the details of a model; where it cannot be read, `status` or else the details say why."""
         if not model_id:
             return {self.model_change: {}}
         model, details, error = _model(model_id, None), "", None
@@ -256,11 +260,13 @@ class ModelTab:
             # It could not be read: the previous model must not look like the requested one.
             change: dict[str, Any] = {"model": {"id": "", "revision": None}}
             own = self.own_models.offer(model_id, error) if self.own_models is not None else {}
-            return {self.details: details, self.model_change: change, self.described_name: "", **own}
+            answer = {self.details: NOT_CHOSEN} | {status or self.details: details}
+            return {**answer, self.model_change: change, self.described_name: "", **own}
         # Targets of one model rarely exist in another, and an adapter never fits one.
         adapter = {"target_modules": "all-linear"} | ({} if model_id == current else {"warm_start": None})
         change = {"model": {"id": model_id, "revision": None}, "adapter": adapter}
-        return {self.details: details, self.model_change: change, self.described_name: _name(model)}
+        answer = {status or self.details: ""} | {self.details: details}
+        return {**answer, self.model_change: change, self.described_name: _name(model)}
 
 
 def _model(model_id: str | None, revision: str | None) -> ModelConfig | None:

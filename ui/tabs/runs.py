@@ -47,6 +47,7 @@ from loratory.ui.views.sweep import render_sweep, sweep_figure
 _PAGE_ROWS = 100
 # A person may have gone back meanwhile.
 _UNLESS_LEFT = "(view, ...rest) => [location.pathname.includes('/runs/') ? view : '', ...rest]"
+_SHOW_COMPARISON = "() => document.getElementById('comparison').scrollIntoView()"
 _NAMED_RUNS = 5  # at most, in the question before a deletion
 
 
@@ -79,6 +80,7 @@ class RunsTab:
             )
         self.table = pick_list(run_table.NO_RUNS, elem_id="runs-table")
         with gr.Row(elem_id="runs-below", visible=False) as self.below:
+            self.to_comparison = gr.Button("Compare", variant="primary", scale=0, visible=False, elem_id="runs-compare")
             self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="runs-csv")
             self.delete = gr.Button("Delete ticked …", scale=0, min_width=150, visible=False, elem_id="runs-delete")
         ids = "confirm-delete-runs", "really-delete-runs", "keep-runs"
@@ -104,8 +106,8 @@ class RunsTab:
         # Inputs and outputs of `list_runs`, and of `compare`.
         self._listing = (
             [*self._query, page.chosen_run, self.ticked_runs, self.shown_rows, self.last],
-            [self.table, self.queue, self.state, self.method, self.model, self.last, self.below, self.delete, self.sweep,
-             self.sweep_chart],
+            [self.table, self.queue, self.state, self.method, self.model, self.last, self.below, self.to_comparison, self.delete,
+             self.sweep, self.sweep_chart],
         )  # fmt: skip
         self._comparing = ([self.ticked_runs, self.log_axis], [self.comparison, self.overlay, self.differences])
 
@@ -126,6 +128,7 @@ class RunsTab:
         )  # fmt: skip
         request = [page.wants_run, page.chosen_run, *self.one.follow.view_inputs]
         page.wants_run.change(self.show_requested, request, self.one.outputs, js=_UNLESS_LEFT, **QUICK)
+        self.to_comparison.click(None, None, None, js=_SHOW_COMPARISON, **QUICK)
         self.log_axis.input(self.compare, *self._comparing, **QUICK)
         question_event = self.delete.click(self.deletable, [self.ticked_runs, *self._query], self.named_runs, **QUICK)
         self.confirm.wire(question_event.then, self.deletion_question, self.named_runs)
@@ -170,6 +173,9 @@ class RunsTab:
             self.method: gr.update(choices=[run_table.ANY_METHOD, *methods]),
             self.model: gr.update(choices=[run_table.ANY_MODEL, *models]),
             self.below: visible_if(bool(rows)),
+            self.to_comparison: gr.update(
+                value=f"Compare {plural(min(len(ticked_ids), COMPARED_AT_MOST), 'run')}", visible=len(ticked_ids) > 1
+            ),
             self.delete: gr.update(value=f"Delete {plural(len(deletable), 'run')} …", visible=bool(deletable)),
             self.sweep: render_sweep(sweep) if sweep is not None else "",
             self.sweep_chart: sweep_figure(sweep) if sweep is not None else "",

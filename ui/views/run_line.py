@@ -1,6 +1,7 @@
 """The line of a run in the bar: how far it is while it works, then what to do with its result."""
 
 import time
+from collections.abc import Mapping
 from html import escape
 
 from loratory.engine.runs.history.steps import StepSeries
@@ -28,8 +29,10 @@ def next_of(run: Run) -> tuple[str, str]:
     return name, f"{target}:{run.id}"
 
 
-def render_run_line(snapshot: RunSnapshot, now: float | None = None) -> str:
-    """Return the line of the run in hand, with its next step."""
+def render_run_line(
+    snapshot: RunSnapshot, now: float | None = None, *, under_way: Mapping[str, float | None] | None = None
+) -> str:
+    """Return the line of the run in hand, with its next step; steps that are `under_way` show their fraction."""
     run_id, state = snapshot.run.id, snapshot.state
     # With a checkpoint, even while it trains.
     more = pick_button(f"chat:{run_id}", "Chat") if can_chat(snapshot.run) else ""
@@ -47,11 +50,15 @@ def render_run_line(snapshot: RunSnapshot, now: float | None = None) -> str:
             is_next = name == upcoming and target not in done
             mark = '<span role="img" aria-label="done">✓</span> ' if target in done else ""
             button = pick_button(f"{target}:{run_id}", name, css="go" if is_next else "link")
-            in_front = press_button(presses, action_name) if is_next else f'<span class="hint">{name}</span>'
+            in_front = f'<span class="hint">{name}</span>'
+            if under_way is not None and target in under_way:
+                in_front += f" <span>{_share(under_way[target])}</span>"
+            elif is_next:
+                in_front = press_button(presses, action_name)
             more += f"<li>{mark}{button}{in_front}</li>"
         more, action = f'<ol class="path" aria-label="Steps of its result">{more}</ol>', ""
     name = f'<b class="name">{escape(snapshot.title)}</b>'
-    return f'<div class="in-hand" data-run="{run_id}"><p>{name} {text}</p>{more}{action}</div>'
+    return f'<div class="in-hand" data-run="{run_id}"><p>{name} <span>{text}</span></p>{more}{action}</div>'
 
 
 def render_active(snapshot: RunSnapshot, now: float | None = None) -> str:
@@ -68,6 +75,10 @@ def progress(snapshot: RunSnapshot, now: float | None = None) -> str:
     share = f"{min(1.0, snapshot.history.last_step / total):.0%}"
     left = time_left(snapshot, time.time() if now is None else now)
     return share if left is None else f"{share} · {duration(left)} left"
+
+
+def _share(fraction: float | None) -> str:
+    return "under way" if fraction is None else f"{fraction:.0%}"
 
 
 def _loss(steps: StepSeries) -> str:
