@@ -16,6 +16,7 @@ from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.runs.history.events import AnswersData
 from loratory.engine.training.answers import Prompt, PromptAnswers, choose_prompts, virtual_token_cache
 from loratory.engine.training.callbacks import TrainerHooks
+from tests.training.preference_rows import make_pairs, make_ratings
 from tests.training.tiny_training import make_config, make_rows, make_training, train_tiny
 
 ROWS = make_rows(12)
@@ -81,6 +82,36 @@ def test_training_is_the_same_with_and_without_answers(tiny_model_folder, tmp_pa
     assert all(torch.equal(weight, answering.weights()[name]) for name, weight in plain.weights().items())
     assert [answers.step for answers in reports.answers] == [0, *(step.step for step in plain.steps)]
     assert all(answers.answers[0] for answers in reports.answers)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "orpo"])
+def test_preferences_are_learnt_the_same_with_and_without_answers_to_their_prompts(
+    objective, tiny_model_folder, tmp_path
+):
+    rows = (make_ratings if objective == "kto" else make_pairs)(11)
+    settings = {
+        "objective": objective,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 3,
+    }
+    config = make_config(tiny_model_folder, adapter={"lora_dropout": 0.2}, training=settings)
+    prompts = choose_prompts("", rows[8:], None)
+    answer, reports = answers_of(tiny_model_folder, lambda: prompts)
+    plain = make_training(config, rows[:8], tmp_path, held_out=rows[8:])
+    answering = make_training(config, rows[:8], tmp_path, held_out=rows[8:], hooks=TrainerHooks(answer=answer))
+
+    measured = []
+    for training in (plain, answering):
+        training.trainer.measure_held_out()
+        training.trainer.train()
+        measured.append(training.trainer.measure_held_out())
+
+    assert answering.losses == plain.losses
+    assert measured[0].metrics == measured[1].metrics
+    assert [answers.step for answers in reports.answers] == [0, 3]
+    assert len(prompts) == len(reports.answers[1].answers) == (2 if objective == "kto" else 3)  # of good answers alone
+    assert reports.warnings == []
 
 
 def search(model: Any, prompt: tuple[int, ...], tokenizer: Any) -> str:
