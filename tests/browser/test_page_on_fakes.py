@@ -69,7 +69,7 @@ def is_not_tall(page: Page) -> None:
 def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, address):
     choose_model_and_data(page)
     open_tab(page, "Train")
-    expect(page.get_by_label("Follow", exact=True)).to_be_checked()  # a run waits, which comes first
+    expect(page.get_by_label("Set up", exact=True)).to_be_checked()  # the draft comes first, also while a run waits
     set_up(page)
     page.locator("#max-steps input").fill(str(ENDLESS))
     page.locator("#max-steps input").blur()
