@@ -81,6 +81,7 @@ def set_up(page: Page) -> None:
 
 def choose_model_and_data(page: Page) -> None:
     """Take the first model of the catalogue and the first sample."""
+    open_tab(page, "Model")
     page.locator("#catalog [data-pick]").first.click()
     expect(page.locator("#model-details .facts")).to_be_visible()
     open_tab(page, "Data")

@@ -34,6 +34,7 @@ def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked
         assert model.id != _OWN_MODEL or goes_on.wait(3600)
         return look_up(model)
 
+    open_tab(page, "Model")
     page.locator("#model-own input, #model-own textarea").fill(_OWN_MODEL)
     page.locator("#model-own input, #model-own textarea").press("Enter")
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
@@ -96,6 +97,7 @@ def judge_for(page: Page, title: str) -> None:
 
 
 def test_panel_and_catalogue_follow_the_judged_device_also_after_a_reload(page):
+    open_tab(page, "Model")
     page.locator("#catalog [data-pick]").first.click()
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
     expect(page.locator("#measure")).to_be_visible()
@@ -117,6 +119,7 @@ def test_panel_and_catalogue_follow_the_judged_device_also_after_a_reload(page):
 
 
 def test_boxes_stay_empty_when_shown_again_and_advice_is_applied_and_undone(page):
+    open_tab(page, "Model")
     page.locator("#catalog [data-pick]").first.click()
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
     set_up(page)
@@ -252,6 +255,7 @@ def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, servi
         return check(dataset, model, max_length, **rest)
 
     monkeypatch.setattr(services.inspector, "check", check_and_note)
+    open_tab(page, "Model")
     page.locator("#catalog [data-pick]").first.click()
     expect(page.locator("#model-details .facts")).to_be_visible()
     open_tab(page, "Data")
