@@ -18,9 +18,7 @@ from loratory.ui.backend.models import FitTable
 from loratory.ui.backend.run_reader import RunReader
 from loratory.ui.backend.transfers import LARGEST_FILE_BYTES
 from loratory.ui.components import (
-    NOT_SHOWN,
     QUICK,
-    SHOWN,
     SLOW,
     UNCHANGED,
     Updates,
@@ -67,7 +65,7 @@ SERVING: dict[str, Any] = {
     "max_file_size": LARGEST_FILE_BYTES,
 }  # fmt: skip
 QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
-_TABS = ("model", "data", "method", "train")  # of the draft, with the side panel
+_TABS = ("model", "data", "method", "train")  # of the draft
 _TAB_OF_VIEW = {"details": "runs", "export": "export", **dict.fromkeys(("look", "chat", "blind", "measure"), "chat")}
 _OF_ADDRESS = {"train": "follow", "chat": "look", "runs": "details"}  # what to do with the run of an address
 
@@ -242,7 +240,7 @@ def build_app(services: Services) -> gr.Blocks:
 
                         with gr.Tab("Lab", id="lab"):
                             others.append(LabTab(page, services.lab))
-            with gr.Column(scale=3, min_width=320, elem_id="side") as side:
+            with gr.Column(scale=3, min_width=320, elem_id="side"):
                 train_tab.follow.lay_out_side()
                 with gr.Column(elem_id="draft-side"):
                     side_panel = SidePanel(page)
@@ -258,8 +256,6 @@ def build_app(services: Services) -> gr.Blocks:
         # Alpha follows the rank; the revision is looked up first.
         undone = page.wire(exclude=("adapter.r", "model.revision"))
 
-        for tab in page.tabs.children:
-            tab.select(None, None, side, js=SHOWN if tab.id in _TABS else NOT_SHOWN, **QUICK)
         # The model and the rows follow the browser's draft: they ask another process.
         restore_event = page.restore(app)
         model_tab.open_restored(restore_event)

@@ -36,7 +36,6 @@ LATEST: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
 ONCE: dict[str, Any] = {"trigger_mode": "once", **SLOW}
 
 # Of an event without a handler: in the browser, for answers of the server may arrive in another order than tabs were opened.
-SHOWN = "() => ({__type__: 'update', visible: true})"
 NOT_SHOWN = "() => ({__type__: 'update', visible: false})"
 TIMER_ON = "() => ({__type__: 'update', active: true})"
 TIMER_OFF = "() => ({__type__: 'update', active: false})"

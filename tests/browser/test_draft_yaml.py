@@ -30,7 +30,6 @@ def test_the_draft_is_read_corrected_and_applied_as_yaml(page):
     opener = page.locator("#panel").get_by_role("button", name="YAML")
     opener.click()
     expect(text).to_be_focused()
-    open_tab(page, "Model")
     page.locator("#catalog [data-pick]").first.click()
     expect(text).to_have_value("model:\n  id: smollm2-135m-instruct\n")  # follows the form
     expect(page.locator("#draft-yaml .copyable pre")).to_have_text(
