@@ -238,8 +238,8 @@ def usage_figure(usage: "Usage") -> str:
     ]  # fmt: skip
     title = "GPU hours" if has_gpu else "CPU hours"
     layout = chart_layout(280, "usage") | {
-        "barmode": "stack", "bargap": 0.4, "showlegend": True, "xaxis": AXIS | {"type": "category"},
-        "yaxis": AXIS | {"title": {"text": title}, "rangemode": "tozero"},
+        "barmode": "stack", "bargap": 0.4, "showlegend": True, "xaxis": AXIS | {"type": "category", "automargin": True},
+        "yaxis": AXIS | {"title": {"text": title}, "rangemode": "tozero", "automargin": True},
     }  # fmt: skip
     return figure_json(traces, layout, f"{title} by week of {', '.join(name for name, _ in groups)}.")
 

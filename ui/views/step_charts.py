@@ -170,11 +170,11 @@ def _panels_json(history: RunHistory, panels: Sequence[_Panel], revision: str, l
     traces: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     layout = chart_layout(inner + 45, revision)
-    layout |= {"showlegend": False, "margin": {"l": 8, "r": 8, "t": 22, "b": 24}, "annotations": annotations}
+    layout |= {"showlegend": False, "margin": {"l": 40, "r": 12, "t": 22, "b": 24}, "annotations": annotations}
     for position, panel in enumerate(panels):
         suffix = "" if position == 0 else str(position + 1)
         axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-        x_domain = [0.0, 0.465] if position % 2 == 0 else [0.535, 1.0]
+        x_domain = [0.0, 0.44] if position % 2 == 0 else [0.56, 1.0]
         top = 1 - (position // 2) * (chart + gap) / inner
         y_domain = [max(0.0, top - chart / inner), top]
         common = AXIS | {"domain": x_domain, "anchor": axes["yaxis"], "nticks": 5}

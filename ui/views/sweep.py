@@ -43,7 +43,7 @@ def sweep_figure(result: SweepResult) -> str:
     means, texts = [loss.mean for loss in losses.values()], [*map(str, losses.values())]
     columns = [*map(list, zip(*losses, strict=True)), [f"{mean:.2f}" for mean in means]]
     scale = {"colorscale": [[0, "var(--series-blue)"], [1, "var(--rule)"]], "showscale": False}
-    x_axis, y_axis = (AXIS | {"title": {"text": title}, "type": "category"} for title in titles[:2])
+    x_axis, y_axis = (AXIS | {"title": {"text": title}, "type": "category", "automargin": True} for title in titles[:2])
     if len(columns) == 2:
         bars = {"type": "data", "array": [loss.half_width or 0 for loss in losses.values()]}
         trace = scatter("", columns[0], means, "var(--series-blue)") | {"mode": "lines+markers", "error_y": bars}
