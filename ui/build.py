@@ -33,7 +33,7 @@ from loratory.ui.components import (
 from loratory.ui.draft import Draft
 from loratory.ui.gradio_internals import Blocks
 from loratory.ui.page import Page, request_view
-from loratory.ui.polls import digest, poll, poll_answer
+from loratory.ui.polls import HEADER_SECONDS, digest, poll, poll_answer
 from loratory.ui.services import Services
 from loratory.ui.side_panel import SidePanel
 from loratory.ui.tabs.chat import ChatTab
@@ -130,7 +130,7 @@ class NextStepBar:
 
     def render_run(self, chosen: str) -> str:
         """Return the lines of the active run, and of the one in hand: the chosen one, unless it is gone."""
-        return self._lines.get((time.monotonic() // _HEADER_SECONDS, chosen), lambda: self._render_run(chosen))
+        return self._lines.get((time.monotonic() // HEADER_SECONDS, chosen), lambda: self._render_run(chosen))
 
     def _render_run(self, chosen: str) -> str:
         reader, active = self.page.reader, self.page.reader.newest_active(or_waiting=False)
@@ -199,7 +199,6 @@ def _is_first_visit(page: Page, draft: Draft) -> bool:
 
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them
-_HEADER_SECONDS = 5
 
 
 def build_app(services: Services) -> gr.Blocks:
@@ -213,13 +212,13 @@ def build_app(services: Services) -> gr.Blocks:
 
         def answer(question: str, last_stamp: str) -> str | None:
             # Every open page asks; one look at the runs and devices serves them all.
-            now = newest.get(time.monotonic() // _HEADER_SECONDS, lambda: _header(services, page.reader))
+            now = newest.get(time.monotonic() // HEADER_SECONDS, lambda: _header(services, page.reader))
             values = {"header": now.html + now.titles, "next-step-run": bar.render_run(question.partition(" ")[2])}
             stamp = f"{digest(''.join(values.values()))} {now.states}"
             submits = bool(last_stamp) and not last_stamp.endswith(now.states)
             return None if stamp == last_stamp else poll_answer(stamp, values, submit=submits)
 
-        news = poll(answer, _HEADER_SECONDS, question="header", elem_id="header-live", while_hidden=True)
+        news = poll(answer, HEADER_SECONDS, question="header", elem_id="header-live", while_hidden=True)
         with gr.Row(equal_height=False, elem_id="bench"):
             with gr.Column(scale=7, min_width=560, elem_id="work"):
                 start_here = StartHere(page)

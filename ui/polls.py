@@ -23,6 +23,8 @@ from loratory.ui.backend.background import BackgroundWork, Work, as_engine_error
 from loratory.ui.components import ONCE, QUICK, Updates, clear_error_after, live_html, script
 from loratory.ui.views.html import error_box, work_status
 
+# Between two looks: of each page at the header and the bar, and at a run that is followed.
+HEADER_SECONDS, RUN_SECONDS = 5.0, 3.0
 _PATH = "/gradio_api/component_server"
 
 

@@ -30,6 +30,7 @@ from loratory.engine.accounts.sessions import Sessions
 from loratory.engine.lab.rules import set_shared
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.store import RunStore
+from loratory.ui.polls import HEADER_SECONDS, RUN_SECONDS
 from tests.benchmarks.first_load import share_of_a_core
 from tests.benchmarks.work import Work, steps_each_second
 from tests.browser.real_server import LabServer
@@ -66,7 +67,11 @@ class Visitor:
             until.wait(0.1)
 
     def _routine(self, every_seconds: float) -> tuple[tuple[str, float], ...]:
-        return (("header-live", 5.0), ("shared-live" if self._shared else "run-live", 2.0), ("", every_seconds))
+        return (
+            ("header-live", HEADER_SECONDS),
+            ("shared-live" if self._shared else "run-live", RUN_SECONDS),
+            ("", every_seconds),
+        )
 
     def _act(self) -> None:
         action = self._chance.choice(self._actions())

@@ -45,7 +45,7 @@ from loratory.ui.components import (
 )
 from loratory.ui.gradio_internals import Slider
 from loratory.ui.page import Page, request_view
-from loratory.ui.polls import poll, poll_answer
+from loratory.ui.polls import RUN_SECONDS, poll, poll_answer
 from loratory.ui.tabs.resume import ResumePart
 from loratory.ui.views import run_view
 from loratory.ui.views.answers import render_answers
@@ -113,7 +113,7 @@ class FollowPart:
         self._log_open = gr.State(False)
         # Kept in the browser: buttons act on the visible run, even if another one was chosen since.
         self.run_shown = gr.Textbox("", visible=False)
-        self.live = poll(self.answer, 3.0, elem_id=f"{prefix}run-live")
+        self.live = poll(self.answer, RUN_SECONDS, elem_id=f"{prefix}run-live")
         # Changed by each step.
         self._poll_parts = [
             self.heading, self.loss, self.preferences, self.small, self.made_of, self.memory, self.answers,

@@ -32,7 +32,7 @@ from loratory.ui.components import (
     visible_if,
 )
 from loratory.ui.page import Page, request_view
-from loratory.ui.polls import digest, poll, poll_answer
+from loratory.ui.polls import RUN_SECONDS, digest, poll, poll_answer
 from loratory.ui.services import Services
 from loratory.ui.views.html import empty, error_box, log
 from loratory.ui.views.lab import render_devices, render_own_disk, render_queue
@@ -85,7 +85,6 @@ class LabQueuePart:
         return render_own_disk(disk_use(home, self._person.name), limits, free_bytes(home))
 
 
-_POLL_SECONDS = 2.0
 _NOTHING_SHARED = empty(
     "Nothing shared yet", "Runs of other people appear here once they share them. Yours stay private until you do."
 )
@@ -109,7 +108,7 @@ class SharedRunsPart:
         gr.HTML("<h2>Shared with the lab</h2>")
         self.table = pick_list(_NOTHING_SHARED, elem_id="shared-runs")
         with gr.Column(visible=False, elem_id="shared-run") as self.panel:
-            self.live = poll(self.answer, _POLL_SECONDS, elem_id="shared-live")
+            self.live = poll(self.answer, RUN_SECONDS, elem_id="shared-live")
             self.heading = live_html(elem_id="shared-heading")
             with gr.Row(elem_id="shared-actions"):
                 self.chat = gr.Button("Open in Chat", scale=0, min_width=160, elem_id="shared-chat")
