@@ -328,12 +328,12 @@ def _plain_message(field: str, item: Any) -> str:
 
 def _closest_field(field: str) -> str | None:
     section, _, last = field.rpartition(".")
-    names: dict[str, list[str]] = {}  # by field and by title, as in "Rank (r)"; those of the given section first
-    for name in sorted(setting_names(), key=lambda name: not name.startswith(f"{section}.")):
-        title = _SECTIONS[name.split(".")[0]].model_fields[name.split(".")[1]].title or ""
-        for word in (name.split(".")[1], title.split(" (")[0].lower().replace(" ", "_")):
-            names.setdefault(word, []).append(name)
-    return next((names[word][0] for word in difflib.get_close_matches(last, names, n=1, cutoff=0.7)), None)
+    names: dict[str, str] = {}  # by field and by title, as in "Rank (r)"; the given section comes first
+    for each, model in sorted(_SECTIONS.items(), key=lambda item: item[0] != section):
+        for setting, info in model.model_fields.items():
+            for word in (setting, (info.title or "").split(" (")[0].lower().replace(" ", "_")):
+                names.setdefault(word, f"{each}.{setting}")
+    return next((names[word] for word in difflib.get_close_matches(last, names, n=1, cutoff=0.7)), None)
 
 
 def setting_names() -> list[str]:

@@ -15,7 +15,7 @@ _STEPS = 1_000_000
 
 
 class Work:
-    """A run of this process, which logs a step when it is told to."""
+    """A run of this process, which logs a step on demand."""
 
     def __init__(self, store: RunStore) -> None:
         self.run = store.create(a_config(run__name="followed"))

@@ -101,7 +101,7 @@ class DataTab:
             chosen = arrival_event.then(_take_path, self.own_datasets.arrival, self._change, **SLOW)
             self.open_after(page.change_after(chosen, self._change))
         for trigger in (self.samples.click, self.upload.upload):
-            trigger(None, None, self.own, js="() => ''", **QUICK)  # the typed path is no longer the dataset
+            trigger(None, None, self.own, js="() => ''", **QUICK)  # another dataset than the typed path
         for event in self.format.wire():
             self.open_after(event)
         self.rows.wire()

@@ -47,7 +47,10 @@ _BLINK_SECONDS = 0.4  # a cached tokenizer is found in that time, without a flic
 _STOPPED = "The download was stopped."
 _LONGEST_NAME = 400
 _TOO_LONG = f"A model's name has at most {_LONGEST_NAME} characters."
-_SCROLL_TO_DETAILS = "() => document.getElementById('model-details').scrollIntoView({block: 'nearest'})"
+_SCROLL_TO_ANSWER = """() => {
+  const error = document.querySelector('#hub-results [role=alert]');
+  (error ?? document.getElementById('model-details')).scrollIntoView({block: 'nearest'});
+}"""
 _JUDGED_TOGETHER = 8  # models per redraw: each redraw sends the whole catalogue
 _NONE_JUDGED = stamp(0, False)  # the initial catalogue
 _AND = "|"  # between the device and the rows that the poll asks about
@@ -75,7 +78,7 @@ class ModelTab:
                 list(ORDERS), value=SMALLEST, label="Show", info="What fits depends on the device and your rows.",
                 scale=2, min_width=200, elem_id="model-order",
             )  # fmt: skip
-        self.hub = pick_list(elem_id="hub-results")
+        self.hub = pick_list(elem_id="hub-results")  # of the search, and what became of a typed name
         laid_out = render_catalog(search_catalog(""), "", Fits("this machine"))
         self.catalog = pick_list(laid_out, elem_id="catalog", elem_classes="scroll tall")
         self._fits_poll = poll(self.fits_news, 1.5, question=THIS_MACHINE, elem_id="fits-live")
@@ -108,10 +111,9 @@ class ModelTab:
             self._choose_after(trigger(picked_value, None, self._name_to_find, **QUICK))
             trigger(None, None, self.own, js="() => ''", **QUICK)  # the typed name is no longer the model
         submit_event = self.own.submit(lambda text: id_of_page(text.strip()), self.own, self._name_to_find, **QUICK)
-        name_event = self._choose_after(
-            submit_event, self.hub
-        )  # next to the box, as the details are below the catalogue
-        name_event.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)
+        # Next to the box, as the details are below the catalogue.
+        name_event = self._choose_after(submit_event, self.hub)
+        name_event.then(None, None, None, js=_SCROLL_TO_ANSWER, **QUICK)
         if self.own_models is not None:
             arrival = self.own_models.arrival
             self._choose_after(self.own_models.wire().then(lambda name: name, arrival, self._name_to_find, **QUICK))

@@ -245,7 +245,7 @@ def sweep_of(config: RunConfig, text: str) -> list[RunConfig]:
     """Return one configuration for each combination of typed values; raise ConfigError where one cannot work."""
     names = {name.rpartition(".")[2]: name for name in reversed(setting_names())}  # by field; the first of its name
     lines = [[part.strip() for part in line.partition("=")] for line in (text or "").splitlines() if line.strip()]
-    # An unknown name is refused as a setting of its section, with the closest one.
+    # An unknown name gets a section as well: so it is refused with the closest setting.
     full_names = {name: name if "." in name else names.get(name, f"training.{name}") for name, *_ in lines}
     axes = [f"{full_names[name]}{equals}{values.rstrip(',')}" for name, equals, values in lines]
     if not axes:

@@ -30,7 +30,7 @@ def next_of(run: Run) -> tuple[str, str]:
 
 
 def render_run_line(
-    snapshot: RunSnapshot, now: float | None = None, *, under_way: Mapping[str, float | None] | None = None
+    snapshot: RunSnapshot, now: float | None = None, *, under_way: Mapping[str, float | None] = {}
 ) -> str:
     """Return the line of the run in hand, with its next step; steps that are `under_way` show their fraction."""
     run_id, state = snapshot.run.id, snapshot.state
@@ -51,8 +51,9 @@ def render_run_line(
             mark = '<span role="img" aria-label="done">✓</span> ' if target in done else ""
             button = pick_button(f"{target}:{run_id}", name, css="go" if is_next else "link")
             in_front = f'<span class="hint">{name}</span>'
-            if under_way is not None and target in under_way:
-                in_front += f" <span>{_share(under_way[target])}</span>"
+            if target in under_way:
+                fraction = under_way[target]
+                in_front += f" <span>{'under way' if fraction is None else f'{fraction:.0%}'}</span>"
             elif is_next:
                 in_front = press_button(presses, action_name)
             more += f"<li>{mark}{button}{in_front}</li>"
@@ -75,10 +76,6 @@ def progress(snapshot: RunSnapshot, now: float | None = None) -> str:
     share = f"{min(1.0, snapshot.history.last_step / total):.0%}"
     left = time_left(snapshot, time.time() if now is None else now)
     return share if left is None else f"{share} · {duration(left)} left"
-
-
-def _share(fraction: float | None) -> str:
-    return "under way" if fraction is None else f"{fraction:.0%}"
 
 
 def _loss(steps: StepSeries) -> str:
