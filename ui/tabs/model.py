@@ -49,7 +49,7 @@ _LONGEST_NAME = 400
 _TOO_LONG = f"A model's name has at most {_LONGEST_NAME} characters."
 _SCROLL_TO_ANSWER = """() => {
   const error = document.querySelector('#hub-results [role=alert]');
-  (error ?? document.getElementById('model-details')).scrollIntoView({block: 'nearest'});
+  (error ?? document.getElementById('model-details')).scrollIntoView({block: error ? 'center' : 'nearest'});
 }"""
 _JUDGED_TOGETHER = 8  # models per redraw: each redraw sends the whole catalogue
 _NONE_JUDGED = stamp(0, False)  # the initial catalogue
