@@ -73,8 +73,10 @@ class RowViewer:
             self.find, [self.text, self.number, *values], [self.number, self.found, self.stop], concurrency_limit=None,
             **SLOW,
         )  # fmt: skip
+        # Gradio calls this once a search is cancelled; as an answer to the click, the last progress could come after it.
         stopped = small("The search was stopped.", role="status")
-        self.stop.click(lambda: (stopped, HIDDEN), None, [self.found, self.stop], cancels=find_event, **QUICK)
+        find_event.failure(lambda: (stopped, HIDDEN), None, [self.found, self.stop], **QUICK)
+        self.stop.click(None, cancels=find_event)
         # The row first: a list may need many rows.
         for event in (*turn_events, find_event):
             event.then(self.show, viewing, self.row_html, **SLOW)
