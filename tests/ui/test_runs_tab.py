@@ -71,7 +71,7 @@ def describe(tab: RunsTab, run_id: str) -> Changes:
 
 
 def take(tab: RunsTab, identifier: str, ticked_ids: list[str], limit: int = 100) -> Changes:
-    return Changes(tab, tab.take(pick(identifier), ticked_ids, limit))
+    return Changes(tab, tab.take(pick(identifier), ticked_ids, False, limit))
 
 
 def pick(identifier: str):
@@ -150,7 +150,7 @@ def test_a_click_on_a_title_sorts_by_it_and_another_one_the_other_way_round(tab,
     query = ("", "All", ANY_METHOD, ANY_MODEL)
 
     def order_after(title: str, current: str) -> str:
-        return tab.take(pick(f"sort:{title}"), [], 100, *query, current)[tab.order]
+        return tab.take(pick(f"sort:{title}"), [], False, 100, *query, current)[tab.order]
 
     for title, _, first, other in _COLUMNS:
         assert {first, other} <= set(ORDERS)
@@ -160,7 +160,7 @@ def test_a_click_on_a_title_sorts_by_it_and_another_one_the_other_way_round(tab,
     assert re.findall(
         r'<th[^>]*aria-sort="(\w+)"[^>]*>.*?>([^<]+)</button>', table_of(tab, order="Fewest steps first")
     ) == [("ascending", "Steps ▲")]
-    assert tab.take(pick("sort:<b>"), [], 100, *query, "Newest first") == gr.skip()
+    assert tab.take(pick("sort:<b>"), [], False, 100, *query, "Newest first") == gr.skip()
 
 
 def test_a_tie_has_no_winner(tab, history):
@@ -210,11 +210,11 @@ def test_what_never_started_was_removed_from_the_queue(tab, services):
 
 def test_ticked_runs_are_deleted_together_and_those_at_work_stay(tab, services, history):
     tab.page.reader.summaries()
-    ticked_ids = tab.take(pick("all:"), [], 100, *QUERY)[tab.ticked_runs]
+    ticked_ids = tab.take(pick("all:"), [], False, 100, *QUERY)[tab.ticked_runs]
     waiting = [run.id for run in services.runs.list() if run.folder.read_state().state == "queued"]
 
     assert ticked_ids == history
-    assert tab.take(pick("all:"), ticked_ids[:1], 100, *QUERY)[tab.ticked_runs] == []
+    assert tab.take(pick("all:"), ticked_ids[:1], False, 100, *QUERY)[tab.ticked_runs] == []
     ended_ids = tab.deletable([*ticked_ids, "../../etc"], *QUERY)
     assert ended_ids == [run_id for run_id in history if run_id not in waiting]
     left = tab.delete_named(ended_ids, ticked_ids, history[-1])
@@ -336,21 +336,21 @@ def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
 
     assert take(tab, COMPARE_PREFIX + first, []).ticked_runs == [first]
     assert take(tab, COMPARE_PREFIX + first, [first]).ticked_runs == []
-    looked_at = tab.take(pick(first), [], 100, *QUERY, 0.9, False, False, "")
+    looked_at = tab.take(pick(first), [], False, 100, *QUERY, 0.9, False, False, "")
     assert looked_at[tab.page.chosen_run] == looked_at[tab.one.follow.run_shown] == first
     assert looked_at[tab.one.panel]["visible"]
-    assert tab.take(pick("../../etc/passwd"), [], 100) == gr.skip()
+    assert tab.take(pick("../../etc/passwd"), [], False, 100) == gr.skip()
 
 
 def test_a_closed_run_stays_closed_when_rows_are_ticked_or_sorted(tab, history):
     closed = (*QUERY, 0.9, False, False, "")
     for other in (COMPARE_PREFIX + history[2], "sort:Steps", "all:", MORE):
-        changes = tab.take(pick(other), [], 100, *closed)
+        changes = tab.take(pick(other), [], False, 100, *closed)
         assert tab.one.panel not in changes
         assert tab.page.chosen_run not in changes
 
     late_answer = (*QUERY, 0.9, False, False, history[1])
-    assert tab.take(pick(history[1]), [], 100, *late_answer)[tab.one.panel]["visible"]
+    assert tab.take(pick(history[1]), [], False, 100, *late_answer)[tab.one.panel]["visible"]
 
 
 def test_a_row_that_is_picked_while_a_tick_is_under_way_is_not_dropped(tab):
@@ -416,7 +416,7 @@ def test_an_edit_that_is_not_offered_changes_nothing(tab, history, services, pic
 
 def test_a_star_is_given_and_removed_in_the_table_and_in_the_heading(tab, history, services):
     def take_star(run_shown: str = ""):
-        return tab.take(pick(f"star:{history[1]}"), [], 100, *QUERY, 0.9, False, False, run_shown)
+        return tab.take(pick(f"star:{history[1]}"), [], False, 100, *QUERY, 0.9, False, False, run_shown)
 
     assert take_star() == gr.skip()
     assert read_notes(services.runs.get(history[1]).folder).star

@@ -12,10 +12,14 @@ const say = (text) => {
   place.replaceChildren(...(text ? [waiting] : []));
 };
 
-// The library comes while nothing else happens once a tab with a chart was opened: to read it takes half a second.
-const load = () => window.loratoryPlotly ??= new Promise((loaded, failed) => {
-  document.head.append(Object.assign(document.createElement('script'), {src: place.dataset.library, onload: loaded, onerror: failed}));
-});
+// A library is read once. Lines and bars are in one that comes early, while nothing else happens.
+let plotly;
+const load = async () => {
+  const src = place.dataset.library;
+  plotly = await ((window.loratoryPlotly ??= {})[src] ??= new Promise((loaded, failed) => {
+    document.head.append(Object.assign(document.createElement('script'), {src, onload: () => loaded(window.Plotly), onerror: failed}));
+  }));
+};
 
 const withColours = (text) => {
   const styles = getComputedStyle(document.body);
@@ -65,14 +69,14 @@ const draw = () => {
   const value = props.value;
   tools.hidden = !value;
   if (!value) {
-    if (window.Plotly && place.data) window.Plotly.purge(place);
+    if (place.data) plotly.purge(place);
     say(place.dataset.waiting);
     place.role = place.ariaLabel = null;
     place.style.height = '';
     place.style.minHeight = '0';
     return;
   }
-  if (!window.Plotly) {
+  if (!plotly) {
     if (place.dataset.waiting) say('Loading the chart …');
     load().then(drawSoon, () => say('The chart cannot be drawn: its library did not load. Reload the page.'));
     return;
@@ -89,13 +93,18 @@ const draw = () => {
   // With a base, Plotly would refer to its shapes by the page's address, which changes.
   const base = document.querySelector('base'), {href} = base;
   base.removeAttribute('href');
-  window.Plotly.react(place, chart.data, chart.layout, {displayModeBar: false, responsive: true, doubleClick: 'reset'});
+  plotly.react(place, chart.data, chart.layout, {displayModeBar: false, responsive: true, doubleClick: 'reset'});
   base.href = href;
 };
 
-// Charts of one answer are drawn one by one: what is clicked meanwhile waits for one of them.
+// Charts of one answer are drawn one by one, those out of sight last: what is clicked meanwhile waits for one of them.
 let due;
-const drawSoon = () => { due ??= setTimeout(() => { due = undefined; draw(); }); };
+const drawSoon = () => {
+  due ??= setTimeout(() => {
+    const {top, bottom} = place.getBoundingClientRect();
+    due = setTimeout(() => { due = undefined; draw(); }, bottom > 0 && top < innerHeight ? 0 : 500);
+  });
+};
 
 window.addEventListener(AXIS, drawSoon);
 choice.onchange = () => { localStorage.setItem(AXIS, choice.value); window.dispatchEvent(new Event(AXIS)); };
@@ -123,7 +132,7 @@ tools.addEventListener('click', async ({target: {dataset: {save}}}) => {
   if (!save || !place.data) return;
   const layout = {...place.layout, paper_bgcolor: withColours('var(--paper)')};
   const picture = {format: save, scale: 2, width: place.offsetWidth, height: place.offsetHeight};
-  const href = save === 'csv' ? URL.createObjectURL(new Blob([asCsv()], {type: 'text/csv;charset=utf-8'})) : await window.Plotly.toImage({data: place.data, layout}, picture);
+  const href = save === 'csv' ? URL.createObjectURL(new Blob([asCsv()], {type: 'text/csv;charset=utf-8'})) : await plotly.toImage({data: place.data, layout}, picture);
   Object.assign(document.createElement('a'), {href, download: `${fileName()}.${save}`}).click();
   setTimeout(() => URL.revokeObjectURL(href), 10000);
 });
@@ -134,7 +143,7 @@ place.addEventListener('mark', drawSoon);
 const themes = new MutationObserver(draw);
 themes.observe(document.body, {attributes: true, attributeFilter: ['class']});
 // A chart that was drawn while its tab was hidden has no width yet.
-new ResizeObserver(() => { if (window.Plotly && place.data && place.offsetWidth) window.Plotly.Plots.resize(place); }).observe(place);
+new ResizeObserver(() => { if (place.data && place.offsetWidth) plotly.Plots.resize(place); }).observe(place);
 draw();
 // Safari has no idle callbacks.
-(window.requestIdleCallback ?? setTimeout)(() => { if (element.isConnected) load().catch(() => {}); });
+if ('early' in place.dataset) (window.requestIdleCallback ?? setTimeout)(() => { if (element.isConnected) load().catch(() => {}); });

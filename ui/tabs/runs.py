@@ -87,7 +87,7 @@ class RunsTab:
         self.confirm = Confirmation("Delete runs", "Keep runs", ids)
         self._csv_text = gr.Textbox(visible=False)
         self.sweep = pick_list(elem_id="sweep")  # of the chosen run
-        self.sweep_chart = chart(elem_id="sweep-chart")
+        self.sweep_chart = chart(every_trace=True, elem_id="sweep-chart")
         with gr.Column(visible=False, elem_id="comparison") as self.comparison:
             gr.HTML("<h2>Comparison</h2>")
             self.overlay = chart(elem_id="overlay-chart")
@@ -122,8 +122,8 @@ class RunsTab:
         gr.on([changed_by_hand(part) for part in self._query], self.list_runs, *self._listing, **LATEST)
         # Gradio drops a click whose event is under way: on a busy machine, a row that is picked after a tick.
         take_event = self.table.click(
-            self.take, [self.ticked_runs, self.shown_rows, *self._query, *self.one.follow.view_inputs],
-            [page.chosen_run, self.ticked_runs, self.shown_rows, self.order, *self.one.outputs],
+            self.take, [*self._comparing[0], self.shown_rows, *self._query, *self.one.follow.view_inputs],
+            [page.chosen_run, self.ticked_runs, self.shown_rows, self.order, *self._comparing[1], *self.one.outputs],
             trigger_mode="multiple", **QUICK,
         )  # fmt: skip
         request = [page.wants_run, page.chosen_run, *self.one.follow.view_inputs]
@@ -136,7 +136,7 @@ class RunsTab:
             shown_as_message(self.delete_named), [self.named_runs, self.ticked_runs, page.chosen_run],
             [page.chosen_run, self.ticked_runs, self.confirm.panel], **ONCE,
         )  # fmt: skip
-        take_event.then(lambda: HIDDEN, None, self.confirm.panel, **QUICK)  # it may be about other runs
+        self.confirm.close_by(take_event.then)  # it may be about other runs
         csv_event = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
         csv_event.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-runs.csv"), **QUICK)
         self._list_after(self.queue.click(shown_as_message(self.order_queue), None, None, **QUICK))
@@ -144,7 +144,8 @@ class RunsTab:
         self.electricity.wire(self.tab)
         if self.shared is not None:
             self.shared.wire(self.tab)
-        for event in (take_event, delete_event, *self.one.wire(self.ticked_runs)):
+        self._list_after(take_event)
+        for event in (delete_event, *self.one.wire(self.ticked_runs)):
             self._list_after(event)
             event.then(self.compare, *self._comparing, **LATEST)
 
@@ -219,13 +220,14 @@ class RunsTab:
             + (small(f"Only the first {COMPARED_AT_MOST} are compared.") if len(ticked_ids) > COMPARED_AT_MOST else ""),
         }
 
-    def take(self, event: gr.EventData, ticked_ids: list[str], limit: int, *values: Any) -> Updates:
+    def take(self, event: gr.EventData, ticked_ids: list[str], log_axis: bool, limit: int, *values: Any) -> Updates:
+        """Do what a click in the table asks for."""
         pick, query, how = picked_value(event), values[: len(self._query)], values[len(self._query) :]
         if pick == run_table.MORE:
             return {self.shown_rows: limit + _PAGE_ROWS}
         if pick == run_table.ALL:
             matches = select_runs(self.page.reader.glance().rows, run_table.query_of(*query))[:limit]
-            return {self.ticked_runs: [] if ticked_ids else [row.id for row in matches]}
+            return self._tick([] if ticked_ids else [row.id for row in matches], log_axis)
         if pick.startswith(run_table.SORT_PREFIX):
             order = run_table.order_of(pick.removeprefix(run_table.SORT_PREFIX), str(query[-1]))
             return {self.order: order} if order else UNCHANGED
@@ -237,9 +239,11 @@ class RunsTab:
             return self.one.show(run_id, *how) if run_id == how[-1] else UNCHANGED
         if not pick.startswith(run_table.COMPARE_PREFIX):
             return {self.page.chosen_run: run_id, **self.one.show(run_id, *how)}
-        if run_id in ticked_ids:
-            return {self.ticked_runs: [other for other in ticked_ids if other != run_id]}
-        return {self.ticked_runs: [*ticked_ids, run_id]}
+        others = [other for other in ticked_ids if other != run_id]
+        return self._tick(others if run_id in ticked_ids else [*ticked_ids, run_id], log_axis)
+
+    def _tick(self, run_ids: list[str], log_axis: bool) -> Updates:
+        return {self.ticked_runs: run_ids, **self.compare(run_ids, log_axis)}
 
     def deletable(self, ticked_ids: list[str], *query: Any) -> list[str]:
         """Return the ticked runs that have ended and that the search shows."""
