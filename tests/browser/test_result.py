@@ -252,6 +252,7 @@ def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, se
     expect(page.locator("#chat-send")).to_be_enabled()  # until it has ended, the last answer may be shown once more
     page.locator("#transcript .vote").nth(1).click()
     expect(page.locator("#transcript .vote[aria-pressed='true']")).to_have_count(1)
+    let_layout_settle(page)  # the vote is drawn, and moves what is above it
     page.locator("#chat-mode label", has_text="Blind test").click()
     page.locator("#blind-next").click()
     files = list((server.home / "runs").glob("*/*/evaluations/blind-test-final.jsonl"))  # of an earlier test
