@@ -1,13 +1,9 @@
 // Keeps the newest question and its answers in sight above the row that stays, until a person scrolls back; folds long answers.
 let newest = '';
 let follows = false;
+let reached = 0;  // where this script scrolled to
 let toEnd = false;  // after Jump to newest: the end of an answer matters more than its question
 const opened = new Set();  // texts of answers that a person wants to see whole
-const leave = (event) => { if (!(event.deltaY > 0)) follows = false; };
-for (const type of ['wheel', 'touchmove']) window.addEventListener(type, leave, {passive: true});
-window.addEventListener('keydown', (event) => {
-  if (/^(PageUp|Home|ArrowUp)$/.test(event.key) && !event.target.closest('input, textarea, [role=toolbar]')) leave(event);
-});
 
 const heightOf = (row) => row?.offsetHeight ?? 0;
 const foot = () => heightOf(document.getElementById('next-step')) + heightOf(element.closest('.column').querySelector('.stays'));
@@ -16,7 +12,12 @@ const offerJump = () => {
   const jump = element.querySelector('.jump');
   if (jump) [jump.style.bottom, jump.hidden] = [`${foot() + 8}px`, hiddenBelow() < 40];
 };
+// A shorter page ends higher, which does not end following.
+const noticeScroll = () => {
+  if (window.scrollY < Math.min(reached, document.documentElement.scrollHeight - window.innerHeight) - 8) follows = false;
+};
 const follow = () => {
+  noticeScroll();
   for (const answer of element.querySelectorAll('.answer.folds')) {
     const text = answer.querySelector('.text');
     answer.classList.toggle('whole', opened.has(text.textContent));
@@ -31,14 +32,15 @@ const follow = () => {
     const top = question.getBoundingClientRect().top - 8;
     const hidden = toEnd ? hiddenBelow() : Math.min(hiddenBelow(), top);
     if (hidden > 0 || (!toEnd && top < 0)) window.scrollBy(0, hidden);
+    reached = window.scrollY;
   }
   offerJump();
 };
 element.addEventListener('click', ({target}) => {
   if (target.closest('.more')) opened.add(target.closest('.answer').querySelector('.text').textContent);
-  if (target.closest('.jump')) [follows, toEnd] = [true, true];
+  if (target.closest('.jump')) [follows, toEnd, reached] = [true, true, 0];
   if (target.closest('.more, .jump')) follow();
 });
-window.addEventListener('scroll', offerJump, {passive: true});
+window.addEventListener('scroll', () => { noticeScroll(); offerJump(); }, {passive: true});
 new MutationObserver(follow).observe(element, {childList: true, subtree: true, characterData: true});
 new ResizeObserver(follow).observe(element);
