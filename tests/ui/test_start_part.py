@@ -11,6 +11,7 @@ from loratory.engine.errors import DatasetError, Problem
 from loratory.engine.runs.provenance import read_provenance
 from loratory.ui.backend.dataset_checks import CheckQuestion
 from loratory.ui.build import build_app
+from loratory.ui.components import UNCHANGED
 from loratory.ui.tabs.start import REFUSED, StartPart, render_reason, start_key, sweep_of, why_not
 from loratory.ui.tabs.train import FOLLOW, TrainTab
 from loratory.ui.views.html import duration
@@ -131,7 +132,11 @@ def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
     assert question._updates[tab.start.confirm.really] == "Start anyway"
     assert not tab.page.services.runs.ids()
 
-    assert chosen(tab, agree(tab, question, "token", *values)) in tab.page.services.runs.ids()
+    agreed = agree(tab, question, "token", *values)
+    # What follows the refusal may come later than that click: the page still waits for the start.
+    assert tab.start.enable(question.goes_to) == UNCHANGED
+    assert chosen(tab, agreed) in tab.page.services.runs.ids()
+    assert tab.start.enable(agreed.goes_to)[tab.start.pending] == ""
     swept = begin_sweep(tab, "token", "", "training.learning_rate=1e-4, 0.5", *values_of(tab, a_config()))
     assert "The learning rate 0.5 is 2,500 times" in words_of(tab, swept)
 

@@ -29,7 +29,17 @@ from loratory.engine.runs.run import Run
 from loratory.engine.runs.sweep import keep_alpha_ratio, sweep_configs
 from loratory.ui.backend.background import UNEXPECTED, FunctionJob, Work
 from loratory.ui.backend.dataset_checks import CheckQuestion
-from loratory.ui.components import HIDDEN, LATEST, NOT_SHOWN, ONCE, QUICK, Confirmation, Updates, clear_error_after
+from loratory.ui.components import (
+    HIDDEN,
+    LATEST,
+    NOT_SHOWN,
+    ONCE,
+    QUICK,
+    UNCHANGED,
+    Confirmation,
+    Updates,
+    clear_error_after,
+)
 from loratory.ui.draft import Draft
 from loratory.ui.gradio_internals import changed_by_hand, enclosing_page
 from loratory.ui.page import Page
@@ -107,7 +117,11 @@ class StartPart:
 
     def enable_after(self, event: Dependency) -> None:
         """Enable the buttons again after the event that shows the started run: until then, a click is the same start."""
-        event.then(self._idle, None, [*self._buttons, self.sweep, self.pending, self.job.poll], **QUICK)
+        event.then(self.enable, self.goes_to, [*self._buttons, self.sweep, self.pending, self.job.poll], **QUICK)
+
+    def enable(self, goes_to: str) -> Updates:
+        """Return enabled buttons; a refused start left them enabled, and may have been agreed to since."""
+        return UNCHANGED if goes_to.startswith(REFUSED) else self._idle()
 
     def begin_agreed(self, question: tuple[str, str], token: str, *values: Any) -> Updates:
         """Begin what the question was about."""
