@@ -84,12 +84,14 @@ def export_page(kept_page: Page) -> Page:
 
 
 def shorten_answers(page: Page) -> None:
+    """Let answers be short, and differ: a pair of identical ones is no question in the blind test."""
     page.locator("#chat-settings button").first.click()
-    longest = page.locator("#chat-settings").get_by_label(re.compile("Max new tokens"))
-    longest.wait_for()
+    page.locator("#chat-settings").get_by_label(re.compile("Max new tokens")).wait_for()
     let_layout_settle(page)
-    longest.fill(str(LONGEST_ANSWER_TOKENS))
-    longest.press("Tab")
+    for label, value in (("Max new tokens", LONGEST_ANSWER_TOKENS), ("number input for Temperature", 2)):
+        number = page.locator("#chat-settings").get_by_label(re.compile(label))
+        number.fill(str(value))
+        number.press("Tab")
 
 
 def test_a_conversation_is_saved_and_the_blind_test_hides_names_until_the_choice(page, server):
