@@ -1,13 +1,15 @@
 """What the server keeps of each page is little, and goes some time after the page."""
 
+import asyncio
 import datetime
+import threading
 from types import SimpleNamespace
 
 import gradio as gr
 import httpx
 import pytest
 
-from loratory.ui.gradio_internals import PageSession, PageSessions
+from loratory.ui.gradio_internals import Blocks, PageSession, PageSessions
 from loratory.ui.serve import launch
 from tests.page_client import PageClient, read_config
 from tests.waiting import wait_until
@@ -94,3 +96,27 @@ def test_opened_pages_leave_little_behind(services):
 
     assert [len(session.blocks_config.blocks.maps[0]) for session in left] == [0] * 3
     assert [len(session.config_values) for session in left] == [0] * 3
+
+
+def test_values_are_converted_without_a_thread_each_and_handlers_called_in_one():
+    threads = {}
+
+    def note(what, value):
+        threads[what] = threading.get_ident()
+        return value
+
+    class Box(gr.Textbox):
+        def preprocess(self, payload):
+            return note("before", payload)
+
+        def postprocess(self, value):
+            return note("after", value)
+
+    with Blocks() as blocks:
+        box = Box()
+        event = box.change(lambda text: note("handler", text + "b"), box, box)
+
+    answer = asyncio.run(blocks.process_api(event["id"], ["a"], PageSession(blocks)))
+
+    assert answer["data"] == ["ab"]
+    assert threads["before"] == threads["after"] == threading.get_ident() != threads["handler"]
