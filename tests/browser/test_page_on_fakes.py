@@ -255,8 +255,10 @@ def test_long_answers_fold_and_keys_vote_one_press_a_pair(kept_page, services, m
     expect(page.locator("#transcript .answers").last.locator(".figures").first).to_be_in_viewport()
     expect(jump).to_be_hidden()
     # As a scroll bar or the Tab key scrolls: what is drawn then does not scroll back.
-    drawn = "window.scrollTo(0, 0); document.getElementById('transcript').append(document.createElement('span'))"
-    page.evaluate(drawn)
+    scroll_and_draw = (
+        "window.scrollTo(0, 0); document.getElementById('transcript').append(document.createElement('span'))"
+    )
+    page.evaluate(scroll_and_draw)
     page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert page.evaluate("window.scrollY") == 0
     assert barriers(page) == []

@@ -132,11 +132,11 @@ def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
     assert question._updates[tab.start.confirm.really] == "Start anyway"
     assert not tab.page.services.runs.ids()
 
-    agreed = agree(tab, question, "token", *values)
+    start = agree(tab, question, "token", *values)
     # What follows the refusal may come later than that click: the page still waits for the start.
     assert tab.start.enable(question.goes_to) == UNCHANGED
-    assert chosen(tab, agreed) in tab.page.services.runs.ids()
-    assert tab.start.enable(agreed.goes_to)[tab.start.pending] == ""
+    assert chosen(tab, start) in tab.page.services.runs.ids()
+    assert tab.start.enable(start.goes_to)[tab.start.pending] == ""
     swept = begin_sweep(tab, "token", "", "training.learning_rate=1e-4, 0.5", *values_of(tab, a_config()))
     assert "The learning rate 0.5 is 2,500 times" in words_of(tab, swept)
 
