@@ -166,17 +166,20 @@ def chart(waiting: str = "", *, every_trace: bool = False, **presentation: Any) 
     Its value is what `loratory.ui.views.loss_chart` returns; while it is "", the sentence `waiting` is there. Below it, a
     person chooses the x axis, where there are several, and saves the chart, in the browser.
 
-    Lines and bars are drawn by a part of Plotly that a browser reads in a sixth of the time; with `every_trace` all of it
-    is read, once there is something to draw.
+    Lines and bars are drawn by a part of Plotly that a browser reads in a sixth of the time, before there is something to
+    draw; with `every_trace` all of it is read, once there is.
     """
     # Both libraries are on this machine: nothing is fetched from outside.
     library = _all_of_plotly() if every_trace else _PLOTLY_BASIC
-    gr.set_static_paths([library])
+    gr.set_static_paths([_PLOTLY_BASIC, library])
+    sources = (
+        f'data-{name}="gradio_api/file={escape(path.as_posix(), quote=True)}"'
+        for name, path in (("library", library), ("early", _PLOTLY_BASIC))
+    )
     kinds = ("png", "svg", "csv")
     saves = "".join(f'<button type="button" class="link" data-save="{kind}">{kind.upper()}</button>' for kind in kinds)
     template = (
-        f'<div class="chart" data-waiting="{escape(waiting, quote=True)}"{"" if every_trace else " data-early"} '
-        f'data-library="gradio_api/file={escape(library.as_posix(), quote=True)}"></div>'
+        f'<div class="chart" data-waiting="{escape(waiting, quote=True)}" {" ".join(sources)}></div>'
         '<div class="chart-tools" hidden><label>x axis <select></select></label>'
         f'<span role="group" aria-label="Save chart">Save as {saves}</span></div>'
     )

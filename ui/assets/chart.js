@@ -12,14 +12,12 @@ const say = (text) => {
   place.replaceChildren(...(text ? [waiting] : []));
 };
 
-// A library is read once. Lines and bars are in one that comes early, while nothing else happens.
+// A library is read once. The one for lines and bars comes early, while nothing else happens.
 let plotly;
-const load = async () => {
-  const src = place.dataset.library;
-  plotly = await ((window.loratoryPlotly ??= {})[src] ??= new Promise((loaded, failed) => {
-    document.head.append(Object.assign(document.createElement('script'), {src, onload: () => loaded(window.Plotly), onerror: failed}));
-  }));
-};
+const read = (src) => (window.loratoryPlotly ??= {})[src] ??= new Promise((loaded, failed) => {
+  document.head.append(Object.assign(document.createElement('script'), {src, onload: () => loaded(window.Plotly), onerror: failed}));
+});
+const load = async () => { plotly = await read(place.dataset.library); };
 
 const withColours = (text) => {
   const styles = getComputedStyle(document.body);
@@ -97,12 +95,12 @@ const draw = () => {
   base.href = href;
 };
 
-// Charts of one answer are drawn one by one, those out of sight last: what is clicked meanwhile waits for one of them.
+// Charts of one answer are drawn one by one, a moment after it, those out of sight last: what is clicked meanwhile waits for one.
 let due;
 const drawSoon = () => {
   due ??= setTimeout(() => {
     const {top, bottom} = place.getBoundingClientRect();
-    due = setTimeout(() => { due = undefined; draw(); }, bottom > 0 && top < innerHeight ? 0 : 500);
+    due = setTimeout(() => { due = undefined; draw(); }, bottom > 0 && top < innerHeight ? 150 : 500);
   });
 };
 
@@ -146,4 +144,4 @@ themes.observe(document.body, {attributes: true, attributeFilter: ['class']});
 new ResizeObserver(() => { if (place.data && place.offsetWidth) plotly.Plots.resize(place); }).observe(place);
 draw();
 // Safari has no idle callbacks.
-if ('early' in place.dataset) (window.requestIdleCallback ?? setTimeout)(() => { if (element.isConnected) load().catch(() => {}); });
+(window.requestIdleCallback ?? setTimeout)(() => { if (element.isConnected) read(place.dataset.early).catch(() => {}); });
