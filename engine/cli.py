@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from copy import copy
 
 import typer
 
@@ -18,7 +19,7 @@ from loratory.engine.errors import EngineError
 # Each lists its commands. What takes long to import is imported where it is used, so `--help` comes at once.
 COMMAND_MODULES = tuple(
     f"loratory.engine.commands.{name}"
-    for name in "train configs data estimate runs chat evaluate export lab space".split()
+    for name in "train configs data data_sets estimate runs chat evaluate export lab space".split()
 )
 _ALL_ARE_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -34,15 +35,20 @@ def build_app(modules: Sequence[str] = COMMAND_MODULES) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,
     )
+    groups: dict[str | None, list[typer.Typer]] = {}  # several modules may have commands of one group
     for name in modules:
         module = importlib.import_module(name)
         for command in module.COMMANDS:
             if isinstance(command, typer.Typer):
-                app.add_typer(command)
+                groups.setdefault(command.info.name, []).append(command)
             else:
                 app.command()(command)
         for command in getattr(module, "PASSED_ON", ()):
             app.command(context_settings=_ALL_ARE_ARGUMENTS)(command)
+    for parts in groups.values():
+        group = copy(parts[0])
+        group.registered_commands = [command for part in parts for command in part.registered_commands]
+        app.add_typer(group)
     return app
 
 

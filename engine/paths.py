@@ -140,6 +140,11 @@ class LoratoryHome:
         return self.root / "uploads" / self.owner
 
     @property
+    def datasets(self) -> Path:
+        """Sets of one person: datasets with versions and edits."""
+        return self.root / "datasets" / self.owner
+
+    @property
     def presets(self) -> Path:
         """Presets that one person saved."""
         return self.root / "presets" / self.owner

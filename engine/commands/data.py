@@ -50,7 +50,7 @@ def inspect(
 ) -> None:
     """Check every row of a dataset: what is kept, what is left out and why, how long it is, what repeats."""
     home = LoratoryHome.from_environment()
-    config = _dataset_config(data, column_map, settings)
+    config = dataset_config(data, column_map, settings)
     counting = _model_config(model) if model else ModelConfig(id=DEMO_MODEL_ID) if is_demo_prepared(home) else None
     report = _check(config, counting if tokens else None, max_length, home)
     # What the estimate needs of each row is too long to read.
@@ -68,7 +68,7 @@ def render(
     as_json: AsJson = False,
 ) -> None:
     """Show one row exactly as training sees it: its text, its tokens, and which of them are trained."""
-    config = _dataset_config(data, column_map, settings)
+    config = dataset_config(data, column_map, settings)
     with contextlib.closing(Inspector(LoratoryHome.from_environment())) as inspector:
         sequences = inspector.render(config, _model_config(model), max_length, row=row - 1)
     if as_json:
@@ -79,7 +79,12 @@ def render(
         typer.echo("\n\n".join(sequence_text(sequence) for sequence in sequences))
 
 
-def _dataset_config(data: str, column_map: list[str] | None, settings: dict[str, Any]) -> DatasetConfig:
+def dataset_config(data: str, column_map: list[str] | None, settings: dict[str, Any]) -> DatasetConfig:
+    """Return the settings of a dataset from the options of a command.
+
+    Raises:
+        ConfigError: If one of them cannot be used.
+    """
     columns = {}
     for text in column_map or ():
         role, equals, column = text.partition("=")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from loratory.engine.config.methods.base import CrossFieldRule
 from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.config.objectives import objective_of
-from loratory.engine.config.run import JobsConfig, RunConfig, RunSection, SlurmConfig
+from loratory.engine.config.run import SET_PREFIX, JobsConfig, RunConfig, RunSection, SlurmConfig
 from loratory.engine.errors import Problem
 
 DistributionName = Literal["DDP", "FSDP", "device_map"]  # as PyTorch, transformers and people call them
@@ -286,6 +286,15 @@ def _device_of_this_machine(config: RunConfig) -> str | None:
 def _tracker_elsewhere(config: RunConfig) -> str | None:
     if config.run.is_elsewhere and config.training.report_to:
         return "a job has no login of a tracker; leave this empty, or train on this machine."
+    return None
+
+
+@_rule("dataset.source")
+def _set_elsewhere(config: RunConfig) -> str | None:
+    if config.run.where == "jobs" and any(
+        name.startswith(SET_PREFIX) for name in (config.dataset.source, *config.dataset.mix)
+    ):
+        return "a job has no sets; write the version to a file with `loratory data export`, and name that file."
     return None
 
 

@@ -103,13 +103,14 @@ class AdapterConfig(MethodSettings):
 
 
 DatasetSource = Annotated[str, _of_page(of_dataset=True)]
+SET_PREFIX = "set:"  # of a version of a set: set:NAME@VERSION, or set:NAME for the newest
 
 
 class DatasetConfig(Section):
     """The dataset of a run."""
 
     source: DatasetSource = setting(..., "Dataset", min_length=1, max_length=1000)
-    """A file or folder, a Hugging Face Hub id or the address of its page, or sample:NAME for one of the samples that come with Loratory."""
+    """A file or folder, a Hugging Face Hub id or the address of its page, set:NAME for a set of yours, or sample:NAME for one of the samples that come with Loratory."""
     subset: str | None = setting(None, "Subset", max_length=200)
     """Configuration of a Hub dataset that has several."""
     split: str = setting("train", "Split", max_length=200)

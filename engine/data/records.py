@@ -90,6 +90,7 @@ class Record(NamedTuple):
     offset: int = 0
     kind: ProblemKind | None = None
     problem: str = ""
+    is_held_out: bool = False  # by the set that it is read from
 
     @classmethod
     def bad(cls, position: Position, raw: bytes, problem: RowProblemError) -> Self:
@@ -107,6 +108,14 @@ class Record(NamedTuple):
             return one_line(json.dumps(self.value, ensure_ascii=False, default=str)[: limit * 4], limit)
         raw = self.raw[: limit * 4]
         return one_line(raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw, limit)
+
+
+def json_line(value: Any) -> bytes:
+    """Return a row as one line of JSON, without its end; what JSON has no form for is written as text."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:  # half of a character, which only an escape can hold
+        return json.dumps(value, default=str).encode()
 
 
 def _text_length(value: Any) -> int:
@@ -171,6 +180,7 @@ class RowSource(ABC):
     name: str  # safe to show
     form: SourceForm
     columns: tuple[str, ...] = ()  # where the source itself names them
+    read_as: Mapping[str, Any] = {}  # format and column mapping, for a configuration that leaves them open
 
     @property
     def kind(self) -> str:

@@ -1,4 +1,4 @@
-"""Open a source of rows by name: a sample, a file, a folder or a dataset on the Hub."""
+"""Open a source of rows by name: a sample, a set, a file, a folder or a dataset on the Hub."""
 
 import hashlib
 import os
@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loratory.engine.config.run import DatasetConfig
+from loratory.engine.config.run import SET_PREFIX, DatasetConfig
 from loratory.engine.data.files import DATA_ENDINGS, kind_of, open_file
 from loratory.engine.data.files.access import ANY_FILE, DataAccess, shown_name
 from loratory.engine.data.files.base import PlainTextReader
 from loratory.engine.data.hub import HubRows, is_on_hub
-from loratory.engine.data.records import Record, RowSource
+from loratory.engine.data.records import Record, RowSource, SourceForm
+from loratory.engine.data.workshop.sets import DataSet, Version, find_version
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import SAMPLES_FOLDER, AllowedPaths, LoratoryHome
 
@@ -49,17 +50,28 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
         DatasetError: If it is not there, may not be read, or is not a dataset.
     """
     name = config.source.strip()
-    if name.startswith(SAMPLE_PREFIX):
-        if name not in list_samples():
-            raise DatasetError(
-                f"Unknown sample {shown_name(name.removeprefix(SAMPLE_PREFIX), 40)!r}.",
-                f"The samples are {', '.join(list_samples())}.",
-            )
-        return open_file(SAMPLES_FOLDER / f"{name.removeprefix(SAMPLE_PREFIX)}.jsonl", options.cache_folder)
+    if name.startswith(SET_PREFIX):
+        return SetRows(*find_version(options.home or LoratoryHome.locate(), name), options)
     if is_on_hub(name):
         return HubRows(config, streaming=options.streaming)
-    path = options.access.resolve(name)
+    path = path_of(name, options.access)
     return _open_folder(path, config.split, options) if path.is_dir() else open_file(path, options.cache_folder)
+
+
+def path_of(name: str, access: DataAccess) -> Path:
+    """Return the file of a sample, or the file or folder that is named.
+
+    Raises:
+        DatasetError: If it is not there, or may not be read.
+    """
+    if not name.startswith(SAMPLE_PREFIX):
+        return access.resolve(name)
+    if name not in list_samples():
+        raise DatasetError(
+            f"Unknown sample {shown_name(name.removeprefix(SAMPLE_PREFIX), 40)!r}.",
+            f"The samples are {', '.join(list_samples())}.",
+        )
+    return SAMPLES_FOLDER / f"{name.removeprefix(SAMPLE_PREFIX)}.jsonl"
 
 
 MAX_FILES = 4096  # each is opened before the first row is read
@@ -112,17 +124,53 @@ class SeveralSources(RowSource):
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         start = 0
         for source in self._sources:
-            total, count = source.total_rows, 0
+            total = source.total_rows
             here = rows if total is None else rows[: bisect_left(rows, start + total)]
             for record in source.pick(_shift(here, -start)) if here else ():
-                count += record is not None
                 yield record._replace(row=start + record.row) if record is not None and start else record
-            rows = rows[count:]
-            start += source.total_rows or 0
+            if (total := source.total_rows) is None:  # not read to its end: there were no more rows to pick
+                return
+            start += total
+            rows = rows[bisect_left(rows, start) :]
 
     def fingerprint(self) -> str:
         prints = [source.fingerprint() for source in self._sources]
         return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
+
+
+class SetRows(SeveralSources):
+    """The rows of a version of a set; numbers are those of the source, also where rows before are left out."""
+
+    def __init__(self, dataset: DataSet, version: Version, options: SourceOptions) -> None:
+        facts, self.version, self._log_notes = dataset.facts, version, dataset.notes
+        if facts.copied_bytes is None:
+            self.untouched: RowSource = HubRows(facts.dataset, streaming=options.streaming)
+        else:
+            self.untouched = open_file(dataset.copy, options.cache_folder)
+        super().__init__(f"{dataset.name}@{version.name}", [self.untouched])
+        self.form = SourceForm("set", f"set of {self.untouched.kind}")
+        self.read_as = facts.dataset.model_dump(include={"format", "column_map"})
+        self.editor = dataset.editor(version)
+
+    @property
+    def kind(self) -> str:
+        return self.form.label
+
+    @property
+    def notes(self) -> Sequence[str]:
+        counts = {"edited": len(self.editor.edits), "left out": self.editor.excluded.sum()}
+        facts = [f"{count:,} rows of {self.name} are {what}." for what, count in counts.items() if count]
+        return [*super().notes, *self._log_notes, *facts]
+
+    @property
+    def total_rows(self) -> int | None:
+        return len(self.editor.excluded)
+
+    def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
+        return (record and self.editor.apply(record) for record in super().pick(rows))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.version.name} {super().fingerprint()}".encode()).hexdigest()
 
 
 def _known_sum(values: Iterable[int | None]) -> int | None:

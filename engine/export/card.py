@@ -14,7 +14,7 @@ from loratory.engine.chat.contract import Branch
 from loratory.engine.chat.target import LoadPlan
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.results import ExportKind
-from loratory.engine.config.run import DatasetConfig, RunConfig
+from loratory.engine.config.run import SET_PREFIX, DatasetConfig, RunConfig
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SAMPLE_PREFIX
 from loratory.engine.errors import EngineError, ModelError
@@ -63,7 +63,7 @@ def data_names(dataset: DatasetConfig) -> tuple[str, ...]:
     sources = (source.strip() for source in (dataset.source, *dataset.mix))
     return tuple(
         source
-        if source.startswith(SAMPLE_PREFIX) or is_on_hub(source)
+        if source.startswith((SAMPLE_PREFIX, SET_PREFIX)) or is_on_hub(source)
         else PureWindowsPath(source).name or "a local dataset"  # reads both kinds of separators
         for source in sources
     )

@@ -9,7 +9,7 @@ from loratory.engine.accounts.audit import AuditLog
 from loratory.engine.accounts.lab import read_rules, read_settings
 from loratory.engine.accounts.limits import LabLimits, is_lab
 from loratory.engine.accounts.people import Action, Person, RunAccess, is_logged, may, require
-from loratory.engine.config.run import RunConfig
+from loratory.engine.config.run import SET_PREFIX, RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SAMPLE_PREFIX
@@ -81,12 +81,12 @@ def _guest_problems(config: RunConfig, limits: LabLimits) -> list[Problem]:
 
 
 def may_be_path(field: str, text: str) -> bool:
-    """Return whether a name of a configuration may be a file or folder, not a sample, catalogue entry or run."""
+    """Return whether a name of a configuration may be a file or folder, not a sample, set, catalogue entry or run."""
     if field == "model.id":
         return find_in_catalog(text.strip()) is None
     if field == "adapter.warm_start":
         return RUN_ID.fullmatch(text) is None
-    return not text.strip().startswith(SAMPLE_PREFIX)
+    return not text.strip().startswith((SAMPLE_PREFIX, SET_PREFIX))
 
 
 def _is_path(field: str, text: str) -> bool:

@@ -46,7 +46,7 @@ def disk_use(home: LoratoryHome, owner: str) -> DiskUse:
     own = home.for_person(owner)
     folders = {
         "runs": own.own_runs, "uploads": own.uploads, "exports": own.exports, "own models": own.own_models,
-        "cache": own.cache, "transfers": own.transfers,
+        "sets": own.datasets, "cache": own.cache, "transfers": own.transfers,
     }  # fmt: skip
     sizes = {name: folder_size_bytes(folder) for name, folder in folders.items()}
     return DiskUse(owner, {name: bytes_ for name, bytes_ in sizes.items() if bytes_})
@@ -87,7 +87,7 @@ def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> N
         raise StorageError(f"{room.use}{need}.", FREE_SPACE)
 
 
-FREE_SPACE = "Delete runs, uploads, exports or own models that you no longer need."
+FREE_SPACE = "Delete runs, uploads, exports, sets or own models that you no longer need."
 _SHARE_OF_TIME = 20  # measuring thousands of files takes long: a twentieth of the time at most
 
 

@@ -44,5 +44,5 @@ def run_label(name: str, run_id: str) -> str:
 
 
 def last_part(source: str) -> str:
-    """Return the last part of a path or of a name on the Hub."""
-    return source.removeprefix("sample:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    """Return the last part of a path or of a name on the Hub, and the name of a sample or a set."""
+    return source.removeprefix("sample:").removeprefix("set:").rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]

@@ -12,6 +12,7 @@ from loratory.engine.config.run import ModelConfig, RunConfig
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.contract import DatasetReport, RowLengths
 from loratory.engine.data.formats import require_rows_of
+from loratory.engine.data.workshop.sets import pinned
 from loratory.engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import device_problems, list_devices
@@ -74,7 +75,7 @@ class Preflight:
         on_progress: OnProgress = lambda _: None,
         preview: DatasetReport | None = None,
     ) -> CheckedRun:
-        """Check a configuration; pin the model's revision, the data's fingerprint, absolute paths and library versions.
+        """Check a configuration; pin the model's revision, versions of sets, the data's fingerprint, absolute paths and library versions.
 
         Raises:
             ConfigError: Lists every setting that cannot work, alone, together, or on the device.
@@ -88,6 +89,9 @@ class Preflight:
             config = with_allowed_paths(config, self._home)
         else:
             config = with_absolute_paths(config)
+        config = config.with_names(
+            lambda field, text: pinned(text, self._home) if field.startswith("dataset.") else text
+        )
         place = self._places[config.run.where]
         options = place.options(config)
         problems = [*constraint_problems(config), *machine_problems(config, options[0])]

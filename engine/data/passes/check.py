@@ -52,6 +52,7 @@ class Counts:
         self.notes: Counter[str] = Counter()
         self.kept_rows = array("I")  # row numbers up to four thousand million
         self.kept_parts = array("b")
+        self.held_out = array("I")  # positions of kept rows that their set holds out
         self.digests = array("Q")
         self.groups = array("Q")
         self.preferences = PreferenceCounts()
@@ -72,6 +73,8 @@ class Counts:
             self.problem_counts[row.kind] += 1
             _list(self.problems, record, row.kind, row.problem, is_dropped=True)
             return
+        if record.is_held_out:
+            self.held_out.append(len(self.kept_rows))
         self.kept_rows.append(record.row)
         self.kept_parts.append(row.part)
         self.digests.append(row.digest)
@@ -225,7 +228,9 @@ def pass_steps(
             yield progress if pace.report_is_due() else None
     if not counts.kept_rows:
         raise _nothing_kept(reader, counts)
-    split = draw_split(counts.groups, reader.config, seed, parts=counts.kept_parts, weights=reader.weights)
+    split = draw_split(
+        counts.groups, reader.config, seed, parts=counts.kept_parts, weights=reader.weights, chosen=counts.held_out
+    )
     report = _report(reader, source_fingerprint, counts, split, time.monotonic() - started)
     return CheckResult(report, split, counts.kept_rows)
 

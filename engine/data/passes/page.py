@@ -103,13 +103,16 @@ def find_row(reader: DatasetReader, row: int) -> DatasetRow:
         DatasetError: If the dataset has no such row.
     """
     match = next(reader.rows(row), None) if row >= 0 else None
-    if match is None:
+    if match is None or match.record.row != row:
         raise _no_such_row(reader, row)
     return match
 
 
 def _no_such_row(reader: DatasetReader, row: int) -> DatasetError:
     total = reader.total_rows
+    if total is not None and 0 <= row < total:
+        what = f"Row {row + 1:,} is left out of {reader.name}."
+        return DatasetError(what, "Choose another row, or undo the operation that leaves it out.")
     rows = f"; it has {total:,}" if total is not None else ""
     return DatasetError(f"Row {row + 1:,} does not exist in this dataset{rows}.", "Choose a smaller number.")
 

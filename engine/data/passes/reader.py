@@ -204,6 +204,8 @@ class DatasetPart:
 
     def __init__(self, config: DatasetConfig, options: SourceOptions, *, of_a_mix: bool = False) -> None:
         self.source: RowSource = open_source(config, options)
+        if config.format == "auto" and not config.column_map:
+            config = config.model_copy(update=self.source.read_as)
         head = head_of(self.source)
         if not head:
             what = "names columns and holds no rows" if self.source.columns else "holds no rows"

@@ -15,9 +15,8 @@ from loratory.engine.data.formats import FORMATS
 from loratory.engine.data.formats.preferences import HH_DIALOGUES
 from loratory.engine.data.formats.turns import ROLES, turn_list
 from loratory.engine.data.passes.reader import DatasetReader, DatasetRow
-from loratory.engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
+from loratory.engine.data.source import SourceOptions, data_files, path_of
 from loratory.engine.errors import DatasetError
-from loratory.engine.paths import SAMPLES_FOLDER
 
 _ROWS = 1_000
 _BUILDERS = {"json_lines": "json", "json_array": "json", "delimited": "csv", "parquet": "parquet", "lines": "text",
@@ -76,10 +75,9 @@ def _loader(config: DatasetConfig, reader: DatasetReader) -> dict[str, Any]:
     if form.kind == "hub":
         arguments = {"path": source, "name": config.subset, "split": config.split, "revision": config.revision}
         return {name: value for name, value in arguments.items() if value}
-    if source.startswith(SAMPLE_PREFIX):
-        files = [SAMPLES_FOLDER / f"{source.removeprefix(SAMPLE_PREFIX)}.jsonl"]
-    else:
-        path = ANY_FILE.resolve(source)  # the reader has checked that it may be read
+    files = []
+    if form.kind != "set":
+        path = path_of(source, ANY_FILE)  # the reader has checked that it may be read
         files = data_files(path, config.split) if path.is_dir() else [path]
     kinds = {open_file(file).form.kind for file in files}
     if len(kinds) > 1 or form.kind not in _BUILDERS:

@@ -28,19 +28,22 @@ def draw_split(
     *,
     parts: Sequence[int] = (),
     weights: Sequence[float] = (1.0,),
+    chosen: Sequence[int] = (),
 ) -> Split:
     """Draw the sample, the held-out rows, and the repetitions by the weights of a mixture.
 
     Equal rows share a digest and stay together. At least one group is held out where `eval_fraction` is
     above zero and there are two groups to choose from; at least one always remains to train on. Held-out rows are never
     weighted: they measure every source as it is. `digests` of 64 bits and `parts`, the numbers of their sources, are those
-    of the kept rows; `weights` are those of the sources.
+    of the kept rows; `weights` are those of the sources. Rows at the `chosen` positions are held out as well, with their equals.
     """
     sample = _draw_sample(len(digests), config.max_samples, seed)
     sampled = np.asarray(digests, dtype=np.uint64)
     if len(sample) < len(sampled):
         sampled = sampled[sample]
     held_out = draw_held_out(sampled, config.eval_fraction, seed)
+    if len(chosen):
+        held_out |= np.isin(sampled, np.asarray(digests, dtype=np.uint64)[np.asarray(chosen)])
     train = sample[~held_out]
     if any(weight != 1.0 for weight in weights):
         train = _draw_weighted(train, np.asarray(parts), weights, seed)

@@ -1,0 +1,205 @@
+"""The operations on a set: to add one, write its class and name it in `Operation`.
+
+Rows are numbered by the untouched source, so operations commute unless one builds on another. In JSON, numbers count from 1.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
+
+from loratory.engine.data.records import Record, json_line, one_line
+from loratory.engine.errors import DatasetError
+from loratory.engine.processes.limits import TimeLimitError, memory_limited, time_limit
+
+REPLACE_SECONDS = 2.0  # of computing, on one row
+_REPLACE_BYTES = 256 << 20
+_RANGE = re.compile(r"\s*([1-9]\d{0,15})\s*(?:-\s*([1-9]\d{0,15})\s*)?")
+
+RowRanges = tuple[tuple[int, int], ...]  # sorted, apart: first row, and the one after the last, from 0
+
+
+def parse_rows(value: Any) -> RowRanges:
+    """Return the rows that a text such as 1-40,77 means.
+
+    Raises:
+        ValueError: If it is no such text.
+    """
+    matches = [_RANGE.fullmatch(part) for part in str(value).split(",")]
+    bounds = [(int(match[1]), int(match[2] or match[1])) for match in matches if match is not None]
+    if len(bounds) < len(matches) or any(first > last for first, last in bounds):
+        raise ValueError("rows are written as 1-40,77, counted from 1")
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(bounds):
+        if merged and first - 1 <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(merged[-1][1], last)
+        else:
+            merged.append((first - 1, last))
+    return tuple(merged)
+
+
+def rows_text(rows: Sequence[tuple[int, int]]) -> str:
+    """Return rows as people write them."""
+    return ",".join(f"{start + 1}" if end == start + 1 else f"{start + 1}-{end}" for start, end in rows)
+
+
+def shared_rows(left: RowRanges, right: RowRanges) -> str:
+    """Return the first range that both have, as people write it; empty where they have no row in common."""
+    ends = [end for _, end in right]
+    for start, end in left:
+        index = bisect_right(ends, start)
+        if index < len(right) and right[index][0] < end:
+            return rows_text([(max(start, right[index][0]), min(end, right[index][1]))])
+    return ""
+
+
+Rows = Annotated[RowRanges, PlainValidator(parse_rows), PlainSerializer(rows_text, return_type=str)]
+_EVERY_ROW = ((0, 10**16),)
+
+
+class Editor:
+    """Applies operations in force to the rows of a source."""
+
+    def __init__(self, operations: Sequence["Operation"], rows: int) -> None:
+        self.excluded, self.held_out = np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
+        self.edits: dict[int, tuple[int, dict[str, Any]]] = {}  # how many replacements came before, and the row
+        self.replacements: list[Replace] = []
+        for operation in operations:
+            operation.apply(self)
+
+    def apply(self, record: Record) -> Record | None:
+        """Return a row as it is now; None where it is left out.
+
+        Raises:
+            DatasetError: If a replacement cannot be done.
+        """
+        row = record.row
+        if self.excluded[row]:
+            return None
+        done, value = self.edits.get(row, (0, record.value))
+        for replacement in self.replacements[done:] if value is not None else ():  # an unreadable row waits for an edit
+            value = replacement.replace_in(value, row)
+        if value is not record.value:
+            record = Record(row, record.line, value, json_line(value))
+        return record._replace(is_held_out=True) if self.held_out[row] else record
+
+
+class _Operation(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    changes_rows: ClassVar[bool] = True  # else it is about rows, and makes no version
+
+    @property
+    def touched(self) -> RowRanges:
+        """The rows that it is about."""
+        return getattr(self, "rows", _EVERY_ROW)
+
+    @property
+    def builds_on(self) -> tuple[str, ...]:
+        """Kinds that cannot be undone while this operation has some of their rows."""
+        return _BUILDS_ON.get(self.kind, ())
+
+    def apply(self, editor: Editor) -> None:
+        """Tell the editor what it does to rows; some tell nothing."""
+
+
+class Edit(_Operation):
+    """A row has another content."""
+
+    kind: Literal["edit"]
+    row: int = Field(ge=1)
+    record: dict[str, Any] = Field(min_length=1)
+
+    @property
+    def touched(self) -> RowRanges:
+        return ((self.row - 1, self.row),)
+
+    def apply(self, editor: Editor) -> None:
+        editor.edits[self.row - 1] = len(editor.replacements), self.record
+
+
+class Mark(_Operation):
+    """Rows are left out by hand, or because a check found them, are back, or are held out whatever `eval_fraction` draws."""
+
+    kind: Literal["exclude", "drop", "include", "split"]
+    rows: Rows
+    check: str = Field("", max_length=60)  # that found them
+
+    def apply(self, editor: Editor) -> None:
+        marks = editor.held_out if self.kind == "split" else editor.excluded
+        for start, end in self.rows:
+            marks[start:end] = self.kind != "include"
+
+
+class Remark(_Operation):
+    """Rows have a flag or a note; those flagged with no text lose their flag."""
+
+    kind: Literal["flag", "note"]
+    rows: Rows
+    text: str = Field("", max_length=10_000)
+    changes_rows: ClassVar = False
+
+
+class Replace(_Operation):
+    """A text is replaced in columns of all rows, also within their lists and turns; it is found anew at each reading."""
+
+    kind: Literal["replace"]
+    columns: tuple[str, ...] = ()  # all where none is named
+    pattern: str = Field(min_length=1, max_length=1000)
+    is_regex: bool = False
+    replacement: str = Field(max_length=1000)  # of a regular expression, with its groups as \1
+
+    @model_validator(mode="after")
+    def _require_usable(self) -> Self:
+        try:
+            self.replace_in({"": ""}, 0)
+        except (re.error, IndexError, OverflowError, RecursionError, DatasetError) as error:
+            raise ValueError(f"the pattern {one_line(self.pattern)} cannot be used ({error})") from error
+        return self
+
+    def apply(self, editor: Editor) -> None:
+        editor.replacements.append(self)
+
+    def replace_in(self, record: Mapping[str, Any], row: int) -> Mapping[str, Any]:
+        """Return a row with the text replaced; the same object where it has none.
+
+        Raises:
+            DatasetError: If the pattern takes too long on it, or makes it too large.
+        """
+        try:
+            with memory_limited(_REPLACE_BYTES), time_limit(REPLACE_SECONDS):
+                changes = {name: self._in(record[name]) for name in self.columns or record if name in record}
+        except (TimeLimitError, MemoryError) as error:
+            why = (
+                "needs too much memory" if isinstance(error, MemoryError) else f"takes more than {REPLACE_SECONDS:g} s"
+            )
+            raise DatasetError(
+                f"Replacing {one_line(self.pattern)} {why} in row {row + 1:,}.",
+                "Undo that operation of the set, and write a simpler pattern.",
+            ) from None
+        return {**record, **changes} if any(changes[name] != record[name] for name in changes) else record
+
+    def _in(self, value: Any) -> Any:
+        if isinstance(value, str):
+            pattern = self.pattern if self.is_regex else re.escape(self.pattern)
+            return re.sub(pattern, self.replacement if self.is_regex else lambda _: self.replacement, value)
+        if isinstance(value, Mapping):
+            return {key: self._in(part) for key, part in value.items()}
+        return [self._in(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+class Undo(_Operation):
+    """An earlier operation is no longer in force; one that is undone in turn is in force again."""
+
+    kind: Literal["undo"]
+    id: int = Field(ge=1)
+
+
+_BUILDS_ON = {
+    "edit": ("edit",), "exclude": ("include",), "drop": ("include",), "include": ("exclude", "drop"), "flag": ("flag",),
+}  # fmt: skip
+Operation = Annotated[Edit | Mark | Remark | Replace | Undo, Field(discriminator="kind")]

@@ -1,0 +1,150 @@
+"""`loratory data`: sets, as a person and as a script see them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from loratory.engine.cli import build_app
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.errors import DatasetError, RunError
+from loratory.engine.paths import local_owner
+from loratory.engine.runs.store import RunStore
+
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "sets.md"
+
+
+@pytest.fixture
+def run(home):
+    app = build_app(("loratory.engine.commands.data_sets",))
+    app.callback()(lambda: None)
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(app, ["data", *map(str, arguments)])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return invoke
+
+
+@pytest.fixture
+def ask(run):
+    return lambda *arguments: json.loads(run(*arguments, "--json"))
+
+
+@pytest.fixture
+def faq(run):
+    run("add", "sample:loratory-faq", "--name", "faq")
+
+
+def write(path, *operations):
+    path.write_text("".join(json.dumps(operation) + "\n" for operation in operations))
+    return path
+
+
+def test_the_documented_operations_can_be_applied_listed_and_undone(run, ask, faq, tmp_path):
+    block = re.search(r"```jsonl\n(.*?)```", DOCUMENTED.read_text(encoding="utf-8"), re.DOTALL)
+    file = tmp_path / "OPERATIONS.jsonl"
+    file.write_text(block[1], encoding="utf-8")
+
+    answer = ask("edit", "faq", "--apply", file)
+
+    kinds = {entry["operation"]["kind"] for entry in answer["operations"]}
+    assert kinds == {"edit", "exclude", "include", "flag", "note", "replace", "drop", "split", "undo"}
+    assert answer["version"] == ask("versions", "faq")[-1]["version"]
+    assert f"faq is at version {answer['version']}." not in run("show", "faq")
+    assert answer["version"] in run("show", "faq")
+    undone = ask("undo", "faq", 1)
+    assert undone["version"] != answer["version"]
+
+
+def test_sets_are_listed_with_rows_size_versions_and_their_last_run(run, ask, faq, home, tmp_path):
+    run("edit", "faq", "--apply", write(tmp_path / "o.jsonl", {"kind": "exclude", "rows": "1-3"}))
+    version = ask("versions", "faq")[1]["version"]
+    store = RunStore(home, local_owner())
+    config = {"model": {"id": "org/model"}, "dataset": {"source": "sample:x", "mix": {f"set:faq@{version}": 1.0}}}
+    used = store.create(config_from_mapping(config)).id
+
+    (row,) = ask("list")
+    assert row == {"name": "faq", "rows": 354, "bytes": row["bytes"], "versions": 2, "last_run": used}
+    assert row["bytes"] > 10_000
+    assert used in run("list")
+    assert [entry["runs"] for entry in ask("versions", "faq")] == [[], [used]]
+    assert used in run("versions", "faq")
+
+
+def test_a_row_is_shown_before_and_after_with_what_was_done_to_it(ask, run, faq, tmp_path):
+    row = {"instruction": "Q", "output": "A"}
+    run("edit", "faq", "--apply", write(
+        tmp_path / "o.jsonl", {"kind": "edit", "row": 2, "record": row}, {"kind": "exclude", "rows": "3"},
+        {"kind": "note", "rows": "1-2", "text": "Look."},
+    ))  # fmt: skip
+
+    answer = ask("show", "faq", "--row", 2)
+
+    assert answer["row"] == row
+    assert answer["before"] != row
+    assert [entry["id"] for entry in answer["operations"]] == [1, 3]
+    assert "left out" in run("show", "faq", "--row", 3)
+    with pytest.raises(DatasetError, match="Row 355 does not exist; the set has 354"):
+        run("show", "faq", "--row", 355)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("{", "Line 2 of o.jsonl is not an operation"),
+        ('{"kind": "exclude", "rows": "x"}', "Line 2 of o.jsonl is not an operation: rows: rows are written as"),
+        ('{"kind": "exclude", "rows": "999"}', "row 999 does not exist; the set has 354"),
+    ],
+)
+def test_operations_are_all_checked_before_one_is_added(run, ask, faq, tmp_path, line, why):
+    file = write(tmp_path / "o.jsonl", {"kind": "exclude", "rows": "1"})
+    file.write_text(file.read_text() + line + "\n")
+
+    with pytest.raises(DatasetError) as refused:
+        run("edit", "faq", "--apply", file)
+
+    assert why in str(refused.value)
+    assert ask("show", "faq")["operations"] == []
+
+
+def test_what_came_in_between_is_named_where_it_touches_the_same_rows(run, ask, faq, tmp_path):
+    file = write(tmp_path / "o.jsonl", {"kind": "exclude", "rows": "1"})
+    seen = ask("show", "faq")["last"]
+    run("edit", "faq", "--apply", file)
+
+    with pytest.raises(DatasetError, match=r"operation 1 .* came in between"):
+        run("edit", "faq", "--apply", file, "--seen", seen)
+
+
+def test_a_difference_is_printed_row_by_row(run, ask, faq, tmp_path):
+    run("edit", "faq", "--apply", write(
+        tmp_path / "o.jsonl", {"kind": "exclude", "rows": "1"}, {"kind": "edit", "row": 2, "record": {"instruction": "Q"}}
+    ))  # fmt: skip
+    versions = [entry["version"] for entry in ask("versions", "faq")]
+
+    changes = ask("diff", "faq", versions[0], versions[-1])
+
+    assert [(change["row"], change["change"]) for change in changes] == [(1, "gone"), (2, "changed")]
+    assert "+Q" in run("diff", "faq", versions[0], versions[-1])
+    assert ask("diff", "faq", versions[0], versions[0]) == []
+
+
+def test_a_version_is_exported_and_a_set_deleted_after_its_runs_are_named(run, ask, faq, home, tmp_path, capsys):
+    version = ask("versions", "faq")[0]["version"]
+    config = {"model": {"id": "org/model"}, "dataset": {"source": f"set:faq@{version}"}}
+    used = RunStore(home, local_owner()).create(config_from_mapping(config)).id
+
+    assert ask("export", f"faq@{version}", "--to", tmp_path / "out.jsonl")["rows"] == 354
+    assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 354
+    with pytest.raises(RunError, match="confirmation"):
+        run("delete", "faq")
+    assert ask("delete", "faq", "--yes") == {"name": "faq", "runs": [used]}
+    assert ask("list") == []
+    with pytest.raises(DatasetError, match="There is no set 'faq'"):
+        run("show", "faq")

@@ -1,0 +1,250 @@
+"""What each operation does to the rows of a set, undoing it, and who may add one."""
+
+import errno
+import json
+import time
+
+import pytest
+from pydantic import ValidationError
+
+from loratory.engine.data.workshop import operations
+from loratory.engine.data.workshop.log import read_log
+from loratory.engine.data.workshop.operations import parse_rows, rows_text, shared_rows
+from loratory.engine.data.workshop.sets import find_set
+from loratory.engine.errors import DatasetError, StorageError
+from tests.data.workshop.made_sets import ROWS, apply, make_set, newest, operation, read
+
+UNTOUCHED = dict(enumerate(ROWS, 1))
+
+
+@pytest.fixture(autouse=True)
+def faq(home, tmp_path):
+    return make_set(home, tmp_path)
+
+
+EDITED = {"instruction": "Q", "output": "A"}
+RESULTS = {
+    "edit": ({"kind": "edit", "row": 3, "record": EDITED}, UNTOUCHED | {3: EDITED}),
+    "exclude": ({"kind": "exclude", "rows": "1-6,8"}, {7: ROWS[6]}),
+    "drop": ({"kind": "drop", "rows": "2-8", "check": "duplicates"}, {1: ROWS[0]}),
+    "replace": (
+        {"kind": "replace", "pattern": "Answer", "replacement": "A\\1", "columns": ["output"]},
+        {row: value | {"output": value["output"].replace("Answer", "A\\1")} for row, value in UNTOUCHED.items()},
+    ),
+    "replace a regular expression": (
+        {"kind": "replace", "pattern": r"Question (\d)", "is_regex": True, "replacement": r"\1 is the question"},
+        {row: value | {"instruction": f"{row} is the question?"} for row, value in UNTOUCHED.items()},
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "expected"), RESULTS.values(), ids=RESULTS)
+def test_an_operation_changes_the_rows_and_its_undo_brings_back_the_version_before(home, fields, expected):
+    before = newest(home)
+
+    (number,) = apply(home, fields)
+
+    assert read(home) == expected
+    assert newest(home) != before
+    apply(home, {"kind": "undo", "id": number})
+    assert read(home) == UNTOUCHED
+    assert newest(home) == before
+
+
+def test_rows_that_were_left_out_come_back_and_an_undo_can_be_undone(home):
+    apply(home, {"kind": "exclude", "rows": "2-4"}, {"kind": "include", "rows": "3"})
+    assert sorted(read(home)) == [1, 3, 5, 6, 7, 8]
+
+    (undo,) = apply(home, {"kind": "undo", "id": 2})
+    assert sorted(read(home)) == [1, 5, 6, 7, 8]
+    apply(home, {"kind": "undo", "id": undo})
+    assert sorted(read(home)) == [1, 3, 5, 6, 7, 8]
+
+
+def test_flags_and_notes_change_no_row_and_make_no_version(home):
+    before = newest(home)
+
+    apply(home, {"kind": "flag", "rows": "2", "text": "check"}, {"kind": "note", "rows": "2", "text": "Really?"})
+
+    assert read(home) == UNTOUCHED
+    assert newest(home) == before
+    assert [entry.operation.kind for entry in find_set(home, "faq").entries] == ["flag", "note"]
+    apply(home, {"kind": "undo", "id": 1}, {"kind": "undo", "id": 2})
+
+
+def test_a_replacement_reaches_turns_and_an_edit_has_the_last_word_on_those_before_it(home, tmp_path):
+    turns = [{"messages": [{"role": "user", "content": "colour"}, {"role": "assistant", "content": "colour"}]}] * 2
+    make_set(home, tmp_path, turns, "chats")
+    replaced = {"kind": "replace", "pattern": "colour", "replacement": "color"}
+    kept = {"messages": [{"role": "user", "content": "colour grey"}, {"role": "assistant", "content": "A"}]}
+
+    apply(home, replaced, {"kind": "edit", "row": 1, "record": kept}, name="chats")
+
+    rows = read(home, "set:chats")
+    assert rows[1] == kept
+    assert [turn["content"] for turn in rows[2]["messages"]] == ["color", "color"]
+    apply(home, {"kind": "replace", "pattern": "grey", "replacement": "gray"}, name="chats")
+    assert read(home, "set:chats")[1]["messages"][0]["content"] == "colour gray"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"kind": "edit", "row": 3, "record": EDITED}, {"kind": "edit", "row": 3, "record": ROWS[0]}),
+        ({"kind": "exclude", "rows": "1-5"}, {"kind": "include", "rows": "5-6"}),
+        ({"kind": "flag", "rows": "1-5", "text": "a"}, {"kind": "flag", "rows": "5"}),
+    ],
+)
+def test_what_another_operation_builds_on_cannot_be_undone_before_it(home, first, second):
+    apply(home, first, second)
+    row = "3" if first["kind"] == "edit" else "5"
+
+    with pytest.raises(DatasetError, match=f"operation 2 builds on it in row {row}"):
+        apply(home, {"kind": "undo", "id": 1})
+
+    apply(home, {"kind": "undo", "id": 2}, {"kind": "undo", "id": 1})
+    assert read(home) == UNTOUCHED
+
+
+def test_operations_that_do_not_build_on_each_other_are_undone_in_any_order(home):
+    apply(home, {"kind": "exclude", "rows": "1-4"}, {"kind": "edit", "row": 7, "record": EDITED})
+    apply(home, {"kind": "exclude", "rows": "3-5"})
+
+    apply(home, {"kind": "undo", "id": 1})
+
+    assert sorted(read(home)) == [1, 2, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"kind": "exclude", "rows": "7-9"}, "row 9 does not exist; the set has 8"),
+        ({"kind": "edit", "row": 100, "record": EDITED}, "row 100 does not exist; the set has 8"),
+        ({"kind": "undo", "id": 4}, "there is no operation 4"),
+    ],
+)
+def test_an_operation_on_what_is_not_there_is_refused_and_nothing_of_the_batch_is_added(home, fields, why):
+    with pytest.raises(DatasetError, match=why):
+        apply(home, {"kind": "exclude", "rows": "1"}, fields)
+
+    assert read(home) == UNTOUCHED
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kind": "exclude", "rows": "0"},
+        {"kind": "exclude", "rows": "5-3"},
+        {"kind": "exclude", "rows": "../x"},
+        {"kind": "exclude", "rows": ""},
+        {"kind": "exclude", "rows": "1", "more": 1},
+        {"kind": "edit", "row": 1, "record": {}},
+        {"kind": "edit", "row": 1, "record": [1]},
+        {"kind": "replace", "pattern": "(", "is_regex": True, "replacement": ""},
+        {"kind": "replace", "pattern": "a", "is_regex": True, "replacement": r"\2"},
+        {"kind": "shell", "rows": "1"},
+    ],
+)
+def test_what_is_not_an_operation_is_refused(fields):
+    with pytest.raises(ValidationError):
+        operation(**fields)
+
+
+def test_rows_are_compact_however_they_are_written():
+    assert rows_text(parse_rows("77, 1-3,4-40,39")) == "1-40,77"
+    assert shared_rows(parse_rows("1-5,9"), parse_rows("6-8,9-20")) == "9"
+    assert not shared_rows(parse_rows("1-5,9"), parse_rows("6-8"))
+
+
+def test_two_people_are_told_of_operations_on_the_same_rows_and_not_of_others(home):
+    apply(home, {"kind": "edit", "row": 3, "record": EDITED}, author="ben")
+
+    with pytest.raises(DatasetError, match=r"operation 1 \(edit, by ben\) came in between"):
+        apply(home, {"kind": "exclude", "rows": "2-3"}, seen=0)
+    apply(home, {"kind": "exclude", "rows": "1-2"}, seen=0)
+
+    assert sorted(read(home)) == [3, 4, 5, 6, 7, 8]
+    assert [entry.parent for entry in find_set(home, "faq").entries] == [0, 0]
+    with pytest.raises(DatasetError, match="its author had seen operation 7"):
+        apply(home, {"kind": "exclude", "rows": "8"}, seen=7)
+
+
+def test_a_line_that_was_not_written_to_its_end_counts_for_nothing_and_is_reported(home, faq):
+    apply(home, {"kind": "exclude", "rows": "1"})
+    whole = faq.log.read_bytes()
+    with faq.log.open("ab") as log:
+        log.write(whole[:40])  # killed in the middle of a line
+
+    assert sorted(read(home)) == [2, 3, 4, 5, 6, 7, 8]
+    assert "40 bytes" in find_set(home, "faq").notes[0]
+
+    apply(home, {"kind": "exclude", "rows": "2"})
+    assert sorted(read(home)) == [3, 4, 5, 6, 7, 8]
+    assert not find_set(home, "faq").notes
+    assert faq.log.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize("line", [b"{}", b"not JSON", b""])
+def test_a_log_that_was_changed_by_hand_is_an_error_with_its_line(home, faq, line):
+    apply(home, {"kind": "exclude", "rows": "1"}, {"kind": "exclude", "rows": "2"})
+    lines = faq.log.read_bytes().split(b"\n")
+    faq.log.write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
+
+    with pytest.raises(DatasetError, match=r"Line 2 of log\.jsonl of the set faq"):
+        read(home)
+
+
+def test_a_line_that_is_gone_is_an_error_too(home, faq):
+    apply(home, {"kind": "exclude", "rows": "1"}, {"kind": "exclude", "rows": "2"})
+    faq.log.write_bytes(faq.log.read_bytes().split(b"\n", 1)[1])
+
+    with pytest.raises(DatasetError, match="it has the id 2"):
+        read(home)
+
+
+def test_a_full_disk_leaves_the_log_as_it_was(home, faq, monkeypatch):
+    apply(home, {"kind": "exclude", "rows": "1"})
+    before = faq.log.read_bytes()
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        apply(home, {"kind": "exclude", "rows": "2"})
+
+    assert faq.log.read_bytes() == before
+
+
+def test_a_pattern_that_hangs_ends_with_itself_and_the_row(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(operations, "REPLACE_SECONDS", 0.2)
+    make_set(home, tmp_path, [*ROWS, {"instruction": "Q", "output": "a" * 60 + "b"}], "slow")
+    apply(home, {"kind": "replace", "pattern": "(a+)+$", "is_regex": True, "replacement": ""}, name="slow")
+
+    with pytest.raises(DatasetError, match=r"Replacing \(a\+\)\+\$ takes more than 0\.2 s in row 9"):
+        read(home, "set:slow")
+
+
+def test_a_replacement_that_grows_beyond_all_memory_ends_with_the_row(home, tmp_path):
+    make_set(home, tmp_path, [*ROWS, {"instruction": "Q", "output": "a" * 4_000_000}], "large")
+    apply(home, {"kind": "replace", "pattern": "a", "replacement": "a" * 1000}, name="large")
+
+    with pytest.raises(DatasetError, match="needs too much memory in row 9"):
+        read(home, "set:large")
+
+
+def test_a_log_about_a_hundred_thousand_rows_is_fast(home, tmp_path):
+    started = time.monotonic()
+    rows = [{"instruction": "Q", "output": str(number)} for number in range(100_000)]
+    dataset = make_set(home, tmp_path, rows, "large")
+    odd = ",".join(map(str, range(1, 100_001, 2)))
+    edits = [{"kind": "edit", "row": row, "record": {"instruction": "E", "output": "A"}} for row in range(2, 10_001, 2)]
+
+    apply(home, {"kind": "drop", "rows": odd, "check": "odd"}, *edits, name="large")
+
+    values = read(home, "set:large")
+    assert len(values) == 50_000
+    assert sum(value["instruction"] == "E" for value in values.values()) == 5_000
+    assert len(read_log(dataset.log)[0]) == 5_001
+    assert json.loads(dataset.log.read_bytes().split(b"\n")[0])["operation"]["rows"].startswith("1,3,5")
+    assert time.monotonic() - started < 20  # 2 s on an idle core

@@ -1,0 +1,244 @@
+"""Sets as sources of rows: names, versions, pages, splits, and equality with an exported file."""
+
+import gzip
+import json
+import stat
+
+import pytest
+
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.contract import PageRequest
+from loratory.engine.data.passes.check import finish
+from loratory.engine.data.passes.page import find_row, read_page, search_rows
+from loratory.engine.data.passes.prepare import prepare_dataset
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.source import SetRows, SourceOptions, open_source
+from loratory.engine.data.workshop.exchange import add_set, compare_versions, export_version
+from loratory.engine.data.workshop.sets import find_set, find_version, pinned, set_names
+from loratory.engine.errors import DatasetError, StorageError
+from tests.data.checks import check_dataset, write_rows
+from tests.data.families import shared_tokenizer
+from tests.data.workshop.made_sets import ROWS, apply, make_set, newest, read
+
+EVERYTHING = (
+    {"kind": "exclude", "rows": "2,7"},
+    {"kind": "edit", "row": 3, "record": {"instruction": "Grüße?", "output": "Ünïcode \ud83d\ude00."}},
+    {"kind": "replace", "pattern": r"Answer (\d)", "is_regex": True, "replacement": r"It is \1", "columns": ["output"]},
+    {"kind": "include", "rows": "7"},
+)
+BAD_NAMES = ["../x", "/etc", "", ".", "..", "A", "a/b", "a\0b", "-a", "a" * 62, "a b", "a\n", "ä"]
+
+
+def open_rows(home, source):
+    return SetRows(*find_version(home, source), SourceOptions(home=home))
+
+
+def test_a_set_keeps_its_own_copy_and_is_for_its_person_alone(home, tmp_path):
+    dataset = make_set(home, tmp_path)
+    (tmp_path / "faq-source.jsonl").write_text("gone")
+
+    assert list(read(home).values()) == ROWS
+    assert stat.S_IMODE(home.datasets.stat().st_mode) == 0o700
+    assert stat.S_IMODE(dataset.folder.stat().st_mode) == 0o700
+    assert dataset.facts.author == "ann"
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_could_be_a_path_is_refused_everywhere(home, tmp_path, name):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(DatasetError):
+        make_set(home, tmp_path, name="faq") and add_set(
+            home, name, DatasetConfig(source="sample:lab-chats"), author="ann", require_space=lambda _: None
+        )
+    with pytest.raises(DatasetError):
+        open_source(DatasetConfig(source=f"set:{name}"), SourceOptions(home=home))
+    assert set_names(home) == ["faq"]
+
+
+def test_a_link_among_the_sets_is_not_one(home, tmp_path):
+    make_set(home, tmp_path)
+    (home.datasets / "other").symlink_to(home.datasets / "faq")
+
+    assert set_names(home) == ["faq"]
+
+
+def test_each_person_of_a_lab_has_sets_of_their_own_and_a_guest_none(home, tmp_path):
+    ann, ben, guest = (home.for_person(name, role) for name, role in (("ann", ""), ("ben", ""), ("ann", "guest")))
+    ann.uploads.mkdir(parents=True)
+    file = write_rows(ann.uploads / "faq.jsonl", ROWS)
+    add_set(ann, "faq", DatasetConfig(source=str(file)), author="ann", require_space=lambda _: None)
+
+    assert list(read(ann).values()) == ROWS
+    for other in (ben, guest):
+        with pytest.raises(DatasetError):
+            read(other)
+    outside = write_rows(tmp_path / "outside.jsonl", ROWS)
+    with pytest.raises(DatasetError, match="outside the folders"):
+        add_set(ann, "new", DatasetConfig(source=str(outside)), author="ann", require_space=lambda _: None)
+
+
+def test_a_source_that_is_refused_leaves_nothing_behind(home, tmp_path):
+    def refuse(_bytes):
+        raise StorageError("Full.", "Delete something.")
+
+    file = write_rows(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(StorageError, match="Full"):
+        add_set(home, "faq", DatasetConfig(source=str(file)), author="ann", require_space=refuse)
+    for source in (str(tmp_path), "set:faq", str(write_rows(tmp_path / "odd.jsonl", [{"x": 1}]))):
+        with pytest.raises(DatasetError):
+            add_set(home, "faq", DatasetConfig(source=source), author="ann", require_space=lambda _: None)
+
+    assert list(home.datasets.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl.gz", "sample"])
+def test_a_set_can_be_made_of_any_kind_of_file(home, tmp_path, kind):
+    source = str(tmp_path / f"rows.{kind}")
+    if kind == "csv":
+        (tmp_path / "rows.csv").write_text("instruction,output\nQ1,A1\nQ2,\n")
+    elif kind == "jsonl.gz":
+        (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() + b"\n"))
+    else:
+        source = "sample:loratory-faq"
+    plain = DatasetConfig(source=source)
+    add_set(home, "faq", plain, author="ann", require_space=lambda _: None)
+
+    assert (
+        check_dataset(DatasetConfig(source="set:faq"), SourceOptions(home=home)).fingerprint
+        == check_dataset(plain).fingerprint
+    )
+
+
+def test_format_and_columns_of_a_set_are_used_where_a_run_names_none(home, tmp_path):
+    rows = [{"q": "Q", "a": "A"}, {"q": "Q2", "a": "A2"}]
+    make_set(home, tmp_path, rows, format="alpaca", column_map={"instruction": "q", "output": "a"})
+
+    report = check_dataset(DatasetConfig(source="set:faq"), SourceOptions(home=home))
+
+    assert (report.format, report.kept) == ("alpaca", 2)
+
+
+def test_training_on_a_version_equals_training_on_the_exported_file(home, tmp_path):
+    make_set(home, tmp_path, [*ROWS[:4], "not JSON\n", *ROWS[4:], {"instruction": "Q", "output": "\ud800"}])
+    apply(home, *EVERYTHING)
+    file = tmp_path / "exported.jsonl"
+
+    assert export_version(open_rows(home, "set:faq"), file) == 8
+
+    prepared = [
+        prepare_dataset(DatasetConfig(source=source), seed=1, max_length=100, tokenizer=shared_tokenizer(), home=home)
+        for source in ("set:faq", str(file))
+    ]
+    version, exported = prepared
+    assert version.report.fingerprint == exported.report.fingerprint
+    assert version.train.sha256() == exported.train.sha256()
+    assert version.held_out.sha256() == exported.held_out.sha256()
+    assert (version.report.rows, version.report.kept) == (9, 7)  # with one that cannot be read
+    with pytest.raises(DatasetError, match="exists already"):
+        export_version(open_rows(home, "set:faq"), file)
+
+
+def test_rows_keep_the_numbers_of_the_source_in_pages_and_searches(home, tmp_path):
+    make_set(home, tmp_path)
+    apply(home, {"kind": "exclude", "rows": "1-3,6"}, {"kind": "edit", "row": 8, "record": ROWS[0]})
+    reader = DatasetReader(DatasetConfig(source="set:faq"), SourceOptions(home=home))
+
+    page = finish(read_page(reader, PageRequest(first_row=2, count=2)))
+
+    assert [row.row for row in page.rows] == [3, 4]
+    assert (page.next_row, page.total_rows) == (6, 8)
+    assert [row.row for row in finish(read_page(reader, PageRequest(rows=(7, 4)))).rows] == [7, 4]
+    assert find_row(reader, 7).record.value == ROWS[0]
+    assert finish(search_rows(reader, "Question 1", after_row=4)).row == 7
+    for missing in (lambda: find_row(reader, 5), lambda: finish(read_page(reader, PageRequest(rows=(5,))))):
+        with pytest.raises(DatasetError, match="Row 6 is left out of faq@"):
+            missing()
+
+
+def test_rows_that_are_left_out_are_no_faults_and_those_of_a_mixture_stay_apart(home, tmp_path):
+    make_set(home, tmp_path)
+    other = write_rows(tmp_path / "other.jsonl", ROWS[:2])
+    apply(home, {"kind": "exclude", "rows": "1-3,8"})
+
+    report = check_dataset(
+        DatasetConfig(source="set:faq", mix={str(other): 1.0}, eval_fraction=0), SourceOptions(home=home)
+    )
+
+    assert (report.rows, report.kept, report.dropped) == (6, 6, 0)
+    assert [part.rows for part in report.parts] == [4, 2]
+    assert "4 rows of faq@" in " ".join(report.notes)
+
+
+def test_rows_that_a_set_holds_out_are_held_out_whatever_is_drawn(home, tmp_path):
+    make_set(home, tmp_path, [*ROWS, ROWS[3]])
+    apply(home, {"kind": "split", "rows": "2,4"})
+
+    for eval_fraction in (0.0, 0.3):
+        config = DatasetConfig(source="set:faq", eval_fraction=eval_fraction)
+        data = prepare_dataset(config, seed=3, max_length=100, tokenizer=shared_tokenizer(), home=home)
+        held_out = {row.row + 1 for row in data.held_out}
+        assert {2, 4, 9} <= held_out  # 9 repeats 4
+        assert held_out.isdisjoint(row.row + 1 for row in data.train)
+    apply(home, {"kind": "undo", "id": 1})
+    assert check_dataset(DatasetConfig(source="set:faq", eval_fraction=0), SourceOptions(home=home)).held_out_rows == 0
+
+
+def test_a_version_stays_what_it_was_and_the_newest_is_pinned(home, tmp_path):
+    make_set(home, tmp_path)
+    apply(home, {"kind": "exclude", "rows": "1"})
+    name = pinned("set:faq", home)
+
+    apply(home, {"kind": "exclude", "rows": "2"})
+
+    assert name == f"set:faq@{find_set(home, 'faq').versions[1].name}"
+    assert pinned(name, home) == name
+    assert sorted(read(home, name)) == [2, 3, 4, 5, 6, 7, 8]
+    assert pinned("set:faq", home) == f"set:faq@{newest(home)}"
+    assert pinned("sample:lab-chats", home) == "sample:lab-chats"
+    with pytest.raises(DatasetError, match="has no version 000000000000"):
+        pinned("set:faq@000000000000", home)
+
+
+def test_the_version_of_equal_sources_and_operations_has_the_same_name(home, tmp_path):
+    for name in ("one", "two"):
+        make_set(home, tmp_path, name=name)
+        apply(home, *EVERYTHING, name=name)
+
+    assert newest(home, "one") == newest(home, "two")
+
+
+def test_two_versions_are_compared_row_by_row(home, tmp_path):
+    make_set(home, tmp_path)
+    apply(home, {"kind": "exclude", "rows": "2"})
+    before = open_rows(home, "set:faq")
+    answer = {"instruction": "Question 3?", "output": "Answer 3.\nAnd more."}
+    apply(home, {"kind": "include", "rows": "2"}, {"kind": "edit", "row": 3, "record": answer})
+    apply(home, {"kind": "exclude", "rows": "8"}, {"kind": "split", "rows": "5"})
+
+    changes = {change.row: change for change in compare_versions(before, open_rows(home, "set:faq"))}
+
+    assert {row: change.change for row, change in changes.items()} == {
+        2: "added",
+        3: "changed",
+        5: "changed",
+        8: "gone",
+    }
+    assert changes[3].fields == {"output": "@@ -1 +1,2 @@\n Answer 3.\n+And more."}
+    assert "+True" in changes[5].fields["(held out)"]
+    assert "Question 8?" in changes[8].fields[""]
+
+
+def test_an_edit_can_mend_a_row_that_cannot_be_read(home, tmp_path):
+    make_set(home, tmp_path, ["not JSON\n", *ROWS])
+
+    apply(home, {"kind": "edit", "row": 1, "record": ROWS[0]})
+
+    assert read(home)[1] == ROWS[0]
+
+
+def test_a_set_that_lost_its_facts_is_none(home, tmp_path):
+    dataset = make_set(home, tmp_path)
+    (dataset.folder / "set.yaml").write_text("rows: many")
+
+    with pytest.raises(DatasetError, match="faq cannot be read"):
+        find_set(home, "faq")
