@@ -10,7 +10,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from copy import copy
 
 import typer
 
@@ -35,20 +34,15 @@ def build_app(modules: Sequence[str] = COMMAND_MODULES) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,
     )
-    groups: dict[str | None, list[typer.Typer]] = {}  # several modules may have commands of one group
     for name in modules:
         module = importlib.import_module(name)
         for command in module.COMMANDS:
             if isinstance(command, typer.Typer):
-                groups.setdefault(command.info.name, []).append(command)
+                app.add_typer(command)
             else:
                 app.command()(command)
         for command in getattr(module, "PASSED_ON", ()):
             app.command(context_settings=_ALL_ARE_ARGUMENTS)(command)
-    for parts in groups.values():
-        group = copy(parts[0])
-        group.registered_commands = [command for part in parts for command in part.registered_commands]
-        app.add_typer(group)
     return app
 
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,7 +62,7 @@ def fsync_tree(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, content: bytes | str, *, makes_folder: bool = False) -> None:
+def write_atomically(path: Path, content: bytes | str | Iterable[bytes], *, makes_folder: bool = False) -> None:
     """Replace `path` atomically: a reader sees the old or the new content, even after a power cut.
 
     Args:
@@ -71,23 +72,24 @@ def write_atomically(path: Path, content: bytes | str, *, makes_folder: bool = F
         StorageError: If the disk is full or the folder cannot be written; the old content is then still there.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    pieces = [data] if isinstance(data, bytes) else data
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         if makes_folder:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_folder(path.parent)
     except OSError as error:
+        what = f"{path.name} cannot be written ({error.strerror})."
+        raise StorageError(what, "Free some space, or check the folder's permissions.") from error
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise StorageError(
-            f"{path.name} cannot be written ({error.strerror}).", "Free some space, or check the folder's permissions."
-        ) from error
 
 
 def read_model(path: Path, kind: type[Model]) -> Model | None:

@@ -31,6 +31,7 @@ MapOption = Annotated[
     list[str] | None,
     typer.Option("--map", help="role=column, such as output=answer, any number of times; role= leaves a role out."),
 ]
+data_group = typer.Typer(name="data", help="Datasets with versions and edits.", no_args_is_help=True)
 _dataset_options = setting_options(DatasetConfig, "format", "train_on", "subset", "split", "revision")
 
 
@@ -80,11 +81,7 @@ def render(
 
 
 def dataset_config(data: str, column_map: list[str] | None, settings: dict[str, Any]) -> DatasetConfig:
-    """Return the settings of a dataset from the options of a command.
-
-    Raises:
-        ConfigError: If one of them cannot be used.
-    """
+    """Return the settings of a dataset from the options of a command; those that cannot be used are a ConfigError."""
     columns = {}
     for text in column_map or ():
         role, equals, column = text.partition("=")
@@ -188,4 +185,4 @@ def sequence_text(sequence: RenderedSequence) -> str:
     )
 
 
-COMMANDS = (inspect, render)
+COMMANDS = (inspect, render, data_group)

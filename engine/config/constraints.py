@@ -291,9 +291,7 @@ def _tracker_elsewhere(config: RunConfig) -> str | None:
 
 @_rule("dataset.source")
 def _set_elsewhere(config: RunConfig) -> str | None:
-    if config.run.where == "jobs" and any(
-        name.startswith(SET_PREFIX) for name in (config.dataset.source, *config.dataset.mix)
-    ):
+    if config.run.where == "jobs" and any(text.startswith(SET_PREFIX) for _, text in config.names):
         return "a job has no sets; write the version to a file with `loratory data export`, and name that file."
     return None
 

@@ -112,10 +112,7 @@ class Record(NamedTuple):
 
 def json_line(value: Any) -> bytes:
     """Return a row as one line of JSON, without its end; what JSON has no form for is written as text."""
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:  # half of a character, which only an escape can hold
-        return json.dumps(value, default=str).encode()
+    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace")  # lone surrogates
 
 
 def _text_length(value: Any) -> int:

@@ -14,7 +14,9 @@ from loratory.engine.data.files.access import ANY_FILE, DataAccess, shown_name
 from loratory.engine.data.files.base import PlainTextReader
 from loratory.engine.data.hub import HubRows, is_on_hub
 from loratory.engine.data.records import Record, RowSource, SourceForm
-from loratory.engine.data.workshop.sets import DataSet, Version, find_version
+from loratory.engine.data.workshop.log import Version, in_force
+from loratory.engine.data.workshop.operations import Editor
+from loratory.engine.data.workshop.sets import SOURCE, DataSet, find_version
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import SAMPLES_FOLDER, AllowedPaths, LoratoryHome
 
@@ -59,11 +61,7 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
 
 
 def path_of(name: str, access: DataAccess) -> Path:
-    """Return the file of a sample, or the file or folder that is named.
-
-    Raises:
-        DatasetError: If it is not there, or may not be read.
-    """
+    """Return the file of a sample, or the file or folder that is named; what may not be read is a DatasetError."""
     if not name.startswith(SAMPLE_PREFIX):
         return access.resolve(name)
     if name not in list_samples():
@@ -103,7 +101,7 @@ class SeveralSources(RowSource):
 
     @property
     def kind(self) -> str:
-        return f"{len(self._sources)} files: {self._sources[0].kind}"
+        return f"{f'{len(self._sources)} files: ' if len(self._sources) > 1 else ''}{self._sources[0].kind}"
 
     @property
     def notes(self) -> Sequence[str]:
@@ -142,25 +140,25 @@ class SetRows(SeveralSources):
     """The rows of a version of a set; numbers are those of the source, also where rows before are left out."""
 
     def __init__(self, dataset: DataSet, version: Version, options: SourceOptions) -> None:
-        facts, self.version, self._log_notes = dataset.facts, version, dataset.notes
+        facts, self.dataset, self.version = dataset.facts, dataset, version
         if facts.copied_bytes is None:
             self.untouched: RowSource = HubRows(facts.dataset, streaming=options.streaming)
         else:
-            self.untouched = open_file(dataset.copy, options.cache_folder)
+            self.untouched = open_file(next((dataset.folder / SOURCE).iterdir()), options.cache_folder)
         super().__init__(f"{dataset.name}@{version.name}", [self.untouched])
-        self.form = SourceForm("set", f"set of {self.untouched.kind}")
+        self.form = SourceForm("set", "set")
         self.read_as = facts.dataset.model_dump(include={"format", "column_map"})
-        self.editor = dataset.editor(version)
-
-    @property
-    def kind(self) -> str:
-        return self.form.label
+        operations = [entry.operation for entry in in_force(dataset.entries[: version.last])]
+        self.editor = Editor(operations, facts.rows)
 
     @property
     def notes(self) -> Sequence[str]:
-        counts = {"edited": len(self.editor.edits), "left out": self.editor.excluded.sum()}
-        facts = [f"{count:,} rows of {self.name} are {what}." for what, count in counts.items() if count]
-        return [*super().notes, *self._log_notes, *facts]
+        count = self.editor.excluded.sum()
+        return [
+            *super().notes,
+            *self.dataset.notes,
+            *([f"{count:,} rows of {self.name} are left out."] if count else []),
+        ]
 
     @property
     def total_rows(self) -> int | None:

@@ -18,8 +18,7 @@ DOCUMENTED = Path(__file__).parents[2] / "docs" / "sets.md"
 
 @pytest.fixture
 def run(home):
-    app = build_app(("loratory.engine.commands.data_sets",))
-    app.callback()(lambda: None)
+    app = build_app(("loratory.engine.commands.data", "loratory.engine.commands.data_sets"))
 
     def invoke(*arguments):
         result = CliRunner().invoke(app, ["data", *map(str, arguments)])
@@ -32,7 +31,7 @@ def run(home):
 
 
 @pytest.fixture
-def ask(run):
+def query(run):
     return lambda *arguments: json.loads(run(*arguments, "--json"))
 
 
@@ -46,50 +45,49 @@ def write(path, *operations):
     return path
 
 
-def test_the_documented_operations_can_be_applied_listed_and_undone(run, ask, faq, tmp_path):
+def test_the_documented_operations_can_be_applied_listed_and_undone(run, query, faq, tmp_path):
     block = re.search(r"```jsonl\n(.*?)```", DOCUMENTED.read_text(encoding="utf-8"), re.DOTALL)
     file = tmp_path / "OPERATIONS.jsonl"
     file.write_text(block[1], encoding="utf-8")
 
-    answer = ask("edit", "faq", "--apply", file)
+    answer = query("edit", "faq", "--apply", file)
 
     kinds = {entry["operation"]["kind"] for entry in answer["operations"]}
     assert kinds == {"edit", "exclude", "include", "flag", "note", "replace", "drop", "split", "undo"}
-    assert answer["version"] == ask("versions", "faq")[-1]["version"]
-    assert f"faq is at version {answer['version']}." not in run("show", "faq")
+    assert answer["version"] == query("versions", "faq")[-1]["version"]
     assert answer["version"] in run("show", "faq")
-    undone = ask("undo", "faq", 1)
+    undone = query("undo", "faq", 1)
     assert undone["version"] != answer["version"]
 
 
-def test_sets_are_listed_with_rows_size_versions_and_their_last_run(run, ask, faq, home, tmp_path):
+def test_sets_are_listed_with_rows_size_versions_and_their_last_run(run, query, faq, home, tmp_path):
     run("edit", "faq", "--apply", write(tmp_path / "o.jsonl", {"kind": "exclude", "rows": "1-3"}))
-    version = ask("versions", "faq")[1]["version"]
+    version = query("versions", "faq")[1]["version"]
     store = RunStore(home, local_owner())
     config = {"model": {"id": "org/model"}, "dataset": {"source": "sample:x", "mix": {f"set:faq@{version}": 1.0}}}
     used = store.create(config_from_mapping(config)).id
 
-    (row,) = ask("list")
+    (row,) = query("list")
     assert row == {"name": "faq", "rows": 354, "bytes": row["bytes"], "versions": 2, "last_run": used}
     assert row["bytes"] > 10_000
     assert used in run("list")
-    assert [entry["runs"] for entry in ask("versions", "faq")] == [[], [used]]
+    assert [entry["runs"] for entry in query("versions", "faq")] == [[], [used]]
     assert used in run("versions", "faq")
 
 
-def test_a_row_is_shown_before_and_after_with_what_was_done_to_it(ask, run, faq, tmp_path):
+def test_a_row_is_shown_before_and_after_with_what_was_done_to_it(query, run, faq, tmp_path):
     row = {"instruction": "Q", "output": "A"}
     run("edit", "faq", "--apply", write(
         tmp_path / "o.jsonl", {"kind": "edit", "row": 2, "record": row}, {"kind": "exclude", "rows": "3"},
         {"kind": "note", "rows": "1-2", "text": "Look."},
     ))  # fmt: skip
 
-    answer = ask("show", "faq", "--row", 2)
+    answer = query("show", "faq", "--row", 2)
 
     assert answer["row"] == row
-    assert answer["before"] != row
+    assert answer["source_row"] != row
     assert [entry["id"] for entry in answer["operations"]] == [1, 3]
-    assert "left out" in run("show", "faq", "--row", 3)
+    assert query("show", "faq", "--row", 3)["row"] is None
     with pytest.raises(DatasetError, match="Row 355 does not exist; the set has 354"):
         run("show", "faq", "--row", 355)
 
@@ -102,49 +100,49 @@ def test_a_row_is_shown_before_and_after_with_what_was_done_to_it(ask, run, faq,
         ('{"kind": "exclude", "rows": "999"}', "row 999 does not exist; the set has 354"),
     ],
 )
-def test_operations_are_all_checked_before_one_is_added(run, ask, faq, tmp_path, line, why):
+def test_operations_are_all_checked_before_one_is_added(run, query, faq, tmp_path, line, why):
     file = write(tmp_path / "o.jsonl", {"kind": "exclude", "rows": "1"})
     file.write_text(file.read_text() + line + "\n")
 
-    with pytest.raises(DatasetError) as refused:
+    with pytest.raises(DatasetError) as error:
         run("edit", "faq", "--apply", file)
 
-    assert why in str(refused.value)
-    assert ask("show", "faq")["operations"] == []
+    assert why in str(error.value)
+    assert query("show", "faq")["operations"] == []
 
 
-def test_what_came_in_between_is_named_where_it_touches_the_same_rows(run, ask, faq, tmp_path):
+def test_what_came_in_between_is_named_where_it_touches_the_same_rows(run, query, faq, tmp_path):
     file = write(tmp_path / "o.jsonl", {"kind": "exclude", "rows": "1"})
-    seen = ask("show", "faq")["last"]
+    last = query("show", "faq")["last_operation"]
     run("edit", "faq", "--apply", file)
 
     with pytest.raises(DatasetError, match=r"operation 1 .* came in between"):
-        run("edit", "faq", "--apply", file, "--seen", seen)
+        run("edit", "faq", "--apply", file, "--since", last)
 
 
-def test_a_difference_is_printed_row_by_row(run, ask, faq, tmp_path):
+def test_a_difference_is_printed_row_by_row(run, query, faq, tmp_path):
     run("edit", "faq", "--apply", write(
         tmp_path / "o.jsonl", {"kind": "exclude", "rows": "1"}, {"kind": "edit", "row": 2, "record": {"instruction": "Q"}}
     ))  # fmt: skip
-    versions = [entry["version"] for entry in ask("versions", "faq")]
+    versions = [entry["version"] for entry in query("versions", "faq")]
 
-    changes = ask("diff", "faq", versions[0], versions[-1])
+    changes = query("diff", "faq", versions[0], versions[-1])
 
     assert [(change["row"], change["change"]) for change in changes] == [(1, "gone"), (2, "changed")]
     assert "+Q" in run("diff", "faq", versions[0], versions[-1])
-    assert ask("diff", "faq", versions[0], versions[0]) == []
+    assert query("diff", "faq", versions[0], versions[0]) == []
 
 
-def test_a_version_is_exported_and_a_set_deleted_after_its_runs_are_named(run, ask, faq, home, tmp_path, capsys):
-    version = ask("versions", "faq")[0]["version"]
+def test_a_version_is_exported_and_a_set_deleted_after_its_runs_are_named(run, query, faq, home, tmp_path, capsys):
+    version = query("versions", "faq")[0]["version"]
     config = {"model": {"id": "org/model"}, "dataset": {"source": f"set:faq@{version}"}}
     used = RunStore(home, local_owner()).create(config_from_mapping(config)).id
 
-    assert ask("export", f"faq@{version}", "--to", tmp_path / "out.jsonl")["rows"] == 354
+    assert query("export", f"faq@{version}", "--to", tmp_path / "out.jsonl")["file"].endswith("out.jsonl")
     assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 354
     with pytest.raises(RunError, match="confirmation"):
         run("delete", "faq")
-    assert ask("delete", "faq", "--yes") == {"name": "faq", "runs": [used]}
-    assert ask("list") == []
+    assert query("delete", "faq", "--yes") == {"name": "faq", "runs": [used]}
+    assert query("list") == []
     with pytest.raises(DatasetError, match="There is no set 'faq'"):
         run("show", "faq")

@@ -1,12 +1,10 @@
 """Make a set from a file, a sample or a dataset on the Hub; compare versions, and write one to a file."""
 
-import hashlib
 import json
 import os
-import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from difflib import unified_diff
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
@@ -23,23 +21,21 @@ from loratory.engine.data.records import Record, json_line
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
 from loratory.engine.data.workshop.sets import FACTS, LOG, NAME, SOURCE, DataSet, SetFacts, find_set, set_names
 from loratory.engine.errors import DatasetError, StorageError
-from loratory.engine.files import fsync_tree, write_atomically
+from loratory.engine.files import fsync_tree, sha256_of, write_atomically
 from loratory.engine.hub import DATASET
 from loratory.engine.paths import REFUSAL, LoratoryHome
 from loratory.engine.quantities import size
 
 _MOST_BYTES = 4 * 10**9  # of a copy, as of an upload
-_PIECE_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 20.0
-_FREE_SPACE = "Free some space, or check the permissions of the folder."
-
-RequireSpace = Callable[[int], None]  # raises an error where a person may not store so many bytes
 
 
 def add_set(
-    home: LoratoryHome, name: str, config: DatasetConfig, *, author: str, require_space: RequireSpace
+    home: LoratoryHome, name: str, config: DatasetConfig, *, author: str, require_space: Callable[[int], None]
 ) -> DataSet:
     """Make a set, reading all its rows once, which also shows that a format fits them.
+
+    `require_space` gets the bytes to copy, and refuses what is too much.
 
     Raises:
         DatasetError: If the name cannot be used or is taken, or the source cannot be read, or is not a single file.
@@ -48,67 +44,56 @@ def add_set(
     if home.is_guest:
         raise DatasetError(*REFUSAL)
     if NAME.fullmatch(name) is None or name in set_names(home):
-        what = (
-            f"{shown_name(name, 40)!r} {'is a set already' if NAME.fullmatch(name) else 'cannot be the name of a set'}."
-        )
-        raise DatasetError(what, "Use up to 61 small letters, digits, dots, - and _ that no other set is called.")
-    unfinished = home.datasets / f".adding-{name}-{os.getpid()}"
+        why = "is a set already" if name in set_names(home) else "cannot be the name of a set"
+        fix = "Use up to 61 small letters, digits, dots, - and _ that no other set is called."
+        raise DatasetError(f"{shown_name(name, 40)!r} {why}.", fix)
+    draft = home.datasets / f".adding-{name}-{os.getpid()}"
     try:
-        for folder in (home.datasets, unfinished, unfinished / SOURCE):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=folder == home.datasets)
-        copied_bytes, read_from = None, config.source.strip()
-        if is_on_hub(read_from):
-            config, fingerprint = _at_commit(config)
+        home.datasets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft.mkdir(mode=0o700)
+        (draft / SOURCE).mkdir()
+        source, size_bytes = config.source.strip(), None
+        if is_on_hub(source):
+            with DATASET.explain_errors(require_hub_id(source), config.revision):
+                info = HfApi().dataset_info(source, revision=config.revision, timeout=_TIMEOUT_SECONDS)
+            config = config.model_copy(update={"revision": info.sha})
+            fingerprint = f"{source} {config.subset} {config.split} {info.sha}"
         else:
-            copy, copied_bytes, fingerprint = _copy(read_from, unfinished / SOURCE, home, require_space)
-            read_from = str(copy)
-        reader = DatasetReader(config.model_copy(update={"source": read_from}), SourceOptions())
-        rows = sum(record is not None for record in reader.records())
+            copy = _copy(source, draft / SOURCE, home, require_space)
+            source, size_bytes, fingerprint = str(copy), copy.stat().st_size, sha256_of(copy)
+        reader = DatasetReader(config.model_copy(update={"source": source}), SourceOptions())
         facts = SetFacts(
-            dataset=config, fingerprint=fingerprint, rows=rows, copied_bytes=copied_bytes, author=author,
-            created=time.time(),
+            dataset=config, fingerprint=fingerprint, rows=sum(record is not None for record in reader.records()),
+            copied_bytes=size_bytes, author=author, created=datetime.now(UTC),
         )  # fmt: skip
-        values = facts.model_dump() | {"dataset": config.model_dump(exclude_defaults=True)}
-        write_atomically(unfinished / FACTS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        write_atomically(unfinished / LOG, b"")
-        fsync_tree(unfinished)
-        unfinished.rename(home.datasets / name)
+        values = facts.model_dump(mode="json") | {"dataset": config.model_dump(exclude_defaults=True)}
+        write_atomically(draft / FACTS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        write_atomically(draft / LOG, b"")
+        fsync_tree(draft)
+        draft.rename(home.datasets / name)
     except OSError as error:
-        raise StorageError(f"The set {name} cannot be made ({error.strerror}).", _FREE_SPACE) from error
+        what = f"The set {name} cannot be made ({error.strerror})."
+        raise StorageError(what, "Free some space, or check the permissions of the Loratory home.") from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(draft, ignore_errors=True)
     return find_set(home, name)
 
 
-def _copy(source: str, folder: Path, home: LoratoryHome, require_space: RequireSpace) -> tuple[Path, int, str]:
-    """Copy a file; returns the copy, its bytes and its sha256."""
+def _copy(source: str, folder: Path, home: LoratoryHome, require_space: Callable[[int], None]) -> Path:
     path = path_of(source, SourceOptions(home=home).access) if not source.startswith(SET_PREFIX) else folder
     if path.is_dir():
-        raise DatasetError(
-            f"{shown_name(source)} is not a file.", "Name a file; write a version of a set to one first."
-        )
+        fix = "Name a file; write a version of a set to one first."
+        raise DatasetError(f"{shown_name(source)} is not a file.", fix)
     # Only the endings tell the kind of a file; the rest of its name may be anything.
     endings = [end for end in PurePath(path.name.lower()).suffixes[-2:] if end in (*DATA_ENDINGS, ".gz")]
-    copy, digest = folder / f"rows{''.join(endings)}", hashlib.sha256()
-    with open_regular(path) as file, copy.open("xb") as target:
-        bytes_, most = os.fstat(file.fileno()).st_size, min(shutil.disk_usage(folder).free, _MOST_BYTES)
-        if bytes_ > most:
-            what = f"{shown_name(path.name)} has {size(bytes_)}; {size(most)} can be copied."
+    with open_regular(path) as file, (folder / f"rows{''.join(endings)}").open("xb") as target:
+        size_bytes, most = os.fstat(file.fileno()).st_size, min(shutil.disk_usage(folder).free, _MOST_BYTES)
+        if size_bytes > most:
+            what = f"{shown_name(path.name)} has {size(size_bytes)}; {size(most)} can be copied."
             raise StorageError(what, "Free some space, or divide the file.")
-        require_space(bytes_)
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-            target.write(piece)
-    return copy, bytes_, digest.hexdigest()
-
-
-def _at_commit(config: DatasetConfig) -> tuple[DatasetConfig, str]:
-    """Pin a dataset on the Hub to its present commit; returns also a hash of what names its rows."""
-    hub_id = require_hub_id(config.source.strip())
-    with DATASET.explain_errors(hub_id, config.revision):
-        info = HfApi().dataset_info(hub_id, revision=config.revision, timeout=_TIMEOUT_SECONDS)
-    names = f"{hub_id} {config.subset} {config.split} {info.sha}"
-    return config.model_copy(update={"revision": info.sha}), hashlib.sha256(names.encode()).hexdigest()
+        require_space(size_bytes)
+        shutil.copyfileobj(file, target)
+        return Path(target.name)
 
 
 class RowChange(NamedTuple):
@@ -131,12 +116,10 @@ def compare_versions(before: SetRows, after: SetRows) -> Iterator[RowChange]:
 
 
 def _differences(old: Record, new: Record) -> dict[str, str]:
-    before, after = dict(old.value or {}), dict(new.value or {})
-    if old.is_held_out != new.is_held_out:
-        before["(held out)"], after["(held out)"] = str(old.is_held_out), str(new.is_held_out)
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    texts = {name: (_lines(before.get(name)), _lines(after.get(name))) for name in names}
-    return {name: "\n".join(list(unified_diff(*sides, n=2, lineterm=""))[2:]) for name, sides in texts.items()}
+    sides = [{**(record.value or {}), "(held out)": str(record.is_held_out)} for record in (old, new)]
+    names = [name for name in sides[0] | sides[1] if sides[0].get(name) != sides[1].get(name)]
+    texts = {name: [_lines(side.get(name)) for side in sides] for name in names}
+    return {name: "\n".join(list(unified_diff(*lines, n=2, lineterm=""))[2:]) for name, lines in texts.items()}
 
 
 def _lines(value: Any) -> list[str]:
@@ -144,10 +127,8 @@ def _lines(value: Any) -> list[str]:
     return text.split("\n")
 
 
-def export_version(rows: SetRows, target: Path) -> int:
-    """Write a version as JSON Lines, which trains as the version does; returns how many rows it has.
-
-    Rows that cannot be read are left out, as they are in training.
+def export_version(rows: SetRows, target: Path) -> None:
+    """Write a version as a new file of JSON Lines, which trains as the version does; what cannot be read is left out.
 
     Raises:
         DatasetError: If the file exists, or the source cannot be read.
@@ -155,17 +136,5 @@ def export_version(rows: SetRows, target: Path) -> int:
     """
     if target.exists():
         raise DatasetError(f"{target.name} exists already.", "Name another file.")
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    count = 0
-    try:
-        with unfinished.open("xb") as file:
-            for record in filter(None, rows.records()):
-                if record.value is not None:
-                    count += 1
-                    file.write(json_line(record.value) + b"\n")
-        unfinished.rename(target)
-    except OSError as error:
-        raise StorageError(f"{target.name} cannot be written ({error.strerror}).", _FREE_SPACE) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return count
+    records = (record for record in rows.records() if record is not None and record.value is not None)
+    write_atomically(target, (json_line(record.value) + b"\n" for record in records))

@@ -6,10 +6,10 @@ Rows are numbered by the untouched source, so operations commute unless one buil
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, model_validator
 
 from loratory.engine.data.records import Record, json_line, one_line
 from loratory.engine.errors import DatasetError
@@ -18,27 +18,26 @@ from loratory.engine.processes.limits import TimeLimitError, memory_limited, tim
 REPLACE_SECONDS = 2.0  # of computing, on one row
 _REPLACE_BYTES = 256 << 20
 _RANGE = re.compile(r"\s*([1-9]\d{0,15})\s*(?:-\s*([1-9]\d{0,15})\s*)?")
+# Kinds that cannot be undone while a later operation of this kind has some of their rows.
+BUILDS_ON = {
+    "edit": ("edit",),
+    "exclude": ("include",),
+    "drop": ("include",),
+    "include": ("exclude", "drop"),
+    "flag": ("flag",),
+}
 
 RowRanges = tuple[tuple[int, int], ...]  # sorted, apart: first row, and the one after the last, from 0
 
 
 def parse_rows(value: Any) -> RowRanges:
-    """Return the rows that a text such as 1-40,77 means.
-
-    Raises:
-        ValueError: If it is no such text.
-    """
+    """Return the rows that a text such as 1-40,77 means; any other is a ValueError."""
     matches = [_RANGE.fullmatch(part) for part in str(value).split(",")]
-    bounds = [(int(match[1]), int(match[2] or match[1])) for match in matches if match is not None]
-    if len(bounds) < len(matches) or any(first > last for first, last in bounds):
-        raise ValueError("rows are written as 1-40,77, counted from 1")
-    merged: list[tuple[int, int]] = []
-    for first, last in sorted(bounds):
-        if merged and first - 1 <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(merged[-1][1], last)
-        else:
-            merged.append((first - 1, last))
-    return tuple(merged)
+    rows = tuple((int(match[1]) - 1, int(match[2] or match[1])) for match in matches if match is not None)
+    edges = [edge for bounds in rows for edge in bounds]
+    if len(rows) < len(matches) or edges != sorted(edges):
+        raise ValueError("rows are written as 1-40,77, ascending from 1")
+    return rows
 
 
 def rows_text(rows: Sequence[tuple[int, int]]) -> str:
@@ -57,7 +56,6 @@ def shared_rows(left: RowRanges, right: RowRanges) -> str:
 
 
 Rows = Annotated[RowRanges, PlainValidator(parse_rows), PlainSerializer(rows_text, return_type=str)]
-_EVERY_ROW = ((0, 10**16),)
 
 
 class Editor:
@@ -71,38 +69,21 @@ class Editor:
             operation.apply(self)
 
     def apply(self, record: Record) -> Record | None:
-        """Return a row as it is now; None where it is left out.
-
-        Raises:
-            DatasetError: If a replacement cannot be done.
-        """
+        """Return a row as it is now, None where it is left out; a replacement that fails is a DatasetError."""
         row = record.row
         if self.excluded[row]:
             return None
-        done, value = self.edits.get(row, (0, record.value))
-        for replacement in self.replacements[done:] if value is not None else ():  # an unreadable row waits for an edit
+        count, value = self.edits.get(row, (0, record.value))
+        for replacement in (
+            self.replacements[count:] if value is not None else ()
+        ):  # an unreadable row waits for an edit
             value = replacement.replace_in(value, row)
         if value is not record.value:
             record = Record(row, record.line, value, json_line(value))
         return record._replace(is_held_out=True) if self.held_out[row] else record
 
 
-class _Operation(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    changes_rows: ClassVar[bool] = True  # else it is about rows, and makes no version
-
-    @property
-    def touched(self) -> RowRanges:
-        """The rows that it is about."""
-        return getattr(self, "rows", _EVERY_ROW)
-
-    @property
-    def builds_on(self) -> tuple[str, ...]:
-        """Kinds that cannot be undone while this operation has some of their rows."""
-        return _BUILDS_ON.get(self.kind, ())
-
+class _Operation(BaseModel, frozen=True, extra="forbid"):
     def apply(self, editor: Editor) -> None:
         """Tell the editor what it does to rows; some tell nothing."""
 
@@ -113,10 +94,6 @@ class Edit(_Operation):
     kind: Literal["edit"]
     row: int = Field(ge=1)
     record: dict[str, Any] = Field(min_length=1)
-
-    @property
-    def touched(self) -> RowRanges:
-        return ((self.row - 1, self.row),)
 
     def apply(self, editor: Editor) -> None:
         editor.edits[self.row - 1] = len(editor.replacements), self.record
@@ -136,12 +113,11 @@ class Mark(_Operation):
 
 
 class Remark(_Operation):
-    """Rows have a flag or a note; those flagged with no text lose their flag."""
+    """Rows have a flag or a note, which makes no version; those flagged without text lose their flag."""
 
     kind: Literal["flag", "note"]
     rows: Rows
     text: str = Field("", max_length=10_000)
-    changes_rows: ClassVar = False
 
 
 class Replace(_Operation):
@@ -165,11 +141,7 @@ class Replace(_Operation):
         editor.replacements.append(self)
 
     def replace_in(self, record: Mapping[str, Any], row: int) -> Mapping[str, Any]:
-        """Return a row with the text replaced; the same object where it has none.
-
-        Raises:
-            DatasetError: If the pattern takes too long on it, or makes it too large.
-        """
+        """Return a row with the text replaced, or the same object; taking too long or too much memory is a DatasetError."""
         try:
             with memory_limited(_REPLACE_BYTES), time_limit(REPLACE_SECONDS):
                 changes = {name: self._in(record[name]) for name in self.columns or record if name in record}
@@ -177,19 +149,18 @@ class Replace(_Operation):
             why = (
                 "needs too much memory" if isinstance(error, MemoryError) else f"takes more than {REPLACE_SECONDS:g} s"
             )
-            raise DatasetError(
-                f"Replacing {one_line(self.pattern)} {why} in row {row + 1:,}.",
-                "Undo that operation of the set, and write a simpler pattern.",
-            ) from None
+            what = f"Replacing {one_line(self.pattern)} {why} in row {row + 1:,}."
+            raise DatasetError(what, "Undo that operation of the set, and write a simpler pattern.") from None
         return {**record, **changes} if any(changes[name] != record[name] for name in changes) else record
 
     def _in(self, value: Any) -> Any:
-        if isinstance(value, str):
-            pattern = self.pattern if self.is_regex else re.escape(self.pattern)
-            return re.sub(pattern, self.replacement if self.is_regex else lambda _: self.replacement, value)
+        if isinstance(value, str) and self.is_regex:
+            return re.sub(self.pattern, self.replacement, value)
         if isinstance(value, Mapping):
             return {key: self._in(part) for key, part in value.items()}
-        return [self._in(part) for part in value] if isinstance(value, list | tuple) else value
+        if isinstance(value, list | tuple):
+            return [self._in(part) for part in value]
+        return value.replace(self.pattern, self.replacement) if isinstance(value, str) else value
 
 
 class Undo(_Operation):
@@ -199,7 +170,4 @@ class Undo(_Operation):
     id: int = Field(ge=1)
 
 
-_BUILDS_ON = {
-    "edit": ("edit",), "exclude": ("include",), "drop": ("include",), "include": ("exclude", "drop"), "flag": ("flag",),
-}  # fmt: skip
 Operation = Annotated[Edit | Mark | Remark | Replace | Undo, Field(discriminator="kind")]

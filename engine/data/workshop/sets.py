@@ -7,42 +7,36 @@ there; none becomes a path.
 import os
 import re
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from loratory.engine.config.run import SET_PREFIX, DatasetConfig
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.records import one_line
-from loratory.engine.data.workshop.log import Version, in_force, read_log, versions_of
-from loratory.engine.data.workshop.operations import Editor
+from loratory.engine.data.workshop.log import Version, read_log, versions_of
 from loratory.engine.errors import DatasetError, StorageError
-from loratory.engine.paths import REFUSAL, LoratoryHome
+from loratory.engine.paths import LoratoryHome
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
 FACTS, LOG, SOURCE = "set.yaml", "log.jsonl", "source"  # in the folder of a set
 
 
-class SetFacts(BaseModel):
+class SetFacts(BaseModel, frozen=True, extra="forbid"):
     """What a set was made from; written once."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dataset: DatasetConfig  # the source as it was named, with its format and columns; of the Hub at a commit
     fingerprint: str  # sha256 of the copy, or of what names the rows on the Hub
     rows: int
     copied_bytes: int | None  # None where the rows stay on the Hub
     author: str
-    created: float  # seconds since the epoch
+    created: datetime
 
 
 class DataSet:
-    """One set with its operations, as they are when it is opened.
-
-    Raises:
-        DatasetError: If it is damaged.
-    """
+    """One set with its operations, as they are when it is opened; one that is damaged is a DatasetError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name, self.log = folder, folder.name, folder / LOG
@@ -56,63 +50,24 @@ class DataSet:
         self.notes = [note] if cut else []
         self.versions = versions_of(self.facts.fingerprint, self.entries)  # the last one is the newest
 
-    @property
-    def copy(self) -> Path:
-        """The copy of the source, where there is one."""
-        return next((self.folder / SOURCE).iterdir(), self.folder / SOURCE)
-
-    def editor(self, version: Version) -> Editor:
-        """Return what applies the operations of a version."""
-        operations = [entry.operation for entry in in_force(self.entries[: version.last])]
-        return Editor(operations, self.facts.rows)
-
     def delete(self) -> None:
-        """Remove the set with its source and log.
-
-        Raises:
-            StorageError: If it cannot be removed.
-        """
+        """Remove the set with its source and log, or raise a StorageError."""
         trash = self.folder.with_name(f".deleted-{self.name}-{os.getpid()}")
         try:
-            self.folder.rename(trash)
-            shutil.rmtree(trash)
+            shutil.rmtree(self.folder.rename(trash))
         except OSError as error:
             what = f"The set {self.name} cannot be removed ({error.strerror})."
             raise StorageError(what, "Check the permissions of its folder.") from error
 
-    def version(self, name: str | None = None) -> Version:
-        """Return the version of a name, or the newest.
-
-        Raises:
-            DatasetError: If there is none of that name.
-        """
-        for version in reversed(self.versions):
-            if name in (None, version.name):
-                return version
-        raise DatasetError(
-            f"The set {self.name} has no version {shown_name(str(name), 40)}; the newest is {self.versions[-1].name}.",
-            f"`loratory data versions {self.name}` lists them.",
-        )
-
 
 def set_names(home: LoratoryHome) -> list[str]:
-    """Return the names of a person's sets."""
-    try:
-        with os.scandir(home.datasets) as entries:
-            names = [entry.name for entry in entries if NAME.fullmatch(entry.name) and not entry.is_symlink()]
-    except OSError:
-        return []
-    return sorted(name for name in names if (home.datasets / name / FACTS).is_file())
+    """Return the names of a person's sets; a guest of a lab has none."""
+    paths = [path.parent for path in home.datasets.glob(f"*/{FACTS}")] if not home.is_guest else []
+    return sorted(path.name for path in paths if NAME.fullmatch(path.name) and not path.is_symlink())
 
 
 def find_set(home: LoratoryHome, name: str) -> DataSet:
-    """Return a person's set.
-
-    Raises:
-        DatasetError: If there is none of that name, or it is damaged, or the person is a guest of a lab.
-    """
-    if home.is_guest:
-        raise DatasetError(*REFUSAL)
+    """Return a person's set; none of that name is a DatasetError."""
     if name not in set_names(home):
         what = f"There is no set {shown_name(name, 40)!r}."
         raise DatasetError(what, "`loratory data list` shows the sets; `loratory data add` makes one.")
@@ -120,10 +75,14 @@ def find_set(home: LoratoryHome, name: str) -> DataSet:
 
 
 def find_version(home: LoratoryHome, source: str) -> tuple[DataSet, Version]:
-    """Return what NAME@VERSION, NAME or the same after set: means; raises as `find_set` and `DataSet.version` do."""
-    name, at, version = source.strip().removeprefix(SET_PREFIX).partition("@")
+    """Return what NAME@VERSION, NAME or the same after set: means; what is not there is a DatasetError."""
+    name, at, text = source.strip().removeprefix(SET_PREFIX).partition("@")
     dataset = find_set(home, name)
-    return dataset, dataset.version(version if at else None)
+    for version in reversed(dataset.versions):
+        if not at or version.name == text:
+            return dataset, version
+    what = f"The set {name} has no version {shown_name(text, 40)}; the newest is {dataset.versions[-1].name}."
+    raise DatasetError(what, f"`loratory data versions {name}` lists them.")
 
 
 def pinned(source: str, home: LoratoryHome) -> str:

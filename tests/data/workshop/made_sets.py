@@ -27,11 +27,11 @@ def make_set(home, folder, rows=ROWS, name="faq", **settings):
     return add_set(home, name, config, author="ann", require_space=lambda _: None)
 
 
-def apply(home, *operations, name="faq", seen=None, author="ann"):
+def apply(home, *operations, name="faq", since=None, author="ann"):
     """Add operations to a set, and return their ids."""
     dataset = find_set(home, name)
     parsed = [operation(**fields) for fields in operations]
-    entries = append_operations(dataset.log, parsed, seen=seen, author=author, rows=dataset.facts.rows)
+    entries = append_operations(dataset.log, parsed, since=since, author=author, rows=dataset.facts.rows)
     return [entry.id for entry in entries]
 
 
