@@ -21,6 +21,7 @@ from loratory.engine.runs.store import RunStore
 from loratory.engine.supervision.launch import Launcher, Preflight, counted_length
 from loratory.engine.supervision.queue import WaitingRun, plan_starts
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
+from tests.data.workshop.made_sets import apply, make_set, newest
 from tests.supervision.fake_runs import GIB, apple, config_for, cpu, gpu
 
 SHAPE = published_shape(
@@ -70,6 +71,21 @@ def preflight(home, inspector):
 
 def config(**sections: dict[str, Any]) -> RunConfig:
     return config_from_mapping({"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, **sections})
+
+
+def test_a_run_on_a_set_is_pinned_to_its_newest_version(preflight, store, home, tmp_path):
+    make_set(home, tmp_path)
+    apply(home, {"kind": "exclude", "rows": "1"})
+
+    run = Launcher(store, preflight).start(config(dataset={"source": "set:faq", "mix": {"sample:lab-chats": 1.0}}))
+
+    version = f"set:faq@{newest(home)}"
+    assert run.folder.read_config().dataset.source == version
+    assert read_provenance(run.folder).dataset == version
+    with pytest.raises(DatasetError, match="There is no set 'other'"):
+        preflight.check(config(dataset={"source": "set:other"}))
+    with pytest.raises(ConfigError, match="a job has no sets"):
+        preflight.check(config(dataset={"source": "set:faq"}, run={"where": "jobs"}))
 
 
 def test_a_run_that_can_work_is_pinned_to_what_it_means_now(preflight, store):

@@ -88,7 +88,7 @@ class _Operation(BaseModel, frozen=True, extra="forbid"):
         """Tell the editor what it does to rows; some tell nothing."""
 
 
-class Edit(_Operation):
+class Edit(_Operation, frozen=True):
     """A row has another content."""
 
     kind: Literal["edit"]
@@ -99,7 +99,7 @@ class Edit(_Operation):
         editor.edits[self.row - 1] = len(editor.replacements), self.record
 
 
-class Mark(_Operation):
+class Mark(_Operation, frozen=True):
     """Rows are left out by hand, or because a check found them, are back, or are held out whatever `eval_fraction` draws."""
 
     kind: Literal["exclude", "drop", "include", "split"]
@@ -112,7 +112,7 @@ class Mark(_Operation):
             marks[start:end] = self.kind != "include"
 
 
-class Remark(_Operation):
+class Remark(_Operation, frozen=True):
     """Rows have a flag or a note, which makes no version; those flagged without text lose their flag."""
 
     kind: Literal["flag", "note"]
@@ -120,7 +120,7 @@ class Remark(_Operation):
     text: str = Field("", max_length=10_000)
 
 
-class Replace(_Operation):
+class Replace(_Operation, frozen=True):
     """A text is replaced in columns of all rows, also within their lists and turns; it is found anew at each reading."""
 
     kind: Literal["replace"]
@@ -163,7 +163,7 @@ class Replace(_Operation):
         return value.replace(self.pattern, self.replacement) if isinstance(value, str) else value
 
 
-class Undo(_Operation):
+class Undo(_Operation, frozen=True):
     """An earlier operation is no longer in force; one that is undone in turn is in force again."""
 
     kind: Literal["undo"]
