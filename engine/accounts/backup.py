@@ -25,7 +25,7 @@ HOME_FILES = (
     "lab.yaml", "audit.jsonl", "electricity.json",
     "server/queue.json", "server/urgent.json", "server/usage.jsonl", "server/disk.jsonl",
 )  # fmt: skip
-_FOLDERS = ("runs/", "votes/", "presets/", "server/keys/")
+_FOLDERS = ("runs/", "votes/", "presets/", "datasets/", "server/keys/")
 # Of a worker on this machine, which is not there after a restore; and what is half-made or half-deleted.
 _LEFT_OUT = re.compile(r"lock|process\.json|\.(new|deleted)-.*|\..*\.tmp")
 _CHECKPOINTS = "checkpoints"

@@ -9,15 +9,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_json, to_jsonable_python
+from pydantic_core import to_jsonable_python
 
 from loratory.engine.commands.data import DataArgument, MapOption, data_group, dataset_config
 from loratory.engine.commands.output import AsJson, confirm, own_runs, print_result, setting_options
 from loratory.engine.config.run import SET_PREFIX, DatasetConfig
 from loratory.engine.data.source import SetRows, SourceOptions
-from loratory.engine.data.workshop.log import append_operations, in_force, reason, rows_of
 from loratory.engine.data.workshop.operations import Operation, Undo, shared_rows
-from loratory.engine.data.workshop.sets import find_set, find_version, set_names
+from loratory.engine.data.workshop.sets import find_set, find_version, in_force, reason, rows_of, set_names
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome, local_owner, typed_path
 from loratory.engine.runs.disk import require_disk_space
@@ -64,15 +63,14 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show where a set comes from, and the operations on its rows."""
-    rows = _open(name)
-    dataset, version = rows.dataset, rows.version
+    dataset, version = find_version(LoratoryHome.from_environment(), name)
     value: dict[str, Any] = {"version": version.name, "last_operation": len(dataset.entries), "notes": dataset.notes}
     entries = in_force(dataset.entries[: version.last] if "@" in name else dataset.entries)
     if row is not None:
         if row > dataset.facts.rows:
-            raise DatasetError(
-                f"Row {row:,} does not exist; the set has {dataset.facts.rows:,}.", "Choose another row."
-            )
+            what = f"Row {row:,} does not exist; the set has {dataset.facts.rows:,}."
+            raise DatasetError(what, "Choose another row.")
+        rows = _open(name)
         source = next(filter(None, rows.untouched.records(row - 1)))
         after = rows.editor.apply(source)
         value |= {"source_row": source.value, "row": after.value if after is not None else None}
@@ -83,10 +81,7 @@ def show(
 @data_group.command()
 def edit(
     name: SetName,
-    apply: Annotated[
-        Path,
-        typer.Option("--apply", exists=True, dir_okay=False, help="A file with one operation as JSON on each line."),
-    ],
+    apply: Annotated[Path, typer.Option("--apply", exists=True, dir_okay=False, help="Operations, one JSON a line.")],
     since: Annotated[int | None, typer.Option("--since", min=0, help="The last operation that you know of.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -127,21 +122,14 @@ def diff(
     name: SetName,
     before: Annotated[str, typer.Argument(metavar="A", help="A version.")],
     after: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON value for each row, on a line of its own.")] = False,
 ) -> None:
     """Show which rows came, changed and went from one version of a set to another."""
     from loratory.engine.data.workshop.exchange import compare_versions
 
-    separator = "["
-    for change in compare_versions(_open(f"{name}@{before}"), _open(f"{name}@{after}")):
-        if as_json:  # printed as it is found: a set may be larger than the memory
-            print(f"{separator}{to_json(change._asdict()).decode()}")
-            separator = ","
-        else:
-            texts = (f"{column}\n{text}".strip() for column, text in change.fields.items())
-            print("\n".join([f"row {change.row:,} {change.change}", *texts]))
-    if as_json:
-        print("[]" if separator == "[" else "]")
+    for change in compare_versions(_open(f"{name}@{before}"), _open(f"{name}@{after}")):  # a set may not fit in memory
+        texts = (f"\n{column}\n{text}".rstrip() for column, text in change.fields.items())
+        print_result(change._asdict(), f"row {change.row:,} {change.change}{''.join(texts)}", as_json=as_json)
 
 
 @data_group.command()
@@ -180,7 +168,7 @@ def _append(name: str, operations: list[Operation], since: int | None, as_json: 
     home = LoratoryHome.from_environment()
     dataset, owner = find_set(home, name), home.owner or local_owner()
     require_disk_space(home, owner)
-    entries = append_operations(dataset.log, operations, since=since, author=owner, rows=dataset.facts.rows)
+    entries = dataset.append(operations, since=since, author=owner)
     _print({"version": find_set(home, name).versions[-1].name, "notes": dataset.notes, "operations": entries}, as_json)
 
 
@@ -198,6 +186,3 @@ def _uses() -> list[tuple[str, str, str]]:
         with suppress(OSError):
             uses += [(*use, run.id) for use in _USE.findall(run.folder.config.read_text(encoding="utf-8"))]
     return uses
-
-
-COMMANDS = ()

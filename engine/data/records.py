@@ -110,11 +110,6 @@ class Record(NamedTuple):
         return one_line(raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw, limit)
 
 
-def json_line(value: Any) -> bytes:
-    """Return a row as one line of JSON, without its end; what JSON has no form for is written as text."""
-    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace")  # lone surrogates
-
-
 def _text_length(value: Any) -> int:
     length = 0
     waiting = [value]

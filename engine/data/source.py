@@ -14,9 +14,8 @@ from loratory.engine.data.files.access import ANY_FILE, DataAccess, shown_name
 from loratory.engine.data.files.base import PlainTextReader
 from loratory.engine.data.hub import HubRows, is_on_hub
 from loratory.engine.data.records import Record, RowSource, SourceForm
-from loratory.engine.data.workshop.log import Version, in_force
 from loratory.engine.data.workshop.operations import Editor
-from loratory.engine.data.workshop.sets import SOURCE, DataSet, find_version
+from loratory.engine.data.workshop.sets import SOURCE, DataSet, Version, find_version, in_force
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import SAMPLES_FOLDER, AllowedPaths, LoratoryHome
 
@@ -65,10 +64,8 @@ def path_of(name: str, access: DataAccess) -> Path:
     if not name.startswith(SAMPLE_PREFIX):
         return access.resolve(name)
     if name not in list_samples():
-        raise DatasetError(
-            f"Unknown sample {shown_name(name.removeprefix(SAMPLE_PREFIX), 40)!r}.",
-            f"The samples are {', '.join(list_samples())}.",
-        )
+        what = f"Unknown sample {shown_name(name.removeprefix(SAMPLE_PREFIX), 40)!r}."
+        raise DatasetError(what, f"The samples are {', '.join(list_samples())}.")
     return SAMPLES_FOLDER / f"{name.removeprefix(SAMPLE_PREFIX)}.jsonl"
 
 
@@ -153,12 +150,7 @@ class SetRows(SeveralSources):
 
     @property
     def notes(self) -> Sequence[str]:
-        count = self.editor.excluded.sum()
-        return [
-            *super().notes,
-            *self.dataset.notes,
-            *([f"{count:,} rows of {self.name} are left out."] if count else []),
-        ]
+        return [*super().notes, *self.dataset.notes]
 
     @property
     def total_rows(self) -> int | None:

@@ -89,9 +89,7 @@ class Preflight:
             config = with_allowed_paths(config, self._home)
         else:
             config = with_absolute_paths(config)
-        config = config.with_names(
-            lambda field, text: pinned(text, self._home) if field.startswith("dataset.") else text
-        )
+        config = config.with_names(lambda _, text: pinned(text, self._home))
         place = self._places[config.run.where]
         options = place.options(config)
         problems = [*constraint_problems(config), *machine_problems(config, options[0])]

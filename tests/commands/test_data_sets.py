@@ -126,11 +126,11 @@ def test_a_difference_is_printed_row_by_row(run, query, faq, tmp_path):
     ))  # fmt: skip
     versions = [entry["version"] for entry in query("versions", "faq")]
 
-    changes = query("diff", "faq", versions[0], versions[-1])
+    changes = [json.loads(line) for line in run("diff", "faq", versions[0], versions[-1], "--json").splitlines()]
 
     assert [(change["row"], change["change"]) for change in changes] == [(1, "gone"), (2, "changed")]
     assert "+Q" in run("diff", "faq", versions[0], versions[-1])
-    assert query("diff", "faq", versions[0], versions[0]) == []
+    assert run("diff", "faq", versions[0], versions[0]) == ""
 
 
 def test_a_version_is_exported_and_a_set_deleted_after_its_runs_are_named(run, query, faq, home, tmp_path, capsys):

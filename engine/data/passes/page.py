@@ -110,11 +110,10 @@ def find_row(reader: DatasetReader, row: int) -> DatasetRow:
 
 def _no_such_row(reader: DatasetReader, row: int) -> DatasetError:
     total = reader.total_rows
+    why = f"does not exist in this dataset{f'; it has {total:,}' if total is not None else ''}"
     if total is not None and 0 <= row < total:
-        what = f"Row {row + 1:,} is left out of {reader.name}."
-        return DatasetError(what, "Choose another row, or undo the operation that leaves it out.")
-    rows = f"; it has {total:,}" if total is not None else ""
-    return DatasetError(f"Row {row + 1:,} does not exist in this dataset{rows}.", "Choose a smaller number.")
+        why = f"is left out of {reader.name}"
+    return DatasetError(f"Row {row + 1:,} {why}.", "Choose a smaller number.")
 
 
 def _searchable(record: Record) -> str:

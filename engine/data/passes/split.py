@@ -42,8 +42,7 @@ def draw_split(
     if len(sample) < len(sampled):
         sampled = sampled[sample]
     held_out = draw_held_out(sampled, config.eval_fraction, seed)
-    if len(chosen):
-        held_out |= np.isin(sampled, np.asarray(digests, dtype=np.uint64)[np.asarray(chosen)])
+    held_out |= np.isin(sampled, np.asarray(digests, dtype=np.uint64)[np.asarray(chosen, dtype=np.int64)])
     train = sample[~held_out]
     if any(weight != 1.0 for weight in weights):
         train = _draw_weighted(train, np.asarray(parts), weights, seed)

@@ -17,7 +17,7 @@ from loratory.engine.data.files import DATA_ENDINGS
 from loratory.engine.data.files.access import open_regular, shown_name
 from loratory.engine.data.hub import is_on_hub, require_hub_id
 from loratory.engine.data.passes.reader import DatasetReader
-from loratory.engine.data.records import Record, json_line
+from loratory.engine.data.records import Record
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
 from loratory.engine.data.workshop.sets import FACTS, LOG, NAME, SOURCE, DataSet, SetFacts, find_set, set_names
 from loratory.engine.errors import DatasetError, StorageError
@@ -27,26 +27,17 @@ from loratory.engine.paths import REFUSAL, LoratoryHome
 from loratory.engine.quantities import size
 
 _MOST_BYTES = 4 * 10**9  # of a copy, as of an upload
-_TIMEOUT_SECONDS = 20.0
 
 
 def add_set(
     home: LoratoryHome, name: str, config: DatasetConfig, *, author: str, require_space: Callable[[int], None]
 ) -> DataSet:
-    """Make a set, reading all its rows once, which also shows that a format fits them.
-
-    `require_space` gets the bytes to copy, and refuses what is too much.
-
-    Raises:
-        DatasetError: If the name cannot be used or is taken, or the source cannot be read, or is not a single file.
-        StorageError: If there is no space for it.
-    """
+    """Make a set, reading all its rows once; `require_space` gets the bytes to copy, and refuses what is too much."""
     if home.is_guest:
         raise DatasetError(*REFUSAL)
     if NAME.fullmatch(name) is None or name in set_names(home):
-        why = "is a set already" if name in set_names(home) else "cannot be the name of a set"
-        fix = "Use up to 61 small letters, digits, dots, - and _ that no other set is called."
-        raise DatasetError(f"{shown_name(name, 40)!r} {why}.", fix)
+        what = f"{shown_name(name, 40)!r} cannot be the name of a new set."
+        raise DatasetError(what, "Use up to 61 small letters, digits, dots, - and _ that no other set is called.")
     draft = home.datasets / f".adding-{name}-{os.getpid()}"
     try:
         home.datasets.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -55,7 +46,7 @@ def add_set(
         source, size_bytes = config.source.strip(), None
         if is_on_hub(source):
             with DATASET.explain_errors(require_hub_id(source), config.revision):
-                info = HfApi().dataset_info(source, revision=config.revision, timeout=_TIMEOUT_SECONDS)
+                info = HfApi().dataset_info(source, revision=config.revision, timeout=20.0)
             config = config.model_copy(update={"revision": info.sha})
             fingerprint = f"{source} {config.subset} {config.split} {info.sha}"
         else:
@@ -82,8 +73,9 @@ def add_set(
 def _copy(source: str, folder: Path, home: LoratoryHome, require_space: Callable[[int], None]) -> Path:
     path = path_of(source, SourceOptions(home=home).access) if not source.startswith(SET_PREFIX) else folder
     if path.is_dir():
-        fix = "Name a file; write a version of a set to one first."
-        raise DatasetError(f"{shown_name(source)} is not a file.", fix)
+        raise DatasetError(
+            f"{shown_name(source)} is not a file.", "Name a file, or export a version of the set to one."
+        )
     # Only the endings tell the kind of a file; the rest of its name may be anything.
     endings = [end for end in PurePath(path.name.lower()).suffixes[-2:] if end in (*DATA_ENDINGS, ".gz")]
     with open_regular(path) as file, (folder / f"rows{''.join(endings)}").open("xb") as target:
@@ -118,23 +110,20 @@ def compare_versions(before: SetRows, after: SetRows) -> Iterator[RowChange]:
 def _differences(old: Record, new: Record) -> dict[str, str]:
     sides = [{**(record.value or {}), "(held out)": str(record.is_held_out)} for record in (old, new)]
     names = [name for name in sides[0] | sides[1] if sides[0].get(name) != sides[1].get(name)]
-    texts = {name: [_lines(side.get(name)) for side in sides] for name in names}
-    return {name: "\n".join(list(unified_diff(*lines, n=2, lineterm=""))[2:]) for name, lines in texts.items()}
+    diffs = {name: unified_diff(_lines(sides[0].get(name)), _lines(sides[1].get(name)), lineterm="") for name in names}
+    return {name: "\n".join(list(lines)[2:]) for name, lines in diffs.items()}
 
 
 def _lines(value: Any) -> list[str]:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1, default=str)
-    return text.split("\n")
+    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1, default=str)).split(
+        "\n"
+    )
 
 
 def export_version(rows: SetRows, target: Path) -> None:
-    """Write a version as a new file of JSON Lines, which trains as the version does; what cannot be read is left out.
-
-    Raises:
-        DatasetError: If the file exists, or the source cannot be read.
-        StorageError: If it cannot be written.
-    """
+    """Write a version as a new file of JSON Lines, which trains as the version does; what cannot be read is left out."""
     if target.exists():
         raise DatasetError(f"{target.name} exists already.", "Name another file.")
     records = (record for record in rows.records() if record is not None and record.value is not None)
-    write_atomically(target, (json_line(record.value) + b"\n" for record in records))
+    texts = (json.dumps(record.value, ensure_ascii=False, default=str) for record in records)
+    write_atomically(target, (f"{text}\n".encode(errors="backslashreplace") for text in texts))  # halves of characters

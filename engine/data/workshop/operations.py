@@ -4,28 +4,24 @@ Rows are numbered by the untouched source, so operations commute unless one buil
 """
 
 import re
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, model_validator
 
-from loratory.engine.data.records import Record, json_line, one_line
+from loratory.engine.data.records import Record, one_line
 from loratory.engine.errors import DatasetError
 from loratory.engine.processes.limits import TimeLimitError, memory_limited, time_limit
 
 REPLACE_SECONDS = 2.0  # of computing, on one row
-_REPLACE_BYTES = 256 << 20
 _RANGE = re.compile(r"\s*([1-9]\d{0,15})\s*(?:-\s*([1-9]\d{0,15})\s*)?")
 # Kinds that cannot be undone while a later operation of this kind has some of their rows.
 BUILDS_ON = {
-    "edit": ("edit",),
-    "exclude": ("include",),
-    "drop": ("include",),
-    "include": ("exclude", "drop"),
-    "flag": ("flag",),
-}
+    "edit": ("edit",), "exclude": ("include",), "drop": ("include",), "include": ("exclude", "drop"), "flag": ("flag",),
+}  # fmt: skip
+REMARKS = ("flag", "note")  # kinds that change no row and make no version
 
 RowRanges = tuple[tuple[int, int], ...]  # sorted, apart: first row, and the one after the last, from 0
 
@@ -47,12 +43,8 @@ def rows_text(rows: Sequence[tuple[int, int]]) -> str:
 
 def shared_rows(left: RowRanges, right: RowRanges) -> str:
     """Return the first range that both have, as people write it; empty where they have no row in common."""
-    ends = [end for _, end in right]
-    for start, end in left:
-        index = bisect_right(ends, start)
-        if index < len(right) and right[index][0] < end:
-            return rows_text([(max(start, right[index][0]), min(end, right[index][1]))])
-    return ""
+    pairs = pairwise(sorted((*left, *right)))
+    return next((rows_text([(start, min(end, last))]) for (_, end), (start, last) in pairs if start < end), "")
 
 
 Rows = Annotated[RowRanges, PlainValidator(parse_rows), PlainSerializer(rows_text, return_type=str)]
@@ -74,12 +66,10 @@ class Editor:
         if self.excluded[row]:
             return None
         count, value = self.edits.get(row, (0, record.value))
-        for replacement in (
-            self.replacements[count:] if value is not None else ()
-        ):  # an unreadable row waits for an edit
-            value = replacement.replace_in(value, row)
+        for replacement in self.replacements[count:]:
+            value = value and replacement.replace_in(value, row)  # an unreadable row waits for an edit
         if value is not record.value:
-            record = Record(row, record.line, value, json_line(value))
+            record = Record(row, record.line, value)
         return record._replace(is_held_out=True) if self.held_out[row] else record
 
 
@@ -100,24 +90,16 @@ class Edit(_Operation, frozen=True):
 
 
 class Mark(_Operation, frozen=True):
-    """Rows are left out by hand, or because a check found them, are back, or are held out whatever `eval_fraction` draws."""
+    """Rows are left out by hand or by a check, are back, are held out whatever `eval_fraction` draws, or have a flag or a note."""
 
-    kind: Literal["exclude", "drop", "include", "split"]
+    kind: Literal["exclude", "drop", "include", "split", "flag", "note"]
     rows: Rows
-    check: str = Field("", max_length=60)  # that found them
+    text: str = Field("", max_length=10_000)  # the name of the check, the flag, or the note; no flag where it is empty
 
     def apply(self, editor: Editor) -> None:
         marks = editor.held_out if self.kind == "split" else editor.excluded
-        for start, end in self.rows:
+        for start, end in self.rows if self.kind not in REMARKS else ():
             marks[start:end] = self.kind != "include"
-
-
-class Remark(_Operation, frozen=True):
-    """Rows have a flag or a note, which makes no version; those flagged without text lose their flag."""
-
-    kind: Literal["flag", "note"]
-    rows: Rows
-    text: str = Field("", max_length=10_000)
 
 
 class Replace(_Operation, frozen=True):
@@ -132,7 +114,7 @@ class Replace(_Operation, frozen=True):
     @model_validator(mode="after")
     def _require_usable(self) -> Self:
         try:
-            self.replace_in({"": ""}, 0)
+            self.replace_in(dict.fromkeys(self.columns or ("",), ""), 0)
         except (re.error, IndexError, OverflowError, RecursionError, DatasetError) as error:
             raise ValueError(f"the pattern {one_line(self.pattern)} cannot be used ({error})") from error
         return self
@@ -143,12 +125,10 @@ class Replace(_Operation, frozen=True):
     def replace_in(self, record: Mapping[str, Any], row: int) -> Mapping[str, Any]:
         """Return a row with the text replaced, or the same object; taking too long or too much memory is a DatasetError."""
         try:
-            with memory_limited(_REPLACE_BYTES), time_limit(REPLACE_SECONDS):
+            with memory_limited(256 << 20), time_limit(REPLACE_SECONDS):
                 changes = {name: self._in(record[name]) for name in self.columns or record if name in record}
         except (TimeLimitError, MemoryError) as error:
-            why = (
-                "needs too much memory" if isinstance(error, MemoryError) else f"takes more than {REPLACE_SECONDS:g} s"
-            )
+            why = "needs too much memory" if isinstance(error, MemoryError) else f"takes over {REPLACE_SECONDS:g} s"
             what = f"Replacing {one_line(self.pattern)} {why} in row {row + 1:,}."
             raise DatasetError(what, "Undo that operation of the set, and write a simpler pattern.") from None
         return {**record, **changes} if any(changes[name] != record[name] for name in changes) else record
@@ -170,4 +150,4 @@ class Undo(_Operation, frozen=True):
     id: int = Field(ge=1)
 
 
-Operation = Annotated[Edit | Mark | Remark | Replace | Undo, Field(discriminator="kind")]
+Operation = Annotated[Edit | Mark | Replace | Undo, Field(discriminator="kind")]

@@ -7,7 +7,6 @@ from pydantic import TypeAdapter
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.source import SourceOptions, open_source
 from loratory.engine.data.workshop.exchange import add_set
-from loratory.engine.data.workshop.log import append_operations
 from loratory.engine.data.workshop.operations import Operation
 from loratory.engine.data.workshop.sets import find_set
 from tests.data.checks import write_rows
@@ -31,7 +30,7 @@ def apply(home, *operations, name="faq", since=None, author="ann"):
     """Add operations to a set, and return their ids."""
     dataset = find_set(home, name)
     parsed = [operation(**fields) for fields in operations]
-    entries = append_operations(dataset.log, parsed, since=since, author=author, rows=dataset.facts.rows)
+    entries = dataset.append(parsed, since=since, author=author)
     return [entry.id for entry in entries]
 
 
