@@ -36,7 +36,7 @@ def build_app(modules: Sequence[str] = COMMAND_MODULES) -> typer.Typer:
     )
     for name in modules:
         module = importlib.import_module(name)
-        for command in getattr(module, "COMMANDS", ()):
+        for command in module.COMMANDS:
             if isinstance(command, typer.Typer):
                 app.add_typer(command)
             else:

@@ -56,6 +56,8 @@ NEEDS = {
     "loratory lab restore": "a lab; tests/accounts has one",
     "loratory sweep": "minutes; examples/sweep.sh is run by a test",
     "loratory people": "a lab; tests/commands has one",
+    "loratory train quickstart-cpu --set dataset.source=set": "a set; tests/training has one",
+    "loratory data": "a set; tests/commands has one",
     "loratory votes": "votes; examples/dpo_from_votes.sh is run by a test",
     "python -m tests": "minutes; a benchmark",
 }  # fmt: skip
@@ -84,7 +86,7 @@ def needs(command: str) -> str | None:
 
 
 def begins(command: str, start: str) -> bool:
-    return command == start or command.startswith((f"{start} ", f"{start}."))
+    return command == start or command.startswith((f"{start} ", f"{start}.", f"{start}:"))
 
 
 EVERYTHING = [(page, command) for page in PAGES for command in commands_of(page)]

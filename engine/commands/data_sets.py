@@ -186,3 +186,6 @@ def _uses() -> list[tuple[str, str, str]]:
         with suppress(OSError):
             uses += [(*use, run.id) for use in _USE.findall(run.folder.config.read_text(encoding="utf-8"))]
     return uses
+
+
+COMMANDS = (data_group,)

@@ -38,7 +38,7 @@ def add_set(
     if NAME.fullmatch(name) is None or name in set_names(home):
         what = f"{shown_name(name, 40)!r} cannot be the name of a new set."
         raise DatasetError(what, "Use up to 61 small letters, digits, dots, - and _ that no other set is called.")
-    draft = home.datasets / f".adding-{name}-{os.getpid()}"
+    draft = home.datasets / f".new-{name}-{os.getpid()}"
     try:
         home.datasets.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft.mkdir(mode=0o700)

@@ -164,16 +164,17 @@ class DataSet:
 
     def append(self, operations: Sequence[Operation], *, since: int | None, author: str) -> list[LogEntry]:
         """Add operations, all or none; `since` is the last one that the author knew, None for the last one there is."""
-        with FileLock(self.log.with_suffix(".lock"), makes_folder=False):
+        with FileLock(self.log.with_name("lock"), makes_folder=False):
             entries, _ = _read_log(self.log)
-            before = len(entries)
+            before, now = len(entries), datetime.now(UTC)
             unknown = range(before if since is None else since, before)
             for number, operation in enumerate(operations, 1):
                 if why := _problem(operation, entries, self.facts.rows) or _conflict(operation, entries, unknown):
                     what = f"Operation {number:,} of {len(operations):,} ({operation.kind}) is refused: {why}."
                     raise DatasetError(what, "Nothing was changed; correct it, then try again.")
-                facts = {"id": len(entries) + 1, "parent": unknown.start, "author": author, "time": datetime.now(UTC)}
-                entries.append(LogEntry(operation=operation, **facts))
+                entries.append(
+                    LogEntry(id=len(entries) + 1, parent=unknown.start, author=author, time=now, operation=operation)
+                )
             write_atomically(self.log, (entry.model_dump_json().encode() + b"\n" for entry in entries))
         return entries[before:]
 
