@@ -444,6 +444,43 @@ assert parts["toy-grade"].label == "Grade"
 """,
 )
 
+ROW_CHECK = Toy(
+    most_files=2,
+    new={
+        "engine/data/workshop/checks/toy.py": '''
+from loratory.engine.data.workshop.checks.base import RowCheck
+
+
+class Shouting(RowCheck):
+    """Turns in capitals."""
+
+    def add(self, row):
+        for turn in row.turns:
+            if turn.text.isupper():
+                self.report(row.number, "capitals", f"Turn {turn.number} shouts.")
+'''
+    },
+    lines={
+        "engine/data/workshop/checks/run.py": {
+            "from loratory.engine.data.workshop.checks.text import Language, Mojibake\n": "from loratory.engine.data.workshop.checks.toy import Shouting\n",
+            "CHECKS: Mapping[str, type[RowCheck]] = {\n": '    "shouting": Shouting,\n',
+        },
+    },
+    proof="""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+home = Path(sys.argv[1])
+(home / "rows.jsonl").write_text(json.dumps({"text": "HELLO THERE"}))
+command = [sys.executable, "-P", "-m", "loratory.engine.cli", "data", "check", str(home / "rows.jsonl"), "--only", "shouting", "--json"]
+report = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+assert report["checks"][0]["kinds"] == {"capitals": 1}
+assert report["checks"][0]["finds"] == "Turns in capitals."
+""",
+)
+
 TOYS = {
     "method": METHOD,
     "objective": OBJECTIVE,
@@ -454,6 +491,7 @@ TOYS = {
     "place": PLACE,
     "export": EXPORT,
     "event": EVENT,
+    "row check": ROW_CHECK,
 }
 
 

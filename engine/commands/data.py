@@ -185,4 +185,4 @@ def sequence_text(sequence: RenderedSequence) -> str:
     )
 
 
-COMMANDS = (inspect, render)
+COMMANDS = (inspect, render, data_group)

@@ -188,4 +188,4 @@ def _uses() -> list[tuple[str, str, str]]:
     return uses
 
 
-COMMANDS = (data_group,)
+COMMANDS = ()  # all are in data_group

@@ -42,13 +42,14 @@ _PLAIN_SECONDS = 10.0
 
 
 def setting_options(
-    section: type[BaseModel], *fields: str, **names: str
+    section: type[BaseModel], *fields: str, group: str = "settings", **names: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each of these settings; it gets their values by name as `settings`.
+    """Give a command an option for each of these settings; it gets their values by name.
 
     Args:
         section: Has their types, defaults and help. Bounds are checked where the values become a section.
         fields: The settings; all where none is named.
+        group: The parameter of the command that gets the values.
         names: What options are called that do not bear the setting's name, such as `kind="--to"`.
     """
 
@@ -63,12 +64,12 @@ def setting_options(
         own = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for parameter in inspect.signature(command).parameters.values()
-            if parameter.name != "settings"
+            if parameter.name != group
         ]
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            command(settings={name: values.pop(name) for name in options}, **values)
+            command(**{group: {name: values.pop(name) for name in options}}, **values)
 
         run.__signature__ = inspect.Signature([*own, *options.values()])  # type: ignore[attr-defined]
         run.__annotations__ = {}

@@ -1,0 +1,24 @@
+"""Settings of row checks."""
+
+from typing import Literal
+
+from loratory.engine.config.section import Section, setting
+
+
+class CheckSettings(Section):
+    """Thresholds of row checks, and files that they compare with."""
+
+    over: Literal["prompts", "answers", "both"] = setting("both", "Compare")
+    """Turns that duplicates, near_duplicates and leakage compare. System prompts are never compared, plain text always."""
+    similarity: float = setting(0.6, "Similarity", ge=0.5, le=1.0)
+    """Share of all five-letter pieces that both texts have, from which they are near-duplicates. 0.6 finds one word of ten changed, 0.5 most with two."""
+    against: str | None = setting(None, "Compare with")
+    """A dataset that must not be trained on, such as a benchmark: leakage finds rows that contain its prompts."""
+    refusals: str | None = setting(None, "Phrases")
+    """A text file of phrases in place of Loratory's own: one a line, such as refusal: I cannot help with."""
+    language_characters: int = setting(60, "Min characters", ge=20, le=10_000)
+    """Shorter turns get no language. Letters outside ASCII count two to four characters."""
+    language_probability: float = setting(0.95, "Min probability", ge=0.5, le=1.0)
+    """Turns whose language is less certain than this get none."""
+    phone_regions: str = setting("US,GB,DE,FR", "Phone regions", pattern=r"^[A-Z]{2}(,[A-Z]{2}){0,9}$")
+    """Countries whose national phone numbers are found. International ones, with +, are found from everywhere."""
