@@ -57,7 +57,11 @@ NEEDS = {
     "loratory sweep": "minutes; examples/sweep.sh is run by a test",
     "loratory people": "a lab; tests/commands has one",
     "loratory train quickstart-cpu --set dataset.source=set": "a set; tests/training has one",
-    "loratory data": "a set; tests/commands has one",
+    **dict.fromkeys(
+        (f"loratory data {name}" for name in "add edit show undo versions diff export".split()),
+        "a set; tests/commands has one",
+    ),
+    "loratory data check DATA --only": "a benchmark; tests/data has one",
     "loratory votes": "votes; examples/dpo_from_votes.sh is run by a test",
     "python -m tests": "minutes; a benchmark",
 }  # fmt: skip

@@ -462,7 +462,7 @@ class Shouting(RowCheck):
     },
     lines={
         "engine/data/workshop/checks/run.py": {
-            "from loratory.engine.data.workshop.checks.text import Language, Mojibake\n": "from loratory.engine.data.workshop.checks.toy import Shouting\n",
+            "from loratory.engine.data.workshop.checks.text import Language, Mojibake, Refusals, Thinking\n": "from loratory.engine.data.workshop.checks.toy import Shouting\n",
             "CHECKS: Mapping[str, type[RowCheck]] = {\n": '    "shouting": Shouting,\n',
         },
     },

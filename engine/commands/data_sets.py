@@ -15,8 +15,8 @@ from loratory.engine.commands.data import DataArgument, MapOption, data_group, d
 from loratory.engine.commands.output import AsJson, confirm, own_runs, print_result, setting_options
 from loratory.engine.config.run import SET_PREFIX, DatasetConfig
 from loratory.engine.data.source import SetRows, SourceOptions
+from loratory.engine.data.workshop import sets
 from loratory.engine.data.workshop.operations import Operation, Undo, shared_rows
-from loratory.engine.data.workshop.sets import find_set, find_version, in_force, reason, rows_of, set_names
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome, local_owner, typed_path
 from loratory.engine.runs.disk import require_disk_space
@@ -30,11 +30,16 @@ _USE = re.compile(rf"{SET_PREFIX}([a-z0-9._-]+)@([0-9a-f]{{12}})")
 def list_sets(as_json: AsJson = False) -> None:
     """List the sets."""
     home, uses, values = LoratoryHome.from_environment(), _uses(), []
-    for dataset in (find_set(home, name) for name in set_names(home)):
-        runs = [run for name, _, run in uses if name == dataset.name]
-        size, names = dataset.facts.copied_bytes, {version.name for version in dataset.versions}
-        value = {"rows": dataset.facts.rows, "bytes": size, "versions": len(names), "last_run": max(runs, default=None)}
-        values.append({"name": dataset.name, **value})
+    for name in sets.set_names(home):
+        last_run = max((run for used, _, run in uses if used == name), default=None)
+        value: dict[str, Any] = {"name": name, "last_run": last_run}
+        try:
+            dataset = sets.find_set(home, name)
+            versions = len({version.name for version in dataset.versions})
+            value |= {"rows": dataset.facts.rows, "bytes": dataset.facts.copied_bytes, "versions": versions}
+        except DatasetError as error:
+            value["problem"] = str(error)
+        values.append(value)
     _print(values, as_json)
 
 
@@ -63,18 +68,18 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show where a set comes from, and the operations on its rows."""
-    dataset, version = find_version(LoratoryHome.from_environment(), name)
-    value: dict[str, Any] = {"version": version.name, "last_operation": len(dataset.entries), "notes": dataset.notes}
-    entries = in_force(dataset.entries[: version.last] if "@" in name else dataset.entries)
+    dataset, version = sets.find_version(LoratoryHome.from_environment(), name)
+    value: dict[str, Any] = {"version": version.name, "last_operation": len(dataset.entries)}
+    entries = sets.in_force(dataset.entries[: version.last] if "@" in name else dataset.entries)
     if row is not None:
-        if row > dataset.facts.rows:
-            what = f"Row {row:,} does not exist; the set has {dataset.facts.rows:,}."
-            raise DatasetError(what, "Choose another row.")
         rows = _open(name)
-        source = next(filter(None, rows.untouched.records(row - 1)))
+        if (source := next(filter(None, rows.untouched.pick([row - 1])), None)) is None:
+            raise DatasetError(
+                f"Row {row:,} does not exist; the set has {dataset.facts.rows:,}.", "Choose another row."
+            )
         after = rows.editor.apply(source)
         value |= {"source_row": source.value, "row": after.value if after is not None else None}
-        entries = [e for e in entries if shared_rows(rows_of(e.operation, entries), ((row - 1, row),))]
+        entries = [e for e in entries if shared_rows(sets.rows_of(e.operation, dataset.entries), ((row - 1, row),))]
     _print({**value, "source": dataset.facts.model_dump(exclude_defaults=True), "operations": entries}, as_json)
 
 
@@ -91,7 +96,7 @@ def edit(
         for line in apply.read_bytes().splitlines():
             operations.append(TypeAdapter[Operation](Operation).validate_json(line))
     except ValidationError as error:
-        what = f"Line {len(operations) + 1:,} of {apply.name} is not an operation: {reason(error)}."
+        what = f"Line {len(operations) + 1:,} of {apply.name} is not an operation: {sets.reason(error)}."
         raise DatasetError(what, "Nothing was changed; correct the line, then apply the file again.") from error
     _append(name, operations, since, as_json)
 
@@ -106,14 +111,22 @@ def undo(
     _append(name, [Undo(kind="undo", id=operation)], None, as_json)
 
 
+def _append(name: str, operations: list[Operation], since: int | None, as_json: bool) -> None:
+    home = LoratoryHome.from_environment()
+    owner = home.owner or local_owner()
+    require_disk_space(home, owner)
+    entries = sets.find_set(home, name).append(operations, since=since, author=owner)
+    _print({"version": sets.find_set(home, name).versions[-1].name, "operations": entries}, as_json)
+
+
 @data_group.command()
 def versions(name: SetName, as_json: AsJson = False) -> None:
     """List the versions of a set, oldest first, and the runs that used each."""
-    dataset, uses, values = find_set(LoratoryHome.from_environment(), name), _uses(), []
-    for version in dataset.versions:
-        runs = [run for used_name, used_version, run in uses if (used_name, used_version) == (name, version.name)]
-        entry = dataset.entries[version.last - 1].model_dump(include={"author", "time"}) if version.last else {}
-        values.append({"version": version.name, "last_operation": version.last, **entry, "runs": runs})
+    dataset, uses, values = sets.find_set(LoratoryHome.from_environment(), name), _uses(), []
+    for version, last in dataset.versions:
+        entry = dataset.entries[last - 1].model_dump(include={"author", "time"}) if last else {}
+        runs = [run for *used, run in uses if used == [name, version]]
+        values.append({"version": version, "last_operation": last, **entry, "runs": runs})
     _print(values, as_json)
 
 
@@ -128,8 +141,7 @@ def diff(
     from loratory.engine.data.workshop.exchange import compare_versions
 
     for change in compare_versions(_open(f"{name}@{before}"), _open(f"{name}@{after}")):  # a set may not fit in memory
-        texts = (f"\n{column}\n{text}".rstrip() for column, text in change.fields.items())
-        print_result(change._asdict(), f"row {change.row:,} {change.change}{''.join(texts)}", as_json=as_json)
+        _print(change._asdict(), as_json)
 
 
 @data_group.command()
@@ -151,25 +163,18 @@ def delete(
     name: SetName, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: AsJson = False
 ) -> None:
     """Remove a set with its source and all versions."""
-    dataset, runs = find_set(LoratoryHome.from_environment(), name), [run for used, _, run in _uses() if used == name]
+    folder = sets.set_folder(LoratoryHome.from_environment(), name)
+    runs = [run for used, _, run in _uses() if used == name]
     if runs:
         print(f"Runs that used it, and cannot be resumed without it: {', '.join(runs)}.", file=sys.stderr)
-    confirm(f"This removes the set {name} with {len(dataset.entries):,} operations.", yes=yes)
-    dataset.delete()
+    confirm(f"This removes the set {name} and all of its versions.", yes=yes)
+    sets.delete_set(folder)
     _print({"name": name, "runs": runs}, as_json)
 
 
 def _open(name: str) -> SetRows:
     home = LoratoryHome.from_environment()
-    return SetRows(*find_version(home, name), SourceOptions(home=home))
-
-
-def _append(name: str, operations: list[Operation], since: int | None, as_json: bool) -> None:
-    home = LoratoryHome.from_environment()
-    dataset, owner = find_set(home, name), home.owner or local_owner()
-    require_disk_space(home, owner)
-    entries = dataset.append(operations, since=since, author=owner)
-    _print({"version": find_set(home, name).versions[-1].name, "notes": dataset.notes, "operations": entries}, as_json)
+    return SetRows(*sets.find_version(home, name), SourceOptions(home=home))
 
 
 def _print(value: Any, as_json: bool) -> None:

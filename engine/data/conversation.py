@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -34,6 +34,9 @@ class Message:
     name: str | None = None  # of the tool that answers
     tool_call_id: str | None = None
     is_trained: bool = True  # False where the data marks an assistant's turn as context only
+    has_empty_block: bool = field(
+        default=False, compare=False
+    )  # of reasoning; for checks, since it changes nothing else
 
     @property
     def is_empty(self) -> bool:

@@ -15,7 +15,7 @@ from loratory.engine.data.files.base import PlainTextReader
 from loratory.engine.data.hub import HubRows, is_on_hub
 from loratory.engine.data.records import Record, RowSource, SourceForm
 from loratory.engine.data.workshop.operations import Editor
-from loratory.engine.data.workshop.sets import SOURCE, DataSet, Version, find_version, in_force
+from loratory.engine.data.workshop.sets import DataSet, Version, find_version, in_force
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import SAMPLES_FOLDER, AllowedPaths, LoratoryHome
 
@@ -137,20 +137,17 @@ class SetRows(SeveralSources):
     """The rows of a version of a set; numbers are those of the source, also where rows before are left out."""
 
     def __init__(self, dataset: DataSet, version: Version, options: SourceOptions) -> None:
-        facts, self.dataset, self.version = dataset.facts, dataset, version
-        if facts.copied_bytes is None:
-            self.untouched: RowSource = HubRows(facts.dataset, streaming=options.streaming)
-        else:
-            self.untouched = open_file(next((dataset.folder / SOURCE).iterdir()), options.cache_folder)
+        facts, self.version = dataset.facts, version
+        self.untouched: RowSource = (
+            open_file(copy, options.cache_folder)
+            if (copy := dataset.copy()) is not None
+            else HubRows(facts.dataset, streaming=options.streaming)
+        )
         super().__init__(f"{dataset.name}@{version.name}", [self.untouched])
         self.form = SourceForm("set", "set")
         self.read_as = facts.dataset.model_dump(include={"format", "column_map"})
         operations = [entry.operation for entry in in_force(dataset.entries[: version.last])]
         self.editor = Editor(operations, facts.rows)
-
-    @property
-    def notes(self) -> Sequence[str]:
-        return [*super().notes, *self.dataset.notes]
 
     @property
     def total_rows(self) -> int | None:

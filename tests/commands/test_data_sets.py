@@ -75,6 +75,18 @@ def test_sets_are_listed_with_rows_size_versions_and_their_last_run(run, query, 
     assert used in run("versions", "faq")
 
 
+def test_a_damaged_set_is_listed_with_what_is_wrong_and_the_others_as_ever(run, query, faq, home):
+    run("add", "sample:lab-chats", "--name", "chats")
+    (home.datasets / "chats" / "log.jsonl").write_text("{}\n")
+
+    damaged, whole = query("list")
+
+    assert damaged["name"] == "chats"
+    assert "Line 1 of the log of the set chats" in damaged["problem"]
+    assert whole["rows"] == 354
+    assert query("delete", "chats", "--yes")["name"] == "chats"
+
+
 def test_a_row_is_shown_before_and_after_with_what_was_done_to_it(query, run, faq, tmp_path):
     row = {"instruction": "Q", "output": "A"}
     run("edit", "faq", "--apply", write(
@@ -128,8 +140,10 @@ def test_a_difference_is_printed_row_by_row(run, query, faq, tmp_path):
 
     changes = [json.loads(line) for line in run("diff", "faq", versions[0], versions[-1], "--json").splitlines()]
 
-    assert [(change["row"], change["change"]) for change in changes] == [(1, "gone"), (2, "changed")]
-    assert "+Q" in run("diff", "faq", versions[0], versions[-1])
+    assert [change["row"] for change in changes] == [1, 2]
+    assert changes[0]["after"] is None
+    assert changes[1]["after"] == {"instruction": "Q"}
+    assert "instruction: Q" in run("diff", "faq", versions[0], versions[-1])
     assert run("diff", "faq", versions[0], versions[0]) == ""
 
 

@@ -1,10 +1,13 @@
 """Rows of every format as conversations, and rows that cannot become one."""
 
+import json
+
 import pytest
 
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.conversation import Conversation, Message, PlainText, ToolCall
 from loratory.engine.data.formats import Converter, detect_format
+from loratory.engine.data.passes.reader import digest_of
 from loratory.engine.data.records import RowProblemError
 
 
@@ -129,6 +132,24 @@ def test_a_reasoning_block_becomes_reasoning():
     conversation = convert({"prompt": "Q", "completion": "<think>\nhm\n</think>\n\nA"})
 
     assert conversation.messages[-1] == Message("assistant", "A", reasoning="hm")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Q", "completion": "{}A"},
+        {"prompt": "Q", "chosen": "{}A", "rejected": "{}B"},
+        {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "{}A", "weight": 0},
+                      {"role": "user", "content": "R"}, {"role": "assistant", "content": "B"}]},
+    ],
+)  # fmt: skip
+def test_an_empty_reasoning_block_is_known_and_changes_nothing_else(row):
+    text = json.dumps(row)
+    with_block, without = (convert(json.loads(text.replace("{}", block))) for block in ("<think></think>", ""))
+
+    assert any(message.has_empty_block for message in with_block.messages)
+    assert with_block == without
+    assert digest_of(with_block) == digest_of(without)
 
 
 def test_any_columns_can_be_mapped():

@@ -132,10 +132,8 @@ def _turn(turn: Any, number: int, role_fields: Sequence[str], content_fields: Se
 def _assistant_turn(turn: Mapping[str, Any], number: int, text: str, calls: tuple[ToolCall, ...]) -> Message:
     message = answer(text)
     fields = (turn.get(name) for name in ("reasoning_content", "thinking", "reasoning"))
-    reasoning = (
-        message.reasoning or next((field for field in fields if isinstance(field, str)), None) or message.reasoning
-    )
-    return Message("assistant", message.content, reasoning, calls, is_trained=_is_trained_turn(turn, number))
+    reasoning = message.reasoning or next((field for field in fields if isinstance(field, str)), None) or None
+    return replace(message, reasoning=reasoning, tool_calls=calls, is_trained=_is_trained_turn(turn, number))
 
 
 def check_turn_count(turns: Sequence[Any], column: str) -> None:
@@ -164,11 +162,12 @@ def _is_trained_turn(turn: Mapping[str, Any], number: int) -> bool:
 
 
 def answer(text: str) -> Message:
-    """Return an assistant turn; a reasoning block that opens it becomes its reasoning, also an empty one."""
+    """Return an assistant turn; a reasoning block that opens it becomes its reasoning."""
     stripped = text.lstrip()
     if stripped.startswith("<think>") and "</think>" in stripped:
         reasoning, _, rest = stripped.removeprefix("<think>").partition("</think>")
-        return Message("assistant", rest.lstrip("\n"), reasoning=reasoning.strip())
+        reasoning = reasoning.strip()
+        return Message("assistant", rest.lstrip("\n"), reasoning=reasoning or None, has_empty_block=not reasoning)
     return Message("assistant", text)
 
 

@@ -292,6 +292,7 @@ def _canonical(example: Example) -> str:
         return "\x1e".join(f"{message.role}\x1f{message.content}" for message in example.messages)
     values = asdict(example)
     for message in (*values["messages"], *values.get("rejected", ())):
+        del message["has_empty_block"]
         if message["is_trained"]:  # default values are left out
             del message["is_trained"]
     return json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)

@@ -3,46 +3,46 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from difflib import unified_diff
 from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import yaml
 from huggingface_hub import HfApi
 
-from loratory.engine.config.run import SET_PREFIX, DatasetConfig
+from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.files import DATA_ENDINGS
 from loratory.engine.data.files.access import open_regular, shown_name
 from loratory.engine.data.hub import is_on_hub, require_hub_id
-from loratory.engine.data.passes.reader import DatasetReader
-from loratory.engine.data.records import Record
+from loratory.engine.data.passes.reader import DatasetReader, printable_names
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
-from loratory.engine.data.workshop.sets import FACTS, LOG, NAME, SOURCE, DataSet, SetFacts, find_set, set_names
+from loratory.engine.data.workshop import sets
 from loratory.engine.errors import DatasetError, StorageError
 from loratory.engine.files import fsync_tree, sha256_of, write_atomically
 from loratory.engine.hub import DATASET
 from loratory.engine.paths import REFUSAL, LoratoryHome
 from loratory.engine.quantities import size
 
-_MOST_BYTES = 4 * 10**9  # of a copy, as of an upload
+_KEPT_SECONDS = 24 * 3600.0  # what is half-made or half-deleted
 
 
 def add_set(
     home: LoratoryHome, name: str, config: DatasetConfig, *, author: str, require_space: Callable[[int], None]
-) -> DataSet:
+) -> sets.DataSet:
     """Make a set, reading all its rows once; `require_space` gets the bytes to copy, and refuses what is too much."""
     if home.is_guest:
         raise DatasetError(*REFUSAL)
-    if NAME.fullmatch(name) is None or name in set_names(home):
+    if sets.NAME.fullmatch(name) is None or name in sets.set_names(home):
         what = f"{shown_name(name, 40)!r} cannot be the name of a new set."
         raise DatasetError(what, "Use up to 61 small letters, digits, dots, - and _ that no other set is called.")
     draft = home.datasets / f".new-{name}-{os.getpid()}"
     try:
         home.datasets.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in home.datasets.glob(".*"):  # of processes that were killed
+            if path.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
         draft.mkdir(mode=0o700)
-        (draft / SOURCE).mkdir()
         source, size_bytes = config.source.strip(), None
         if is_on_hub(source):
             with DATASET.explain_errors(require_hub_id(source), config.revision):
@@ -50,16 +50,18 @@ def add_set(
             config = config.model_copy(update={"revision": info.sha})
             fingerprint = f"{source} {config.subset} {config.split} {info.sha}"
         else:
-            copy = _copy(source, draft / SOURCE, home, require_space)
+            copy = _copy(path_of(source, SourceOptions(home=home).access), draft / sets.SOURCE, require_space)
             source, size_bytes, fingerprint = str(copy), copy.stat().st_size, sha256_of(copy)
-        reader = DatasetReader(config.model_copy(update={"source": source}), SourceOptions())
-        facts = SetFacts(
-            dataset=config, fingerprint=fingerprint, rows=sum(record is not None for record in reader.records()),
-            copied_bytes=size_bytes, author=author, created=datetime.now(UTC),
+        reader = DatasetReader(config.model_copy(update={"source": source, "mix": {}}), SourceOptions())
+        rows, columns = 0, dict.fromkeys(reader.columns)
+        for rows, record in enumerate(filter(None, reader.records()), 1):  # noqa: B007 - their number
+            columns |= dict.fromkeys(record.value or ()) if len(columns) <= sets.MAX_COLUMNS else {}
+        facts = sets.SetFacts(
+            dataset=config, fingerprint=fingerprint, rows=rows, copied_bytes=size_bytes, author=author,
+            columns=printable_names(columns) if len(columns) <= sets.MAX_COLUMNS else (), created=datetime.now(UTC),
         )  # fmt: skip
-        values = facts.model_dump(mode="json") | {"dataset": config.model_dump(exclude_defaults=True)}
-        write_atomically(draft / FACTS, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-        write_atomically(draft / LOG, b"")
+        write_atomically(draft / sets.FACTS, facts.model_dump_json(indent=1, exclude_defaults=True))
+        write_atomically(draft / sets.LOG, b"")
         fsync_tree(draft)
         draft.rename(home.datasets / name)
     except OSError as error:
@@ -67,21 +69,17 @@ def add_set(
         raise StorageError(what, "Free some space, or check the permissions of the Loratory home.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return find_set(home, name)
+    return sets.find_set(home, name)
 
 
-def _copy(source: str, folder: Path, home: LoratoryHome, require_space: Callable[[int], None]) -> Path:
-    path = path_of(source, SourceOptions(home=home).access) if not source.startswith(SET_PREFIX) else folder
-    if path.is_dir():
-        raise DatasetError(
-            f"{shown_name(source)} is not a file.", "Name a file, or export a version of the set to one."
-        )
+def _copy(path: Path, folder: Path, require_space: Callable[[int], None]) -> Path:
+    folder.mkdir()
     # Only the endings tell the kind of a file; the rest of its name may be anything.
     endings = [end for end in PurePath(path.name.lower()).suffixes[-2:] if end in (*DATA_ENDINGS, ".gz")]
     with open_regular(path) as file, (folder / f"rows{''.join(endings)}").open("xb") as target:
-        size_bytes, most = os.fstat(file.fileno()).st_size, min(shutil.disk_usage(folder).free, _MOST_BYTES)
-        if size_bytes > most:
-            what = f"{shown_name(path.name)} has {size(size_bytes)}; {size(most)} can be copied."
+        size_bytes, free = os.fstat(file.fileno()).st_size, shutil.disk_usage(folder).free
+        if size_bytes > free:
+            what = f"{shown_name(path.name)} has {size(size_bytes)}, and {size(free)} are free."
             raise StorageError(what, "Free some space, or divide the file.")
         require_space(size_bytes)
         shutil.copyfileobj(file, target)
@@ -89,35 +87,24 @@ def _copy(source: str, folder: Path, home: LoratoryHome, require_space: Callable
 
 
 class RowChange(NamedTuple):
-    """What happened to one row."""
+    """A row that differs between two versions, by the columns that differ."""
 
     row: int  # from 1
-    change: Literal["added", "gone", "changed"]
-    fields: dict[str, str]  # by column, what differs as a unified diff; of a row that came or went, its beginning
+    before: dict[str, Any] | None  # None where it was left out
+    after: dict[str, Any] | None
 
 
 def compare_versions(before: SetRows, after: SetRows) -> Iterator[RowChange]:
     """Yield the rows that differ between two versions of one set, in order, in one pass over its source."""
-    for record in filter(None, before.untouched.records()):
-        old, new = before.editor.apply(record), after.editor.apply(record)
+    for source in filter(None, before.untouched.records()):
+        records = [rows.editor.apply(source) for rows in (before, after)]
+        old, new = ({**(r.value or {}), "(held out)": r.is_held_out} if r is not None else None for r in records)
         if old is not None and new is not None:
-            if fields := _differences(old, new):
-                yield RowChange(record.row + 1, "changed", fields)
-        elif left := old or new:
-            yield RowChange(record.row + 1, "gone" if old else "added", {"": left.sample()})
-
-
-def _differences(old: Record, new: Record) -> dict[str, str]:
-    sides = [{**(record.value or {}), "(held out)": str(record.is_held_out)} for record in (old, new)]
-    names = [name for name in sides[0] | sides[1] if sides[0].get(name) != sides[1].get(name)]
-    diffs = {name: unified_diff(_lines(sides[0].get(name)), _lines(sides[1].get(name)), lineterm="") for name in names}
-    return {name: "\n".join(list(lines)[2:]) for name, lines in diffs.items()}
-
-
-def _lines(value: Any) -> list[str]:
-    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1, default=str)).split(
-        "\n"
-    )
+            # In lists, a value that is not a number equals itself.
+            names = [name for name in old | new if [old.get(name, ...)] != [new.get(name, ...)]]
+            old, new = ({name: values[name] for name in names if name in values} for values in (old, new))
+        if old != new:
+            yield RowChange(source.row + 1, old, new)
 
 
 def export_version(rows: SetRows, target: Path) -> None:

@@ -4,18 +4,19 @@ Rows are numbered by the untouched source, so operations commute unless one buil
 """
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import regex
 from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, model_validator
 
-from loratory.engine.data.records import Record, one_line
+from loratory.engine.data.records import MAX_ROW_BYTES, Record, one_line
 from loratory.engine.errors import DatasetError
-from loratory.engine.processes.limits import TimeLimitError, memory_limited, time_limit
 
-REPLACE_SECONDS = 2.0  # of computing, on one row
+REPLACE_SECONDS, REPLACE_LETTERS = 2.0, 8 * MAX_ROW_BYTES  # of computing and of new text, in one row
 _RANGE = re.compile(r"\s*([1-9]\d{0,15})\s*(?:-\s*([1-9]\d{0,15})\s*)?")
 # Kinds that cannot be undone while a later operation of this kind has some of their rows.
 BUILDS_ON = {
@@ -74,8 +75,14 @@ class Editor:
 
 
 class _Operation(BaseModel, frozen=True, extra="forbid"):
+    kind: str
+
     def apply(self, editor: Editor) -> None:
         """Tell the editor what it does to rows; some tell nothing."""
+
+    def content(self) -> bytes:
+        """Return what it adds to the hash of a version: nothing where it changes no row by itself."""
+        return b"" if self.kind in (*REMARKS, "undo") else self.model_dump_json().encode()
 
 
 class Edit(_Operation, frozen=True):
@@ -114,8 +121,11 @@ class Replace(_Operation, frozen=True):
     @model_validator(mode="after")
     def _require_usable(self) -> Self:
         try:
-            self.replace_in(dict.fromkeys(self.columns or ("",), ""), 0)
-        except (re.error, IndexError, OverflowError, RecursionError, DatasetError) as error:
+            if self.is_regex:
+                regex.compile(f"{self.pattern}|").sub(
+                    self.replacement, ""
+                )  # so it matches, and its groups are looked up
+        except (regex.error, IndexError, OverflowError, RecursionError, MemoryError) as error:
             raise ValueError(f"the pattern {one_line(self.pattern)} cannot be used ({error})") from error
         return self
 
@@ -123,24 +133,35 @@ class Replace(_Operation, frozen=True):
         editor.replacements.append(self)
 
     def replace_in(self, record: Mapping[str, Any], row: int) -> Mapping[str, Any]:
-        """Return a row with the text replaced, or the same object; taking too long or too much memory is a DatasetError."""
+        """Return a row with the text replaced, or the same object; taking too long or growing too much is a DatasetError."""
+        pattern, ends, left = self._compiled(), time.process_time() + REPLACE_SECONDS, REPLACE_LETTERS
+
+        def expand(match: regex.Match[str]) -> str:
+            nonlocal left
+            group = max(map(len, (match[0], *match.groups("")))) if self.is_regex else 0
+            left -= len(self.replacement) + self.replacement.count("\\") * group  # at most, and before it is made
+            if left < 0:
+                raise OverflowError
+            return match.expand(self.replacement) if self.is_regex else self.replacement
+
+        def replaced(value: Any) -> Any:
+            if isinstance(value, str):
+                # The clock is that of `regex`.
+                return pattern.sub(expand, value, timeout=max(ends - time.process_time(), 0.001))
+            if isinstance(value, Mapping):
+                return {key: replaced(part) for key, part in value.items()}
+            return [replaced(part) for part in value] if isinstance(value, list | tuple) else value
+
         try:
-            with memory_limited(256 << 20), time_limit(REPLACE_SECONDS):
-                changes = {name: self._in(record[name]) for name in self.columns or record if name in record}
-        except (TimeLimitError, MemoryError) as error:
-            why = "needs too much memory" if isinstance(error, MemoryError) else f"takes over {REPLACE_SECONDS:g} s"
+            changes = {name: replaced(record[name]) for name in self.columns or record if name in record}
+        except (TimeoutError, OverflowError) as error:
+            why = "adds too much text" if isinstance(error, OverflowError) else f"takes over {REPLACE_SECONDS:g} s"
             what = f"Replacing {one_line(self.pattern)} {why} in row {row + 1:,}."
             raise DatasetError(what, "Undo that operation of the set, and write a simpler pattern.") from None
         return {**record, **changes} if any(changes[name] != record[name] for name in changes) else record
 
-    def _in(self, value: Any) -> Any:
-        if isinstance(value, str) and self.is_regex:
-            return re.sub(self.pattern, self.replacement, value)
-        if isinstance(value, Mapping):
-            return {key: self._in(part) for key, part in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._in(part) for part in value]
-        return value.replace(self.pattern, self.replacement) if isinstance(value, str) else value
+    def _compiled(self) -> regex.Pattern[str]:
+        return regex.compile(self.pattern if self.is_regex else regex.escape(self.pattern))  # which it caches
 
 
 class Undo(_Operation, frozen=True):

@@ -1,30 +1,30 @@
 """The sets of one person: their logs of operations, the versions that these make, and where they lie.
 
-A set is a folder with `set.yaml`, `source/` with the copy of a file, and `log.jsonl`, to which operations are only added, one a line.
+A set is a folder with `set.json`, `source/` with the copy of a file, and `log.jsonl`, to which operations are only added, one a line.
 """
 
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from loratory.engine.config.run import SET_PREFIX, DatasetConfig
 from loratory.engine.data.files.access import shown_name
-from loratory.engine.data.records import one_line
+from loratory.engine.data.records import MAX_ROW_BYTES, Record, one_line
 from loratory.engine.data.workshop.operations import (
     BUILDS_ON,
     REMARKS,
     Edit,
     Operation,
     Replace,
-    Rows,
+    RowRanges,
     Undo,
     shared_rows,
 )
@@ -34,7 +34,8 @@ from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import FileLock
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
-FACTS, LOG, SOURCE = "set.yaml", "log.jsonl", "source"  # in the folder of a set
+FACTS, LOG, SOURCE = "set.json", "log.jsonl", "source"  # in the folder of a set
+MAX_COLUMNS = 1000
 _VERSION_DIGITS = 12
 
 
@@ -42,7 +43,6 @@ class LogEntry(BaseModel, frozen=True, extra="forbid"):
     """One operation, with who added it and when."""
 
     id: int  # its line
-    parent: int  # the last operation that its author knew; 0 for none
     author: str
     time: datetime
     operation: Operation
@@ -55,18 +55,18 @@ class Version(NamedTuple):
     last: int  # operation of the log; 0 for the untouched source
 
 
-def in_force(entries: Sequence[LogEntry], *, with_undos: bool = False) -> list[LogEntry]:
+def in_force(entries: Sequence[LogEntry]) -> list[LogEntry]:
     """Return the operations that are not undone, in order."""
     undone: set[int] = set()
     for entry in reversed(entries):
         if isinstance(entry.operation, Undo) and entry.id not in undone:
             undone.add(entry.operation.id)
-    return [e for e in entries if e.id not in undone and (with_undos or not isinstance(e.operation, Undo))]
+    return [entry for entry in entries if entry.id not in undone]
 
 
 def versions_of(fingerprint: str, entries: Sequence[LogEntry]) -> list[Version]:
     """Return the versions that a log went through, oldest first: hashes of the source and the operations in force."""
-    contents = [b"" if e.operation.kind in REMARKS else e.operation.model_dump_json().encode() for e in entries]
+    contents = [entry.operation.content() for entry in entries]
     source = hashlib.sha256(fingerprint.encode())
     digest, versions = source.copy(), [Version(source.hexdigest()[:_VERSION_DIGITS], 0)]
     for entry in entries:
@@ -79,61 +79,10 @@ def versions_of(fingerprint: str, entries: Sequence[LogEntry]) -> list[Version]:
     return versions
 
 
-def _read_log(path: Path) -> tuple[list[LogEntry], bytes]:
-    """Return the operations of a log, and what was not written to the end of its line, which counts for nothing."""
-    *lines, tail = path.read_bytes().split(b"\n")
-    entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entries.append(LogEntry.model_validate_json(line))
-            why = f"it has the id {entries[-1].id}" if entries[-1].id != number else ""
-        except ValidationError as error:
-            why = reason(error)
-        if why:
-            what = f"Line {number:,} of the log of the set {path.parent.name} is not its operation {number:,}: {why}."
-            raise DatasetError(what, "Put the line back as it was; nothing but Loratory may write there.")
-    return entries, tail
-
-
 def reason(error: ValidationError) -> str:
     """Return the first thing that is wrong with an operation."""
     problem = error.errors(include_url=False, include_input=False)[0]
     return ": ".join([*map(str, problem["loc"][-1:]), problem["msg"].removeprefix("Value error, ")])
-
-
-def rows_of(operation: Operation, entries: Sequence[LogEntry]) -> Rows:
-    """Return the rows that an operation is about: of an undo, those of what it undoes."""
-    while isinstance(operation, Undo):
-        operation = entries[operation.id - 1].operation
-    if isinstance(operation, Edit):
-        return ((operation.row - 1, operation.row),)
-    return ((0, 10**16),) if isinstance(operation, Replace) else operation.rows
-
-
-def _problem(operation: Operation, entries: Sequence[LogEntry], rows: int) -> str | None:
-    """Return why an operation cannot be added behind these."""
-    if not isinstance(operation, Undo):
-        last = 0 if isinstance(operation, Replace) else rows_of(operation, entries)[-1][1]
-        return f"row {last:,} does not exist; the set has {rows:,}" if last > rows else None
-    left = in_force(entries, with_undos=True)
-    if all(entry.id != operation.id for entry in left):
-        return f"there is no operation {operation.id} that is not undone already; the last one is {len(entries)}"
-    target = entries[operation.id - 1].operation
-    for entry in left[::-1]:
-        builds_on_it = entry.id > operation.id and target.kind in BUILDS_ON.get(entry.operation.kind, ())
-        if builds_on_it and (rows_text := shared_rows(rows_of(entry.operation, entries), rows_of(target, entries))):
-            return f"operation {entry.id} builds on it in row {rows_text}; undo that one first"
-    return None
-
-
-def _conflict(operation: Operation, entries: Sequence[LogEntry], unknown: range) -> str | None:
-    """Return which operations that the author did not know are about the same rows."""
-    if not 0 <= unknown.start <= unknown.stop:
-        return f"its author names operation {unknown.start}, and the last one is {unknown.stop}"
-    own = rows_of(operation, entries) if unknown else ()
-    clashes = [entries[at] for at in unknown if shared_rows(own, rows_of(entries[at].operation, entries))]
-    names = ", ".join(f"operation {entry.id} ({entry.operation.kind}, by {entry.author})" for entry in clashes[:5])
-    return f"{names} came in between and has some of the same rows; look at them, then try again" if names else None
 
 
 class SetFacts(BaseModel, frozen=True, extra="forbid"):
@@ -142,9 +91,58 @@ class SetFacts(BaseModel, frozen=True, extra="forbid"):
     dataset: DatasetConfig  # the source as it was named, with its format and columns; of the Hub at a commit
     fingerprint: str  # sha256 of the copy, or of what names the rows on the Hub
     rows: int
+    columns: tuple[str, ...]  # of all rows; none where there are more than MAX_COLUMNS
     copied_bytes: int | None  # None where the rows stay on the Hub
     author: str
     created: datetime
+
+
+def rows_of(operation: Operation, entries: Sequence[LogEntry]) -> RowRanges:
+    """Return the rows that an operation is about: of an undo, those of what it undoes."""
+    while isinstance(operation, Undo):
+        operation = entries[operation.id - 1].operation
+    if isinstance(operation, Edit):
+        return ((operation.row - 1, operation.row),)
+    return ((0, 10**16),) if isinstance(operation, Replace) else operation.rows
+
+
+def _misfits(operation: Operation, entries: Sequence[LogEntry], facts: SetFacts) -> Iterator[str]:
+    """Yield why an operation is not one of this set."""
+    if isinstance(operation, Undo) and operation.id > len(entries):
+        yield f"there is no operation {operation.id} before it"
+    elif not isinstance(operation, Undo | Replace) and (last := rows_of(operation, entries)[-1][1]) > facts.rows:
+        yield f"row {last:,} does not exist; the set has {facts.rows:,}"
+    if isinstance(operation, Edit) and Record(0, None, operation.record).size_bytes > MAX_ROW_BYTES:
+        yield f"the row has more than {MAX_ROW_BYTES:,} bytes"
+
+
+def _problems(operation: Operation, entries: Sequence[LogEntry], facts: SetFacts, unknown: range) -> Iterator[str]:
+    """Yield why an operation cannot be added behind these, of which its author does not know some."""
+    yield from _misfits(operation, entries, facts)
+    if isinstance(operation, Replace) and facts.columns:
+        edits = (entry.operation.record for entry in entries if isinstance(entry.operation, Edit))
+        columns = dict.fromkeys(chain(facts.columns, *edits))
+        names = one_line(", ".join(columns), 300)
+        yield from (
+            f"no row has the column {one_line(name)!r}; the columns are {names}"
+            for name in operation.columns
+            if name not in columns
+        )
+    if isinstance(operation, Undo):
+        left, target = in_force(entries), entries[operation.id - 1]
+        if target not in left:
+            yield f"operation {operation.id} is undone already"
+        for entry in reversed(left):
+            builds_on_it = entry.id > target.id and target.operation.kind in BUILDS_ON.get(entry.operation.kind, ())
+            if builds_on_it and (rows := shared_rows(*(rows_of(e.operation, entries) for e in (entry, target)))):
+                yield f"operation {entry.id} builds on it in row {rows}; undo that one first"
+    if not 0 <= unknown.start <= unknown.stop:
+        yield f"its author names operation {unknown.start}, and the last one is {unknown.stop}"
+    for entry in (entries[at] for at in unknown):
+        is_remark = {entry.operation.kind, operation.kind}.intersection(REMARKS)
+        if not is_remark and shared_rows(rows_of(operation, entries), rows_of(entry.operation, entries)):
+            who = f"operation {entry.id} ({entry.operation.kind}, by {entry.author})"
+            yield f"{who} came in between and has some of the same rows; look at it, then try again"
 
 
 class DataSet:
@@ -153,52 +151,80 @@ class DataSet:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name, self.log = folder, folder.name, folder / LOG
         try:
-            self.facts = SetFacts.model_validate(yaml.safe_load((folder / FACTS).read_bytes()))
-            self.entries, cut = _read_log(self.log)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            self.facts = SetFacts.model_validate_json((folder / FACTS).read_bytes())
+            self.entries = self._read_log()
+        except (OSError, ValueError) as error:
             what = f"The set {self.name} cannot be read ({one_line(str(error), 200)})."
-            raise DatasetError(what, "Put its folder back as it was, or remove it.") from error
-        note = f"The last {len(cut):,} bytes of the set's log were not written to their end, and count for nothing."
-        self.notes = [note] if cut else []
+            raise DatasetError(what, "Put its folder back as it was, or delete the set.") from error
         self.versions = versions_of(self.facts.fingerprint, self.entries)  # the last one is the newest
+
+    def copy(self) -> Path | None:
+        """Return the copy of the source, None where the rows are on the Hub; one that has changed is a DatasetError."""
+        if self.facts.copied_bytes is None:
+            return None
+        paths = list((self.folder / SOURCE).glob("*"))
+        sizes = [path.stat().st_size for path in paths]
+        if sizes != [self.facts.copied_bytes]:
+            what = f"The copy in the set {self.name} has {sum(sizes):,} bytes; it had {self.facts.copied_bytes:,}."
+            raise DatasetError(what, "Put the file back as it was, or delete the set.")
+        return paths[0]
+
+    def _read_log(self) -> list[LogEntry]:
+        entries: list[LogEntry] = []
+        for number, line in enumerate(self.log.read_bytes().splitlines(), 1):
+            try:
+                entry = LogEntry.model_validate_json(line)
+                misfits = _misfits(entry.operation, entries, self.facts)
+                why = next(misfits, "") if entry.id == number else f"it has the id {entry.id}"
+                entries.append(entry)
+            except ValidationError as error:
+                why = reason(error)
+            if why:
+                what = f"Line {number:,} of the log of the set {self.name} is not its operation {number:,}: {why}."
+                raise DatasetError(what, "Put the line back as it was; nothing but Loratory may write there.")
+        return entries
 
     def append(self, operations: Sequence[Operation], *, since: int | None, author: str) -> list[LogEntry]:
         """Add operations, all or none; `since` is the last one that the author knew, None for the last one there is."""
         with FileLock(self.log.with_name("lock"), makes_folder=False):
-            entries, _ = _read_log(self.log)
+            entries = self._read_log()
             before, now = len(entries), datetime.now(UTC)
             unknown = range(before if since is None else since, before)
             for number, operation in enumerate(operations, 1):
-                if why := _problem(operation, entries, self.facts.rows) or _conflict(operation, entries, unknown):
+                if why := next(_problems(operation, entries, self.facts, unknown), ""):
                     what = f"Operation {number:,} of {len(operations):,} ({operation.kind}) is refused: {why}."
                     raise DatasetError(what, "Nothing was changed; correct it, then try again.")
-                entries.append(
-                    LogEntry(id=len(entries) + 1, parent=unknown.start, author=author, time=now, operation=operation)
-                )
+                entries.append(LogEntry(id=len(entries) + 1, author=author, time=now, operation=operation))
             write_atomically(self.log, (entry.model_dump_json().encode() + b"\n" for entry in entries))
         return entries[before:]
-
-    def delete(self) -> None:
-        """Remove the set with its source and log, or raise a StorageError."""
-        try:
-            shutil.rmtree(self.folder.rename(self.folder.with_name(f".deleted-{self.name}-{os.getpid()}")))
-        except OSError as error:
-            what = f"The set {self.name} cannot be removed ({error.strerror})."
-            raise StorageError(what, "Check the permissions of its folder.") from error
 
 
 def set_names(home: LoratoryHome) -> list[str]:
     """Return the names of a person's sets, among which names are looked up; a guest of a lab has none."""
-    paths = [path.parent for path in home.datasets.glob(f"*/{FACTS}")] if not home.is_guest else []
-    return sorted(path.name for path in paths if NAME.fullmatch(path.name) and not path.is_symlink())
+    names = {path.parent for part in (FACTS, LOG) for path in home.datasets.glob(f"*/{part}") if not home.is_guest}
+    return sorted(path.name for path in names if NAME.fullmatch(path.name) and not path.is_symlink())
 
 
-def find_set(home: LoratoryHome, name: str) -> DataSet:
-    """Return a person's set; none of that name is a DatasetError."""
+def set_folder(home: LoratoryHome, name: str) -> Path:
+    """Return the folder of a person's set, also of a damaged one; none of that name is a DatasetError."""
     if name not in set_names(home):
         what = f"There is no set {shown_name(name, 40)!r}."
         raise DatasetError(what, "`loratory data list` shows the sets; `loratory data add` makes one.")
-    return DataSet(home.datasets / name)
+    return home.datasets / name
+
+
+def find_set(home: LoratoryHome, name: str) -> DataSet:
+    """Return a person's set; none of that name, or a damaged one, is a DatasetError."""
+    return DataSet(set_folder(home, name))
+
+
+def delete_set(folder: Path) -> None:
+    """Remove a set with its source and log, or raise a StorageError."""
+    try:
+        shutil.rmtree(folder.rename(folder.with_name(f".deleted-{folder.name}-{os.getpid()}")))
+    except OSError as error:
+        what = f"The set {folder.name} cannot be removed ({error.strerror})."
+        raise StorageError(what, "Check the permissions of its folder.") from error
 
 
 def find_version(home: LoratoryHome, source: str) -> tuple[DataSet, Version]:

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import stat
+import time
 
 import pytest
 
@@ -14,7 +16,14 @@ from loratory.engine.data.passes.prepare import prepare_dataset
 from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.source import SetRows, SourceOptions, open_source
 from loratory.engine.data.workshop.exchange import add_set, compare_versions, export_version
-from loratory.engine.data.workshop.sets import find_set, find_version, pinned, set_names
+from loratory.engine.data.workshop.sets import (
+    delete_set,
+    find_set,
+    find_version,
+    pinned,
+    set_folder,
+    set_names,
+)
 from loratory.engine.errors import DatasetError, StorageError
 from tests.data.checks import check_dataset, write_rows
 from tests.data.families import shared_tokenizer
@@ -214,17 +223,14 @@ def test_two_versions_are_compared_row_by_row(home, tmp_path):
     apply(home, {"kind": "include", "rows": "2"}, {"kind": "edit", "row": 3, "record": answer})
     apply(home, {"kind": "exclude", "rows": "8"}, {"kind": "split", "rows": "5"})
 
-    changes = {change.row: change for change in compare_versions(before, open_rows(home, "set:faq"))}
+    changes = [tuple(change) for change in compare_versions(before, open_rows(home, "set:faq"))]
 
-    assert {row: change.change for row, change in changes.items()} == {
-        2: "added",
-        3: "changed",
-        5: "changed",
-        8: "gone",
-    }
-    assert changes[3].fields == {"output": "@@ -1 +1,2 @@\n Answer 3.\n+And more."}
-    assert "+True" in changes[5].fields["(held out)"]
-    assert "Question 8?" in changes[8].fields[""]
+    assert changes == [
+        (2, None, {**ROWS[1], "(held out)": False}),
+        (3, {"output": "Answer 3."}, {"output": "Answer 3.\nAnd more."}),
+        (5, {"(held out)": False}, {"(held out)": True}),
+        (8, {**ROWS[7], "(held out)": False}, None),
+    ]
 
 
 def test_an_edit_can_mend_a_row_that_cannot_be_read(home, tmp_path):
@@ -235,9 +241,37 @@ def test_an_edit_can_mend_a_row_that_cannot_be_read(home, tmp_path):
     assert read(home)[1] == ROWS[0]
 
 
-def test_a_set_that_lost_its_facts_is_none(home, tmp_path):
+@pytest.mark.parametrize("damage", [lambda file: file.write_text("rows: many"), lambda file: file.unlink()])
+def test_a_damaged_set_is_named_and_can_be_deleted(home, tmp_path, damage):
     dataset = make_set(home, tmp_path)
-    (dataset.folder / "set.yaml").write_text("rows: many")
+    damage(dataset.folder / "set.json")
 
     with pytest.raises(DatasetError, match="faq cannot be read"):
         find_set(home, "faq")
+    with pytest.raises(DatasetError, match="cannot be the name of a new set"):
+        make_set(home, tmp_path)
+    assert set_names(home) == ["faq"]
+    delete_set(set_folder(home, "faq"))
+    assert list(home.datasets.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_text("{}"), lambda file: file.unlink()])
+def test_a_copy_that_has_changed_is_an_error(home, tmp_path, damage):
+    dataset = make_set(home, tmp_path)
+    size = dataset.facts.copied_bytes
+    damage(dataset.copy())
+
+    with pytest.raises(DatasetError, match=f"The copy in the set faq has . bytes; it had {size}"):
+        open_rows(home, "set:faq")
+
+
+def test_what_a_killed_process_left_is_swept_after_a_day(home, tmp_path):
+    make_set(home, tmp_path)
+    for name, age in ((".new-old-1", 90_000), (".deleted-old-1", 90_000), (".new-young-1", 60)):
+        folder = home.datasets / name
+        folder.mkdir()
+        os.utime(folder, (time.time() - age,) * 2)
+
+    make_set(home, tmp_path, name="other")
+
+    assert sorted(path.name for path in home.datasets.iterdir()) == [".new-young-1", "faq", "other"]

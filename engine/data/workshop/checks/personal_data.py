@@ -12,7 +12,8 @@ from stdnum import iban, luhn
 from loratory.engine.data.records import one_line
 from loratory.engine.data.workshop.checks.base import CheckedRow, RowCheck
 
-MAX_TESTED = 50  # possible phone numbers of a turn
+MAX_CHARACTERS, MAX_TESTED = 100_000, 50  # of a turn, and possible phone numbers in it
+MAX_TURNS = 200
 _NUMBER = re.compile(r"\d(?:[ ().:\-/]{0,2}[0-9a-fA-F]){3}")
 _MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,5}[a-z]{2,24}(?![\w-])", re.IGNORECASE)
 # Domains that RFC 2606 and RFC 6761 reserve for examples.
@@ -36,8 +37,8 @@ class PersonalData(RowCheck):
 
     def add(self, row: CheckedRow) -> None:
         values: dict[str, tuple[int, str]] = {}
-        for turn in row.turns:
-            for kind, value in self._values(turn.text):
+        for turn in row.turns[:MAX_TURNS]:
+            for kind, value in self._values(turn.text[:MAX_CHARACTERS]):
                 values.setdefault(kind, (turn.number, value))
         for kind, (number, value) in values.items():
             self.report(row.number, kind, f"Turn {number} has {_NAMES[kind]}: {one_line(value, 40)}.")
@@ -58,18 +59,17 @@ class PersonalData(RowCheck):
 
     def _is_phone(self, text: str) -> bool:
         """Return whether a number is valid; national ones need the groups of their country."""
-        is_national = not text.startswith("+")
-        leniency = Leniency.STRICT_GROUPING if is_national else Leniency.VALID
-        for region in self.settings.phone_regions.split(",") if is_national and _GROUPED.search(text) else ["ZZ"]:
-            with contextlib.suppress(NumberParseException):  # the matcher takes ten times as long
-                if is_valid_number(parse(text, region)) and PhoneNumberMatcher(text, region, leniency, 1).has_next():
+        regions = self.settings.phone_regions.split(",") if _GROUPED.search(text) else []
+        for region in ["ZZ"] if (is_international := text.startswith("+")) else regions:
+            with contextlib.suppress(NumberParseException):
+                matcher = PhoneNumberMatcher(text, region, Leniency.STRICT_GROUPING, 1)
+                if is_valid_number(parse(text, region)) and (is_international or matcher.has_next()):
                     return True
         return False
 
 
 def _is_public(text: str) -> bool:
     """Return whether a text is the address of a host on the internet."""
-    try:
+    with contextlib.suppress(ValueError):
         return ipaddress.ip_address(text).is_global
-    except ValueError:
-        return False
+    return False

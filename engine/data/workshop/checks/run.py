@@ -10,12 +10,11 @@ from loratory.engine.data.contract import CheckProgress
 from loratory.engine.data.passes.check import pass_steps
 from loratory.engine.data.passes.reader import DatasetReader, DatasetRow
 from loratory.engine.data.source import SourceOptions
-from loratory.engine.data.workshop.checks.answers import Refusals, Thinking
-from loratory.engine.data.workshop.checks.base import CheckContext, CheckOutcome, RowCheck, checked_row
+from loratory.engine.data.workshop.checks.base import CheckContext, CheckedRow, CheckOutcome, RowCheck
 from loratory.engine.data.workshop.checks.duplicates import Duplicates, Leakage, NearDuplicates
 from loratory.engine.data.workshop.checks.personal_data import PersonalData
 from loratory.engine.data.workshop.checks.settings import CheckSettings
-from loratory.engine.data.workshop.checks.text import Language, Mojibake
+from loratory.engine.data.workshop.checks.text import Language, Mojibake, Refusals, Thinking
 from loratory.engine.errors import ConfigError, Problem
 
 CHECKS: Mapping[str, type[RowCheck]] = {
@@ -37,7 +36,6 @@ class RowCheckReport(BaseModel, frozen=True):
     rows: int
     train_rows: int
     held_out_rows: int
-    cut_rows: int  # longer than what is checked
     checks: tuple[CheckOutcome, ...]
     seconds: float
 
@@ -55,24 +53,22 @@ def row_check_steps(
         raise ConfigError([Problem("--only", f"{unknown[0]!r} is not a check; they are {', '.join(CHECKS)}.")])
     started = time.monotonic()
     reader = DatasetReader(config, options)
-    context = CheckContext(settings, options, reader)
+    context = CheckContext(settings, options)
     checks = {name: CHECKS[name](context) for name in CHECKS if not names or name in names}
 
     def add(row: DatasetRow) -> None:
-        checkable = checked_row(row)
-        context.cut_rows += checkable.is_cut
+        checked = CheckedRow.of(row)
         for check in checks.values():
-            check.add(checkable)
+            check.add(checked)
 
-    context.result = yield from pass_steps(reader, seed, add)
+    result = context.result = yield from pass_steps(reader, seed, add)
     for check in checks.values():
         check.finish()
         yield None
     numbers = sorted({finding.row for check in checks.values() for finding in check.findings})
     samples = {record.row: record.sample() for record in reader.pick(numbers) if record is not None}
     return RowCheckReport(
-        **context.result.report.model_dump(include={"source", "rows", "train_rows", "held_out_rows"}),
-        cut_rows=context.cut_rows,
+        **result.report.model_dump(include={"source", "rows", "train_rows", "held_out_rows"}),
         checks=tuple(check.outcome(name, samples) for name, check in checks.items()),
         seconds=time.monotonic() - started,
     )

@@ -10,12 +10,12 @@ class CheckSettings(Section):
 
     over: Literal["prompts", "answers", "both"] = setting("both", "Compare")
     """Turns that duplicates, near_duplicates and leakage compare. System prompts are never compared, plain text always."""
-    similarity: float = setting(0.6, "Similarity", ge=0.5, le=1.0)
-    """Share of all five-letter pieces that both texts have, from which they are near-duplicates. 0.6 finds one word of ten changed, 0.5 most with two."""
+    similarity: float = setting(0.3, "Similarity", ge=0.2, le=1.0)
+    """Share of all pairs of words that both texts have, from which they are near-duplicates. 0.3 finds two words of ten changed and most with three, 0.6 one."""
     against: str | None = setting(None, "Compare with")
     """A dataset that must not be trained on, such as a benchmark: leakage finds rows that contain its prompts."""
     refusals: str | None = setting(None, "Phrases")
-    """A text file of phrases in place of Loratory's own: one a line, such as refusal: I cannot help with."""
+    """A text file of phrases in place of Loratory's own, such as refusal: I cannot help with | I can't help with."""
     language_characters: int = setting(60, "Min characters", ge=20, le=10_000)
     """Shorter turns get no language. Letters outside ASCII count two to four characters."""
     language_probability: float = setting(0.95, "Min probability", ge=0.5, le=1.0)

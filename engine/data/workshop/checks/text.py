@@ -1,21 +1,27 @@
-"""How texts are written: in another language than most of the set, or in the wrong encoding."""
+"""How texts are written: another language than most of the set, a wrong encoding, refusals, and thinking in some rows only."""
 
 import re
 from array import array
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 
 import ftfy
 from ftfy.badness import is_bad
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+from loratory.engine.data.files import open_file
 from loratory.engine.data.records import one_line
 from loratory.engine.data.workshop.checks.base import CheckContext, CheckedRow, RowCheck
+from loratory.engine.errors import DatasetError
 
 READ_CHARACTERS = 160  # of a turn are enough
 MAX_TURNS = 50  # of a row
 MIN_LETTERS = 0.7  # of the characters that are not white space: code, tables and numbers get no language
 MAX_LINES, MAX_LINE_CHARACTERS = 100, 1000  # of a turn, and of each line, that are repaired to see what changes
 _NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|<[^<>\n]{1,100}>", re.DOTALL)
+BEGINNING_CHARACTERS = 160  # of an answer: what comes later is a topic, not a refusal
+_identifier = cache(partial(LanguageIdentifier.from_model_file, MODEL_FILE, norm_probs=True))  # loads its model once
+_BLOCK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 
 
 class Language(RowCheck):
@@ -41,15 +47,9 @@ class Language(RowCheck):
         total = sum(map(len, self._turns.values())) // 2
         others = [(turns, language) for language, turns in self._turns.items() if language != most]
         rows = ((row, turn, code) for turns, code in others for row, turn in zip(turns[::2], turns[1::2], strict=True))
-        for row, turn, code in sorted(rows):
+        for row, turn, code in rows:
             why = f"Turn {turn} is in {code!r}; {len(self._turns[most]) // 2:,} of {total:,} turns are in {most!r}."
             self.report(row, code, why)
-
-
-@cache
-def _identifier() -> LanguageIdentifier:
-    """Load the model that comes with py3langid once."""
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 class Mojibake(RowCheck):
@@ -65,3 +65,59 @@ class Mojibake(RowCheck):
                     before, after = (one_line(text, 40) for text in (line, repair))
                     self.report(row.number, "encoding", f"Turn {number} has {before!r}; it should be {after!r}.")
                     break
+
+
+class Refusals(RowCheck):
+    """Answers that begin with a refusal or an assistant's boilerplate."""
+
+    def __init__(self, context: CheckContext) -> None:
+        super().__init__(context)
+        name = self.settings.refusals
+        path = context.options.access.resolve(name) if name else Path(__file__).with_name("refusals.txt")
+        texts = [str(record.value.get("text", "")) for record in open_file(path).records() if record and record.value]
+        lines = [
+            _plain(line).rpartition(": ") for text in texts for line in text.splitlines() if line[:1] not in ("#", "")
+        ]
+        self._phrases = [
+            (kind or "refusal", phrase) for kind, _, part in lines for phrase in part.split(" | ") if phrase
+        ]
+        if not self._phrases:
+            raise DatasetError(f"{name} has no phrases.", "Choose a text file with one phrase a line.")
+
+    def add(self, row: CheckedRow) -> None:
+        for turn in row.turns:
+            beginning = _plain(turn.text.lstrip()[:BEGINNING_CHARACTERS]) if turn.role == "assistant" else ""
+            for kind, phrase in self._phrases:
+                if phrase in beginning:
+                    self.report(row.number, kind, f"The answer in turn {turn.number} has {phrase!r}.")
+                    break
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().replace("’", "'").split())
+
+
+class Thinking(RowCheck):
+    """Empty <think> blocks, and rows without thinking in a set where most have it, or the reverse."""
+
+    def __init__(self, context: CheckContext) -> None:
+        super().__init__(context)
+        self._answering = array("I"), array("I")  # rows without and with thinking
+
+    def add(self, row: CheckedRow) -> None:
+        thinks, answers = False, [turn for turn in row.turns if turn.role in ("assistant", "reasoning")]
+        for number, role, text in answers:
+            blocks = [text] if role == "reasoning" else _BLOCK.findall(text) if "<think>" in text else []
+            thinks |= any(map(str.strip, blocks))
+            if not all(map(str.strip, blocks)):
+                self.report(row.number, "empty", f"Turn {number} has an empty <think> block.")
+        if answers:
+            self._answering[thinks].append(row.number)
+
+    def finish(self) -> None:
+        without, thinking = self._answering
+        if without and thinking:
+            has, rows = ("no thinking", without) if len(thinking) > len(without) else ("thinking", thinking)
+            why = f"The row has {has}; {len(thinking):,} of {len(thinking) + len(without):,} rows have thinking."
+            for row in rows:
+                self.report(row, "mixed", why)

@@ -1,5 +1,7 @@
 """Duplicates, near-duplicates and leaks."""
 
+import time
+
 import pytest
 
 from tests.data.checks import write_rows
@@ -51,7 +53,6 @@ def test_rows_longer_than_what_is_read_are_compared_as_a_whole(tmp_path):
     report = report_of(tmp_path, rows, "duplicates")
 
     assert [finding.row for finding in report.checks[0].findings] == [2]
-    assert report.cut_rows == 3
 
 
 def test_one_changed_word_of_ten_is_near_and_half_is_not(tmp_path):
@@ -66,13 +67,29 @@ def test_one_changed_word_of_ten_is_near_and_half_is_not(tmp_path):
     assert "limits" in finding.sample or "Explain" in finding.sample
 
 
-def test_similar_rows_form_one_group_whose_first_row_stays(tmp_path):
+def test_of_similar_rows_the_first_stays_and_each_other_names_an_earlier_one(tmp_path):
     changes = ("bounds", "limits", "shapes", "governs")
     rows = [talk("Explain.", LONG.replace("bounds", change)) for change in changes]
     (check,) = report_of(tmp_path, rows, "near_duplicates").checks
 
     assert [finding.row for finding in check.findings] == [1, 2, 3]
-    assert all("4 rows are similar" in finding.why for finding in check.findings)
+    assert all(finding.partners[0] < finding.row for finding in check.findings)
+
+
+def test_many_similar_rows_take_little_memory_and_time(tmp_path):
+    rows = [talk(f"{LONG} {LONG} Number {number}.", LONG) for number in range(3000)]
+    started = time.process_time()
+    (check,) = report_of(tmp_path, rows, "near_duplicates").checks
+
+    assert check.rows == 2999
+    assert time.process_time() - started < 60  # 2 s on an idle core
+
+
+def test_the_threshold_decides(tmp_path):
+    near = [talk("Explain.", LONG), talk("Explain.", LONG.replace("bounds", "limits").replace("weights", "layers"))]
+
+    assert findings_of(tmp_path, near, "near_duplicates", similarity=0.4) == [(1, "near")]
+    assert findings_of(tmp_path, near, "near_duplicates", similarity=0.9) == []
 
 
 def test_chinese_without_spaces_has_near_duplicates(tmp_path):

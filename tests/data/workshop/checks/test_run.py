@@ -50,16 +50,14 @@ def test_all_findings_are_counted_and_the_first_thousand_listed(tmp_path):
 )
 def test_a_hostile_row_is_checked_in_bounded_time(tmp_path, text):
     start = time.monotonic()
-    report = report_of(tmp_path, [talk("Hi", text), talk("Hi", "Hello")])
+    report_of(tmp_path, [talk("Hi", text), talk("Hi", "Hello")])
 
-    assert report.cut_rows == 1
     assert time.monotonic() - start < _SECONDS
 
 
 def test_a_row_of_many_turns_is_checked_in_bounded_time(tmp_path):
     start = time.monotonic()
     turns = [{"role": ("user", "assistant")[number % 2], "content": f"Turn {number}"} for number in range(5000)]
-    report = report_of(tmp_path, [{"messages": turns}])
+    report_of(tmp_path, [{"messages": turns}])
 
-    assert report.cut_rows == 1
     assert time.monotonic() - start < _SECONDS
