@@ -43,7 +43,7 @@ class CheckedRow(NamedTuple):
     turns: tuple[Turn, ...]
 
     @classmethod
-    def of(cls, row: DatasetRow) -> Self:
+    def from_row(cls, row: DatasetRow) -> Self:
         """Return the texts of all turns; of a comparison, those of the second answer after the first."""
         turns: list[Turn] = []
         for index, side in enumerate(row.example.sides() if row.example is not None else ()):
@@ -60,7 +60,7 @@ class CheckedRow(NamedTuple):
                     turns.append(Turn(turn, "call", json.dumps(arguments, ensure_ascii=False)))
         return cls(row.record.row, tuple(turns))
 
-    def words(self, over: str) -> list[str]:
+    def split_words(self, over: str) -> list[str]:
         """Return the words of prompts, answers or both, without case and punctuation; of scripts without spaces, characters."""
         text = "\n".join(turn.text for turn in self.turns if turn.role in _COMPARED[over])
         plain = text.casefold().translate(_PUNCTUATION)
@@ -125,7 +125,7 @@ class RowCheck(ABC):
 
     def outcome(self, name: str, samples: Mapping[int, str]) -> CheckOutcome:
         """Return what it found by row, each with the beginning of its row."""
-        findings = [finding.model_copy(update={"sample": samples[finding.row]}) for finding in self.findings]
-        findings.sort(key=lambda finding: finding.row)
+        by_row = sorted(self.findings, key=lambda finding: finding.row)
+        findings = tuple(finding.model_copy(update={"sample": samples.get(finding.row, "")}) for finding in by_row)
         rows = len(np.unique(self._rows))
         return CheckOutcome(name=name, finds=self.__doc__ or "", rows=rows, kinds=self.kinds, findings=findings)

@@ -35,12 +35,12 @@ class SimilarRows:
     def __init__(self) -> None:
         self.rows, self.digests, self._signatures = array("I"), array("Q"), array("B")
 
-    def add(self, row: int, words: Sequence[str]) -> None:
+    def add(self, row: int, word_list: Sequence[str]) -> None:
         """Add a text by its words."""
         minhash = RMinHash(_BYTES, _SEED)
-        minhash.update(list(map(" ".join, pairwise(words))) or words)
+        minhash.update(list(map(" ".join, pairwise(word_list))) or word_list)
         self._signatures.frombytes(np.array(minhash.digest(), np.uint32).astype(np.uint8).tobytes())
-        text = " ".join(words).encode("utf-8", "surrogatepass")
+        text = " ".join(word_list).encode("utf-8", "surrogatepass")
         self.digests.append(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
         self.rows.append(row)
 
@@ -78,8 +78,8 @@ class Duplicates(RowCheck):
 
     def add(self, row: CheckedRow) -> None:
         is_there = row.number in self.similar.rows[-1:]  # from another check
-        if not is_there and (words := row.words(self.settings.over)):
-            self.similar.add(row.number, words)
+        if not is_there and (word_list := row.split_words(self.settings.over)):
+            self.similar.add(row.number, word_list)
 
     def finish(self) -> None:
         rows = self.similar.rows
@@ -108,14 +108,14 @@ class Leakage(Duplicates):
         self._prompts = SimilarRows()  # of that dataset, then of the rows
         source = self.settings.against
         for row in DatasetReader(DatasetConfig(source=source), context.options).rows() if source else ():
-            if len(words := CheckedRow.of(row).words("prompts")) >= MIN_PROMPT_WORDS:
-                self._prompts.add(row.record.row, words)
+            if len(word_list := CheckedRow.from_row(row).split_words("prompts")) >= MIN_PROMPT_WORDS:
+                self._prompts.add(row.record.row, word_list)
         self._count = len(self._prompts.rows)
 
     def add(self, row: CheckedRow) -> None:
         super().add(row)
-        if self._count and (words := row.words("prompts")):
-            self._prompts.add(row.number, words)
+        if self._count and (word_list := row.split_words("prompts")):
+            self._prompts.add(row.number, word_list)
 
     def finish(self) -> None:
         least, split, numbers = self.settings.similarity, self.context.result.split, self.context.result.kept_rows

@@ -5,6 +5,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 from itertools import islice
+from string import digits
 
 from phonenumbers import Leniency, NumberParseException, PhoneNumberMatcher, is_valid_number, parse
 from stdnum import iban, luhn
@@ -47,8 +48,9 @@ class PersonalData(RowCheck):
         """Yield the kind and the value of what is found in a text; patterns are tried where a cheap sign occurs."""
         if "@" in text:
             yield from (("mail", match[0]) for match in _MAIL.finditer(text) if not _EXAMPLE.search(match[0]))
-        if not _NUMBER.search(text):
+        if (number := _NUMBER.search(text)) is None:
             return
+        text = text[max(0, number.start() - 40) : max(map(text.rfind, digits)) + 40]
         yield from (("iban", match[0]) for match in _IBAN.finditer(text) if iban.is_valid(match[0]))
         text = _IBAN.sub(" ", text)
         yield from (("card", match[0]) for match in _CARD.finditer(text) if luhn.is_valid(re.sub("[ -]", "", match[0])))

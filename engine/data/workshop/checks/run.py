@@ -57,7 +57,7 @@ def row_check_steps(
     checks = {name: CHECKS[name](context) for name in CHECKS if not names or name in names}
 
     def add(row: DatasetRow) -> None:
-        checked = CheckedRow.of(row)
+        checked = CheckedRow.from_row(row)
         for check in checks.values():
             check.add(checked)
 

@@ -2,10 +2,11 @@
 
 import re
 from array import array
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import ftfy
+import numpy as np
 from ftfy.badness import is_bad
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -20,7 +21,7 @@ MIN_LETTERS = 0.7  # of the characters that are not white space: code, tables an
 MAX_LINES, MAX_LINE_CHARACTERS = 100, 1000  # of a turn, and of each line, that are repaired to see what changes
 _NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|<[^<>\n]{1,100}>", re.DOTALL)
 BEGINNING_CHARACTERS = 160  # of an answer: what comes later is a topic, not a refusal
-_identifier = cache(partial(LanguageIdentifier.from_model_file, MODEL_FILE, norm_probs=True))  # loads its model once
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _BLOCK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 
 
@@ -52,6 +53,14 @@ class Language(RowCheck):
             self.report(row, code, why)
 
 
+@cache
+def _identifier() -> LanguageIdentifier:
+    """Load the model that comes with py3langid, once."""
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.nb_ptc = identifier.nb_ptc.astype(np.float32)  # its 16 bits would be converted for each text
+    return identifier
+
+
 class Mojibake(RowCheck):
     """Text in the wrong encoding, such as Ã© for é, and characters that were lost."""
 
@@ -61,7 +70,8 @@ class Mojibake(RowCheck):
                 self.report(row.number, "lost", f"Turn {number} has U+FFFD, the mark of a character that was lost.")
             lines = [] if text.isascii() else [line for line in text.splitlines() if not line.isascii()]
             for line in (line[:MAX_LINE_CHARACTERS] for line in lines[:MAX_LINES]):
-                if is_bad(line) and (repair := ftfy.fix_encoding(line)) != line:
+                odd = "\n".join(line[max(0, at.start() - 4) : at.end() + 4] for at in _NOT_ASCII.finditer(line))
+                if is_bad(odd) and (repair := ftfy.fix_encoding(line)) != line:
                     before, after = (one_line(text, 40) for text in (line, repair))
                     self.report(row.number, "encoding", f"Turn {number} has {before!r}; it should be {after!r}.")
                     break
