@@ -53,7 +53,7 @@ def report_lines(report: "RowCheckReport", most: int) -> Iterator[str]:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in check.kinds.items())
         yield f"\n## {check.name}: {kinds or 'nothing found'}"
         if check.findings:
-            yield f"\n{check.finds} Found in {check.rows:,} rows.\n"
+            yield f"\n{check.finds} Rows: {check.rows:,}.\n"
         yield from (f"    row {finding.row + 1:,}: {finding.why} {finding.sample}" for finding in check.findings[:most])
         if (more := sum(check.kinds.values()) - most) > 0:
             yield f"    … and {more:,} more"

@@ -15,7 +15,7 @@ from loratory.engine.data.records import one_line
 from loratory.engine.data.workshop.checks.base import CheckContext, CheckedRow, RowCheck
 from loratory.engine.errors import DatasetError
 
-READ_CHARACTERS = 160  # of a turn are enough
+READ_CHARACTERS = 120  # of a turn are enough
 MAX_TURNS = 50  # of a row
 MIN_LETTERS = 0.7  # of the characters that are not white space: code, tables and numbers get no language
 MAX_LINES, MAX_LINE_CHARACTERS = 100, 1000  # of a turn, and of each line, that are repaired to see what changes
