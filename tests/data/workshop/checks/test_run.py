@@ -49,15 +49,15 @@ def test_all_findings_are_counted_and_the_first_thousand_listed(tmp_path):
     ids=lambda text: ascii(text[:7]),
 )
 def test_a_hostile_row_is_checked_in_bounded_time(tmp_path, text):
-    start = time.monotonic()
+    start = time.process_time()
     report_of(tmp_path, [talk("Hi", text), talk("Hi", "Hello")])
 
-    assert time.monotonic() - start < _SECONDS
+    assert time.process_time() - start < _SECONDS
 
 
 def test_a_row_of_many_turns_is_checked_in_bounded_time(tmp_path):
-    start = time.monotonic()
+    start = time.process_time()
     turns = [{"role": ("user", "assistant")[number % 2], "content": f"Turn {number}"} for number in range(5000)]
     report_of(tmp_path, [{"messages": turns}])
 
-    assert time.monotonic() - start < _SECONDS
+    assert time.process_time() - start < _SECONDS
