@@ -1,5 +1,6 @@
 """An inspector that needs no model: the Model and Data tabs on it run without torch, in the same shapes."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -27,8 +28,11 @@ from loratory.engine.data.contract import (
 from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.data.passes.row_form import read_row_form
 from loratory.engine.data.source import SourceOptions
+from loratory.engine.data.workshop.table import SetQuestion, SetTables
 from loratory.engine.errors import EngineError, ModelError
 from loratory.engine.models.shape import ModelDetails, ModelShape
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.messages import JsonObject
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 
 QUESTIONS = (
@@ -134,7 +138,9 @@ class FakeInspector:
         delay_seconds: How long a check takes.
     """
 
-    def __init__(self, delay_seconds: float = 0.0) -> None:
+    def __init__(self, delay_seconds: float = 0.0, home: LoratoryHome | None = None) -> None:
+        self._sets = SetTables(home, SourceOptions(home=home)) if home is not None else None
+        self._lock = threading.Lock()
         self.delay_seconds = delay_seconds
         self.unreachable: set[str] = set()  # model ids that cannot be read
 
@@ -184,7 +190,13 @@ class FakeInspector:
         count: int = 10,
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
+        edit: JsonObject | None = None,
     ) -> DatasetPage:
+        if edit is not None:
+            answer = str(next(iter(edit.values())))
+            row = _row(first_row, with_tokens=model is not None)
+            rows = (row.model_copy(update={"sequences": tuple(_with_answer(s, answer) for s in row.sequences)}),)
+            return self.preview(DatasetConfig(source="-"), model).model_copy(update={"rows": rows})
         if "missing" in dataset.source:
             raise EngineError(f"{dataset.source} does not exist.", "Check the path.")
         if "odd-columns" in dataset.source and dataset.format == "auto":
@@ -205,6 +217,15 @@ class FakeInspector:
             if "some-data" in dataset.source
             else (),
         )
+
+    def sets(self, question: SetQuestion) -> JsonObject:
+        with self._lock:  # the real one has a process
+            steps = self._sets.answer(question)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    return end.value
 
     def row_form(self, dataset: DatasetConfig) -> RowForm:
         return read_row_form(dataset, SourceOptions())
@@ -268,6 +289,11 @@ def _row(number: int, *, with_tokens: bool = True, brief: bool = False) -> PageR
             else ()
         ),
     )
+
+
+def _with_answer(sequence: SequenceView, answer: str) -> SequenceView:
+    spans = tuple(s.model_copy(update={"text": answer}) if s.tokens == 28 else s for s in sequence.spans)
+    return sequence.model_copy(update={"spans": spans})
 
 
 def _rate(row: PageRow) -> PageRow:

@@ -25,7 +25,7 @@ def fake_services(
     """Services that need no model, on a home of their own."""
     home = home or LoratoryHome(root)
     home.make_writable()
-    inspector = FakeInspector(delay_seconds=0.3)
+    inspector = FakeInspector(delay_seconds=0.3, home=home)
     runs = RunStore(home, owner)
     return Services(
         home=home,

@@ -1,8 +1,6 @@
 """`loratory data`: sets, which are datasets with versions and edits."""
 
-import re
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,16 +18,16 @@ from loratory.engine.data.workshop.operations import Operation, Undo, shared_row
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome, local_owner, typed_path
 from loratory.engine.runs.disk import require_disk_space
+from loratory.engine.runs.store import set_uses
 
 SetName = Annotated[str, typer.Argument(metavar="NAME", help="A set.")]
 VersionName = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A version of a set, or the newest.")]
-_USE = re.compile(rf"{SET_PREFIX}([a-z0-9._-]+)@([0-9a-f]{{12}})")
 
 
 @data_group.command("list")
 def list_sets(as_json: AsJson = False) -> None:
     """List the sets."""
-    home, uses, values = LoratoryHome.from_environment(), _uses(), []
+    home, uses, values = LoratoryHome.from_environment(), set_uses(own_runs()), []
     for name in sets.set_names(home):
         last_run = max((run for used, _, run in uses if used == name), default=None)
         value: dict[str, Any] = {"name": name, "last_run": last_run}
@@ -122,7 +120,7 @@ def _append(name: str, operations: list[Operation], since: int | None, as_json: 
 @data_group.command()
 def versions(name: SetName, as_json: AsJson = False) -> None:
     """List the versions of a set, oldest first, and the runs that used each."""
-    dataset, uses, values = sets.find_set(LoratoryHome.from_environment(), name), _uses(), []
+    dataset, uses, values = sets.find_set(LoratoryHome.from_environment(), name), set_uses(own_runs()), []
     for version, last in dataset.versions:
         entry = dataset.entries[last - 1].model_dump(include={"author", "time"}) if last else {}
         runs = [run for *used, run in uses if used == [name, version]]
@@ -164,7 +162,7 @@ def delete(
 ) -> None:
     """Remove a set with its source and all versions."""
     folder = sets.set_folder(LoratoryHome.from_environment(), name)
-    runs = [run for used, _, run in _uses() if used == name]
+    runs = [run for used, _, run in set_uses(own_runs()) if used == name]
     if runs:
         print(f"Runs that used it, and cannot be resumed without it: {', '.join(runs)}.", file=sys.stderr)
     confirm(f"This removes the set {name} and all of its versions.", yes=yes)
@@ -182,15 +180,6 @@ def _print(value: Any, as_json: bool) -> None:
     plain = to_jsonable_python(value)
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6)
     print_result(plain, text.rstrip(), as_json=as_json)
-
-
-def _uses() -> list[tuple[str, str, str]]:
-    """Return set, version and run for each set in a configuration of this person's runs."""
-    uses = []
-    for run in own_runs().list():
-        with suppress(OSError):
-            uses += [(*use, run.id) for use in _USE.findall(run.folder.config.read_text(encoding="utf-8"))]
-    return uses
 
 
 COMMANDS = ()  # all are in data_group

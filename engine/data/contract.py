@@ -205,6 +205,7 @@ class PageRequest(_Part):
     count: int = Field(default=10, ge=1, le=200)
     rows: tuple[int, ...] | None = Field(default=None, max_length=200)  # only these rows, in this order
     brief: bool = False  # how long sequences are, without their text: enough for a list
+    edit: dict[str, Any] | None = None  # what the first row is shown with instead, although it is not saved
 
 
 MAX_SEARCH_CHARACTERS = 1000

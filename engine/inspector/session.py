@@ -24,6 +24,7 @@ from loratory.engine.data.contract import (
 )
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.hub import reads_from_hub
+from loratory.engine.data.workshop.table import SetQuestion
 from loratory.engine.errors import DatasetAccessError, DatasetError, EngineError, ModelAccessError, ModelLimitError
 from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.folder import ModelPart
@@ -200,18 +201,23 @@ class Inspector:
         count: int = 10,
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
+        edit: JsonObject | None = None,
     ) -> DatasetPage:
         """Return rows of a dataset, as conversations and, with a model, as the tokens that training will see.
 
-        The last four are those of a `PageRequest`; without a model, rows have no tokens.
+        The last five are those of a `PageRequest`; without a model, rows have no tokens.
 
         Raises:
             DatasetError: If the dataset cannot be read.
             ModelError: If the tokenizer cannot be loaded.
         """
-        page = PageRequest(first_row=first_row, count=count, rows=rows, brief=brief)
+        page = PageRequest(first_row=first_row, count=count, rows=rows, brief=brief, edit=edit)
         request = DataRequest(dataset=dataset, model=model, max_length=max_length, page=page)
         return self._request(self._data, "preview", request, DatasetPage)
+
+    def sets(self, question: SetQuestion) -> JsonObject:
+        """Return what `SetTables` answers to a question about the person's sets; raises as it does."""
+        return result_of(self._stream(self._data, "sets", _dump(question)))
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
         """Return the columns of a dataset that no format fits, and the format to begin with.

@@ -34,7 +34,9 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
     pace = Pace()
     next_row: int | None = None
     records: list[Record] = []
-    if request.rows is not None:
+    if request.edit is not None:
+        records = [Record(request.first_row, None, request.edit)]
+    elif request.rows is not None:
         records = yield from _pick(reader, request.rows, pace)
     else:
         for record in reader.records(request.first_row):

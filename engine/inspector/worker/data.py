@@ -23,6 +23,7 @@ from loratory.engine.data.passes.reader import DatasetReader, Renderer
 from loratory.engine.data.passes.row_form import read_row_form
 from loratory.engine.data.render.template import FrozenTemplate
 from loratory.engine.data.source import SourceOptions
+from loratory.engine.data.workshop.table import SetQuestion, SetTables
 from loratory.engine.errors import DatasetError
 from loratory.engine.inspector.session import DetailsRequest, RenderedSequences
 from loratory.engine.models.folder import ModelPart, tokenizer_files_fingerprint
@@ -75,6 +76,7 @@ class DatasetHandlers:
         self._home = home
         self._options = SourceOptions(access=access, home=home)
         streamed = replace(self._options, streaming=True)
+        self._sets = SetTables(home, self._options)
         self._previews = OpenReaders(lambda dataset: DatasetReader(dataset, streamed))
 
         @lru_cache(maxsize=4)
@@ -88,6 +90,9 @@ class DatasetHandlers:
         # Chosen rows come from a pass over all of them, for which a dataset of the Hub was fetched.
         reader = self._reader(request, job, streaming=request.page.rows is None)
         return (yield from _reporting(read_page(reader, request.page), job))
+
+    def sets(self, params: JsonObject, _job: Request) -> Steps:
+        return self._sets.answer(SetQuestion.model_validate(params))
 
     def columns(self, request: DataRequest, _job: Request) -> BaseModel:
         return read_columns(request.dataset, replace(self._options, streaming=True))
@@ -206,7 +211,7 @@ def main() -> None:
     answers = DatasetHandlers(home, DataAccess(roots or None), load_tokenizer)
     about_data = (answers.preview, answers.columns, answers.row_form, answers.find, answers.check, answers.held_out)
     handlers = {method.__name__: partial(_answer, method) for method in (*about_data, answers.render)}
-    serve({**handlers, "fetch": answers.fetch, "model_details": answers.details})
+    serve({**handlers, "sets": answers.sets, "fetch": answers.fetch, "model_details": answers.details})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,248 @@
+"""The rows of sets as tables that a page scrolls, sorts, filters and edits; a process of the inspector holds them."""
+
+import json
+import re
+from collections.abc import Generator, Mapping
+from itertools import product
+from pathlib import PurePath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.passes.reader import Pace
+from loratory.engine.data.records import Record, one_line, shared_length
+from loratory.engine.data.source import SetRows, SourceOptions, path_of
+from loratory.engine.data.workshop import sets
+from loratory.engine.data.workshop.exchange import add_set
+from loratory.engine.data.workshop.operations import Edit, Editor, Mark, Operation, Replace
+from loratory.engine.errors import DatasetError
+from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.processes.messages import JsonObject
+from loratory.engine.quantities import size
+
+_MOST_SETS, _MOST_BYTES = 2, 256 << 20  # that are held; each text is there twice
+_MOST_HITS, _MOST_ENTRIES, _MOST_SHOWN = 20, 100, 200  # of a preview, of a log, and rows of a window
+_MOST_LINES = 2000  # of one part of a download
+_CELL, _PARTS = 160, 6  # characters of a part of a row, and parts of it that are shown
+_STATES = ("excluded", "held_out", "flagged", "edited")  # bits of a row's state, from the lowest
+
+
+class SetQuestion(BaseModel, frozen=True, extra="forbid"):
+    """A question about a person's sets, or a change to one; each kind reads some of the fields."""
+
+    do: Literal["list", "make", "rows", "numbers", "row", "apply", "hits", "log", "lines"]
+    name: str = Field("", max_length=100)
+    text: str = Field("", max_length=1000)  # that rows hold, in any case
+    state: Literal["", "kept", "excluded", "held_out", "flagged", "edited"] = ""
+    sort: Literal["row", "-row", "characters", "-characters"] = "row"
+    first: int = Field(0, ge=0)  # of the rows in this order
+    count: int = Field(60, ge=1)
+    row: int = Field(1, ge=1)
+    operations: list[Any] = Field([], max_length=1000)
+    since: int | None = None
+    dataset: DatasetConfig = DatasetConfig(source="-")  # to make a set of, for which the asker has checked the space
+
+
+class _Rows:
+    """All rows of one set, excluded ones too, with the operations that change their text."""
+
+    def __init__(self, rows: SetRows, editor: Editor) -> None:
+        self.source, self.editor, count = rows.untouched, editor, len(editor.excluded)
+        self.texts, self.searched = [b""] * count, [b""] * count  # as JSON; empty for an unreadable row
+        self.problems: dict[int, str] = {}  # of unreadable rows
+        self.characters = np.zeros(count, np.int64)
+
+    def read(self) -> Generator[None, None, None]:
+        """Read all rows, yielding regularly to other work."""
+        pace, size_bytes = Pace(), 0
+        for record in self.source.records():
+            size_bytes += self._put(record) if record is not None else 0
+            if size_bytes > _MOST_BYTES:
+                what = f"The rows of this set have more than {size(_MOST_BYTES)}, which is too much for the page."
+                raise DatasetError(what, "Edit it with `loratory data edit`, or divide it.")
+            if pace.turn_is_over():
+                yield
+
+    def _put(self, source: Record) -> int:
+        row, record = source.row, self.editor.apply(source)
+        if record is None or row >= len(self.texts):
+            return 0
+        text = json.dumps(record.value, ensure_ascii=False, default=str) if record.value is not None else ""
+        self.problems |= {row: record.problem} if not text else {}
+        self.texts[row] = text.encode(errors="backslashreplace")
+        self.searched[row] = (text or record.sample()).casefold().encode(errors="backslashreplace")
+        self.characters[row] = Record(row, None, record.value).size_bytes
+        return len(self.texts[row])
+
+    def edit(self, editor: Editor) -> None:
+        """Take other edits; the replacements are the same."""
+        before, self.editor = self.editor.edits, editor
+        changed = {row for row in before.keys() | editor.edits.keys() if before.get(row) != editor.edits.get(row)}
+        for record in filter(None, self.source.pick(sorted(changed)) if changed else ()):
+            self.problems.pop(record.row, None)
+            self._put(record)
+
+    def value(self, row: int) -> dict[str, Any]:
+        """Return a row; an unreadable one has no columns."""
+        return json.loads(self.texts[row] or b"{}")
+
+    def marks(self, operations: list[Operation]) -> NDArray[np.uint8]:
+        """Return the state of each row, as bits of `_STATES`."""
+        editor = Editor(operations, len(self.texts))
+        flags = [o for o in operations if isinstance(o, Mark) and o.kind == "flag"]  # which no editor applies
+        as_marks = [flag.model_copy(update={"kind": "exclude" if flag.text else "include"}) for flag in flags]
+        edits = np.isin(np.arange(len(self.texts)), list(self.editor.edits))
+        bits = np.stack((editor.excluded, editor.held_out, Editor(as_marks, len(edits)).excluded, edits)).astype(
+            np.uint8
+        )
+        return np.bitwise_or.reduce(bits << np.arange(len(bits), dtype=np.uint8)[:, None])
+
+    def in_order(self, marks: NDArray[np.uint8], question: SetQuestion) -> NDArray[np.int64]:
+        """Return the numbers of the rows that a question is about, from 0."""
+        needle = _in_json(question.text.casefold())
+        chosen = np.fromiter((needle in text for text in self.searched), np.bool_) if needle else marks >= 0
+        if question.state:
+            bit = _STATES.index(question.state) if question.state != "kept" else 0
+            chosen &= ((marks >> bit) & 1) == (question.state != "kept")
+        order = np.flatnonzero(chosen)
+        keys = self.characters[order] if "characters" in question.sort else order
+        return order[np.argsort(-keys if question.sort.startswith("-") else keys, kind="stable")]
+
+
+class SetTables:
+    """Answers questions about the sets of one person; holds the rows of the last ones."""
+
+    def __init__(self, home: LoratoryHome, options: SourceOptions) -> None:
+        self._home, self._options = home, options
+        self._author = home.owner or local_owner()
+        self._held: dict[str, _Rows] = {}
+
+    def answer(self, question: SetQuestion) -> Generator[None, None, JsonObject]:
+        """Answer a question, yielding regularly to other work; raises DatasetError, StorageError."""
+        if question.do in ("list", "make"):
+            names = sets.set_names(self._home)
+            return {"sets": list(map(self._entry, names))} if question.do == "list" else self._make(question.dataset)
+        dataset = sets.find_set(self._home, question.name)
+        try:
+            operations = TypeAdapter(list[Operation]).validate_python(question.operations)
+        except ValidationError as error:
+            what = f"That is not an operation: {sets.reason(error)}."
+            raise DatasetError(what, "Correct it, then try again.") from error
+        if question.do == "apply":
+            dataset.append(operations, since=question.since, author=self._author)
+            dataset = sets.find_set(self._home, question.name)
+        about = {"last": len(dataset.entries), "version": dataset.versions[-1].name, "rows_in_set": dataset.facts.rows}
+        if question.do in ("apply", "log"):
+            return {**about, "entries": _log(dataset)}
+        rows = yield from self._rows(dataset)
+        if question.do == "hits":
+            return (yield from _hits(rows, operations))
+        marks = rows.marks([entry.operation for entry in sets.in_force(dataset.entries)])
+        if question.do == "lines":
+            # As an export writes them, a part at a time.
+            end = min(question.first + _MOST_LINES, len(marks))
+            texts = (
+                rows.texts[row] + b"\n" for row in range(question.first, end) if rows.texts[row] and not marks[row] & 1
+            )
+            return {"text": b"".join(texts).decode(), "next": end if end < len(marks) else None}
+        if question.do == "row":
+            row = min(question.row, len(marks)) - 1
+            facts = {"problem": rows.problems.get(row, ""), "record": rows.value(row), "state": int(marks[row])}
+            return {**about, "row": row + 1, **facts}
+        chosen = rows.in_order(marks, question)
+        part = chosen[question.first : question.first + question.count]
+        if question.do == "numbers":
+            return {"numbers": (part + 1).tolist()}
+        window = [_summary(rows, int(row), int(marks[row])) for row in part[:_MOST_SHOWN]]
+        columns = sorted({*dataset.facts.columns, *(name for _, edit in rows.editor.edits.values() for name in edit)})
+        return {**about, "count": len(chosen), "rows": window, "columns": columns[:100]}
+
+    def _rows(self, dataset: sets.DataSet) -> Generator[None, None, _Rows]:
+        """Return the rows as they are now."""
+        changes = [e.operation for e in sets.in_force(dataset.entries) if isinstance(e.operation, Edit | Replace)]
+        editor, key = Editor(changes, dataset.facts.rows), f"{dataset.name} {dataset.facts.created}"
+        rows = self._held.pop(key, None)
+        if rows is None or rows.editor.replacements != editor.replacements:
+            rows = _Rows(SetRows(dataset, dataset.versions[-1], self._options), editor)
+            yield from rows.read()
+        rows.edit(editor)
+        self._held[key] = rows
+        while len(self._held) > _MOST_SETS:
+            del self._held[next(iter(self._held))]
+        return rows
+
+    def _entry(self, name: str) -> JsonObject:
+        try:
+            dataset = sets.find_set(self._home, name)
+        except DatasetError as error:
+            return {"name": name, "problem": error.what}
+        facts, changed = dataset.facts, [entry.time for entry in dataset.entries[-1:]] or [dataset.facts.created]
+        return {
+            "name": name, "rows": facts.rows, "bytes": facts.copied_bytes, "version": dataset.versions[-1].name,
+            "operations": len(dataset.entries), "changed": changed[0].timestamp(),
+            "source": PurePath(facts.dataset.source).name,
+        }  # fmt: skip
+
+    def _make(self, config: DatasetConfig) -> JsonObject:
+        """Make a set of a file or a sample, with a name of its own."""
+        path_of(config.source.strip(), self._options.access)  # which may allow less than the person's
+        stem = re.sub(r"[^a-z0-9._-]+", "-", PurePath(config.source.rpartition(":")[2]).name.split(".")[0].lower())
+        stem, names = stem.strip("-._")[:50] or "rows", sets.set_names(self._home)
+        name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(names) + 3))) if n not in names)
+        chosen = config.model_dump(include={"source", "format", "column_map", "subset", "split", "revision"})
+        add_set(self._home, name, DatasetConfig(**chosen), author=self._author, require_space=lambda _: None)
+        return {"name": name}
+
+
+def _in_json(text: str) -> bytes:
+    """Return a text as it is within JSON."""
+    return json.dumps(text, ensure_ascii=False)[1:-1].encode(errors="backslashreplace")
+
+
+def _summary(rows: _Rows, row: int, state: int) -> JsonObject:
+    """Return how a row begins: its columns, and its turns by role."""
+    parts: list[tuple[str, Any]] = [("unreadable", rows.problems[row])] if row in rows.problems else []
+    for name, value in rows.value(row).items():
+        is_turns = isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value)
+        for turn in value if is_turns else ({"role": name, "content": value},):
+            content = turn.get("content", turn.get("value", turn))
+            text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+            parts.append((str(turn.get("role", turn.get("from", name)))[:40], one_line(text, _CELL)))
+    parts = [part for part in parts if part[1] not in ("", "null", "[]")][:_PARTS]
+    return {"row": row + 1, "state": state, "characters": int(rows.characters[row]), "parts": parts}
+
+
+def _hits(rows: _Rows, operations: list[Operation]) -> Generator[None, None, JsonObject]:
+    """Return how many rows a replacement changes, and the first of them."""
+    pace, count, hits = Pace(), 0, []
+    for row, replacement in product(range(len(rows.texts)), (o for o in operations if isinstance(o, Replace))):
+        before = rows.value(row) if replacement.is_regex or _in_json(replacement.pattern) in rows.texts[row] else {}
+        if before and (after := replacement.replace_in(before, row)) is not before:
+            count += 1
+            hits += [{"row": row + 1, **_difference(before, after)}] if len(hits) < _MOST_HITS else []
+        if pace.turn_is_over():
+            yield
+    return {"count": count, "hits": hits}
+
+
+def _difference(before: Any, after: Any) -> dict[str, str]:
+    """Return the first text that differs, from a little before the difference."""
+    while not isinstance(before, str):
+        names = before if isinstance(before, Mapping) else range(len(before))
+        name = next(name for name in names if before[name] != after[name])
+        before, after = before[name], after[name]
+    start = max(0, shared_length(before, after) - 40)
+    return {"before": one_line(before[start:], _CELL), "after": one_line(after[start:], _CELL)}
+
+
+def _log(dataset: sets.DataSet) -> list[JsonObject]:
+    """Return the last operations, the newest first; an edit without its row's content."""
+    left = {entry.id for entry in sets.in_force(dataset.entries)}
+    versions = {version.last: version.name for version in dataset.versions}
+    entries = dataset.entries[: -_MOST_ENTRIES - 1 : -1]
+    facts = ({"is_undone": entry.id not in left, "version": versions.get(entry.id, "")} for entry in entries)
+    dumps = (entry.model_dump(mode="json", exclude={"operation": {"record"}}) for entry in entries)
+    return [{**dump, **fact} for dump, fact in zip(dumps, facts, strict=True)]
