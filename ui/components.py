@@ -98,9 +98,9 @@ def clear_error_after(output: Component, components: Iterable[Component], typed_
     )
 
 
-def script(name: str) -> str:
-    """Return one of our scripts without its lines of comments, as the `js_on_load` of a component."""
-    return re.sub(r"^ *//.*\n", "", (_ASSETS / f"{name}.js").read_text(encoding="utf-8"), flags=re.MULTILINE)
+def script(name: str, kind: str = "js") -> str:
+    """Return one of our scripts, the `js_on_load` of a component, without its lines of comments; or a template of HTML."""
+    return re.sub(r"^ *//.*\n", "", (_ASSETS / f"{name}.{kind}").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 def shared_scripts() -> str:

@@ -6,10 +6,11 @@ from typing import Any
 
 import gradio as gr
 
-from loratory.engine.config.run import DatasetConfig, id_of_page
+from loratory.engine.config.run import SET_PREFIX, DatasetConfig, id_of_page
 from loratory.engine.data.contract import DatasetColumns, DatasetPage
 from loratory.engine.data.files import DATA_ENDINGS
 from loratory.engine.data.source import SAMPLE_PREFIX
+from loratory.engine.data.workshop.sets import set_names
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome
 from loratory.ui.addresses import parse_address
@@ -27,6 +28,7 @@ from loratory.ui.components import (
     shown_as_message,
 )
 from loratory.ui.page import Page
+from loratory.ui.tabs.data_sets import SetsPart
 from loratory.ui.tabs.dataset_format import DatasetFormat
 from loratory.ui.tabs.model import TokenizerStatus
 from loratory.ui.tabs.own_models import OwnPart
@@ -62,6 +64,7 @@ class DataTab:
                     "Upload a file", file_types=[*DATA_ENDINGS, ".gz"], size="sm", elem_id="upload",
                     visible=not page.services.home.is_guest,
                 )  # fmt: skip
+        self.sets = SetsPart(page)
         own = page.services.own_datasets
         self.own_datasets = OwnPart(page, own) if own is not None else None
         page.form.register("dataset.source", gr.Textbox("", visible=False))
@@ -94,6 +97,7 @@ class DataTab:
             self.samples.click(shown_as_message(_pick_sample), None, self._change, **SLOW),
             self.own.submit(shown_as_message(_take_path), self.own, self._change, **SLOW),
             self.upload.upload(shown_as_message(self._take_upload), self.upload, self._change, **SLOW),
+            self.sets.html.click(self._pick_set, None, self._change, **SLOW),
         ):
             self.open_after(page.change_after(chosen, self._change))
         if self.own_datasets is not None:
@@ -102,6 +106,7 @@ class DataTab:
             self.open_after(page.change_after(chosen, self._change))
         for trigger in (self.samples.click, self.upload.upload):
             trigger(None, None, self.own, js="() => ''", **QUICK)  # another dataset than the typed path
+        self.open_after(self.sets.html.submit(nothing, None, None, **SLOW))  # the open set was changed
         for event in self.format.wire():
             self.open_after(event)
         self.rows.wire()
@@ -289,6 +294,10 @@ class DataTab:
     def fetch_again(self, *values: Any) -> Updates:
         question = question_of(self.page.settings(values))
         return self.tokenizer.updates(question.model if question is not None else None, again=True)
+
+    def _pick_set(self, event: gr.EventData) -> dict[str, Any]:
+        name = picked_value(event).removeprefix(SET_PREFIX)
+        return with_source(f"{SET_PREFIX}{name}") if name in set_names(self.page.services.home) else {}
 
     def _take_upload(self, file: str | None) -> dict[str, Any]:
         return with_source(str(self.page.services.transfers.keep_upload(Path(file)))) if file else {}

@@ -1,0 +1,160 @@
+"""My datasets on the Data tab, in a real browser on fakes: a set of many rows, edits, operations, find and replace."""
+
+import json
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.workshop.exchange import add_set
+from loratory.engine.data.workshop.operations import Mark
+from loratory.engine.data.workshop.sets import find_set, set_names
+from tests.browser.chromium import barriers, choose_model_and_data, fits_its_window, open_page, open_tab
+from tests.browser.show_fake import page_of
+from tests.fake_services import fake_services
+
+pytestmark = pytest.mark.browser
+MANY = 100_000
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    services = fake_services(folder / "home")
+    for name, rows in (("many", MANY), ("few", 40), ("other", 40)):
+        with (folder / f"{name}.jsonl").open("w") as file:
+            for number in range(1, rows + 1):
+                row = {
+                    "instruction": f"Question {number}?",
+                    "input": "",
+                    "output": f"Answer {number}. " * (1 + number % 9),
+                }
+                file.write(json.dumps(row) + "\n")
+        config = DatasetConfig(source=str(folder / f"{name}.jsonl"))
+        add_set(services.home, name, config, author="Ann", require_space=lambda _: None)
+    return services
+
+
+@pytest.fixture(scope="module")
+def address(services):
+    with page_of(services) as running:
+        yield running
+
+
+@pytest.fixture
+def page(kept_page: Page) -> Page:
+    return kept_page
+
+
+def open_set(page: Page, name: str) -> None:
+    open_tab(page, "Data")
+    page.locator(f"#sets [data-pick='open:{name}']").click()
+    expect(page.locator("#sets .set h3").first).to_have_text(name)
+    expect(page.locator("#sets .line-row").first).to_be_visible()
+
+
+def row(page: Page, number: int):
+    return page.locator("#sets .line-row", has=page.get_by_text(f"{number:,}", exact=True)).first
+
+
+def test_a_hundred_thousand_rows_scroll_to_their_end(page):
+    open_set(page, "many")
+    expect(page.locator("#sets .count")).to_contain_text("100,000 of 100,000 rows")
+    grid = page.locator("#sets .grid")
+
+    grid.evaluate("grid => { grid.scrollTop = grid.scrollHeight; }")
+    expect(row(page, MANY)).to_be_in_viewport()
+    assert page.locator("#sets .line-row").count() < 60
+    page.locator("#sets .head [data-pick='sort:characters']").click()
+    expect(page.locator("#sets .head [aria-sort=ascending]")).to_contain_text("Characters")
+    page.locator("#sets .find").fill("answer 777. ")
+    expect(page.locator("#sets .count")).to_contain_text("1 of 100,000 rows")
+    expect(row(page, 777)).to_contain_text("Question 777?")
+
+
+def test_rows_are_excluded_by_keyboard_and_come_back(page, services):
+    open_set(page, "few")
+    grid = page.locator("#sets .grid")
+    grid.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Shift+ArrowDown")
+    expect(page.locator("#sets .count")).to_contain_text("2 selected")
+    page.keyboard.press("e")
+
+    expect(row(page, 3)).to_contain_text("excluded")
+    assert find_set(services.home, "few").entries[-1].operation == Mark(kind="exclude", rows="2-3")
+    page.locator("#sets .log summary").click()
+    page.locator("#sets [data-pick='undo:1']").click()
+    expect(row(page, 3)).to_contain_text("kept")
+    expect(page.locator("#sets .log")).to_contain_text("undone")
+
+
+def test_an_edit_shows_its_tokens_and_is_saved(page, services):
+    choose_model_and_data(page)
+    open_set(page, "few")
+    row(page, 5).locator("span").nth(2).click()
+    expect(page.locator("#sets .row-editor h3")).to_have_text("Row 5")
+    box = page.locator("#sets .fields label", has_text="instruction").locator("textarea")
+    box.fill("Why?")
+
+    expect(page.locator("#sets .trained .tokens .trained").first).to_contain_text("Why?")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#sets .said")).to_contain_text("Saved row 5")
+    expect(row(page, 5)).to_contain_text("Why?")
+    assert find_set(services.home, "few").entries[-1].operation.record["instruction"] == "Why?"
+    expect(page.locator("#sets .save")).to_be_disabled()
+
+
+def test_what_is_typed_stays_when_another_page_changed_the_row(page, services):
+    open_set(page, "other")
+    row(page, 2).locator("span").nth(2).click()
+    box = page.locator("#sets .fields label", has_text="output").locator("textarea")
+    box.fill("Mine")
+    find_set(services.home, "other").append([Mark(kind="exclude", rows="2")], since=None, author="Ben")
+
+    page.locator("#sets .save").click()
+    expect(page.locator("#sets .said")).to_contain_text("operation 1 (exclude, by Ben) came in between")
+    expect(box).to_have_value("Mine")
+    page.locator("#sets [data-pick='turn:1']").click()
+    expect(page.locator("#sets .said")).to_contain_text("save or discard them first")
+    page.locator("#sets [data-pick=discard]").click()
+    expect(box).not_to_have_value("Mine")
+
+
+def test_a_replacement_is_seen_before_it_is_made(page, services):
+    open_set(page, "other")
+    page.locator("#sets summary", has_text="Find and replace").click()
+    page.get_by_label("Find", exact=True).last.fill("Answer 3. ")
+    page.get_by_label("Replace with").fill("Reply. ")
+    expect(page.locator("#sets [data-pick=replace]")).to_be_disabled()
+    page.locator("#sets [data-pick=preview]").click()
+    expect(page.locator("#sets .hits")).to_contain_text("Changes 1 row")
+    expect(page.locator("#sets .hits ins")).to_contain_text("Reply.")
+    fits_its_window(page)
+    assert barriers(page) == []
+
+    page.locator("#sets [data-pick=replace]").click()
+    expect(row(page, 3)).to_contain_text("Reply. Reply.")
+    assert find_set(services.home, "other").entries[-1].operation.kind == "replace"
+
+
+def test_a_set_is_made_of_the_open_file_used_and_deleted(page, services):
+    choose_model_and_data(page)
+    page.locator("#sets [data-pick=make]").click()
+    expect(page.locator("#sets .set h3").first).to_have_text("loratory-faq")
+    expect(page.locator("#dataset-summary")).to_contain_text("set:loratory-faq")
+    expect(page.locator("#sets tr.chosen")).to_contain_text("loratory-faq")
+
+    page.locator("#sets [data-pick='delete:loratory-faq']").click()
+    expect(page.locator("#sets .said")).to_contain_text("all of its versions is deleted")
+    page.locator("#sets [data-pick='really-delete:loratory-faq']").click()
+    expect(page.locator("#sets .said")).to_contain_text("Deleted loratory-faq")
+    assert "loratory-faq" not in set_names(services.home)
+
+
+def test_a_phone_has_the_sets_in_one_column(browser, address):
+    page = open_page(browser, address, width=390, height=844)
+    open_set(page, "few")
+    fits_its_window(page)
+    assert barriers(page) == []
+    page.context.close()

@@ -1,0 +1,137 @@
+"""My datasets on the Data tab: what the script asks, and what the page answers."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from gradio import EventData
+
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.workshop.exchange import add_set
+from loratory.engine.data.workshop.sets import find_set, set_names
+from loratory.engine.errors import StorageError
+from loratory.ui.tabs import data_sets
+from loratory.ui.tabs.data import DataTab
+from loratory.ui.views.sets import render_log
+from tests.fake_services import fake_services
+from tests.invented_runs import InventedRun, a_config, write_run
+
+FORM = {"dataset": {"source": "sample:loratory-faq"}, "model": {"id": "some/model"}, "training": {}, "openable": ""}
+
+
+@pytest.fixture
+def faq(services):
+    config = DatasetConfig(source="sample:loratory-faq")
+    return add_set(services.home, "faq", config, author="Ann", require_space=lambda _: None)
+
+
+@pytest.fixture
+def tab(laid_out):
+    return laid_out(DataTab)
+
+
+@pytest.fixture
+def query(tab):
+    return lambda do, form=FORM, **values: tab.sets.answer(json.dumps({"do": do, "form": form, **values}))
+
+
+def test_a_list_has_versions_runs_and_the_chosen_set(query, faq, services):
+    run = write_run(services.runs, a_config(dataset__source=f"set:faq@{faq.versions[0].name}"), InventedRun())
+    html = query("list", {**FORM, "dataset": {"source": "set:faq"}, "openable": "<rows>"})["html"]
+    assert all(text in html for text in (run.id, faq.versions[0].name, "354", "0 operations", 'aria-selected="true"'))
+    assert "Edit rows of &lt;rows&gt;" in html
+    question = query("question", name="faq")["html"]
+    assert run.id in question
+    assert 'data-pick="really-delete:faq"' in question
+
+
+def test_a_click_uses_a_set_of_this_person_alone(tab, faq):
+    assert tab._pick_set(EventData(None, {"pick": "set:faq"}))["dataset"]["source"] == "set:faq"
+    assert tab._pick_set(EventData(None, {"pick": "set:other"})) == {}
+    assert tab._pick_set(EventData(None, {"pick": "/etc/passwd"})) == {}
+
+
+def test_the_open_file_becomes_a_set(query, services):
+    assert query("make") == {"name": "loratory-faq"}
+    assert set_names(services.home) == ["loratory-faq"]
+    assert "was not found" in query("make", {**FORM, "dataset": {"source": "/nowhere/rows.jsonl"}})["error"]
+
+
+def test_a_full_disk_refuses_a_set_and_an_operation(query, faq, monkeypatch):
+    def refuse(home, owner, more_bytes=0):
+        raise StorageError("The disk is full.", "Delete something.")
+
+    monkeypatch.setattr(data_sets, "require_disk_space", refuse)
+    assert "The disk is full" in query("make")["error"]
+    assert "The disk is full" in query("apply", name="faq", operations=[{"kind": "exclude", "rows": "1"}])["error"]
+
+
+def test_a_change_forgets_what_was_read_of_the_set(query, faq, services, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(services.checks, "forget", lambda dataset: forgotten.append(dataset.source))
+    form = {**FORM, "dataset": {"source": "set:faq"}}
+    assert query("apply", form, name="faq", operations=[{"kind": "exclude", "rows": "1"}], since=0)["last"] == 1
+    assert forgotten == ["set:faq"]
+    assert (
+        "came in between" in query("apply", name="faq", operations=[{"kind": "exclude", "rows": "1"}], since=0)["error"]
+    )
+    assert len(find_set(services.home, "faq").entries) == 1
+
+
+def test_tokens_are_those_of_what_is_typed(query, faq):
+    html = query("tokens", name="faq", row=3, record={"instruction": "<b>Typed</b>", "output": "x"})["html"]
+    assert "Row 3 of" in html
+    assert "&lt;b&gt;Typed&lt;/b&gt;" in html
+
+
+def test_a_damaged_set_is_listed_and_deleted(query, faq, services):
+    (faq.folder / "log.jsonl").write_text("<x>\n")
+    html = query("list")["html"]
+    assert "of the log of the set faq is not its operation" in html
+    assert "open:faq" not in html
+    assert query("delete", name="faq") == {}
+    assert set_names(services.home) == []
+
+
+def test_names_are_looked_up_and_a_guest_has_no_sets(query, faq, services, laid_out, tmp_path):
+    assert "There is no set" in query("delete", name="../faq")["error"]
+    assert "error" in query("rows", name=["faq"])
+    assert set_names(services.home) == ["faq"]
+    home = replace(services.home, owner="guest", role="guest")
+    guest = fake_services(tmp_path / "guest", home=home)
+    assert set_names(home) == []
+    part = data_sets.SetsPart.__new__(data_sets.SetsPart)
+    part.services = guest
+    assert part.answer(json.dumps({"do": "list", "form": FORM}))["html"] == ""
+    assert "error" in part.answer(json.dumps({"do": "make", "form": FORM}))
+
+
+@pytest.mark.parametrize(
+    ("source", "openable"),
+    [
+        ("/data/rows.jsonl", "rows.jsonl"),
+        ("sample:lab-chats", "lab-chats"),
+        ("set:faq", ""),
+        ("owner/name", ""),
+        ("", ""),
+    ],
+)
+def test_a_file_or_a_sample_can_become_a_set(tab, source, openable):
+    values = tab.page.form.updates(a_config(dataset__source=source or "x").model_dump(mode="json"))
+    draft = tab.page.draft(values)
+    draft.mapping["dataset"]["source"] = source
+    assert json.loads(data_sets.render_form(draft))["openable"] == openable
+
+
+def test_operations_are_described_and_escaped():
+    entry = {"id": 1, "author": "<Ann>", "time": "2026-01-01T00:00:00Z", "version": "", "is_undone": False}
+    operations = (
+        ({"kind": "replace", "pattern": "<a>", "replacement": "b", "columns": ["x"]}, "replace pattern &lt;a&gt; replacement b columns x"),
+        ({"kind": "split", "rows": "1-4", "text": ""}, "split rows 1-4"),
+        ({"kind": "drop", "rows": "7", "text": "duplicates"}, "drop rows 7 text duplicates"),
+        ({"kind": "undo", "id": 3}, "undo id 3"),
+    )  # fmt: skip
+    for operation, text in operations:
+        html = render_log({"entries": [{**entry, "operation": operation}]})
+        assert text in html
+        assert "&lt;Ann&gt;" in html
