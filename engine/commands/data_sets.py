@@ -38,7 +38,7 @@ def list_sets(as_json: AsJson = False) -> None:
         except DatasetError as error:
             value["problem"] = str(error)
         values.append(value)
-    _print(values, as_json)
+    report(values, as_json)
 
 
 @data_group.command()
@@ -56,7 +56,7 @@ def add(
     home, config = LoratoryHome.from_environment(), dataset_config(source, column_map, settings)
     owner = home.owner or local_owner()
     dataset = add_set(home, name, config, author=owner, require_space=lambda b: require_disk_space(home, owner, b))
-    _print({"train_on": f"{SET_PREFIX}{name}", **dataset.facts.model_dump(exclude_defaults=True)}, as_json)
+    report({"train_on": f"{SET_PREFIX}{name}", **dataset.facts.model_dump(exclude_defaults=True)}, as_json)
 
 
 @data_group.command()
@@ -78,7 +78,7 @@ def show(
         after = rows.editor.apply(source)
         value |= {"source_row": source.value, "row": after.value if after is not None else None}
         entries = [e for e in entries if shared_rows(sets.rows_of(e.operation, dataset.entries), ((row - 1, row),))]
-    _print({**value, "source": dataset.facts.model_dump(exclude_defaults=True), "operations": entries}, as_json)
+    report({**value, "source": dataset.facts.model_dump(exclude_defaults=True), "operations": entries}, as_json)
 
 
 @data_group.command()
@@ -114,7 +114,7 @@ def _append(name: str, operations: list[Operation], since: int | None, as_json: 
     owner = home.owner or local_owner()
     require_disk_space(home, owner)
     entries = sets.find_set(home, name).append(operations, since=since, author=owner)
-    _print({"version": sets.find_set(home, name).versions[-1].name, "operations": entries}, as_json)
+    report({"version": sets.find_set(home, name).versions[-1].name, "operations": entries}, as_json)
 
 
 @data_group.command()
@@ -125,7 +125,7 @@ def versions(name: SetName, as_json: AsJson = False) -> None:
         entry = dataset.entries[last - 1].model_dump(include={"author", "time"}) if last else {}
         runs = [run for *used, run in uses if used == [name, version]]
         values.append({"version": version, "last_operation": last, **entry, "runs": runs})
-    _print(values, as_json)
+    report(values, as_json)
 
 
 @data_group.command()
@@ -139,7 +139,7 @@ def diff(
     from loratory.engine.data.workshop.exchange import compare_versions
 
     for change in compare_versions(_open(f"{name}@{before}"), _open(f"{name}@{after}")):  # a set may not fit in memory
-        _print(change._asdict(), as_json)
+        report(change._asdict(), as_json)
 
 
 @data_group.command()
@@ -153,7 +153,7 @@ def export(
 
     rows = _open(name)
     export_version(rows, typed_path(to))
-    _print({"version": rows.name, "file": str(to)}, as_json)
+    report({"version": rows.name, "file": str(to)}, as_json)
 
 
 @data_group.command()
@@ -167,7 +167,7 @@ def delete(
         print(f"Runs that used it, and cannot be resumed without it: {', '.join(runs)}.", file=sys.stderr)
     confirm(f"This removes the set {name} and all of its versions.", yes=yes)
     sets.delete_set(folder)
-    _print({"name": name, "runs": runs}, as_json)
+    report({"name": name, "runs": runs}, as_json)
 
 
 def _open(name: str) -> SetRows:
@@ -175,7 +175,7 @@ def _open(name: str) -> SetRows:
     return SetRows(*sets.find_version(home, name), SourceOptions(home=home))
 
 
-def _print(value: Any, as_json: bool) -> None:
+def report(value: Any, as_json: bool) -> None:
     """Print a value as JSON, or as YAML for people."""
     plain = to_jsonable_python(value)
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6)

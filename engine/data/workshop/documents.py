@@ -1,0 +1,138 @@
+"""Passages of documents, which a process with limits reads: run as a module, this is that process."""
+
+import contextlib
+import io
+import re
+from bisect import bisect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from loratory.engine.data.files.access import open_regular, shown_name
+from loratory.engine.data.records import one_line
+from loratory.engine.errors import DatasetError, WorkerError
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.processes.json_lines import JsonLinesProcess
+from loratory.engine.processes.limits import limited
+from loratory.engine.processes.messages import JsonObject, Request, serve
+
+_MODULE = "loratory.engine.data.workshop.documents"
+_LIMITS = (120.0, 1 << 30)  # seconds of computing and bytes, for one file; a page of PDF takes some 30 ms
+# Where a passage may end, the best first: before a heading, after a paragraph, a sentence, a word.
+_BREAKS = [re.compile(text) for text in (r"\n(?=#{1,6} )", r"\n\n", r"(?<=[.!?…])\s|(?<=[。！？])", r"\s")]
+_HEADING, _PAGE = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE), re.compile("\f")
+
+
+class Passage(BaseModel, frozen=True):
+    """A part of a document."""
+
+    place: str  # file, heading or page where there is one, and its characters of the document's text
+    text: str
+
+
+def read_passages(
+    files: Sequence[Path], home: LoratoryHome, size: int, overlap: int
+) -> tuple[list[Passage], list[str]]:
+    """Return the passages of files, and notes on pages without text; a file that cannot be read is a DatasetError."""
+    passages, notes = [], []
+    with contextlib.closing(JsonLinesProcess(_MODULE, log_file=home.logs / "documents.log")) as process:
+        for path in files:
+            name = shown_name(path.name)
+            params = {"path": str(path), "size": size, "overlap": overlap, "limits": _LIMITS}
+            try:
+                answer = process.call("read", params)
+            except DatasetError as error:
+                raise DatasetError(error.what if name in error.what else f"{name} {error.what}", error.fix) from error
+            except WorkerError as error:  # whatever a damaged file does to a library, or a bomb to the limits
+                fix = "It may be damaged or too large: save it again with its program, divide it, or save it as .txt."
+                raise DatasetError(f"{name} cannot be read. {error.what}", fix) from error
+            passages += [Passage.model_validate(value) for value in answer["passages"]]
+            notes += answer["notes"]
+    return passages, notes
+
+
+def cut(text: str, size: int, overlap: int) -> Iterator[tuple[int, str]]:
+    """Yield parts of at most `size` characters with where they begin; each repeats the end of the one before."""
+    end, overlap = 0, min(overlap, size // 3)  # or it would not get on
+    while end < len(text):
+        word = _BREAKS[-1].search(text, max(end - overlap, 0), end)
+        start = word.end() if word is not None else max(end - overlap, 0)
+        limit = start + size
+        ends = ([match.end() for match in pattern.finditer(text, start + size // 2, limit)] for pattern in _BREAKS)
+        end = len(text) if limit >= len(text) else next(filter(None, ends), [limit])[-1]
+        if part := text[start:end].strip():
+            yield text.index(part[0], start), part
+
+
+def _read(params: JsonObject, _: Request) -> JsonObject:
+    path = Path(params["path"])
+    name, ending = shown_name(path.name), path.suffix.lower()
+    if ending not in _READERS:
+        raise DatasetError("has no ending of a document.", f"Save it as {', '.join(_READERS)}.")
+    with limited(*params["limits"]), open_regular(path) as file:
+        try:
+            text = _READERS[ending](file.read()).encode(errors="replace").decode()
+        except ImportError as error:
+            fix = "Install it with `pip install 'loratory[documents]'`."
+            raise DatasetError(f"needs {error.name} to be read.", fix) from error
+        text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip(" \t") for line in text.split("\n")))
+        starts, places, passages = [0], [name], []
+        for number, match in enumerate((_PAGE if ending == ".pdf" else _HEADING).finditer(text), 1):
+            starts.append(match.start())
+            places.append(f"{name}, {f'page {number}' if ending == '.pdf' else one_line(match[1], 120)}")
+        for start, part in cut(text, params["size"], params["overlap"]):
+            place = f"{places[bisect(starts, start) - 1]}, characters {start + 1:,} to {start + len(part):,}"
+            passages.append({"place": place, "text": part.replace("\f", "\n")})
+    if not passages:
+        fix = "If its pages are scans, recognize their text first, such as with ocrmypdf; or leave it out."
+        raise DatasetError("has no text.", fix)
+    empty = sum(not page.strip() for page in text.split("\f")[1:])
+    return {"passages": passages, "notes": [f"{name}: {empty:,} pages have no text."] if empty else []}
+
+
+def _plain(content: bytes) -> str:
+    with contextlib.suppress(UnicodeDecodeError):
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        if "\0" not in text:
+            return text.replace("\r\n", "\n").replace("\f", "\n")
+    raise DatasetError("is not text in UTF-8.", "Save it as UTF-8, or give it the ending of its kind.")
+
+
+def _html(content: bytes | str) -> str:
+    from bs4 import BeautifulSoup
+    from markdownify import MarkdownConverter
+
+    soup = BeautifulSoup(content, "html.parser")  # finds the encoding
+    for element in soup(["script", "style", "template", "noscript", "svg", "nav"]):
+        element.decompose()
+    converter = MarkdownConverter(
+        heading_style="ATX", strip=["a", "img", "b", "strong", "i", "em"],
+        escape_underscores=False, escape_asterisks=False, escape_misc=False,
+    )  # fmt: skip
+    return str(converter.convert_soup(soup)).replace("\f", "\n")
+
+
+def _docx(content: bytes) -> str:
+    from mammoth import convert_to_html
+
+    if content.startswith(b"\xd0\xcf\x11\xe0"):  # the magic of OLE
+        raise DatasetError("has a password, or is of an old Word.", "Save it as .docx without a password.")
+    return _html(convert_to_html(io.BytesIO(content), include_embedded_style_map=False).value)
+
+
+def _pdf(content: bytes) -> str:
+    from pypdf import PdfReader
+
+    reader = PdfReader(io.BytesIO(content))
+    if reader.is_encrypted and not reader.decrypt(""):
+        raise DatasetError("needs a password.", "Save it without one, such as with qpdf --decrypt.")
+    return "".join("\f" + page.extract_text().replace("\f", "\n") for page in reader.pages)
+
+
+_READERS: Mapping[str, Callable[[bytes], str]] = {
+    ".txt": _plain, ".md": _plain, ".html": _html, ".htm": _html, ".pdf": _pdf, ".docx": _docx,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    serve({"read": _read})

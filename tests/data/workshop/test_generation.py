@@ -1,0 +1,443 @@
+"""Jobs: what an endpoint is asked and does, how a job continues, and what reviewers say."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from loratory.engine.data.workshop import endpoint as endpoints
+from loratory.engine.data.workshop.documents import Passage
+from loratory.engine.data.workshop.endpoint import Endpoint, EndpointError
+from loratory.engine.data.workshop.generation import GenerationSettings, Job, unsupported
+from loratory.engine.data.workshop.sets import find_set
+from loratory.engine.errors import DatasetError
+from tests.data.workshop.local_endpoint import GOOD, completion, send, serving
+from tests.data.workshop.made_sets import read
+
+SECRET = "sk-this/is+the=secret-of-a-test"
+PASSAGES = [
+    Passage(place=f"manual.md, characters {n} to {n}", text=f"Part {n} has {7 * n} screws.") for n in range(1, 6)
+]
+GOOD_REPLY = (200, completion(GOOD))
+
+
+@pytest.fixture(autouse=True)
+def no_waits(monkeypatch):
+    monkeypatch.setattr(endpoints, "_WAITS_SECONDS", (0.0, 0.0, None))
+    monkeypatch.setenv("TEST_KEY", SECRET)
+
+
+def make_job(home, passages=PASSAGES, **settings):
+    return Job(home, GenerationSettings(**{"model": "m", "endpoint": "http://127.0.0.1:9/v1", **settings}), passages)
+
+
+def run(job, server, key="TEST_KEY", timeout=5.0, most=float("inf")):
+    steps = []
+    answer_tokens = job.settings.answer_tokens
+    job.run(Endpoint(server.url, "m", key, answer_tokens, timeout), most, lambda *step: steps.append(step))
+    return steps
+
+
+def logged(job):
+    return [json.loads(line) for line in (job.folder / "candidates.jsonl").read_text().splitlines()]
+
+
+def test_a_job_asks_once_for_each_passage_and_saves_what_it_paid_for(home):
+    job = make_job(home)
+    with serving() as server:
+        steps = run(job, server)
+        again = run(make_job(home), server)
+
+    assert len(server.requests) == 5
+    assert [step[0] for step in steps] == [1, 2, 3, 4, 5]
+    assert steps[-1] == again[-1] == (5, 600)
+    assert set(server.paths) == {"/v1/chat/completions"}
+    assert set(server.keys) == {f"Bearer {SECRET}"}
+    request = server.requests[1]
+    assert request["max_tokens"] == 1024
+    assert "Part 2 has 14 screws." in request["messages"][1]["content"]
+    schema = request["response_format"]["json_schema"]
+    assert schema["strict"] is True
+    assert schema["schema"]["required"] == ["answer", "question"]
+    assert schema["schema"]["additionalProperties"] is False
+    assert job.rows()[3] == {
+        "messages": [{"role": "user", "content": GOOD["question"]}, {"role": "assistant", "content": GOOD["answer"]}]
+    }
+    assert [entry["tokens"] for entry in logged(job)] == [120] * 5
+
+
+RECIPES = {
+    "question_answer": (GOOD, "", [GOOD["question"], GOOD["answer"]]),
+    "summary": ({"summary": "Short."}, "", ["Summarize this text.\n\nPart 1 has 7 screws.", "Short."]),
+    "extraction": ({"facts": "screws: 7"}, "counts", ["List from this text: counts\n\nPart 1 has 7 screws.", "screws: 7"]),
+    "rewrite": ({"text": "Yo."}, "slang {x}", ["Rewrite this text in this style: slang {x}\n\nPart 1 has 7 screws.", "Yo."]),
+    "own": ({"user": "U {0}", "assistant": "A"}, "Write {something}.", ["U {0}", "A"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_recipe_makes_its_row(home, recipe):
+    answer, detail, texts = RECIPES[recipe]
+    job = make_job(home, PASSAGES[:1], recipe=recipe, detail=detail)
+    with serving((200, completion(answer))) as server:
+        run(job, server)
+
+    assert [turn["content"] for turn in job.rows()[1]["messages"]] == texts
+    assert detail in server.requests[0]["messages"][1]["content"]
+
+
+def test_a_preference_pair_is_a_row_of_three_columns(home):
+    job = make_job(home, PASSAGES[:1], recipe="preference_pair")
+    with serving((200, completion({"question": "Q?", "chosen": "Right.", "rejected": "Wrong."}))) as server:
+        run(job, server)
+
+    assert job.rows() == {1: {"prompt": "Q?", "chosen": "Right.", "rejected": "Wrong."}}
+
+
+@pytest.mark.parametrize(("recipe", "detail"), [("none", ""), ("../x", "x"), ("rewrite", ""), ("own", "")])
+def test_a_recipe_that_does_not_exist_or_needs_a_detail_is_refused(home, recipe, detail):
+    with pytest.raises(DatasetError, match="does not exist, or needs --detail"):
+        make_job(home, recipe=recipe, detail=detail)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["```json\n{}\n```", "<think>I {think}.</think>\n\n{}", "  {}  ", "```\n{}```"],
+)
+def test_an_answer_without_response_format_is_parsed_from_its_text(home, text):
+    job = make_job(home, PASSAGES[:2])
+    refusal = (400, {"error": {"message": "response_format is not supported"}})
+    with serving(refusal, (200, completion(text.replace("{}", json.dumps(GOOD))))) as server:
+        run(job, server)
+
+    assert ["response_format" in request for request in server.requests] == [True, False, False]
+    assert len(job.rows()) == 2
+
+
+def test_a_newer_model_gets_the_limit_under_its_newer_name(home):
+    refusal = (400, {"error": {"message": "'max_tokens' is not supported. Use 'max_completion_tokens' instead."}})
+    with serving(refusal, GOOD_REPLY) as server:
+        run(make_job(home, PASSAGES[:1]), server)
+
+    assert server.requests[1]["max_completion_tokens"] == 1024
+    assert "max_tokens" not in server.requests[1]
+    assert "response_format" in server.requests[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "problem"),
+    [
+        ("Here you are: {}", "stop", "JSON"),
+        ({**GOOD, "more": "x"}, "stop", "Extra"),
+        ({"question": "Q?"}, "stop", "required"),
+        ({**GOOD, "answer": 7}, "stop", "string"),
+        ({**GOOD, "answer": "  "}, "stop", "at least 1 character"),
+        (json.dumps(GOOD)[:-5], "length", "cut at --answer-tokens"),
+        ("[" * 100_000, "stop", ""),
+        ("{" + " " * 100_000 + "x", "stop", ""),
+        ("", "stop", ""),
+    ],
+)  # fmt: skip
+def test_an_answer_of_another_form_is_paid_and_logged_but_is_no_candidate(home, content, finish, problem):
+    job = make_job(home)
+    with serving(GOOD_REPLY, (200, completion(content, finish)), GOOD_REPLY) as server:
+        run(job, server)
+        assert run(job, server)[-1] == (5, 600)
+
+    assert len(server.requests) == 5
+    assert sorted(job.rows()) == [1, 3, 4, 5]
+    assert problem in logged(job)[1]["problem"]
+
+
+def test_a_model_whose_answers_are_all_unusable_is_not_paid_for_long(home):
+    job = make_job(home, PASSAGES * 4)
+    with serving((200, completion("no"))) as server, pytest.raises(EndpointError, match="5 answers in a row"):
+        run(job, server)
+
+    assert len(server.requests) == 5
+
+
+def drip(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "100000")
+    handler.end_headers()
+    for _ in range(100):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def flood(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(10_000):
+        handler.wfile.write(b"x" * 65536)
+
+
+def drop(handler):
+    handler.close_connection = True
+    handler.connection.close()
+
+
+def break_off(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices"')
+    drop(handler)
+
+
+def redirect(handler):
+    send(handler, 307, b"", Location="http://127.0.0.1:9/")
+
+
+BAD = {
+    "key": ((401, {"error": f"Incorrect API key {SECRET}"}), 1, "answered 401: .*(key).*--key-variable"),
+    "missing": ((404, {"error": "no such model"}), 1, "answered 404: .*no such model.*name of the model"),
+    "page": ((200, b"<!doctype html><title>Welcome</title>"), 1, "answered 200: a web page. Check the address"),
+    "error page": ((502, b"<html>Bad gateway</html>"), 3, "answered 502: a web page"),
+    "text": ((200, b"hello"), 1, "answered 200: hello"),
+    "other JSON": ((200, {"choices": []}), 1, "answered 200"),
+    "deep": ((200, b"[" * 200_000), 1, "answered 200"),
+    "wrong usage": ((200, completion(GOOD) | {"usage": {"prompt_tokens": "many"}}), 1, "answered 200"),
+    "busy": ((429, {"error": "slow down"}), 3, "answered 429: .*slow down"),
+    "redirect": (redirect, 1, "answered 307"),
+    "slow": (drip, 1, "did not answer within 0.5 s. Raise --timeout"),
+    "silent": (lambda handler: time.sleep(3), 1, "did not answer within 0.5 s"),
+    "flood": (flood, 1, "answered with more than 4,194,304 bytes"),
+    "dead": (drop, 3, "did not answer: "),
+    "half": (break_off, 3, "did not answer: "),
+    "refused": ((422, {"error": "too long"}), 2, "answered 422: .*too long"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("manner", BAD)
+def test_a_bad_endpoint_is_a_fact_and_a_fix_and_the_job_continues_later(home, manner, caplog):
+    reply, requests, message = BAD[manner]
+    job = make_job(home)
+    with serving(GOOD_REPLY, reply) as server, pytest.raises(EndpointError, match=message) as error:
+        run(job, server, timeout=0.5)
+    assert len(server.requests) == 1 + requests
+    assert SECRET not in repr(error.value) + str(error.value) + caplog.text
+
+    with serving() as server:
+        run(job, server)
+    assert len(server.requests) == 4
+    assert sorted(job.rows()) == [1, 2, 3, 4, 5]
+    assert not any(SECRET.encode() in file.read_bytes() for file in home.root.rglob("*") if file.is_file())
+
+
+def test_a_busy_endpoint_is_asked_again(home):
+    with serving((503, {}), (429, {}), GOOD_REPLY) as server:
+        run(make_job(home, PASSAGES[:1]), server)
+
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["ftp://host/v1", "file:///etc/passwd", "host", "http://", "http://user:pass@host/v1", "http://host/v1?key=x", "http://a b",
+     "http://host/v1#x", "http://host\n/v1", "http://hö.de", "gopher://x", ""],
+)  # fmt: skip
+def test_only_plain_addresses_of_http_are_used(address):
+    with pytest.raises(EndpointError, match="cannot be used") as error:
+        Endpoint(address, "m", "", 100, 1.0)
+    assert "pass@" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+def test_an_address_may_end_in_several_ways(home, suffix):
+    with serving() as server:
+        Endpoint(server.url + suffix, "m", "", 100, 5.0).complete([], {})
+
+    assert server.paths == ["/v1/chat/completions"]
+    assert server.keys == [None]
+
+
+@pytest.mark.parametrize("variable", ["MISSING", SECRET, "LINES", "EMPTY", "FOREIGN"])
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(monkeypatch, variable):
+    monkeypatch.setenv("LINES", f"{SECRET}\n{SECRET}")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.setenv("FOREIGN", "schlüssel")
+    with pytest.raises(EndpointError, match="empty, or holds no key") as error:
+        Endpoint("http://localhost", "m", variable, 100, 1.0)
+    assert SECRET not in str(error.value)
+    assert "schlüssel" not in str(error.value)
+
+
+def test_the_limit_of_tokens_is_never_exceeded_and_may_be_raised(home):
+    job = make_job(home, answer_tokens=50)
+    prompt = job.estimate()[0] // 5
+    limit = 2 * 120 + prompt + 49
+    with serving() as server:
+        with pytest.raises(
+            EndpointError, match=f"240 tokens are used, and the next answer may need .* of {limit:,}"
+        ) as error:
+            run(job, server, most=limit)
+        assert "Raise --limit-tokens" in error.value.fix
+        assert len(server.requests) == 2
+        run(job, server, most=10_000)
+    assert len(server.requests) == 5
+
+
+def test_tokens_are_estimated_where_the_endpoint_does_not_count_them(home):
+    reply = completion(GOOD)
+    del reply["usage"]
+    job = make_job(home, PASSAGES[:1])
+    with serving((200, reply)) as server:
+        run(job, server)
+
+    assert logged(job)[0]["tokens"] == job.estimate()[0] + len(json.dumps(GOOD)) // 3
+
+
+def test_a_line_that_was_not_written_to_its_end_is_asked_for_again(home):
+    job = make_job(home)
+    with serving() as server:
+        run(job, server)
+        log = job.folder / "candidates.jsonl"
+        log.write_bytes(log.read_bytes()[:-20])
+        run(job, server)
+
+    assert len(server.requests) == 6
+    assert sorted(job.rows()) == [1, 2, 3, 4, 5]
+    assert len(log.read_bytes().splitlines()) == 6
+
+
+@pytest.mark.e2e
+def test_a_killed_command_continues_and_asks_for_no_passage_twice(home, tmp_path):
+    (tmp_path / "manual.md").write_text(
+        "\n\n".join(f"# Part {n}\n\n" + f"It has {n} screws. " * 12 for n in range(1, 11))
+    )
+    hold = threading.Event()
+    held = threading.Event()
+
+    def wait(handler):
+        held.set()
+        hold.wait(60)
+        handler.connection.close()
+
+    with serving(*[GOOD_REPLY] * 4, wait, GOOD_REPLY) as server:
+        command = [
+            sys.executable, "-m", "loratory.engine.cli", "data", "generate", str(tmp_path / "manual.md"), "--endpoint", server.url,
+            "--model", "m", "--chunk-characters", "250", "--overlap-characters", "0", "--key-variable", "TEST_KEY", "--json",
+        ]  # fmt: skip
+        environment = {**os.environ, "LORATORY_HOME": str(home.root)}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert held.wait(120)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        hold.set()
+        (name,) = (folder.name for folder in (home.datasets / "_generated").iterdir())
+        assert len(Job.find(home, name).rows()) == 4
+
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        result = json.loads(done.stdout)
+        resume = [*command[:5], "--resume", name, "--json"]
+        again = subprocess.run(resume, env=environment, capture_output=True, text=True, timeout=300, check=True)
+
+    assert result["job"] == name
+    assert result["passages"] == result["candidates"] == json.loads(again.stdout)["candidates"] == 10
+    assert len(server.requests) == 11  # ten passages, and the one that was under way
+    prompts = [request["messages"][1]["content"] for request in server.requests]
+    assert len(set(prompts)) == 10
+    assert prompts.count(prompts[4]) == 2
+    assert not any(SECRET.encode() in file.read_bytes() for file in home.root.rglob("*") if file.is_file())
+    assert SECRET not in done.stdout + done.stderr + process.stderr.read().decode()
+
+
+def test_a_job_that_is_running_is_not_started_twice(home):
+    job = make_job(home)
+    errors: list[str] = []
+
+    def start_again(handler):
+        try:
+            run(make_job(home), server)
+        except DatasetError as error:
+            errors.append(str(error))
+        send(handler, 200, json.dumps(completion(GOOD)).encode())
+
+    with serving(start_again, GOOD_REPLY) as server:
+        run(job, server)
+
+    assert errors == [f"The job {job.folder.name} is running already. Wait for its end."]
+    assert len(server.requests) == 5
+
+
+@pytest.fixture
+def judged(home):
+    job = make_job(home)
+    with serving() as server:
+        run(job, server)
+    return job
+
+
+def judge(job, reviewer, **verdicts):
+    job.judge(
+        [json.dumps({"candidate": int(key[1:]), "verdict": verdict}).encode() for key, verdict in verdicts.items()],
+        reviewer,
+    )
+
+
+def test_only_rows_that_are_accepted_and_not_rejected_become_a_set(home, judged):
+    edit = {"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "Edited."}]}
+    judge(judged, "ann", c1="accept", c2="accept", c3="reject", c5="skip")
+    judge(judged, "bob", c1="reject", c3="accept")
+    assert sorted(judged.accepted()) == [2]
+    judge(judged, "bob", c1="accept")
+    judged.judge(
+        [json.dumps({"candidate": 2, "verdict": "edit", "row": edit}).encode(), b'{"candidate": 4, "verdict": ""}'],
+        "bob",
+    )
+    assert [value["candidate"] for value in judged.open_candidates("ann")] == [4]
+
+    judged.make_set(home, "manual", "ann", lambda size: None)
+
+    values = read(home, "set:manual")
+    assert list(values.values()) == [judged.rows()[1], edit]
+    assert [entry.operation.model_dump() for entry in find_set(home, "manual").entries] == [
+        {"kind": "note", "rows": str(n), "text": f"manual.md, characters {n} to {n}; {judged.folder.name} by m"}
+        for n in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{", b"[]", b'{"candidate": 99, "verdict": "accept"}', b'{"candidate": 1, "verdict": "yes"}', b'{"verdict": "accept"}',
+     b'{"candidate": 1, "verdict": "edit", "row": {"prompt": "a", "chosen": "b", "rejected": "c"}}',
+     b'{"candidate": 1, "verdict": "edit", "row": {"messages": [{"role": "user", "content": " "}]}}'],
+)  # fmt: skip
+def test_verdicts_that_cannot_be_used_add_nothing(judged, line):
+    with pytest.raises(DatasetError, match=r"Verdict \d cannot be used"):
+        judged.judge([b'{"candidate": 1, "verdict": "accept"}', line], "ann")
+
+    assert judged.verdicts() == {}
+
+
+def test_the_agreement_of_two_reviewers_is_counted_on_what_both_judged(judged):
+    judge(judged, "ann", c1="accept", c2="accept", c3="reject", c4="reject", c5="accept")
+    judge(judged, "bob", c1="accept", c2="reject", c3="reject", c4="reject", c5="skip")
+
+    # They agree on 3 of 4; by chance on half: (0.75 - 0.5) / (1 - 0.5).
+    assert judged.agreements() == [{"reviewers": ("ann", "bob"), "rows": 4, "percent": 75.0, "kappa": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "claims"),
+    [
+        ("It has 14 screws. The maker is Acme.", []),
+        ("It has 15 screws.", ["15"]),
+        ("Made by Bolt and Acme in 1,400 pieces.", ["Bolt"]),
+        ("Screws: Made in Paris. London is near.", ["Paris"]),
+        ("It costs 3.50 and weighs 3.5 kg.", ["3.5"]),
+    ],
+)
+def test_numbers_and_names_that_the_passage_lacks_are_noted(answer, claims):
+    row = {"messages": [{"role": "user", "content": "Q 99?"}, {"role": "assistant", "content": answer}]}
+
+    assert unsupported(row, "Part 2 of ACME has 14 screws, 1400 pieces, 3.50 each. The maker is known.") == claims
+    assert unsupported({"prompt": "", "chosen": answer, "rejected": "7777"}, "14 1400 3.50 acme") == claims
