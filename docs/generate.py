@@ -26,7 +26,6 @@ from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.config.results import EvaluationConfig, ExportConfig, PushConfig, SamplingConfig
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.workshop.checks.settings import CheckSettings
-from loratory.engine.data.workshop.generation import GenerationSettings
 from loratory.engine.hardware.device import known_device
 from loratory.engine.memory.compare import compare_methods
 from loratory.engine.models.inventory_cache import known_inventory
@@ -48,7 +47,6 @@ _OTHERS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("Export", "The Export tab and `loratory export`.", ExportConfig),
     ("Push", "**Export → Hub** and `loratory push`.", PushConfig),
     ("Row checks", "`loratory data check`; see [Row checks](data-checks.md).", CheckSettings),
-    ("Generation", "`loratory data generate`; see [Rows from documents](documents.md).", GenerationSettings),
     ("Limits of a lab", "An admin sets them on the Lab tab.", LabLimits),
     ("cluster.yaml", "An admin's description of a Slurm cluster; see [Slurm](slurm.md).", ClusterPlace),
 )

@@ -99,14 +99,13 @@ def read_model(path: Path, kind: type[Model]) -> Model | None:
         return None
 
 
-def append_model(path: Path, value: BaseModel, what: str, fix: str, *, is_durable: bool = False) -> None:
-    """Add a line of JSON to a file: one short write at its end, so lines of several processes never mix.
+def append_model(path: Path, value: BaseModel, what: str, fix: str) -> None:
+    """Add a line of JSON to a file, durably: one short write, so it never mixes with lines of others or one cut off before.
 
     Args:
         path: The file; it is created with its folder.
         what: The fact of the error, to which the reason is added.
         fix: What people can do about it.
-        is_durable: The line survives a power cut, and stays apart from one that was not written to its end.
 
     Raises:
         StorageError: If it cannot be written.
@@ -114,10 +113,9 @@ def append_model(path: Path, value: BaseModel, what: str, fix: str, *, is_durabl
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with path.open("a+b", buffering=0) as lines:
-            is_torn = is_durable and lines.tell() > 0 and lines.seek(-1, os.SEEK_END) >= 0 and lines.read() != b"\n"
+            is_torn = lines.tell() > 0 and lines.seek(-1, os.SEEK_END) >= 0 and lines.read() != b"\n"
             lines.write(b"\n" * is_torn + value.model_dump_json().encode() + b"\n")
-            if is_durable:
-                os.fsync(lines.fileno())
+            os.fsync(lines.fileno())
     except OSError as error:
         raise StorageError(f"{what} ({error.strerror}).", fix) from error
 

@@ -1,17 +1,15 @@
 """`loratory data generate` and `review`: rows that a model makes of documents, and what people say of them."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic_core import to_json
 
 from loratory.engine.commands.data import data_group
 from loratory.engine.commands.data_sets import report
-from loratory.engine.commands.output import AsJson, ProgressLine, setting_options
-from loratory.engine.config.load import section_from_mapping
+from loratory.engine.commands.output import AsJson, ProgressLine
 from loratory.engine.data.source import SourceOptions
-from loratory.engine.data.workshop.generation import GenerationSettings, Job
 from loratory.engine.errors import DatasetError
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome, local_owner, typed_path
@@ -19,21 +17,26 @@ from loratory.engine.runs.disk import require_disk_space
 
 
 @data_group.command()
-@setting_options(GenerationSettings)
 def generate(
-    settings: dict[str, Any],
     files: Annotated[list[str] | None, typer.Argument(help="Documents: .txt .md .html .pdf .docx.")] = None,
+    recipe: Annotated[str, typer.Option(help="What a passage becomes, such as summary.")] = "question_answer",
+    detail: Annotated[str, typer.Option(help="What to extract, a style, your own prompt, or a further wish.")] = "",
+    endpoint: Annotated[str, typer.Option(help="Base address, such as http://localhost:8000/v1.")] = "",
+    model: Annotated[str, typer.Option(help="Name of the model there.")] = "",
     key_variable: Annotated[str, typer.Option(help="The environment variable that has the key.")] = "",
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for an answer.")] = 120.0,
-    limit_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of prompts and answers.")] = None,
+    chunk: Annotated[int, typer.Option(min=200, max=100_000, help="Most characters of a passage.")] = 2000,
+    overlap: Annotated[int, typer.Option(min=0, help="Characters of the passage before, at most a third.")] = 200,
+    answer_tokens: Annotated[int, typer.Option(min=16, max=100_000, help="Most tokens of an answer.")] = 1024,
+    limit_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of all prompts and answers.")] = None,
     prices: Annotated[tuple[float, float], typer.Option(help="Of a million prompt and answer tokens.")] = (0.0, 0.0),
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for an answer.")] = 120.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate tokens and cost.")] = False,
     resume: Annotated[str, typer.Option(metavar="JOB", help="Continue this job; so does the same command.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Make candidates for rows out of documents, with a model behind an endpoint."""
     from loratory.engine.data.workshop.documents import read_passages
-    from loratory.engine.data.workshop.endpoint import Endpoint
+    from loratory.engine.data.workshop.generation import Endpoint, Job
 
     home, notes = LoratoryHome.from_environment(), list[str]()
     require_disk_space(home, home.owner or local_owner())
@@ -42,19 +45,19 @@ def generate(
     elif not files:
         raise DatasetError("No document is named.", "Name documents, or a job to --resume.")
     else:
-        values = section_from_mapping(GenerationSettings, settings)
+        settings = {"recipe": recipe, "detail": detail, "endpoint": endpoint, "model": model}
         paths = [SourceOptions(home=home).access.resolve(file) for file in files]
-        passages, notes = read_passages(paths, home, values.chunk_characters, values.overlap_characters)
-        job = Job(home, values, passages)
-    name, count, tokens, values = job.folder.name, len(job.passages), job.estimate(), job.settings
-    cost = sum(number * price / 1e6 for number, price in zip(tokens, prices, strict=True))
-    most = {"prompt_tokens": tokens[0], "answer_tokens": tokens[1], "cost": round(cost, 4)}
+        passages, notes = read_passages(paths, home, chunk, overlap)
+        job = Job(home, {**settings, "answer_tokens": answer_tokens}, passages)
+    name, count, tokens = job.folder.name, len(job.passages), job.most_tokens
+    cost = round(sum(number * price / 1e6 for number, price in zip(tokens, prices, strict=True)), 4)
     with ProgressLine() as line:
         line.say(f"Job {name}: {count:,} passages, at most {sum(tokens):,} tokens.")
         if not dry_run:
-            endpoint = Endpoint(values.endpoint, values.model, key_variable, values.answer_tokens, timeout)
-            job.run(endpoint, limit_tokens or float("inf"), lambda n, used: line.show(f"{used:,} tokens", n / count))
-    result = {"job": name, "passages": count, "at_most": most, "notes": notes, "candidates": len(job.rows())}
+            target = Endpoint(job.settings, key_variable, timeout)
+            job.run(target, limit_tokens or float("inf"), lambda at, used: line.show(f"{used:,} tokens", at / count))
+    at_most = {"prompt_tokens": tokens[0], "answer_tokens": tokens[1], "cost": cost}
+    result = {"job": name, "passages": count, "at_most": at_most, "notes": notes, "candidates": len(job.rows())}
     report({**result, "next": f"loratory data review {name} --export FILE"}, as_json)
 
 
@@ -69,6 +72,8 @@ def review(
     as_json: AsJson = False,
 ) -> None:
     """Judge candidates: accept, edit, reject or skip. Accepted rows become a set."""
+    from loratory.engine.data.workshop.generation import Job
+
     home = LoratoryHome.from_environment()
     owner = home.owner or local_owner()
     job, reviewer, step = Job.find(home, name), reviewer or owner, f"loratory data review {name} --set NAME"
@@ -82,8 +87,8 @@ def review(
     if set_name:
         job.make_set(home, set_name, owner, lambda size: require_disk_space(home, owner, size))
         step = f"loratory train CONFIG --set dataset.source=set:{set_name}"
-    left = list(job.open_candidates(reviewer))
-    counts = {"candidates": len(job.rows()), "not_judged": len(left), "accepted": len(job.accepted())}
+    left = len(list(job.open_candidates(reviewer)))
+    counts = {"candidates": len(job.rows()), "not_judged": left, "accepted": len(job.accepted())}
     report({**counts, "agreements": job.agreements(), "next": step}, as_json)
 
 

@@ -6,8 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from loratory.engine.cli import build_app
-from loratory.engine.data.workshop.endpoint import EndpointError
-from loratory.engine.errors import DatasetError
+from loratory.engine.errors import DatasetError, ModelError
 from tests.data.workshop.local_endpoint import GOOD, completion, serving
 from tests.data.workshop.made_sets import read
 
@@ -36,7 +35,7 @@ def manual(tmp_path):
 def test_documents_become_a_set_in_three_commands(run, home, manual, tmp_path):
     verdicts = tmp_path / "verdicts.jsonl"
     with serving() as server:
-        command = ("generate", manual, "--endpoint", server.url, "--model", "m", "--chunk-characters", 250)
+        command = ("generate", manual, "--endpoint", server.url, "--model", "m", "--chunk", 250)
         estimate = json.loads(run(*command, "--prices", 1, 2, "--dry-run", "--json").stdout)
         assert server.requests == []
         assert not home.datasets.exists()
@@ -92,7 +91,7 @@ def test_another_question_is_another_job(run, manual):
 
 
 def test_what_is_missing_is_said(run, manual, tmp_path):
-    with pytest.raises(EndpointError, match="Give --model, and --endpoint"):
+    with pytest.raises(ModelError, match="Give --model, and --endpoint"):
         run("generate", manual)
     with pytest.raises(DatasetError, match="There is no job x"):
         run("review", "x")

@@ -4,8 +4,9 @@ import contextlib
 import io
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -17,7 +18,7 @@ from loratory.engine.processes.json_lines import JsonLinesProcess
 from loratory.engine.processes.limits import limited
 from loratory.engine.processes.messages import JsonObject, Request, serve
 
-_MODULE = "loratory.engine.data.workshop.documents"
+ENDINGS = (".txt", ".md", ".html", ".htm", ".pdf", ".docx")
 _LIMITS = (120.0, 1 << 30)  # seconds of computing and bytes, for one file; a page of PDF takes some 30 ms
 # Where a passage may end, the best first: before a heading, after a paragraph, a sentence, a word.
 _BREAKS = [re.compile(text) for text in (r"\n(?=#{1,6} )", r"\n\n", r"(?<=[.!?…])\s|(?<=[。！？])", r"\s")]
@@ -31,12 +32,10 @@ class Passage(BaseModel, frozen=True):
     text: str
 
 
-def read_passages(
-    files: Sequence[Path], home: LoratoryHome, size: int, overlap: int
-) -> tuple[list[Passage], list[str]]:
+def read_passages(files: list[Path], home: LoratoryHome, size: int, overlap: int) -> tuple[list[Passage], list[str]]:
     """Return the passages of files, and notes on pages without text; a file that cannot be read is a DatasetError."""
-    passages, notes = [], []
-    with contextlib.closing(JsonLinesProcess(_MODULE, log_file=home.logs / "documents.log")) as process:
+    passages, notes = list[Passage](), list[str]()
+    with contextlib.closing(JsonLinesProcess(__name__, log_file=home.logs / "documents.log")) as process:
         for path in files:
             name = shown_name(path.name)
             params = {"path": str(path), "size": size, "overlap": overlap, "limits": _LIMITS}
@@ -68,11 +67,11 @@ def cut(text: str, size: int, overlap: int) -> Iterator[tuple[int, str]]:
 def _read(params: JsonObject, _: Request) -> JsonObject:
     path = Path(params["path"])
     name, ending = shown_name(path.name), path.suffix.lower()
-    if ending not in _READERS:
-        raise DatasetError("has no ending of a document.", f"Save it as {', '.join(_READERS)}.")
+    if ending not in ENDINGS:
+        raise DatasetError("has no ending of a document.", f"Save it as {', '.join(ENDINGS)}.")
     with limited(*params["limits"]), open_regular(path) as file:
         try:
-            text = _READERS[ending](file.read()).encode(errors="replace").decode()
+            text = _text(file.read(), ending).encode(errors="replace").decode()
         except ImportError as error:
             fix = "Install it with `pip install 'loratory[documents]'`."
             raise DatasetError(f"needs {error.name} to be read.", fix) from error
@@ -87,52 +86,40 @@ def _read(params: JsonObject, _: Request) -> JsonObject:
     if not passages:
         fix = "If its pages are scans, recognize their text first, such as with ocrmypdf; or leave it out."
         raise DatasetError("has no text.", fix)
-    empty = sum(not page.strip() for page in text.split("\f")[1:])
+    empty = sum(not page.strip() for page in text.split("\f")[1:]) if ending == ".pdf" else 0
     return {"passages": passages, "notes": [f"{name}: {empty:,} pages have no text."] if empty else []}
 
 
-def _plain(content: bytes) -> str:
-    with contextlib.suppress(UnicodeDecodeError):
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        if "\0" not in text:
-            return text.replace("\r\n", "\n").replace("\f", "\n")
-    raise DatasetError("is not text in UTF-8.", "Save it as UTF-8, or give it the ending of its kind.")
+def _text(content: bytes, ending: str) -> str:
+    """Return the text of a document; of a PDF with a form feed before each page, of others as Markdown."""
+    if ending == ".pdf":
+        from pypdf import PdfReader
 
-
-def _html(content: bytes | str) -> str:
+        reader = PdfReader(io.BytesIO(content))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise DatasetError("needs a password.", "Save it without one, such as with qpdf --decrypt.")
+        return "".join("\f" + page.extract_text().replace("\f", "\n") for page in reader.pages)
+    if ending in (".txt", ".md"):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+            if "\0" not in text:
+                return text.replace("\r\n", "\n")
+        raise DatasetError("is not text in UTF-8.", "Save it as UTF-8, or give it the ending of its kind.")
     from bs4 import BeautifulSoup
-    from markdownify import MarkdownConverter
-
-    soup = BeautifulSoup(content, "html.parser")  # finds the encoding
-    for element in soup(["script", "style", "template", "noscript", "svg", "nav"]):
-        element.decompose()
-    converter = MarkdownConverter(
-        heading_style="ATX", strip=["a", "img", "b", "strong", "i", "em"],
-        escape_underscores=False, escape_asterisks=False, escape_misc=False,
-    )  # fmt: skip
-    return str(converter.convert_soup(soup)).replace("\f", "\n")
-
-
-def _docx(content: bytes) -> str:
     from mammoth import convert_to_html
+    from markdownify import MarkdownConverter
 
     if content.startswith(b"\xd0\xcf\x11\xe0"):  # the magic of OLE
         raise DatasetError("has a password, or is of an old Word.", "Save it as .docx without a password.")
-    return _html(convert_to_html(io.BytesIO(content), include_embedded_style_map=False).value)
+    is_word = ending == ".docx"
+    page = convert_to_html(io.BytesIO(content), include_embedded_style_map=False).value if is_word else content
+    soup = BeautifulSoup(page, "html.parser")  # finds the encoding
+    for element in soup(["script", "style", "template", "noscript", "svg", "nav"]):
+        element.decompose()
+    plain: Any = dict.fromkeys(["escape_underscores", "escape_asterisks", "escape_misc"], False)
+    converter = MarkdownConverter(heading_style="ATX", strip=["a", "img", "b", "strong", "i", "em"], **plain)
+    return str(converter.convert_soup(soup))
 
-
-def _pdf(content: bytes) -> str:
-    from pypdf import PdfReader
-
-    reader = PdfReader(io.BytesIO(content))
-    if reader.is_encrypted and not reader.decrypt(""):
-        raise DatasetError("needs a password.", "Save it without one, such as with qpdf --decrypt.")
-    return "".join("\f" + page.extract_text().replace("\f", "\n") for page in reader.pages)
-
-
-_READERS: Mapping[str, Callable[[bytes], str]] = {
-    ".txt": _plain, ".md": _plain, ".html": _html, ".htm": _html, ".pdf": _pdf, ".docx": _docx,
-}  # fmt: skip
 
 if __name__ == "__main__":
     serve({"read": _read})

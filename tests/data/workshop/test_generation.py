@@ -10,12 +10,11 @@ import time
 
 import pytest
 
-from loratory.engine.data.workshop import endpoint as endpoints
+from loratory.engine.data.workshop import generation
 from loratory.engine.data.workshop.documents import Passage
-from loratory.engine.data.workshop.endpoint import Endpoint, EndpointError
-from loratory.engine.data.workshop.generation import GenerationSettings, Job, unsupported
+from loratory.engine.data.workshop.generation import Endpoint, Job, unknown_claims
 from loratory.engine.data.workshop.sets import find_set
-from loratory.engine.errors import DatasetError
+from loratory.engine.errors import DatasetError, ModelError
 from tests.data.workshop.local_endpoint import GOOD, completion, send, serving
 from tests.data.workshop.made_sets import read
 
@@ -28,22 +27,32 @@ GOOD_REPLY = (200, completion(GOOD))
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch):
-    monkeypatch.setattr(endpoints, "_WAITS_SECONDS", (0.0, 0.0, None))
+    monkeypatch.setattr(generation, "_WAITS_SECONDS", (0.0, 0.0, None))
     monkeypatch.setenv("TEST_KEY", SECRET)
 
 
+def settings_for(address):
+    return {"endpoint": address, "model": "m", "answer_tokens": 100}
+
+
 def make_job(home, passages=PASSAGES, **settings):
-    return Job(home, GenerationSettings(**{"model": "m", "endpoint": "http://127.0.0.1:9/v1", **settings}), passages)
+    usual = {
+        "recipe": "question_answer",
+        "detail": "",
+        "model": "m",
+        "endpoint": "http://127.0.0.1:9/v1",
+        "answer_tokens": 1024,
+    }
+    return Job(home, usual | settings, passages)
 
 
 def run(job, server, key="TEST_KEY", timeout=5.0, most=float("inf")):
     steps = []
-    answer_tokens = job.settings.answer_tokens
-    job.run(Endpoint(server.url, "m", key, answer_tokens, timeout), most, lambda *step: steps.append(step))
+    job.run(Endpoint({**job.settings, "endpoint": server.url}, key, timeout), most, lambda *step: steps.append(step))
     return steps
 
 
-def logged(job):
+def log_of(job):
     return [json.loads(line) for line in (job.folder / "candidates.jsonl").read_text().splitlines()]
 
 
@@ -68,7 +77,7 @@ def test_a_job_asks_once_for_each_passage_and_saves_what_it_paid_for(home):
     assert job.rows()[3] == {
         "messages": [{"role": "user", "content": GOOD["question"]}, {"role": "assistant", "content": GOOD["answer"]}]
     }
-    assert [entry["tokens"] for entry in logged(job)] == [120] * 5
+    assert [entry["tokens"] for entry in log_of(job)] == [120] * 5
 
 
 RECIPES = {
@@ -151,12 +160,12 @@ def test_an_answer_of_another_form_is_paid_and_logged_but_is_no_candidate(home, 
 
     assert len(server.requests) == 5
     assert sorted(job.rows()) == [1, 3, 4, 5]
-    assert problem in logged(job)[1]["problem"]
+    assert problem in log_of(job)[1]["problem"]
 
 
 def test_a_model_whose_answers_are_all_unusable_is_not_paid_for_long(home):
     job = make_job(home, PASSAGES * 4)
-    with serving((200, completion("no"))) as server, pytest.raises(EndpointError, match="5 answers in a row"):
+    with serving((200, completion("no"))) as server, pytest.raises(ModelError, match="5 answers in a row"):
         run(job, server)
 
     assert len(server.requests) == 5
@@ -220,7 +229,7 @@ BAD = {
 def test_a_bad_endpoint_is_a_fact_and_a_fix_and_the_job_continues_later(home, manner, caplog):
     reply, requests, message = BAD[manner]
     job = make_job(home)
-    with serving(GOOD_REPLY, reply) as server, pytest.raises(EndpointError, match=message) as error:
+    with serving(GOOD_REPLY, reply) as server, pytest.raises(ModelError, match=message) as error:
         run(job, server, timeout=0.5)
     assert len(server.requests) == 1 + requests
     assert SECRET not in repr(error.value) + str(error.value) + caplog.text
@@ -245,15 +254,15 @@ def test_a_busy_endpoint_is_asked_again(home):
      "http://host/v1#x", "http://host\n/v1", "http://hö.de", "gopher://x", ""],
 )  # fmt: skip
 def test_only_plain_addresses_of_http_are_used(address):
-    with pytest.raises(EndpointError, match="cannot be used") as error:
-        Endpoint(address, "m", "", 100, 1.0)
+    with pytest.raises(ModelError, match="cannot be used") as error:
+        Endpoint(settings_for(address), "", 1.0)
     assert "pass@" not in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
 def test_an_address_may_end_in_several_ways(home, suffix):
     with serving() as server:
-        Endpoint(server.url + suffix, "m", "", 100, 5.0).complete([], {})
+        Endpoint(settings_for(server.url + suffix), "", 5.0).complete([], {})
 
     assert server.paths == ["/v1/chat/completions"]
     assert server.keys == [None]
@@ -264,19 +273,19 @@ def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(monkeypatch, va
     monkeypatch.setenv("LINES", f"{SECRET}\n{SECRET}")
     monkeypatch.setenv("EMPTY", "")
     monkeypatch.setenv("FOREIGN", "schlüssel")
-    with pytest.raises(EndpointError, match="empty, or holds no key") as error:
-        Endpoint("http://localhost", "m", variable, 100, 1.0)
+    with pytest.raises(ModelError, match="empty, or holds no key") as error:
+        Endpoint(settings_for("http://localhost"), variable, 1.0)
     assert SECRET not in str(error.value)
     assert "schlüssel" not in str(error.value)
 
 
 def test_the_limit_of_tokens_is_never_exceeded_and_may_be_raised(home):
     job = make_job(home, answer_tokens=50)
-    prompt = job.estimate()[0] // 5
+    prompt = job.most_tokens[0] // 5
     limit = 2 * 120 + prompt + 49
     with serving() as server:
         with pytest.raises(
-            EndpointError, match=f"240 tokens are used, and the next answer may need .* of {limit:,}"
+            ModelError, match=f"240 tokens are used, and the next answer may need .* of {limit:,}"
         ) as error:
             run(job, server, most=limit)
         assert "Raise --limit-tokens" in error.value.fix
@@ -292,7 +301,7 @@ def test_tokens_are_estimated_where_the_endpoint_does_not_count_them(home):
     with serving((200, reply)) as server:
         run(job, server)
 
-    assert logged(job)[0]["tokens"] == job.estimate()[0] + len(json.dumps(GOOD)) // 3
+    assert log_of(job)[0]["tokens"] == job.most_tokens[0] + len(json.dumps(GOOD)) // 3
 
 
 def test_a_line_that_was_not_written_to_its_end_is_asked_for_again(home):
@@ -314,21 +323,21 @@ def test_a_killed_command_continues_and_asks_for_no_passage_twice(home, tmp_path
         "\n\n".join(f"# Part {n}\n\n" + f"It has {n} screws. " * 12 for n in range(1, 11))
     )
     hold = threading.Event()
-    held = threading.Event()
+    is_waiting = threading.Event()
 
     def wait(handler):
-        held.set()
+        is_waiting.set()
         hold.wait(60)
         handler.connection.close()
 
     with serving(*[GOOD_REPLY] * 4, wait, GOOD_REPLY) as server:
         command = [
             sys.executable, "-m", "loratory.engine.cli", "data", "generate", str(tmp_path / "manual.md"), "--endpoint", server.url,
-            "--model", "m", "--chunk-characters", "250", "--overlap-characters", "0", "--key-variable", "TEST_KEY", "--json",
+            "--model", "m", "--chunk", "250", "--overlap", "0", "--key-variable", "TEST_KEY", "--json",
         ]  # fmt: skip
         environment = {**os.environ, "LORATORY_HOME": str(home.root)}
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        assert held.wait(120)
+        assert is_waiting.wait(120)
         process.send_signal(signal.SIGKILL)
         process.wait(60)
         hold.set()
@@ -369,7 +378,7 @@ def test_a_job_that_is_running_is_not_started_twice(home):
 
 
 @pytest.fixture
-def judged(home):
+def ready(home):
     job = make_job(home)
     with serving() as server:
         run(job, server)
@@ -383,24 +392,24 @@ def judge(job, reviewer, **verdicts):
     )
 
 
-def test_only_rows_that_are_accepted_and_not_rejected_become_a_set(home, judged):
+def test_only_rows_that_are_accepted_and_not_rejected_become_a_set(home, ready):
     edit = {"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "Edited."}]}
-    judge(judged, "ann", c1="accept", c2="accept", c3="reject", c5="skip")
-    judge(judged, "bob", c1="reject", c3="accept")
-    assert sorted(judged.accepted()) == [2]
-    judge(judged, "bob", c1="accept")
-    judged.judge(
+    judge(ready, "ann", c1="accept", c2="accept", c3="reject", c5="skip")
+    judge(ready, "bob", c1="reject", c3="accept")
+    assert sorted(ready.accepted()) == [2]
+    judge(ready, "bob", c1="accept")
+    ready.judge(
         [json.dumps({"candidate": 2, "verdict": "edit", "row": edit}).encode(), b'{"candidate": 4, "verdict": ""}'],
         "bob",
     )
-    assert [value["candidate"] for value in judged.open_candidates("ann")] == [4]
+    assert [value["candidate"] for value in ready.open_candidates("ann")] == [4]
 
-    judged.make_set(home, "manual", "ann", lambda size: None)
+    ready.make_set(home, "manual", "ann", lambda size: None)
 
     values = read(home, "set:manual")
-    assert list(values.values()) == [judged.rows()[1], edit]
+    assert list(values.values()) == [ready.rows()[1], edit]
     assert [entry.operation.model_dump() for entry in find_set(home, "manual").entries] == [
-        {"kind": "note", "rows": str(n), "text": f"manual.md, characters {n} to {n}; {judged.folder.name} by m"}
+        {"kind": "note", "rows": str(n), "text": f"manual.md, characters {n} to {n}; {ready.folder.name} by m"}
         for n in (1, 2)
     ]
 
@@ -411,19 +420,19 @@ def test_only_rows_that_are_accepted_and_not_rejected_become_a_set(home, judged)
      b'{"candidate": 1, "verdict": "edit", "row": {"prompt": "a", "chosen": "b", "rejected": "c"}}',
      b'{"candidate": 1, "verdict": "edit", "row": {"messages": [{"role": "user", "content": " "}]}}'],
 )  # fmt: skip
-def test_verdicts_that_cannot_be_used_add_nothing(judged, line):
+def test_verdicts_that_cannot_be_used_add_nothing(ready, line):
     with pytest.raises(DatasetError, match=r"Verdict \d cannot be used"):
-        judged.judge([b'{"candidate": 1, "verdict": "accept"}', line], "ann")
+        ready.judge([b'{"candidate": 1, "verdict": "accept"}', line], "ann")
 
-    assert judged.verdicts() == {}
+    assert ready.verdicts() == {}
 
 
-def test_the_agreement_of_two_reviewers_is_counted_on_what_both_judged(judged):
-    judge(judged, "ann", c1="accept", c2="accept", c3="reject", c4="reject", c5="accept")
-    judge(judged, "bob", c1="accept", c2="reject", c3="reject", c4="reject", c5="skip")
+def test_the_agreement_of_two_reviewers_is_counted_on_what_both_judged(ready):
+    judge(ready, "ann", c1="accept", c2="accept", c3="reject", c4="reject", c5="accept")
+    judge(ready, "bob", c1="accept", c2="reject", c3="reject", c4="reject", c5="skip")
 
     # They agree on 3 of 4; by chance on half: (0.75 - 0.5) / (1 - 0.5).
-    assert judged.agreements() == [{"reviewers": ("ann", "bob"), "rows": 4, "percent": 75.0, "kappa": 0.5}]
+    assert ready.agreements() == [{"reviewers": ("ann", "bob"), "rows": 4, "percent": 75.0, "kappa": 0.5}]
 
 
 @pytest.mark.parametrize(
@@ -439,5 +448,5 @@ def test_the_agreement_of_two_reviewers_is_counted_on_what_both_judged(judged):
 def test_numbers_and_names_that_the_passage_lacks_are_noted(answer, claims):
     row = {"messages": [{"role": "user", "content": "Q 99?"}, {"role": "assistant", "content": answer}]}
 
-    assert unsupported(row, "Part 2 of ACME has 14 screws, 1400 pieces, 3.50 each. The maker is known.") == claims
-    assert unsupported({"prompt": "", "chosen": answer, "rejected": "7777"}, "14 1400 3.50 acme") == claims
+    assert unknown_claims(row, "Part 2 of ACME has 14 screws, 1400 pieces, 3.50 each. The maker is known.") == claims
+    assert unknown_claims({"prompt": "", "chosen": answer, "rejected": "7777"}, "14 1400 3.50 acme") == claims
