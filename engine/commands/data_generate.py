@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic_core import to_json
 
 from loratory.engine.commands.data import data_group
 from loratory.engine.commands.data_sets import report
@@ -80,9 +79,9 @@ def review(
     if import_ is not None:
         job.judge(import_.read_bytes().splitlines(), reviewer)
     if accept_all:
-        job.judge([to_json({**value, "verdict": "accept"}) for value in job.open_candidates(reviewer)], reviewer)
+        job.judge(job.open_candidates(reviewer, "accept"), reviewer)
     if export is not None:
-        write_atomically(typed_path(export), (to_json(value) + b"\n" for value in job.open_candidates(reviewer)))
+        write_atomically(typed_path(export), job.open_candidates(reviewer))
         step = f"write verdicts into {export}, then: loratory data review {name} --import {export}"
     if set_name:
         job.make_set(home, set_name, owner, lambda size: require_disk_space(home, owner, size))

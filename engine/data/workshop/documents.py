@@ -6,7 +6,6 @@ import re
 from bisect import bisect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -37,15 +36,12 @@ def read_passages(files: list[Path], home: LoratoryHome, size: int, overlap: int
     passages, notes = list[Passage](), list[str]()
     with contextlib.closing(JsonLinesProcess(__name__, log_file=home.logs / "documents.log")) as process:
         for path in files:
-            name = shown_name(path.name)
             params = {"path": str(path), "size": size, "overlap": overlap, "limits": _LIMITS}
             try:
                 answer = process.call("read", params)
-            except DatasetError as error:
-                raise DatasetError(error.what if name in error.what else f"{name} {error.what}", error.fix) from error
             except WorkerError as error:  # whatever a damaged file does to a library, or a bomb to the limits
                 fix = "It may be damaged or too large: save it again with its program, divide it, or save it as .txt."
-                raise DatasetError(f"{name} cannot be read. {error.what}", fix) from error
+                raise DatasetError(f"{shown_name(path.name)} cannot be read. {error.what}", fix) from error
             passages += [Passage.model_validate(value) for value in answer["passages"]]
             notes += answer["notes"]
     return passages, notes
@@ -68,13 +64,12 @@ def _read(params: JsonObject, _: Request) -> JsonObject:
     path = Path(params["path"])
     name, ending = shown_name(path.name), path.suffix.lower()
     if ending not in ENDINGS:
-        raise DatasetError("has no ending of a document.", f"Save it as {', '.join(ENDINGS)}.")
+        raise DatasetError(f"{name} has no ending of a document.", f"Save it as {', '.join(ENDINGS)}.")
     with limited(*params["limits"]), open_regular(path) as file:
         try:
-            text = _text(file.read(), ending).encode(errors="replace").decode()
+            text = _text(file.read(), name, ending).encode(errors="replace").decode()
         except ImportError as error:
-            fix = "Install it with `pip install 'loratory[documents]'`."
-            raise DatasetError(f"needs {error.name} to be read.", fix) from error
+            raise DatasetError(f"{name} needs {error.name}.", "Run `pip install 'loratory[documents]'`.") from error
         text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip(" \t") for line in text.split("\n")))
         starts, places, passages = [0], [name], []
         for number, match in enumerate((_PAGE if ending == ".pdf" else _HEADING).finditer(text), 1):
@@ -84,39 +79,38 @@ def _read(params: JsonObject, _: Request) -> JsonObject:
             place = f"{places[bisect(starts, start) - 1]}, characters {start + 1:,} to {start + len(part):,}"
             passages.append({"place": place, "text": part.replace("\f", "\n")})
     if not passages:
-        fix = "If its pages are scans, recognize their text first, such as with ocrmypdf; or leave it out."
-        raise DatasetError("has no text.", fix)
+        raise DatasetError(
+            f"{name} has no text.", "If it has scans, recognize their text first, such as with ocrmypdf."
+        )
     empty = sum(not page.strip() for page in text.split("\f")[1:]) if ending == ".pdf" else 0
     return {"passages": passages, "notes": [f"{name}: {empty:,} pages have no text."] if empty else []}
 
 
-def _text(content: bytes, ending: str) -> str:
+def _text(data: bytes, name: str, ending: str) -> str:
     """Return the text of a document; of a PDF with a form feed before each page, of others as Markdown."""
-    if ending == ".pdf":
-        from pypdf import PdfReader
-
-        reader = PdfReader(io.BytesIO(content))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise DatasetError("needs a password.", "Save it without one, such as with qpdf --decrypt.")
-        return "".join("\f" + page.extract_text().replace("\f", "\n") for page in reader.pages)
     if ending in (".txt", ".md"):
         with contextlib.suppress(UnicodeDecodeError):
-            text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+            text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
             if "\0" not in text:
                 return text.replace("\r\n", "\n")
-        raise DatasetError("is not text in UTF-8.", "Save it as UTF-8, or give it the ending of its kind.")
+        raise DatasetError(f"{name} is not text in UTF-8.", "Save it as UTF-8, or give it the ending of its kind.")
     from bs4 import BeautifulSoup
     from mammoth import convert_to_html
     from markdownify import MarkdownConverter
+    from pypdf import PdfReader
 
-    if content.startswith(b"\xd0\xcf\x11\xe0"):  # the magic of OLE
-        raise DatasetError("has a password, or is of an old Word.", "Save it as .docx without a password.")
-    is_word = ending == ".docx"
-    page = convert_to_html(io.BytesIO(content), include_embedded_style_map=False).value if is_word else content
+    if ending == ".pdf":
+        reader = PdfReader(io.BytesIO(data))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise DatasetError(f"{name} needs a password.", "Save it without one, such as with qpdf --decrypt.")
+        return "".join("\f" + page.extract_text().replace("\f", "\n") for page in reader.pages)
+    if data.startswith(b"\xd0\xcf\x11\xe0"):  # the magic of OLE
+        raise DatasetError(f"{name} has a password, or is of an old Word.", "Save it as .docx without a password.")
+    page = convert_to_html(io.BytesIO(data), include_embedded_style_map=False).value if ending == ".docx" else data
     soup = BeautifulSoup(page, "html.parser")  # finds the encoding
     for element in soup(["script", "style", "template", "noscript", "svg", "nav"]):
         element.decompose()
-    plain: Any = dict.fromkeys(["escape_underscores", "escape_asterisks", "escape_misc"], False)
+    plain: JsonObject = dict.fromkeys(["escape_underscores", "escape_asterisks", "escape_misc"], False)
     converter = MarkdownConverter(heading_style="ATX", strip=["a", "img", "b", "strong", "i", "em"], **plain)
     return str(converter.convert_soup(soup))
 

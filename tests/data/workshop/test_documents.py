@@ -118,7 +118,7 @@ def test_any_text_is_cut_to_its_end(text):
 
 
 def test_scans_passwords_and_damaged_files_are_refused_with_what_to_do(read, tmp_path):
-    assert "scan.pdf has no text. If its pages are scans" in refusal(read, write_pdf(tmp_path / "scan.pdf", ["", ""]))
+    assert "scan.pdf has no text. If it has scans" in refusal(read, write_pdf(tmp_path / "scan.pdf", ["", ""]))
 
     plain = write_pdf(tmp_path / "plain.pdf", ["Some text."])
     writer = PdfWriter(PdfReader(plain))
