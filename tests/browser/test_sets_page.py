@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.workshop.exchange import add_set
-from loratory.engine.data.workshop.operations import Mark
+from loratory.engine.data.workshop.operations import Edit, Mark
 from loratory.engine.data.workshop.sets import find_set, set_names
 from tests.browser.chromium import barriers, choose_model_and_data, fits_its_window, open_page, open_tab
 from tests.browser.show_fake import page_of
@@ -101,7 +101,9 @@ def test_an_edit_shows_its_tokens_and_is_saved(page, services):
     page.keyboard.press("Control+Enter")
     expect(page.locator("#sets .said")).to_contain_text("Saved row 5")
     expect(row(page, 5)).to_contain_text("Why?")
-    assert find_set(services.home, "few").entries[-1].operation.record["instruction"] == "Why?"
+    operation = find_set(services.home, "few").entries[-1].operation
+    assert isinstance(operation, Edit)
+    assert operation.record["instruction"] == "Why?"
     expect(page.locator("#sets .save")).to_be_disabled()
 
 

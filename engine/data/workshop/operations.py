@@ -101,7 +101,9 @@ class Mark(_Operation, frozen=True):
 
     kind: Literal["exclude", "drop", "include", "split", "flag", "note"]
     rows: Rows
-    text: str = Field("", max_length=10_000)  # the name of the check, the flag, or the note; no flag where it is empty
+    text: str = Field(
+        default="", max_length=10_000
+    )  # the name of the check, the flag, or the note; no flag where it is empty
 
     def apply(self, editor: Editor) -> None:
         marks = editor.held_out if self.kind == "split" else editor.excluded

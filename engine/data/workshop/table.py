@@ -34,14 +34,14 @@ class SetQuestion(BaseModel, frozen=True, extra="forbid"):
     """A question about a person's sets, or a change to one; each kind reads some of the fields."""
 
     do: Literal["list", "make", "rows", "numbers", "row", "apply", "hits", "log", "lines"]
-    name: str = Field("", max_length=100)
-    text: str = Field("", max_length=1000)  # that rows hold, in any case
+    name: str = Field(default="", max_length=100)
+    text: str = Field(default="", max_length=1000)  # that rows hold, in any case
     state: Literal["", "kept", "excluded", "held_out", "flagged", "edited"] = ""
     sort: Literal["row", "-row", "characters", "-characters"] = "row"
-    first: int = Field(0, ge=0)  # of the rows in this order
-    count: int = Field(60, ge=1)
-    row: int = Field(1, ge=1)
-    operations: list[Any] = Field([], max_length=1000)
+    first: int = Field(default=0, ge=0)  # of the rows in this order
+    count: int = Field(default=60, ge=1)
+    row: int = Field(default=1, ge=1)
+    operations: list[Any] = Field(default=[], max_length=1000)
     since: int | None = None
     dataset: DatasetConfig = DatasetConfig(source="-")  # to make a set of, for which the asker has checked the space
 
@@ -87,7 +87,8 @@ class _Rows:
 
     def value(self, row: int) -> dict[str, Any]:
         """Return a row; an unreadable one has no columns."""
-        return json.loads(self.texts[row] or b"{}")
+        value: dict[str, Any] = json.loads(self.texts[row] or b"{}")
+        return value
 
     def marks(self, operations: list[Operation]) -> NDArray[np.uint8]:
         """Return the state of each row, as bits of `_STATES`."""
@@ -95,10 +96,11 @@ class _Rows:
         flags = [o for o in operations if isinstance(o, Mark) and o.kind == "flag"]  # which no editor applies
         as_marks = [flag.model_copy(update={"kind": "exclude" if flag.text else "include"}) for flag in flags]
         edits = np.isin(np.arange(len(self.texts)), list(self.editor.edits))
-        bits = np.stack((editor.excluded, editor.held_out, Editor(as_marks, len(edits)).excluded, edits)).astype(
-            np.uint8
-        )
-        return np.bitwise_or.reduce(bits << np.arange(len(bits), dtype=np.uint8)[:, None])
+        states = (editor.excluded, editor.held_out, Editor(as_marks, len(edits)).excluded, edits)
+        marks = np.zeros(len(edits), np.uint8)
+        for bit, state in enumerate(states):
+            marks |= state.astype(np.uint8) << bit
+        return marks
 
     def in_order(self, marks: NDArray[np.uint8], question: SetQuestion) -> NDArray[np.int64]:
         """Return the numbers of the rows that a question is about, from 0."""
@@ -217,7 +219,7 @@ def _summary(rows: _Rows, row: int, state: int) -> JsonObject:
 
 def _hits(rows: _Rows, operations: list[Operation]) -> Generator[None, None, JsonObject]:
     """Return how many rows a replacement changes, and the first of them."""
-    pace, count, hits = Pace(), 0, []
+    pace, count, hits = Pace(), 0, list[JsonObject]()
     for row, replacement in product(range(len(rows.texts)), (o for o in operations if isinstance(o, Replace))):
         before = rows.value(row) if replacement.is_regex or _in_json(replacement.pattern) in rows.texts[row] else {}
         if before and (after := replacement.replace_in(before, row)) is not before:
