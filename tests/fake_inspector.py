@@ -195,8 +195,8 @@ class FakeInspector:
         if edit is not None:
             answer = str(next(iter(edit.values())))
             row = _row(first_row, with_tokens=model is not None)
-            edited = row.model_copy(update={"sequences": tuple(_with_answer(s, answer) for s in row.sequences)})
-            return self.preview(DatasetConfig(source="-"), model).model_copy(update={"rows": (edited,)})
+            shown_row = row.model_copy(update={"sequences": tuple(_with_answer(s, answer) for s in row.sequences)})
+            return self.preview(DatasetConfig(source="-"), model).model_copy(update={"rows": (shown_row,)})
         if "missing" in dataset.source:
             raise EngineError(f"{dataset.source} does not exist.", "Check the path.")
         if "odd-columns" in dataset.source and dataset.format == "auto":

@@ -16,7 +16,6 @@ from loratory.engine.data.passes.reader import Pace
 from loratory.engine.data.records import Record, one_line, shared_length
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
 from loratory.engine.data.workshop import sets
-from loratory.engine.data.workshop.exchange import add_set
 from loratory.engine.data.workshop.operations import Edit, Editor, Mark, Operation, Replace
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome, local_owner
@@ -190,6 +189,8 @@ class SetTables:
 
     def _make(self, config: DatasetConfig) -> JsonObject:
         """Make a set of a file or a sample, with a name of its own."""
+        from loratory.engine.data.workshop.exchange import add_set  # reads the Hub's library
+
         path_of(config.source.strip(), self._options.access)  # which may allow less than the person's
         stem = re.sub(r"[^a-z0-9._-]+", "-", PurePath(config.source.rpartition(":")[2]).name.split(".")[0].lower())
         stem, names = stem.strip("-._")[:50] or "rows", sets.set_names(self._home)
