@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from loratory.engine.data.workshop.sets import delete_set, set_folder
 from loratory.engine.errors import EngineError
 from loratory.engine.runs.control import read_notes
 from loratory.engine.runs.names import words_of
@@ -31,6 +32,7 @@ from loratory.ui.views.run_table import (
     when,
 )  # fmt: skip
 from loratory.ui.views.run_view import state_mark
+from tests.data.workshop.made_sets import apply, make_set, newest
 from tests.fake_services import invent_runs
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
@@ -377,6 +379,23 @@ def test_details_show_the_record_and_offer_what_can_be_done(tab, history, servic
     waiting = describe(tab, history[0])
     assert not waiting.continuing["visible"]
     assert not waiting.delete["visible"]
+
+
+def test_a_run_on_a_version_of_a_set_says_that_the_set_is_another_now(tab, services, tmp_path):
+    home = services.home
+    make_set(home, tmp_path)
+    version = newest(home)
+    run = write_run(services.runs, a_config(dataset__source=f"set:faq@{version}"), InventedRun())
+    assert "is now at" not in describe(tab, run.id).details
+
+    apply(home, {"kind": "exclude", "rows": "2"})
+    assert f"The set is now at version {newest(home)}." in describe(tab, run.id).details
+
+    apply(home, {"kind": "undo", "id": 1})
+    assert newest(home) == version
+    assert "is now at" not in describe(tab, run.id).details
+    delete_set(set_folder(home, "faq"))
+    assert f"set:faq@{version}" in describe(tab, run.id).details
 
 
 def test_a_copy_has_the_settings_but_not_the_name_and_may_begin_with_the_adapter(tab, history):

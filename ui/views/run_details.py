@@ -24,17 +24,20 @@ from loratory.ui.views.run_table import when
 from loratory.ui.views.run_view import method_words, objective_entries
 
 
-def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Electricity) -> str:
-    """Return facts beyond status and curves."""
+def render_run_details(
+    snapshot: RunSnapshot, row: RunSummary, electricity: Electricity, newer_version: str = ""
+) -> str:
+    """Return facts beyond status and curves; `newer_version` is of the set that it trained on."""
     config = snapshot.config
     of_config: list[tuple[str, str]] = []
     if config is not None:
+        data = escape(config.dataset.source)
         revision = f" at {config.model.revision[:12]}" if config.model.revision else ""
         of_config = [
             ("Model", escape(config.model.id + revision)),
             ("Method", escape(method_words(config))),
             *objective_entries(config),
-            ("Data", escape(config.dataset.source)),
+            ("Data", html.under(data, f"The set is now at version {newer_version}.") if newer_version else data),
         ]
     speed = f", {row.tokens_per_second:,.0f} tokens/s" if row.tokens_per_second else ""
     entries = [

@@ -3,6 +3,7 @@
 A set is a folder with `set.json`, `source/` with the copy of a file, and `log.jsonl`, to which operations are only added, one a line.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -244,3 +245,12 @@ def pinned(source: str, home: LoratoryHome) -> str:
         return source
     dataset, version = find_version(home, source)
     return f"{SET_PREFIX}{dataset.name}@{version.name}"
+
+
+def newer_version(source: str, home: LoratoryHome) -> str:
+    """Return the name of a set's newest version where a dataset names an older one; empty for all else."""
+    name, at, version = source.partition("@")
+    with contextlib.suppress(DatasetError):  # it was deleted
+        if at and name.startswith(SET_PREFIX) and (newest := find_version(home, name)[1].name) != version:
+            return newest
+    return ""
