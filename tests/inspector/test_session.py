@@ -6,6 +6,7 @@ import pytest
 
 from loratory.engine.config.run import DatasetConfig, ModelConfig
 from loratory.engine.data.contract import CheckProgress, DatasetReport, FoundRow, SearchProgress
+from loratory.engine.data.workshop.table import SetQuestion
 from loratory.engine.errors import DatasetError, ModelError
 from loratory.engine.inspector.session import Inspector
 from loratory.engine.paths import LoratoryHome
@@ -114,6 +115,21 @@ def test_columns_are_known_where_no_format_fits(inspector, inspected_home):
     assert (columns.columns, columns.format) == (("q", "a"), "prompt_completion")
     with_columns = dataset.model_copy(update={"format": "alpaca", "column_map": {"instruction": "q", "output": "a"}})
     assert inspector.preview(with_columns, count=1).rows[0].conversation.messages[1].content == "So."
+
+
+def test_sets_are_made_read_and_changed(inspector, dataset, model):
+    name = inspector.sets(SetQuestion(do="make", dataset=dataset))["name"]
+    operations = [{"kind": "exclude", "rows": "3"}, {"kind": "edit", "row": 7, "record": {"instruction": "Why?"}}]
+    inspector.sets(SetQuestion(do="apply", name=name, operations=operations))
+
+    answer = inspector.sets(SetQuestion(do="rows", name=name, state="kept", first=5, count=2))
+    typed = inspector.preview(
+        DatasetConfig(source=f"set:{name}"), model, 64, first_row=6, edit={"instruction": "Why?", "output": "So."}
+    )
+
+    assert (answer["count"], [row["row"] for row in answer["rows"]]) == (ROWS - 1, [7, 8])
+    assert answer["rows"][0]["parts"] == [["instruction", "Why?"]]
+    assert "So." in "".join(span.text for span in typed.rows[0].sequences[0].spans if span.trained)
 
 
 def test_a_hub_dataset_is_fetched_next_to_the_previews_and_the_fetch_can_be_ended(inspector, dataset):

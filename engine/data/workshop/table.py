@@ -29,7 +29,7 @@ _CELL, _PARTS = 160, 6  # characters of a part of a row, and parts of it that ar
 _STATES = ("excluded", "held_out", "flagged", "edited")  # bits of a row's state, from the lowest
 
 
-class SetQuestion(BaseModel, frozen=True, extra="forbid"):
+class SetQuestion(BaseModel, frozen=True):
     """A question about a person's sets, or a change to one; each kind reads some of the fields."""
 
     do: Literal["list", "make", "rows", "numbers", "row", "apply", "hits", "log", "lines"]
