@@ -114,8 +114,8 @@ def close_services(services: Services) -> None:
     """End what a page started for itself; runs continue."""
     services.chat.unload()
     results, own = services.results, (services.own_models, services.own_datasets)
-    downloads = [of_kind.downloading for of_kind in own if of_kind is not None]
-    for works in (results.measuring, results.exporting, services.measurements, services.tokenizers.works, *downloads):
+    others = [services.documents, *(of_kind.downloading for of_kind in own if of_kind is not None)]
+    for works in (results.measuring, results.exporting, services.measurements, services.tokenizers.works, *others):
         works.stop_all()
     services.inspector.close()
 

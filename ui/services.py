@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loratory.engine.accounts.audit import AuditKind
 from loratory.engine.accounts.people import Logins, Person
@@ -54,6 +54,7 @@ class Services:
     fits: KnownFits = field(default_factory=KnownFits)
     shared: SharedReaders = field(default_factory=SharedReaders)
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
+    documents: BackgroundWork[Any] = field(default_factory=BackgroundWork)  # from which a model makes rows
     devices: Callable[[], tuple[Device, ...]] = list_devices
     # Which process supervises the runs instead of this one; empty where this one does.
     standing_by: Callable[[], str] = lambda: ""

@@ -69,8 +69,8 @@ class LabLimits(BaseModel):
     )  # fmt: skip
 
     private_webhooks: bool = Field(
-        default=False, title="Webhooks to private addresses",
-        description="Lets runs report their end to hosts of this network. Off: only to public addresses.",
+        default=False, title="Private addresses",
+        description="Lets webhooks and endpoints of people be hosts of this network. Off: only public addresses.",
     )  # fmt: skip
 
     def weight(self, device: str) -> float:

@@ -1,5 +1,6 @@
 """`loratory data generate` and `review`: rows that a model makes of documents, and what people say of them."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,6 @@ from loratory.engine.commands.data import data_group
 from loratory.engine.commands.data_sets import report
 from loratory.engine.commands.output import AsJson, ProgressLine
 from loratory.engine.data.source import SourceOptions
-from loratory.engine.errors import DatasetError
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome, local_owner, typed_path
 from loratory.engine.runs.disk import require_disk_space
@@ -41,11 +41,9 @@ def generate(
     require_disk_space(home, home.owner or local_owner())
     if resume:
         job = Job.find(home, resume)
-    elif not files:
-        raise DatasetError("No document is named.", "Name documents, or a job to --resume.")
     else:
         settings = {"recipe": recipe, "detail": detail, "endpoint": endpoint, "model": model}
-        paths = [SourceOptions(home=home).access.resolve(file) for file in files]
+        paths = [SourceOptions(home=home).access.resolve(file) for file in files or []]
         passages, notes = read_passages(paths, home, chunk, overlap)
         job = Job(home, {**settings, "answer_tokens": answer_tokens}, passages)
     name, count, tokens = job.folder.name, len(job.passages), job.most_tokens
@@ -53,8 +51,9 @@ def generate(
     with ProgressLine() as line:
         line.say(f"Job {name}: {count:,} passages, at most {sum(tokens):,} tokens.")
         if not dry_run:
-            target = Endpoint(job.settings, key_variable, timeout)
-            job.run(target, limit_tokens or float("inf"), lambda at, used: line.show(f"{used:,} tokens", at / count))
+            key = os.environ.get(key_variable, "").strip() if key_variable else None
+            most, target = limit_tokens or float("inf"), Endpoint(job.settings, key, timeout)
+            job.run(target, most, line.show)
     at_most = {"prompt_tokens": tokens[0], "answer_tokens": tokens[1], "cost": cost}
     result = {"job": name, "passages": count, "at_most": at_most, "notes": notes, "candidates": len(job.rows())}
     report({**result, "next": f"loratory data review {name} --export FILE"}, as_json)
@@ -86,9 +85,9 @@ def review(
     if set_name:
         job.make_set(home, set_name, owner, lambda size: require_disk_space(home, owner, size))
         step = f"loratory train CONFIG --set dataset.source=set:{set_name}"
-    left = len(list(job.open_candidates(reviewer)))
-    counts = {"candidates": len(job.rows()), "not_judged": left, "accepted": len(job.accepted())}
-    report({**counts, "agreements": job.agreements(), "next": step}, as_json)
+    facts = job.review(reviewer)
+    counts = {"candidates": len(facts["candidates"]), "not_judged": len(facts["left"]), "accepted": facts["accepted"]}
+    report({**counts, "agreements": facts["agreements"], "next": step}, as_json)
 
 
 COMMANDS = ()  # both are in data_group

@@ -167,7 +167,7 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
 
     url = urlsplit(webhook.url.get_secret_value())
     port = url.port or (443 if url.scheme == "https" else 80)
-    address = _resolve(webhook.host, port, allows_private)
+    address = resolve(webhook.host, port, allows_private)
     target = url._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}")
     request: dict[str, Any] = {
         "url": urlunsplit(target),
@@ -200,8 +200,8 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
         raise WebhookError(f"{webhook.host} answered {status}{redirects}.", fix)
 
 
-def _resolve(host: str, port: int, allows_private: bool) -> str:
-    """Return an address of a host, where all of them may be asked."""
+def resolve(host: str, port: int, allows_private: bool) -> str:
+    """Return an address of a host where all of them may be asked; else raise a WebhookError."""
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
@@ -268,14 +268,15 @@ def deliver(home: LoratoryHome, owner: str, text: str, facts: dict[str, Any]) ->
     if webhook is None:
         return "No webhook is set."
     try:
-        send(webhook, text, facts, allows_private=_allows_private(home))
+        send(webhook, text, facts, allows_private=allows_private_hosts(home))
     except WebhookError as error:
         problem = str(error)
     store.note(WebhookOutcome(at=time.time(), problem=problem))
     return problem
 
 
-def _allows_private(home: LoratoryHome) -> bool:
+def allows_private_hosts(home: LoratoryHome) -> bool:
+    """Return whether addresses of this machine and of private networks may be asked for the people of a home."""
     try:
         rules = read_rules(home)
     except EngineError:

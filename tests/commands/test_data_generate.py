@@ -91,7 +91,7 @@ def test_another_question_is_another_job(run, manual):
 
 
 def test_what_is_missing_is_said(run, manual, tmp_path):
-    with pytest.raises(ModelError, match="Give --model, and --endpoint"):
+    with pytest.raises(ModelError, match="Give the model, and the endpoint"):
         run("generate", manual)
     with pytest.raises(DatasetError, match="There is no job x"):
         run("review", "x")

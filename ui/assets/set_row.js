@@ -18,7 +18,7 @@ const changed = () => {
   clearTimeout(tokensWait);
   [isDirty, save.disabled, tokensWait] = [true, isWrong(), setTimeout(drawTokens, 60)];
 };
-const box = (name, value, put) => {
+const box = (name, value, put, after = changed) => {
   const isJson = typeof value !== 'string', problem = make('span', {className: 'no', hidden: true, textContent: 'This is not JSON.'});
   const area = make('textarea', {value: isJson ? JSON.stringify(value, null, 1) : value, spellcheck: !isJson});
   area.rows = Math.min(16, area.value.split('\n').length + Math.floor(area.value.length / 60) + 1);
@@ -26,7 +26,7 @@ const box = (name, value, put) => {
     problem.hidden = true;
     try { put(isJson ? JSON.parse(area.value) : area.value); } catch { problem.hidden = false; }
     area.ariaInvalid = String(!problem.hidden);
-    changed();
+    after();
   };
   return make('div', {}, make('label', {}, isJson ? `${name} (JSON)` : name, area), problem);
 };

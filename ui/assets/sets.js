@@ -9,10 +9,10 @@ const [selected, shown] = [new Set(), new Map()];  // numbers of rows; rows by t
 const figure = (number) => number.toLocaleString('en');
 
 const make = (tag, facts = {}, ...parts) => { const node = Object.assign(document.createElement(tag), facts); node.append(...parts); return node; };
-const ask = async (question) => {
+const ask = async (question, place = said) => {
   let answer = {error: 'The server cannot be reached. Try again.'};
   try { answer = JSON.parse(await server.query([JSON.stringify({...question, form: JSON.parse(props.value)}), ''])); } catch { /* shown below */ }
-  if (answer.error) said.innerHTML = answer.error;
+  if (answer.error) place.innerHTML = answer.error;
   return answer.error ? null : answer;
 };
 const ofSet = (verb, more = {}) => ask({do: verb, name: set.name, ...more});

@@ -148,7 +148,7 @@ class BackgroundWork(Generic[R]):
         """
         present = self.find(key)
         if present is not None and present.is_under_way:
-            raise RunError(f"{present.title} is under way for this run.", "Wait for its end, or stop it.")
+            raise RunError(f"{present.title} is under way.", "Wait for its end, or stop it.")
 
     def stop(self, key: str) -> None:
         """Request an early end; the work's result is discarded."""

@@ -19,6 +19,7 @@ from loratory.ui.backend.dataset_checks import question_of
 from loratory.ui.components import script
 from loratory.ui.draft import Draft
 from loratory.ui.page import Page
+from loratory.ui.tabs.data_documents import answer_on_documents
 from loratory.ui.views import sets as view
 from loratory.ui.views.html import error_box
 from loratory.ui.views.rows import render_row
@@ -34,8 +35,9 @@ class SetsPart:
             return json.dumps(self.answer(str(values[0])))
 
         self.html = gr.HTML(
-            "{}", elem_id="sets", visible=not page.services.home.is_guest, html_template=script("sets", "html"),
-            js_on_load="".join(map(script, ("sets", "set_row", "pick"))), server_functions=[query],
+            "{}", elem_id="sets", visible=not page.services.home.is_guest, server_functions=[query],
+            html_template=script("sets", "html") + script("documents", "html"),
+            js_on_load="".join(map(script, ("sets", "set_row", "documents", "pick"))),
         )  # fmt: skip
         page.on_draft(self.html, render_form)
 
@@ -45,6 +47,8 @@ class SetsPart:
         try:
             question = json.loads(text)
             form, do, name = question.pop("form"), question["do"], str(question.get("name"))
+            if do == "documents":
+                return answer_on_documents(self.services, question)
             if do == "tokens":
                 return {"html": self._render_row(name, question, form)}
             if do == "delete":

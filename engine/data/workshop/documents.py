@@ -18,7 +18,8 @@ from loratory.engine.processes.limits import limited
 from loratory.engine.processes.messages import JsonObject, Request, serve
 
 ENDINGS = (".txt", ".md", ".html", ".htm", ".pdf", ".docx")
-_LIMITS = (120.0, 1 << 30)  # seconds of computing and bytes, for one file; a page of PDF takes some 30 ms
+# Seconds of computing (a page of PDF takes some 30 ms) and bytes for one file; characters of all.
+_LIMITS, _MOST_CHARACTERS = (120.0, 1 << 30), 100_000_000
 # Where a passage may end, the best first: before a heading, after a paragraph, a sentence, a word.
 _BREAKS = [re.compile(text) for text in (r"\n(?=#{1,6} )", r"\n\n", r"(?<=[.!?…])\s|(?<=[。！？])", r"\s")]
 _HEADING, _PAGE = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE), re.compile("\f")
@@ -34,6 +35,8 @@ class Passage(BaseModel, frozen=True):
 def read_passages(files: list[Path], home: LoratoryHome, size: int, overlap: int) -> tuple[list[Passage], list[str]]:
     """Return the passages of files, and notes on pages without text; a file that cannot be read is a DatasetError."""
     passages, notes = list[Passage](), list[str]()
+    if not files:
+        raise DatasetError("No document is named.", "Choose one or more, or continue a job.")
     with contextlib.closing(JsonLinesProcess(__name__, log_file=home.logs / "documents.log")) as process:
         for path in files:
             params = {"path": str(path), "size": size, "overlap": overlap, "limits": _LIMITS}
@@ -44,6 +47,8 @@ def read_passages(files: list[Path], home: LoratoryHome, size: int, overlap: int
                 raise DatasetError(f"{shown_name(path.name)} cannot be read. {error.what}", fix) from error
             passages += [Passage.model_validate(value) for value in answer["passages"]]
             notes += answer["notes"]
+            if sum(len(passage.text) for passage in passages) > _MOST_CHARACTERS:
+                raise DatasetError(f"The documents have more than {_MOST_CHARACTERS:,} characters.", "Choose fewer.")
     return passages, notes
 
 

@@ -32,12 +32,14 @@ class LocalEndpoint:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.paths: list[str] = []
+        self.hosts: list[str | None] = []
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         self.requests.append(request)
         self.keys.append(handler.headers.get("Authorization"))
         self.paths.append(handler.path)
+        self.hosts.append(handler.headers.get("Host"))
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         if callable(reply):
             reply(handler)

@@ -30,7 +30,7 @@ GOOD_REPLY = (200, completion(GOOD))
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch):
     monkeypatch.setattr(generation, "_WAITS_SECONDS", (0.0, 0.0, None))
-    monkeypatch.setenv("TEST_KEY", SECRET)
+    monkeypatch.setenv("TEST_KEY", SECRET)  # for the command
 
 
 def settings_for(address):
@@ -48,7 +48,7 @@ def make_job(home, passages=PASSAGES, **settings):
     return Job(home, usual | settings, passages)
 
 
-def run(job, server, key="TEST_KEY", timeout=5.0, most=float("inf")):
+def run(job, server, key=SECRET, timeout=5.0, most=float("inf")):
     steps = []
     job.run(Endpoint({**job.settings, "endpoint": server.url}, key, timeout), most, lambda *step: steps.append(step))
     return steps
@@ -65,8 +65,8 @@ def test_a_job_asks_once_for_each_passage_and_saves_what_it_paid_for(home):
         again = run(make_job(home), server)
 
     assert len(server.requests) == 5
-    assert [step[0] for step in steps] == [1, 2, 3, 4, 5]
-    assert steps[-1] == (5, 600)
+    assert [step[1] for step in steps] == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert steps[-1] == ("Passage 5 of 5, 600 tokens.", 1.0)
     assert again == []
     assert set(server.paths) == {"/v1/chat/completions"}
     assert set(server.keys) == {f"Bearer {SECRET}"}
@@ -107,7 +107,7 @@ def test_loratory_serve_is_such_an_endpoint_without_response_format(home):
     session = ScriptedSession((json.dumps(GOOD),))
     job = make_job(home, PASSAGES[:2], model="my-run")
     with listening(ServedModel(session, TARGET, "my-run")) as url:
-        job.run(Endpoint({**job.settings, "endpoint": url}, "", 60.0), float("inf"), lambda *_: None)
+        job.run(Endpoint({**job.settings, "endpoint": url}, None, 60.0), float("inf"), lambda *_: None)
 
     assert len(session.requests) == len(job.rows()) == 2
     assert "Part 1 has 7 screws." in session.requests[0].messages[-1].content
@@ -123,7 +123,7 @@ def test_a_preference_pair_is_a_row_of_three_columns(home):
 
 @pytest.mark.parametrize(("recipe", "detail"), [("none", ""), ("../x", "x"), ("rewrite", ""), ("own", "")])
 def test_a_recipe_that_does_not_exist_or_needs_a_detail_is_refused(home, recipe, detail):
-    with pytest.raises(DatasetError, match="is unknown or needs --detail"):
+    with pytest.raises(DatasetError, match="is unknown or needs a detail"):
         make_job(home, recipe=recipe, detail=detail)
 
 
@@ -159,7 +159,7 @@ def test_a_newer_model_gets_the_limit_under_its_newer_name(home):
         ({"question": "Q?"}, "stop", "required"),
         ({**GOOD, "answer": 7}, "stop", "string"),
         ({**GOOD, "answer": "  "}, "stop", "at least 1 character"),
-        (json.dumps(GOOD)[:-5], "length", "cut at --answer-tokens"),
+        (json.dumps(GOOD)[:-5], "length", "cut at the limit of answer tokens"),
         ("[" * 100_000, "stop", ""),
         ("{" + " " * 100_000 + "x", "stop", ""),
         ("", "stop", ""),
@@ -168,12 +168,14 @@ def test_a_newer_model_gets_the_limit_under_its_newer_name(home):
 def test_an_answer_of_another_form_is_paid_and_logged_but_is_no_candidate(home, content, finish, problem):
     job = make_job(home)
     with serving(GOOD_REPLY, (200, completion(content, finish)), GOOD_REPLY) as server:
-        run(job, server)
+        steps = run(job, server)
         assert run(job, server) == []
 
     assert len(server.requests) == 5
     assert sorted(job.rows()) == [1, 3, 4, 5]
     assert problem in log_of(job)[1]["problem"]
+    assert f"; 1 unusable, the last: {log_of(job)[1]['problem']}." in steps[1][0]
+    assert job.review("ann")["unusable"] == 1
 
 
 def test_a_model_whose_answers_are_all_unusable_is_not_paid_for_long(home):
@@ -229,7 +231,7 @@ BAD = {
     "wrong usage": ((200, completion(GOOD) | {"usage": {"prompt_tokens": "many"}}), 1, "answered 200"),
     "busy": ((429, {"error": "slow down"}), 3, "answered 429: .*slow down"),
     "redirect": (redirect, 1, "answered 307"),
-    "slow": (drip, 1, "did not answer within 0.5 s. Raise --timeout"),
+    "slow": (drip, 1, "did not answer within 0.5 s. Raise the timeout"),
     "silent": (lambda handler: time.sleep(3), 1, "did not answer within 0.5 s"),
     "flood": (flood, 1, "sends more than 4,194,304 bytes"),
     "dead": (drop, 3, "did not answer: "),
@@ -268,28 +270,40 @@ def test_a_busy_endpoint_is_asked_again(home):
 )  # fmt: skip
 def test_only_plain_addresses_of_http_are_used(address):
     with pytest.raises(ModelError, match="cannot be used") as error:
-        Endpoint(settings_for(address), "", 1.0)
+        Endpoint(settings_for(address), None, 1.0)
     assert "pass@" not in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
 def test_an_address_may_end_in_several_ways(home, suffix):
     with serving() as server:
-        Endpoint(settings_for(server.url + suffix), "", 5.0).complete([], {})
+        Endpoint(settings_for(server.url + suffix), None, 5.0).complete([], {})
 
     assert server.paths == ["/v1/chat/completions"]
     assert server.keys == [None]
 
 
-@pytest.mark.parametrize("variable", ["MISSING", SECRET, "LINES", "EMPTY", "FOREIGN"])
-def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(monkeypatch, variable):
-    monkeypatch.setenv("LINES", f"{SECRET}\n{SECRET}")
-    monkeypatch.setenv("EMPTY", "")
-    monkeypatch.setenv("FOREIGN", "schlüssel")
-    with pytest.raises(ModelError, match="empty, or holds no key") as error:
-        Endpoint(settings_for("http://localhost"), variable, 1.0)
+@pytest.mark.parametrize("key", ["", f"{SECRET}\n{SECRET}", "schlüssel", f"{SECRET} {SECRET}"])
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(key):
+    with pytest.raises(ModelError, match="has characters that no key has") as error:
+        Endpoint(settings_for("http://localhost"), key, 1.0)
     assert SECRET not in str(error.value)
     assert "schlüssel" not in str(error.value)
+
+
+def test_an_address_that_was_checked_is_the_one_that_is_connected_to(home):
+    questions = []
+
+    def resolve(host, port):
+        questions.append((host, port))
+        return "127.0.0.1"
+
+    with serving() as server:
+        port = server.url.rpartition(":")[2]
+        settings = settings_for(f"http://models.example:{port}/v1")
+        assert Endpoint(settings, None, 5.0, resolve).complete([], {})[0] == json.dumps(GOOD)
+    assert questions == [("models.example", int(port))]
+    assert server.hosts == [f"models.example:{port}"]
 
 
 def test_the_limit_of_tokens_is_never_exceeded_and_may_be_raised(home):
@@ -299,7 +313,7 @@ def test_the_limit_of_tokens_is_never_exceeded_and_may_be_raised(home):
     with serving() as server:
         with pytest.raises(ModelError, match=r"240 tokens are used; .* more may be needed") as error:
             run(job, server, most=limit)
-        assert "Raise --limit-tokens" in error.value.fix
+        assert "Raise the limit" in error.value.fix
         assert len(server.requests) == 2
         run(job, server, most=10_000)
     assert len(server.requests) == 5
@@ -461,3 +475,17 @@ def test_numbers_and_names_that_the_passage_lacks_are_noted(answer, claims):
 
     assert unknown_claims(row, "Part 2 of ACME has 14 screws, 1400 pieces, 3.50 each. The maker is known.") == claims
     assert unknown_claims({"prompt": "", "chosen": answer, "rejected": "7777"}, "14 1400 3.50 acme") == claims
+
+
+def test_a_reviewer_gets_what_they_have_not_judged_and_their_own_edit(ready):
+    facts = ready.review("ann")
+    assert (facts["candidate"], facts["verdict"], facts["left"]) == (1, "", [1, 2, 3, 4, 5])
+    assert facts["place"] == "manual.md, characters 1 to 1"
+    edit = {"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "It has 8 screws."}]}
+    ready.judge([json.dumps({"candidate": 1, "verdict": "edit", "row": edit}).encode()], "ann")
+
+    facts = ready.review("ann", 1)
+    assert (facts["verdict"], facts["row"], facts["unsupported"]) == ("edit", edit, ["8"])
+    assert ready.review("ann")["candidate"] == 2
+    assert ready.review("bob", 1)["row"] == ready.rows()[1]
+    assert (facts["accepted"], facts["left"]) == (1, [2, 3, 4, 5])
