@@ -62,6 +62,8 @@ NEEDS = {
         "a set; tests/commands has one",
     ),
     "loratory data check DATA --only": "a benchmark; tests/data has one",
+    "loratory data generate": "an endpoint; tests/commands has one",
+    "loratory data review": "a job; tests/commands has one",
     "loratory votes": "votes; examples/dpo_from_votes.sh is run by a test",
     "python -m tests": "minutes; a benchmark",
 }  # fmt: skip
