@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -27,15 +28,15 @@ DataArgument = Annotated[str, typer.Argument(help="A file or folder, a Hub id, o
 MaxLengthOption = Annotated[
     int | None, typer.Option("--max-length", min=8, help="Cut longer rows there, in tokens. Nothing is cut without it.")
 ]
-MapOption = Annotated[
-    list[str] | None,
-    typer.Option("--map", help="role=column, such as output=answer, any number of times; role= leaves a role out."),
-]
 data_group = typer.Typer(name="data", help="Datasets with versions and edits.", no_args_is_help=True)
-_dataset_options = setting_options(DatasetConfig, "format", "train_on", "subset", "split", "revision")
+_MAPPINGS = {"column_map": "--map", "role_map": "--map-role"}
+# For a command that reads rows; takes the names of more settings of a dataset.
+dataset_options = partial(
+    setting_options, DatasetConfig, "format", *_MAPPINGS, "subset", "split", "revision", **_MAPPINGS
+)
 
 
-@_dataset_options
+@dataset_options("train_on")
 def inspect(
     data: DataArgument,
     settings: dict[str, Any],
@@ -43,7 +44,6 @@ def inspect(
         str | None, typer.Option("--model", help="Whose tokenizer and chat template; as model.id of a configuration.")
     ] = None,
     max_length: MaxLengthOption = None,
-    column_map: MapOption = None,
     tokens: Annotated[
         bool, typer.Option(help="Count tokens; without --model, with the demo model if it is here.")
     ] = True,
@@ -51,25 +51,24 @@ def inspect(
 ) -> None:
     """Check every row of a dataset: what is kept, what is left out and why, how long it is, what repeats."""
     home = LoratoryHome.from_environment()
-    config = dataset_config(data, column_map, settings)
+    config = dataset_config(data, settings)
     counting = _model_config(model) if model else ModelConfig(id=DEMO_MODEL_ID) if is_demo_prepared(home) else None
     report = _check(config, counting if tokens else None, max_length, home)
     # What the estimate needs of each row is too long to read.
     print_result(report.model_copy(update={"row_lengths": None}), report_text(report), as_json=as_json)
 
 
-@_dataset_options
+@dataset_options("train_on")
 def render(
     data: DataArgument,
     settings: dict[str, Any],
     row: Annotated[int, typer.Option("--row", min=1, help="Number of the row, from 1.")],
     model: Annotated[str, typer.Option("--model", help="Whose tokenizer and chat template; as model.id.")],
     max_length: MaxLengthOption = None,
-    column_map: MapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one row exactly as training sees it: its text, its tokens, and which of them are trained."""
-    config = dataset_config(data, column_map, settings)
+    config = dataset_config(data, settings)
     with contextlib.closing(Inspector(LoratoryHome.from_environment())) as inspector:
         sequences = inspector.render(config, _model_config(model), max_length, row=row - 1)
     if as_json:
@@ -80,15 +79,14 @@ def render(
         typer.echo("\n\n".join(sequence_text(sequence) for sequence in sequences))
 
 
-def dataset_config(data: str, column_map: list[str] | None, settings: dict[str, Any]) -> DatasetConfig:
+def dataset_config(data: str, settings: dict[str, Any]) -> DatasetConfig:
     """Return the settings of a dataset from the options of a command; those that cannot be used are a ConfigError."""
-    columns = {}
-    for text in column_map or ():
-        role, equals, column = text.partition("=")
-        if not equals or not role.strip():
-            raise ConfigError([Problem("--map", f"{text!r} is not of the form role=column.")])
-        columns[role.strip()] = column
-    return section_from_mapping(DatasetConfig, {**settings, "source": data, "column_map": columns})
+    for setting, option in _MAPPINGS.items():
+        texts = settings[setting] or ()
+        if wrong := [text for text in texts if not text.partition("=")[0].strip() or "=" not in text]:
+            raise ConfigError([Problem(option, f"{wrong[0]!r} is not of the form name=value.")])
+        settings[setting] = {name.strip(): value for name, _, value in (text.partition("=") for text in texts)}
+    return section_from_mapping(DatasetConfig, {**settings, "source": data})
 
 
 def _model_config(model: str) -> ModelConfig:
@@ -139,6 +137,8 @@ def report_text(report: DatasetReport) -> str:
             f"95th percentile {lengths.p95:,}, longest {lengths.max:,}. {cut}",
         ]
     lines += [f"Note: {note}" for note in (*report.notes, *_preference_notes(report))]
+    roles = report.unknown_roles.items()
+    lines += [f"Unknown role {name!r} in {rows:,} rows, such as: {sample}" for name, (rows, sample) in roles]
     lines += _problem_lines("Left out", report.problems, report.dropped)
     lines += _problem_lines("Kept with warnings", report.notices, sum(report.notice_counts.values()))
     lines.append(f"Took {duration(report.seconds)}.")

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loratory.engine.commands.data import DataArgument, MapOption, data_group, dataset_config
+from loratory.engine.commands.data import DataArgument, data_group, dataset_config, dataset_options
 from loratory.engine.commands.output import AsJson, ProgressLine, print_result, setting_options
 from loratory.engine.config.load import section_from_mapping
-from loratory.engine.config.run import DatasetConfig
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.data.workshop.checks.settings import CheckSettings
@@ -20,13 +19,12 @@ if TYPE_CHECKING:
 
 
 @data_group.command()
-@setting_options(DatasetConfig, "format", "subset", "split", "revision", "eval_fraction")
+@dataset_options("eval_fraction")
 @setting_options(CheckSettings, group="thresholds")
 def check(
     source: DataArgument,
     settings: dict[str, Any],
     thresholds: dict[str, Any],
-    column_map: MapOption = None,
     only: Annotated[str, typer.Option(help="Checks to run, with commas between them. Empty runs all.")] = "",
     most: Annotated[int, typer.Option(min=0, help="Findings to print of each check.")] = 10,
     as_json: AsJson = False,
@@ -35,7 +33,7 @@ def check(
     from loratory.engine.data.passes.check import finish
     from loratory.engine.data.workshop.checks.run import row_check_steps
 
-    config = dataset_config(source, column_map, settings)
+    config = dataset_config(source, settings)
     options = SourceOptions(home=LoratoryHome.from_environment())
     checks = section_from_mapping(CheckSettings, thresholds)
     names = [name.strip() for name in only.split(",") if name.strip()]

@@ -9,9 +9,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from loratory.engine.commands.data import DataArgument, MapOption, data_group, dataset_config
-from loratory.engine.commands.output import AsJson, confirm, own_runs, print_result, setting_options
-from loratory.engine.config.run import SET_PREFIX, DatasetConfig
+from loratory.engine.commands.data import DataArgument, data_group, dataset_config, dataset_options
+from loratory.engine.commands.output import AsJson, confirm, own_runs, print_result
+from loratory.engine.config.run import SET_PREFIX
 from loratory.engine.data.source import SetRows, SourceOptions
 from loratory.engine.data.workshop import sets
 from loratory.engine.data.workshop.operations import Operation, Undo, shared_rows
@@ -42,18 +42,17 @@ def list_sets(as_json: AsJson = False) -> None:
 
 
 @data_group.command()
-@setting_options(DatasetConfig, "format", "subset", "split", "revision")
+@dataset_options()
 def add(
     source: DataArgument,
     settings: dict[str, Any],
     name: Annotated[str, typer.Option("--name", help="What the set is called.")],
-    column_map: MapOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a set, which keeps a copy of a file or a sample; a dataset on the Hub is pinned to its commit."""
     from loratory.engine.data.workshop.exchange import add_set
 
-    home, config = LoratoryHome.from_environment(), dataset_config(source, column_map, settings)
+    home, config = LoratoryHome.from_environment(), dataset_config(source, settings)
     owner = home.owner or local_owner()
     dataset = add_set(home, name, config, author=owner, require_space=lambda b: require_disk_space(home, owner, b))
     report({"train_on": f"{SET_PREFIX}{name}", **dataset.facts.model_dump(exclude_defaults=True)}, as_json)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -57,9 +57,11 @@ def setting_options(
         options = {}
         for name in fields or section.model_fields:
             field = section.model_fields[name]
-            option = typer.Option(*names.get(name, "").split(), help=field.description)
-            default = inspect.Parameter.empty if field.is_required() else field.default
-            kind = Annotated[field.annotation, option]  # type: ignore[name-defined]
+            is_mapping = get_origin(field.annotation) is dict
+            more = " Given as name=value, any number of times." if is_mapping else ""
+            option = typer.Option(*names.get(name, "").split(), help=f"{field.description}{more}")
+            default = inspect.Parameter.empty if field.is_required() else None if is_mapping else field.default
+            kind = Annotated[list[str] | None if is_mapping else field.annotation, option]  # type: ignore[valid-type]
             options[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
         own = [
             parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic.fields import FieldInfo
 
 from loratory.engine.config.methods.base import PeftMethod
@@ -103,6 +103,8 @@ class AdapterConfig(MethodSettings):
 
 
 DatasetSource = Annotated[str, _of_page(of_dataset=True)]
+RoleName = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1, max_length=60)]
+TurnRole = Literal["user", "assistant", "system", "tool", ""]
 SET_PREFIX = "set:"  # of a version of a set: set:NAME@VERSION, or set:NAME for the newest
 
 
@@ -121,6 +123,8 @@ class DatasetConfig(Section):
     """auto detects it and shows why. Choose one when it is wrong."""
     column_map: dict[str, str] = setting({}, "Column mapping")
     """Names of your columns for the roles of the format, such as output: answer. An empty name leaves a role out."""
+    role_map: dict[RoleName, TurnRole] = setting({}, "Role mapping", max_length=100)
+    """Roles of the turns that your rows name otherwise, such as customer: user. An empty role leaves these turns out."""
     mix: dict[DatasetSource, Annotated[float, Field(gt=0, le=100)]] = setting({}, "Mixed with", max_length=20)
     """More datasets, each with a weight: 1 uses all of its rows once, 0.5 half of them, 2 each of them twice. Format and columns apply where they fit."""
     eval_fraction: float = setting(0.1, "Held-out set", ge=0.0, le=0.5)

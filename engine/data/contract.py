@@ -135,6 +135,7 @@ class DatasetReport(DatasetForm):
     dropped: int
     problems: tuple[RowProblem, ...]  # of dropped rows, the first MAX_LISTED of them
     problem_counts: dict[str, int]  # of all dropped rows, by kind
+    unknown_roles: dict[str, tuple[int, str]] = {}  # those of most rows: their number, and how the first turn begins
     notices: tuple[RowProblem, ...] = ()  # about rows that stay, the first MAX_LISTED of them
     notice_counts: dict[str, int] = {}
 
@@ -184,6 +185,7 @@ class CheckProgress(_Part):
     size_bytes: int | None  # None where the size is not known
     tokens: int = 0
     waiting: str = ""  # why it has not started
+    unknown_roles: dict[str, tuple[int, str]] = {}  # as in a report
 
     @property
     def fraction(self) -> float | None:
@@ -274,6 +276,7 @@ class DatasetPage(DatasetForm):
     first_row: int
     next_row: int | None = None  # where the next page begins; None after the last row
     total_rows: int | None  # None until the whole dataset has been seen
+    samples: dict[str, str] = {}  # how columns begin
     download_bytes: int | None = None  # what reading all rows fetches from the Hub first, where that is known
 
 
@@ -282,6 +285,7 @@ class DatasetColumns(_Part):
 
     columns: tuple[str, ...]
     format: DataFormatName  # the chosen one, or the one to begin with
+    samples: dict[str, str] = {}  # how columns begin
 
 
 class SearchProgress(_Part):

@@ -172,7 +172,7 @@ class RowSource(ABC):
     name: str  # safe to show
     form: SourceForm
     columns: tuple[str, ...] = ()  # where the source itself names them
-    read_as: Mapping[str, Any] = {}  # format and column mapping, for a configuration that leaves them open
+    read_as: Mapping[str, Any] = {}  # format and mappings, for a configuration that leaves them open
 
     @property
     def kind(self) -> str:

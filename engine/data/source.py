@@ -145,7 +145,7 @@ class SetRows(SeveralSources):
         )
         super().__init__(f"{dataset.name}@{version.name}", [self.untouched])
         self.form = SourceForm("set", "set")
-        self.read_as = facts.dataset.model_dump(include={"format", "column_map"})
+        self.read_as = facts.dataset.model_dump(include={"format", "column_map", "role_map"})
         operations = [entry.operation for entry in in_force(dataset.entries[: version.last])]
         self.editor = Editor(operations, facts.rows)
 

@@ -64,6 +64,24 @@ def test_a_role_is_left_out_by_an_empty_name(run, tmp_path):
     assert reports[0][2] != reports[1][2]
 
 
+TALK = [("customer", "My order is late."), ("note", "angry"), ("agent", "I am sorry.")]
+ROLES = ("--map-role", "customer=user", "--map-role", "Agent=assistant", "--map-role", "note=")
+
+
+def test_roles_of_the_rows_are_mapped_and_unknown_ones_are_named(run, tmp_path, tiny_model_folder):
+    file = tmp_path / "talks.jsonl"
+    known = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    rows = [[{"from": name, "value": text} for name, text in TALK], known]
+    file.write_text("".join(json.dumps({"conversations": turns}) + "\n" for turns in rows))
+
+    assert "Unknown role 'agent' in 1 rows, such as: I am sorry." in run("inspect", file).stdout
+    report = json.loads(run("inspect", file, *ROLES, "--json").stdout)
+    assert (report["kept"], report["unknown_roles"]) == (2, {})
+    text = run("render", file, *ROLES, "--row", 1, "--model", tiny_model_folder).stdout
+    assert "⟦I am sorry.<|im_end|>⟧" in text
+    assert "angry" not in text
+
+
 def test_render_prints_what_training_sees(run, file, tiny_model_folder):
     rendering = json.loads(run("render", file, *MAP, "--row", 4, "--model", tiny_model_folder, "--json").stdout)
 
@@ -98,6 +116,8 @@ def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypat
     ("arguments", "error", "message"),
     [
         (("--map", "output"), ConfigError, "--map: 'output' is not of the form"),
+        (("--map-role", "=user"), ConfigError, "--map-role: '=user' is not of the form"),
+        ((*MAP, "--map-role", "q=boss"), ConfigError, "role_map.q: 'boss' is not one of"),
         (("--map", "output=b", "--map", "instruction=q"), DatasetError, "names the column 'b'"),
         ((), DatasetError, ""),  # the columns q and a fit no format by themselves
     ],

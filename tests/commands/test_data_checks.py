@@ -23,7 +23,7 @@ def file(tmp_path):
     return path
 
 
-MAP = ("--map", "instruction=q", "--map", "output=a")
+MAP = ("--map", "instruction=q", "--map", "output=a", "--map-role", "customer=user")
 
 
 def test_the_text_has_each_check_with_its_findings(run, file):

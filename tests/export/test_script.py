@@ -41,6 +41,17 @@ CHAT = [
 ]
 PAIRS = [{"prompt": f"Q {n}?", "chosen": f"good {n}", "rejected": "bad " * (n + 1)} for n in range(12)]
 RATINGS = [{"prompt": f"Q {n}?", "completion": "good " * (1 + n * 7 % 9), "label": n % 3 > 0} for n in range(23)]
+TALKS = [
+    {
+        "conversations": [
+            {"from": "customer", "value": f"Q {n}?"},
+            {"from": "note", "value": "!"},
+            {"from": "agent", "value": f"A {n}."},
+        ]
+    }
+    for n in range(12)
+]
+ROLE_MAP = {"customer": "user", "note": "", "agent": "assistant"}
 ROWS = {"sft": CHAT, "dpo": PAIRS, "orpo": PAIRS, "kto": RATINGS}
 # Preferences are learned by adapters alone.
 COMBINATIONS = [
@@ -112,6 +123,7 @@ CASES: dict[str, tuple[str, dict, dict]] = {
     "a mixture": ("sample:lab-chats", {"max_length": 400}, {"mix": {"sample:loratory-faq": 0.5}}),
     "everything trained": ("sft", {}, {"train_on": "all"}),
     "some rows of all": ("sft", {}, {"max_samples": 9}),
+    "mapped roles": ("talks", {}, {"role_map": ROLE_MAP}),
     "nothing held out": ("sft", {}, {"eval_fraction": 0.0}),
     **{name: (name, {"objective": name}, {}) for name in ("dpo", "orpo", "kto")},
 }
@@ -120,8 +132,8 @@ CASES: dict[str, tuple[str, dict, dict]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_rows_are_the_tokens_masks_and_split_of_the_run(name, tiny_model_folder, home, tmp_path):
     source, training, dataset = CASES[name]
-    if source in ROWS:
-        source = str(write_lines(tmp_path / "rows.jsonl", [*ROWS[source], "{broken\n"]))
+    if source in (rows_of := {**ROWS, "talks": TALKS}):
+        source = str(write_lines(tmp_path / "rows.jsonl", [*rows_of[source], "{broken\n"]))
     config = make_config(tiny_model_folder, source, training, **dataset)
 
     script = Exact(config, home, tmp_path / "exact")

@@ -83,6 +83,19 @@ def test_rows_that_tutorials_cannot_read_are_refused(tiny_model_folder, home, tm
             short_script_of(make_config(tiny_model_folder, str(source)), home)
 
 
+def test_mapped_roles_are_in_the_script_and_left_out_turns_need_an_exact_one(tiny_model_folder, home, tmp_path):
+    talk = [{"from": "customer", "value": "Q?"}, {"from": "agent", "value": "A."}]
+    source = str(write_lines(tmp_path / "rows.jsonl", [{"conversations": talk}]))
+    role_map = {"customer": "user", "agent": "assistant"}
+    text = short_script_of(make_config(tiny_model_folder, source, role_map=role_map), home)
+    names: dict[str, Any] = {}
+    exec(next(line for line in text.splitlines() if line.startswith("ROLES = ")), names)
+    assert names["ROLES"] == role_map
+
+    with pytest.raises(DatasetError, match=r'^Row 1 of rows.jsonl has turns of "customer", which are left out'):
+        short_script_of(make_config(tiny_model_folder, source, role_map={**role_map, "customer": ""}), home)
+
+
 def test_what_is_left_out_as_a_default_is_one_of_trl():
     from trl import SFTConfig
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from loratory.engine.config.objectives import OBJECTIVES, ROW_KINDS, Objective
-from loratory.engine.config.run import DataFormatName, DatasetConfig
+from loratory.engine.config.run import DataFormatName, DatasetConfig, TurnRole
 from loratory.engine.data.conversation import Conversation, Example
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.formats.base import SYSTEM_NAMES, TURN_FIELDS, Cells, DataFormat, Detection, Table
@@ -46,9 +46,10 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 class Converter:
     """Reads rows in the format that was detected."""
 
-    def __init__(self, detection: Detection) -> None:
+    def __init__(self, detection: Detection, role_map: Mapping[str, TurnRole] = {}) -> None:
         self._format = FORMATS[detection.format]
-        self._cells = Cells(dict(detection.columns))
+        self._cells = Cells(dict(detection.columns), role_map)
+        self.fields = self._cells.fields  # of turns
 
     def convert(self, value: Mapping[str, Any]) -> Example:
         """Read one row.

@@ -8,9 +8,9 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 from loratory.engine.config.objectives import RowKind
-from loratory.engine.config.run import DataFormatName
+from loratory.engine.config.run import DataFormatName, TurnRole
 from loratory.engine.data.conversation import Conversation, Example, Message
-from loratory.engine.data.formats.turns import list_of_turns, tool_schemas, turn_list
+from loratory.engine.data.formats.turns import TurnFields, list_of_turns, tool_schemas, turn_list
 from loratory.engine.data.records import RowProblemError, describe_kind, one_line
 
 
@@ -135,13 +135,13 @@ class DataFormat(ABC):
 
 
 class Cells:
-    """The cells of a row by role; `columns` maps roles to column names."""
+    """The cells of a row by role; `columns` maps roles to column names, `role_map` those of turns to known ones."""
 
-    def __init__(self, columns: Mapping[str, str]) -> None:
+    def __init__(self, columns: Mapping[str, str], role_map: Mapping[str, TurnRole]) -> None:
         self.columns = columns
         self.value: Mapping[str, Any] = {}  # the row that is read
-        self._role_fields = (columns.get("from", "from"), columns.get("role", "role"))
-        self._content_fields = (columns.get("value", "value"), columns.get("content", "content"))
+        role, content = (tuple(columns.get(name, name) for name in names) for names in TurnFields()[:2])
+        self.fields = TurnFields(role, content, role_map)
 
     def required(self, role: str) -> Any:
         """Return the cell of a role.
@@ -180,7 +180,7 @@ class Cells:
         Raises:
             RowProblemError: If it does not hold a list of them.
         """
-        return list_of_turns(self.required(role), self.columns[role], self._role_fields, self._content_fields)
+        return list_of_turns(self.required(role), self.columns[role], self.fields)
 
     def conversation(self, turns: Sequence[Message]) -> Conversation:
         """Return turns with the system and tools columns, where the format has them and the row fills them."""

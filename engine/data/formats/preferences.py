@@ -20,7 +20,7 @@ from loratory.engine.data.formats.base import (
     is_missing,
 )
 from loratory.engine.data.formats.pairs import question_of
-from loratory.engine.data.formats.turns import ROLES, answer, is_turn, is_turns, list_of_turns, turn_list
+from loratory.engine.data.formats.turns import answer, is_turn, is_turns, list_of_turns, turn_list
 from loratory.engine.data.records import RowProblemError, describe_kind, shared_length
 
 _CHOSEN = Column("chosen", True, "the better answer: text, or a list of turns")
@@ -122,9 +122,7 @@ class Preference(PairFormat):
             chosen, rejected = chosen[start:].strip(), rejected[start:].strip()
         elif not both_text and len(prompt) == 1 and not is_turns(row.value.get(row.columns.get("prompt", ""))):
             opening = [turn for turn in turn_list(chosen) or () if isinstance(turn, dict)][:1]
-            if any(
-                ROLES.get(str(turn.get("role", turn.get("from"))).lower()) in ("user", "system") for turn in opening
-            ):
+            if any(row.fields.role_of(row.fields.read(turn)[0]) in ("user", "system") for turn in opening):
                 prompt = []  # the answers hold the whole conversation, and the column repeats what is asked
         return self.pair(row, prompt, chosen, rejected)
 
@@ -234,7 +232,7 @@ def _prompt(row: Cells) -> list[Message]:
 
 def _turns_or_answer(row: Cells, role: str, cell: Any) -> list[Message]:
     if is_turns(cell):
-        return list_of_turns(cell, row.columns[role], ("role", "from"), ("content", "value"))
+        return list_of_turns(cell, row.columns[role], row.fields)
     if not isinstance(cell, str):
         raise RowProblemError("not_text", f"{row.columns[role]} is {describe_kind(cell)}, not text or a list of turns")
     return [answer(cell)]

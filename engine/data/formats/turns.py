@@ -4,10 +4,12 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
+from loratory.engine.config.run import TurnRole
 from loratory.engine.data.conversation import Message, Role, ToolCall
 from loratory.engine.data.records import RowProblemError, describe_kind, one_line
 
@@ -17,7 +19,7 @@ _TAGS: dict[Role, str] = {
     "system": "system developer",
     "tool": "observation tool function ipython",
 }
-ROLES = {tag: role for role, tags in _TAGS.items() for tag in tags.split()}
+ROLES: Mapping[str, TurnRole] = {tag: role for role, tags in _TAGS.items() for tag in tags.split()}
 
 # Roles by which rows that are single turns are recognized.
 _SPEAKERS = frozenset({"user", "assistant", "system", "human", "gpt", "tool"})
@@ -31,6 +33,32 @@ _FIELDS = (("role", ("content", "tool_calls", "function_call")), ("from", ("valu
 _BEGINS_LIKE_TURNS = re.compile(r"\s*\[\s*\{")
 _SPEAKER = re.compile(r"""['"](?:role|from)['"]\s*:""")
 _SCANNED_CHARACTERS = 2000
+
+
+class TurnFields(NamedTuple):
+    """The names that the fields of a turn may have, and what is read as which role."""
+
+    role: tuple[str, ...] = ("from", "role")
+    content: tuple[str, ...] = ("value", "content")
+    role_map: Mapping[str, TurnRole] = {}  # of a configuration
+
+    def role_of(self, tag: Any) -> TurnRole | None:
+        """Return the role that a turn's own name of it means; None for an unknown one."""
+        name = tag.strip().lower() if isinstance(tag, str) else ""
+        return self.role_map.get(name, ROLES.get(name))
+
+    def read(self, turn: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return a turn's own name of its role, and its content; None for what is missing."""
+        return tuple(next((turn[name] for name in names if name in turn), None) for names in self[:2])
+
+    def unknown_roles(self, cells: Iterable[Any]) -> dict[str, str]:
+        """Return the unknown roles in lists of turns, each with how its first turn begins."""
+        samples: dict[str, str] = {}
+        for turn in chain.from_iterable(turn_list(cell) or () for cell in cells):
+            tag, content = self.read(turn) if isinstance(turn, Mapping) else (None, None)
+            if isinstance(tag, str) and self.role_of(tag) is None and one_line(tag, 60) == tag.strip():
+                samples.setdefault(tag.strip().lower(), one_line(str(content), 120))
+        return samples
 
 
 def begins_like_turns(value: Any) -> bool:
@@ -75,8 +103,8 @@ def are_single_turns(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
     return bool(roles) and all(isinstance(role, str) and role.strip().lower() in _SPEAKERS for role in roles)
 
 
-def list_of_turns(turns: Any, column: str, role_fields: Sequence[str], content_fields: Sequence[str]) -> list[Message]:
-    """Return the turns that a cell holds, as a list or as JSON text; the fields are names that a turn's own may have.
+def list_of_turns(turns: Any, column: str, fields: TurnFields) -> list[Message]:
+    """Return the turns that a cell holds, as a list or as JSON text.
 
     Raises:
         RowProblemError: If it does not hold a list of turns.
@@ -90,7 +118,8 @@ def list_of_turns(turns: Any, column: str, role_fields: Sequence[str], content_f
     check_turn_count(turns, column)
     messages: list[Message] = []
     for number, turn in enumerate(turns, start=1):
-        message = _turn(turn, number, role_fields, content_fields)
+        if (message := _turn(turn, number, fields)) is None:
+            continue
         last = messages[-1] if messages else None
         is_call_alone = last is not None and message.tool_calls and last.role == "assistant" and not message.content
         if last is not None and is_call_alone and last.is_trained == message.is_trained:
@@ -98,23 +127,26 @@ def list_of_turns(turns: Any, column: str, role_fields: Sequence[str], content_f
             messages[-1] = replace(last, tool_calls=(*last.tool_calls, *message.tool_calls))
         else:
             messages.append(message)
+    if not messages:
+        raise RowProblemError("empty", f"all turns of {column} are left out")
     return messages
 
 
-def _turn(turn: Any, number: int, role_fields: Sequence[str], content_fields: Sequence[str]) -> Message:
+def _turn(turn: Any, number: int, fields: TurnFields) -> Message | None:
+    """Return a turn; None where its role is left out."""
     if not isinstance(turn, Mapping):
         raise RowProblemError(
             "not_an_object", f"turn {number} is {describe_kind(turn)}, not an object with role and content"
         )
-    role_text = next((turn[name] for name in role_fields if name in turn), None)
-    if role_text is None:
+    tag, content = fields.read(turn)
+    if tag is None:
         raise RowProblemError("unknown_role", f"turn {number} has no role")
-    tag = role_text.strip().lower() if isinstance(role_text, str) else ""
-    if tag not in ROLES:
-        raise RowProblemError("unknown_role", f"turn {number} has the unknown role {one_line(str(role_text), 30)!r}")
-    role = ROLES[tag]
-    content = next((turn[name] for name in content_fields if name in turn), None)
-    if tag == "function_call":
+    role = fields.role_of(tag)
+    if role is None:
+        raise RowProblemError("unknown_role", f"turn {number} has the unknown role {one_line(str(tag), 30)!r}")
+    if not role:
+        return None
+    if tag.strip().lower() == "function_call" and role == "assistant":
         is_trained = _is_trained_turn(turn, number)
         return Message("assistant", tool_calls=_sharegpt_calls(content, number), is_trained=is_trained)
     calls = _openai_calls(turn, number) if role == "assistant" else ()

@@ -50,6 +50,7 @@ class Counts:
         self.notices: list[RowProblem] = []
         self.notice_counts: Counter[str] = Counter()
         self.notes: Counter[str] = Counter()
+        self.unknown_roles: dict[str, tuple[int, str]] = {}
         self.kept_rows = array("I")  # row numbers up to four thousand million
         self.kept_parts = array("b")
         self.held_out = array("I")  # positions of kept rows that their set holds out
@@ -72,6 +73,9 @@ class Counts:
         if row.kind is not None:
             self.problem_counts[row.kind] += 1
             _list(self.problems, record, row.kind, row.problem, is_dropped=True)
+            for name, sample in row.unknown_roles.items():
+                rows, first = self.unknown_roles.get(name, (0, sample))
+                self.unknown_roles |= {name: (rows + 1, first)} if rows or len(self.unknown_roles) < MAX_LISTED else {}
             return
         if record.is_held_out:
             self.held_out.append(len(self.kept_rows))
@@ -95,6 +99,13 @@ class Counts:
             self.trained_tokens += sequence.trained_tokens
             self.lost_trained_tokens += sequence.lost_trained_tokens
             self.uncut_trained.append(sequence.trained_tokens + sequence.lost_trained_tokens)
+
+    def progress(self, reader: DatasetReader) -> CheckProgress:
+        """Return how far the pass is."""
+        return CheckProgress(
+            rows=self.rows, bytes_read=reader.bytes_read, size_bytes=reader.size_bytes, tokens=self.total_tokens,
+            unknown_roles=dict(sorted(self.unknown_roles.items(), key=lambda role: -role[1][0])[:20]),
+        )  # fmt: skip
 
     def duplicate_rows(self) -> list[int]:
         """Return rows that repeat an earlier one exactly, in order.
@@ -222,11 +233,9 @@ def pass_steps(
         if on_kept is not None and row.kind is None:
             on_kept(row)
         if pace.turn_is_over():
-            progress = CheckProgress(
-                rows=counts.rows, bytes_read=reader.bytes_read, size_bytes=reader.size_bytes, tokens=counts.total_tokens
-            )
-            yield progress if pace.report_is_due() else None
+            yield counts.progress(reader) if pace.report_is_due() else None
     if not counts.kept_rows:
+        yield counts.progress(reader)
         raise _nothing_kept(reader, counts)
     split = draw_split(
         counts.groups, reader.config, seed, parts=counts.kept_parts, weights=reader.weights, chosen=counts.held_out
@@ -296,6 +305,7 @@ def _report(
         dropped=counts.rows - len(counts.kept_rows),
         problems=tuple(counts.problems),
         problem_counts=dict(counts.problem_counts),
+        unknown_roles=counts.progress(reader).unknown_roles,
         notices=tuple(counts.notices),
         notice_counts=dict(counts.notice_counts),
         duplicates=len(duplicates),
@@ -325,7 +335,7 @@ def _nothing_kept(reader: DatasetReader, counts: Counts) -> DatasetError:
     return DatasetError(
         f"Nothing to train on in {reader.name}: {rows} be used; {row_label(first.row, first.line)}: {first.problem}.",
         f"It was read as {reader.detection.format.replace('_', ' ')}. Correct the data, or choose another format, "
-        "column mapping or max_length.",
+        "column or role mapping, or max_length.",
     )
 
 

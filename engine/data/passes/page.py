@@ -19,7 +19,7 @@ from loratory.engine.data.contract import (
 )
 from loratory.engine.data.conversation import Conversation
 from loratory.engine.data.formats import column_names, likeliest_format
-from loratory.engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
+from loratory.engine.data.passes.reader import DatasetReader, DatasetRow, Pace, column_samples, head_of, printable_names
 from loratory.engine.data.records import Record, shared_length
 from loratory.engine.data.render.sequence_plan import trained_turns
 from loratory.engine.data.render.tokenize import IGNORED_LABEL, RenderedRow
@@ -58,6 +58,7 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
         first_row=request.first_row,
         next_row=next_row,
         total_rows=reader.total_rows,
+        samples=reader.parts[0].samples,
         download_bytes=sum(downloads) or None,
         **reader.form_facts(),
     )
@@ -256,4 +257,5 @@ def read_columns(config: DatasetConfig, options: SourceOptions) -> DatasetColumn
     source = open_source(config, options)
     rows: list[Mapping[str, Any]] = [record.value for record in head_of(source) if record.value is not None]
     names = source.columns or column_names(rows)
-    return DatasetColumns(columns=printable_names(names), format=likeliest_format(config, rows))
+    format_, samples = likeliest_format(config, rows), column_samples(rows)
+    return DatasetColumns(columns=printable_names(names), format=format_, samples=samples)

@@ -6,14 +6,15 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import Any, Self
 
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.conversation import Conversation, Example, RowWarning
 from loratory.engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
 from loratory.engine.data.formats.base import Detection
-from loratory.engine.data.records import ProblemKind, Record, RowProblemError, RowSource, row_label
+from loratory.engine.data.records import ProblemKind, Record, RowProblemError, RowSource, one_line, row_label
 from loratory.engine.data.render.template import ChatTokenizer
 from loratory.engine.data.render.tokenize import Rendering, RenderOptions, render_many
 from loratory.engine.data.source import SeveralSources, SourceOptions, open_source
@@ -74,6 +75,7 @@ class DatasetRow:
     group: int = 0  # the same of what must stay on one side of the split: a preference's prompt, else the row
     kind: ProblemKind | None = None
     problem: str = ""
+    unknown_roles: Mapping[str, str] = field(default_factory=dict)  # of its turns, each with how its first turn begins
 
 
 class DatasetReader(SeveralSources):
@@ -175,7 +177,8 @@ class DatasetReader(SeveralSources):
             group = digest_of(prompt) if (prompt := example.shared_prompt()) is not None else digest
             return DatasetRow(record, part, example, notices=example.warnings(), digest=digest, group=group)
         except RowProblemError as problem:
-            return DatasetRow(record, part, kind=problem.kind, problem=problem.problem)
+            roles = self.parts[part].converter.fields.unknown_roles(record.value.values())
+            return DatasetRow(record, part, kind=problem.kind, problem=problem.problem, unknown_roles=roles)
 
     def _part_of(self, row: int) -> int:
         """Return the number of the part that a row comes from; parts before it have been read to their ends."""
@@ -204,6 +207,7 @@ class DatasetPart:
 
     def __init__(self, config: DatasetConfig, options: SourceOptions, *, of_a_mix: bool = False) -> None:
         self.source: RowSource = open_source(config, options)
+        role_map = {**self.source.read_as.get("role_map", {}), **config.role_map}
         if config.format == "auto" and not config.column_map:
             config = config.model_copy(update=self.source.read_as)
         head = head_of(self.source)
@@ -225,7 +229,8 @@ class DatasetPart:
             if of_a_mix
             else detect_format(config, rows, unreadable=unreadable)
         )
-        self.converter = Converter(self.detection)
+        self.converter = Converter(self.detection, role_map)
+        self.samples = column_samples(rows)
         self.unread = printable_names(unread_columns(self.detection, config.column_map, rows))
 
 
@@ -262,6 +267,15 @@ def head_of(source: RowSource) -> list[Record]:
 def printable_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of columns, safe to send and show."""
     return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
+
+
+def column_samples(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return how each column begins in the first of the rows that fills it."""
+    samples: dict[str, str] = {}
+    for name, value in chain.from_iterable(zip(printable_names(row), row.values(), strict=True) for row in rows):
+        if name not in samples and value not in (None, "", [], {}):
+            samples[name] = one_line(value if isinstance(value, str) else json.dumps(value, default=str), 60)
+    return samples
 
 
 def digest_of(example: Example) -> int:

@@ -3,7 +3,6 @@
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from loratory.engine.config.run import DatasetConfig
@@ -13,7 +12,7 @@ from loratory.engine.data.files import open_file
 from loratory.engine.data.files.access import ANY_FILE
 from loratory.engine.data.formats import FORMATS
 from loratory.engine.data.formats.preferences import HH_DIALOGUES
-from loratory.engine.data.formats.turns import ROLES, turn_list
+from loratory.engine.data.formats.turns import TurnFields, turn_list
 from loratory.engine.data.passes.reader import DatasetReader, DatasetRow
 from loratory.engine.data.source import SourceOptions, data_files, path_of
 from loratory.engine.errors import DatasetError
@@ -24,18 +23,8 @@ _BUILDERS = {"json_lines": "json", "json_array": "json", "delimited": "csv", "pa
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
-@dataclass
-class _Findings:
-    """What the rows so far show, as the fields of `RowForm` have it."""
-
-    role_field: str
-    content_field: str
-    roles: dict[str, str] = field(default_factory=dict)
-    most_answers: int = 0
-    has_turn_lists: bool = False
-    has_json: bool = False
-    has_reasoning: bool = False
-    holds_whole_conversations: bool = False
+class _Findings(RowForm, frozen=False):
+    """The form as the rows so far show it."""
 
 
 def read_row_form(config: DatasetConfig, options: SourceOptions) -> RowForm:
@@ -47,7 +36,7 @@ def read_row_form(config: DatasetConfig, options: SourceOptions) -> RowForm:
     reader = DatasetReader(config.model_copy(update={"mix": {}}), options)
     detection = reader.parts[0].detection
     role_field, content_field = FORMATS[detection.format].turn_fields
-    form = RowForm(
+    form = _Findings(
         format=detection.format,
         columns=dict(detection.columns),
         loader=_loader(config, reader),
@@ -59,15 +48,14 @@ def read_row_form(config: DatasetConfig, options: SourceOptions) -> RowForm:
         turn_column=detection.columns.get(FORMATS[detection.format].turn_column, ""),
         text_column=None if FORMATS[detection.format].has_turns else detection.columns["text"],
     )
-    findings = _Findings(role_field, content_field)
     for row in itertools.islice(reader.rows(), _ROWS):
-        for why in _note_row(findings, form, row):
+        for why in _note_row(form, row, reader.parts[0].converter.fields):
             raise DatasetError(
                 f"Row {row.record.row + 1:,} of {reader.parts[0].source.name} {why}, which a short script does "
                 "not read as a run does.",
                 "Write an exact script instead, with --exact.",
             )
-    return form.model_copy(update=vars(findings))
+    return form
 
 
 def _loader(config: DatasetConfig, reader: DatasetReader) -> dict[str, Any]:
@@ -95,7 +83,7 @@ def _loader(config: DatasetConfig, reader: DatasetReader) -> dict[str, Any]:
     return {"path": _BUILDERS[form.kind], **options}
 
 
-def _note_row(findings: _Findings, form: RowForm, row: DatasetRow) -> Iterator[str]:
+def _note_row(form: _Findings, row: DatasetRow, fields: TurnFields) -> Iterator[str]:
     """Note what a row shows; yield why a short script would read it otherwise than a run."""
     if row.example is None:
         yield f"is left out in training ({row.problem})"
@@ -109,35 +97,35 @@ def _note_row(findings: _Findings, form: RowForm, row: DatasetRow) -> Iterator[s
         yield "has turns of weight 0"
     if row.record.raw[:64].lstrip()[:1] in (b"[", "["):
         yield "is a bare list of turns"
-    findings.most_answers = max(findings.most_answers, sum(message.role == "assistant" for message in messages))
-    findings.has_reasoning |= any(message.reasoning for message in messages)
+    form.most_answers = max(form.most_answers, sum(message.role == "assistant" for message in messages))
+    form.has_reasoning |= any(message.reasoning for message in messages)
     value = row.record.value or {}
     if isinstance(row.example, PreferencePair):
         cells = [turn_list(value.get(form.columns[side])) for side in ("chosen", "rejected")]
-        opening = [str(cell[0].get("role", cell[0].get("from"))).strip().lower() for cell in cells if cell]
-        findings.holds_whole_conversations |= any(ROLES.get(tag) != "assistant" for tag in opening)
+        opening = [fields.role_of(fields.read(cell[0])[0]) for cell in cells if cell]
+        form.holds_whole_conversations |= any(role != "assistant" for role in opening)
         if form.columns.keys() == {"chosen", "rejected"} and not (opening or form.has_dialogues):
             yield "has its prompt in both answers"
-    yield from _note_turns(findings, form, value)
+    yield from _note_turns(form, value, fields)
 
 
-def _note_turns(findings: _Findings, form: RowForm, value: Mapping[str, Any]) -> Iterator[str]:
-    role_names = (form.columns.get("from", "from"), form.columns.get("role", "role"))
-    content_names = (form.columns.get("value", "value"), form.columns.get("content", "content"))
+def _note_turns(form: _Findings, value: Mapping[str, Any], fields: TurnFields) -> Iterator[str]:
     roles = ("conversations", "messages", "prompt", "completion", *FORMATS[form.format].may_hold_turns)
     for cell in (value.get(form.columns[role]) for role in dict.fromkeys(roles) if role in form.columns):
         turns = turn_list([cell] if isinstance(cell, dict) else cell)
         if turns is None:
             continue
-        findings.has_turn_lists = True
-        findings.has_json |= isinstance(cell, str)
+        form.has_turn_lists = True
+        form.has_json |= isinstance(cell, str)
         for turn in turns:
-            findings.role_field = next(name for name in role_names if name in turn)
-            findings.content_field = next((name for name in content_names if name in turn), findings.content_field)
-            tag = turn[findings.role_field]
+            form.role_field = next(name for name in fields.role if name in turn)
+            form.content_field = next((name for name in fields.content if name in turn), form.content_field)
+            tag = turn[form.role_field]
             if tag != tag.strip().lower():
                 yield f"names a role {json.dumps(tag)}"
-            findings.roles[tag.strip().lower()] = ROLES[tag.strip().lower()]
-            if not isinstance(turn.get(findings.content_field), str):
+            role = form.roles[tag.strip().lower()] = fields.role_of(tag) or ""
+            if not role:
+                yield f"has turns of {json.dumps(tag)}, which are left out"
+            if not isinstance(turn.get(form.content_field), str):
                 yield "has turns that are more than a text"
-            findings.has_reasoning |= any(isinstance(turn.get(name), str) for name in _REASONING_FIELDS)
+            form.has_reasoning |= any(isinstance(turn.get(name), str) for name in _REASONING_FIELDS)

@@ -195,7 +195,7 @@ class SetTables:
         stem = re.sub(r"[^a-z0-9._-]+", "-", PurePath(config.source.rpartition(":")[2]).name.split(".")[0].lower())
         stem, names = stem.strip("-._")[:50] or "rows", sets.set_names(self._home)
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(names) + 3))) if n not in names)
-        chosen = config.model_dump(include={"source", "format", "column_map", "subset", "split", "revision"})
+        chosen = config.model_dump(exclude={"train_on", "eval_fraction", "max_samples", "mix"})
         add_set(self._home, name, DatasetConfig(**chosen), author=self._author, require_space=lambda _: None)
         return {"name": name}
 
