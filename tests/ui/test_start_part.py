@@ -141,6 +141,25 @@ def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
     assert "The learning rate 0.5 is 2,500 times" in words_of(tab, swept)
 
 
+@pytest.mark.parametrize(("max_length", "is_asked"), [(113, True), (114, False)])  # cuts 5.4% and 4.5%
+def test_a_start_that_cuts_more_than_a_tail_of_the_rows_is_asked_about(tab, max_length, is_asked):
+    config = a_config(training__max_steps=3, training__max_length=max_length)
+    check = tab.page.services.checks.read(CheckQuestion.from_config(config))
+    wait_until(lambda: check.is_done)
+    rows = check.report.row_lengths
+    assert (rows.cut_rows(max_length) > 0.05 * rows.count) is is_asked
+    values = values_of(tab, config)
+
+    question = begin(tab, "token", "", *values)
+
+    if is_asked:
+        cut = f"{rows.cut_rows(max_length)} of {rows.count} training rows are cut at {max_length} tokens; the longest has 240."
+        assert f"{cut} Raise Max length, or start anyway." in words_of(tab, question)
+        assert not tab.page.services.runs.ids()
+        question = agree(tab, question, "token", *values)
+    assert chosen(tab, waited_for(tab, question)) in tab.page.services.runs.ids()
+
+
 def test_a_run_remembers_which_one_its_settings_were_copied_from(tab):
     original = chosen(tab, start_run(tab, "token", a_config(training__max_steps=3)))
     values = values_of(tab, a_config(training__max_steps=4))

@@ -44,6 +44,7 @@ from loratory.ui.draft import Draft
 from loratory.ui.gradio_internals import changed_by_hand, enclosing_page
 from loratory.ui.page import Page
 from loratory.ui.views.html import attention, duration, error_box, gib, plural, problem_item, small
+from loratory.ui.views.memory import alarms
 from loratory.ui.views.sweep import render_sweep_plan
 
 REFUSED = "refused"  # where a start goes that has an error or a question
@@ -145,7 +146,7 @@ class StartPart:
         if work is not None and (work.is_under_way or pending == key):
             return self._progress(key, work)
         existing = self.page.services.runs.find_by_key(f"{key}/0" if kind == "sweep" else key)
-        question = None if is_agreed else self._question(configs, existing)
+        question = None if is_agreed else self._question(draft, configs, existing)
         if question is not None:
             about = {self.open_question: (kind, existing.id if existing is not None else "")}
             return {**self._refuse(), **self.confirm.open(*question), **about}
@@ -199,7 +200,7 @@ class StartPart:
             services.log("run started", run.id)
         return runs
 
-    def _question(self, configs: Sequence[RunConfig], existing: Run | None) -> tuple[str, str] | None:
+    def _question(self, draft: Draft, configs: Sequence[RunConfig], existing: Run | None) -> tuple[str, str] | None:
         """Return what a person should confirm before a start, as HTML, and the button for it; None where it is clear."""
         if existing is not None:
             row = self.page.reader.summary(existing.id)
@@ -212,7 +213,8 @@ class StartPart:
         config = max(configs, key=learning_rate_factor)
         factor = learning_rate_factor(config)
         if factor <= HIGH_RATE_FACTOR:
-            return None
+            cut = next((alarm.text for alarm in alarms(draft) if alarm.field == "training.max_length"), "")
+            return (f"{escape(cut)} Raise Max length, or start anyway.", "Start anyway") if cut else None
         rate, usual = f"{config.training.learning_rate:g}", f"{usual_learning_rate(config):g}"
         method = ", ".join(filter(None, (config.method_name, preference_name(config))))
         fact = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} for {method}."
