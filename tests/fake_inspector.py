@@ -233,7 +233,7 @@ class FakeInspector:
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
         if "missing" in dataset.source:
             raise EngineError(f"{dataset.source} does not exist.", "Check the path.")
-        return DatasetColumns(columns=("q", "a"), format="prompt_completion")
+        return DatasetColumns(columns=("q", "a"), format="prompt_completion", samples={"q": "What is LoRA?"})
 
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
         searchable(text)

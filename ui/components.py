@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import gradio as gr
 from gradio.components.base import Component
 
+from loratory.engine.config.load import change_of
 from loratory.engine.errors import EngineError
 from loratory.ui.backend.background import UNEXPECTED
 from loratory.ui.gradio_internals import changed_by_hand
@@ -142,6 +143,11 @@ def pick_list(value: str = "", *, more: Sequence[str] = (), **presentation: Any)
 def picked_value(event: gr.EventData) -> str:
     """Return the id of the row that was picked; a client's value, so look it up before you trust it."""
     return str(event._data.get("pick", "")) if isinstance(event._data, dict) else ""
+
+
+def picked_change(event: gr.EventData) -> dict[str, dict[str, Any]]:
+    """Return the change to the picked settings, such as training.max_length=300; a client's, read as if typed."""
+    return change_of(picked_value(event).split())
 
 
 def live_html(

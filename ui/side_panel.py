@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 
-from loratory.engine.config.load import change_of
 from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import ConfigError, Problem
 from loratory.engine.hardware.device import KNOWN_DEVICES, find_known_device
@@ -22,7 +21,7 @@ from loratory.ui.components import (
     UNCHANGED,
     Updates,
     pick_list,
-    picked_value,
+    picked_change,
     shown_as_message,
     visible_if,
 )
@@ -71,14 +70,11 @@ class SidePanel:
         ):
             trigger(self._on_draft(handler), components, self._measuring, **QUICK)
 
-        def apply(event: gr.EventData) -> dict[str, dict[str, Any]]:
-            return change_of(picked_value(event).split())  # a client's: read as what a person could type
-
         chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **QUICK)
         page.refresh_after(chosen)
         self._place.change(lambda place: gr.update(choices=_devices(place)), self._place, self.judge, **QUICK)
         for component in (self.panel, self.advice):
-            change_event = component.click(shown_as_message(apply), None, self._change, **SLOW)
+            change_event = component.click(shown_as_message(picked_change), None, self._change, **SLOW)
             page.change_after(change_event, self._change, undo=True)
 
     def _measured_view(self, component: Any) -> DraftView:

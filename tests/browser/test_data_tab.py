@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from loratory.engine.data.contract import SearchProgress
 from loratory.engine.models.prepared import ModelProgress
 from loratory.ui.backend.models import Tokenizers
-from tests.browser.chromium import fits_its_window, open_page, open_tab
+from tests.browser.chromium import barriers, fits_its_window, open_page, open_tab
 from tests.browser.real_server import real_server
 from tests.browser.show_fake import page_of
 from tests.fake_inspector import QUESTIONS
@@ -31,6 +31,12 @@ def files(tmp_path_factory):
     (folder / "sharegpt-tools.json").write_text(json.dumps([row_with_tools(number) for number in range(300)]))
     (folder / "problems.jsonl").write_text("\n".join(lines_with_problems()) + "\n")
     (folder / "odd-columns.csv").write_text("q,a,source\n" + "".join(f'"{q}","{a}",book\n' for q, a in QUESTIONS))
+    talks = (
+        [("customer", f"It is late ({n})."), ("note", "angry"), ("Support agent", f"I am sorry ({n}).")]
+        for n in range(9)
+    )
+    lines = (json.dumps({"conversations": [{"from": who, "value": text} for who, text in talk]}) for talk in talks)
+    (folder / "talks.jsonl").write_text("\n".join(lines))
     with (folder / "long.jsonl").open("w") as file:
         for number in range(LONG_ROWS):
             file.write(json.dumps({"instruction": f"Question {number}?", "output": f"Answer {number}. " * 20}) + "\n")
@@ -101,7 +107,7 @@ def open_source(page: Page, source: object) -> None:
     box.press("Enter")
 
 
-def choose(page: Page, selector: str, option: str) -> None:
+def choose(page: Page, selector: str, option: str | re.Pattern[str]) -> None:
     page.locator(f"{selector} input").click()
     page.get_by_role("option", name=option, exact=True).click()
 
@@ -110,9 +116,9 @@ def test_columns_that_no_format_fits_are_mapped_on_the_page(page, files):
     open_source(page, files / "odd-columns.csv")
     expect(page.locator("#dataset-summary .trouble")).to_contain_text("No format fits")
 
-    choose(page, "#mapping .block:has-text('Column for prompt')", "q")
+    choose(page, "#mapping .block:has-text('Column for prompt')", f"q: {QUESTIONS[0][0]}")
     expect(page.locator("#dataset-summary .trouble")).to_contain_text("needs the column 'completion'")
-    choose(page, "#mapping .block:has-text('Column for completion')", "a")
+    choose(page, "#mapping .block:has-text('Column for completion')", re.compile("^a: It scales the adapter"))
 
     expect(page.locator("#row-shown .turn.learned")).to_contain_text("It scales the adapter's update")
     expect(page.locator("#facts")).to_contain_text("rows kept")
@@ -123,6 +129,23 @@ def test_columns_that_no_format_fits_are_mapped_on_the_page(page, files):
     expect(page.locator("#mapping")).to_contain_text("Column for conversations")
     choose(page, "#dataset-format", "alpaca")
     expect(page.locator("#mapping")).to_contain_text("Column for instruction")
+
+
+def test_roles_that_are_unknown_are_mapped_with_their_turns_beside_them(page, files):
+    open_source(page, files / "talks.jsonl")
+    expect(page.locator("#facts .trouble")).to_contain_text("unknown role 'customer'")
+    table = page.locator("#role-map")
+    expect(table.locator("tbody tr", has_text="support agent")).to_contain_text("I am sorry (0).")
+
+    assert barriers(page) == []
+    for name, role in (("customer", "user"), ("support agent", "assistant"), ("note", "leave out")):
+        table.get_by_role("combobox", name=f"{name} is read as").select_option(role)
+    table.get_by_role("button", name="Apply roles").press("Enter")
+
+    expect(page.locator("#facts")).to_contain_text("rows kept")
+    expect(page.locator("#row-shown .turn")).to_have_count(2)
+    expect(page.locator("#row-shown .turn.learned")).to_contain_text("I am sorry (0).")
+    expect(table.get_by_role("combobox", name="note is read as")).to_have_value("")
 
 
 def test_rows_with_problems_are_listed_by_kind_and_gone_through(page, files):
@@ -272,3 +295,41 @@ def test_a_model_that_is_found_late_is_known_to_rows_that_are_being_read(browser
         finally:
             match_event.set()
             page.context.close()
+
+
+def test_the_line_of_the_cut_moves_by_keyboard_and_its_release_sets_max_length(browser, tmp_path, monkeypatch):
+    services = fake_services(tmp_path)
+    check = services.inspector.check
+
+    def check_with_cuts(dataset, model=None, max_length=1024, **more):
+        report = check(dataset, model, max_length, **more)
+        cut = 100 if max_length < 240 else 0
+        lengths = report.token_lengths.model_copy(update={"over_max_length": cut})
+        return report.model_copy(update={"token_lengths": lengths, "lost_trained_tokens": 9 * cut})
+
+    monkeypatch.setattr(services.inspector, "check", check_with_cuts)
+    with page_of(services) as address:
+        page = open_page(browser, address)
+        page.locator("#catalog tr[data-pick]").first.click()
+        open_tab(page, "Data")
+        page.locator("#samples [data-pick]").first.click()
+        page.locator("#lengths-fold summary").click()
+        line = page.get_by_role("slider", name="Max length")
+        expect(line).to_have_value("240")
+        expect(page.locator(".cut-line rect.cut")).to_have_count(1)
+
+        for _ in range(6):
+            line.press("PageDown")
+        about = "About 138 rows and 5,027 trained tokens cut at 72 tokens."
+        expect(line).to_have_attribute("aria-valuetext", about)
+        expect(page.locator(".cut-line p")).to_have_text(about)
+        expect(page.locator(".cut-line rect.cut")).to_have_count(5)
+
+        expect(line).to_have_attribute("aria-valuetext", "100 rows and 900 trained tokens cut at 72 tokens.")
+        expect(line).to_be_focused()
+        assert barriers(page) == []
+        expect(page.locator("#applied")).to_contain_text("Max length 240 → 72")
+        expect(page.locator("#next-step .alarm")).to_have_text("48% of rows cut")
+        page.locator("#applied [data-pick=undo]").click()
+        expect(line).to_have_value("240")
+        page.context.close()

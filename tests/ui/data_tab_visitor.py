@@ -28,7 +28,7 @@ class Shown:
             "row": tab.rows.number, "row_html": tab.rows.row_html, "list": tab.rows.list, "listing": tab.rows.listing,
             "fetching": tab.tokenizer.status, "fetch_again": tab.tokenizer.again, "fetch_key": tab.tokenizer.poll,
             "reading": tab.format.column, "mapping": tab.format.mapping, "fold": tab.format.fold,
-            "box_format": tab.format.box_format,
+            "box_format": tab.format.box_format, "role_map": tab.format.role_map,
             **{f"role{number}": role for number, role in enumerate(tab.format.roles)},
         }  # fmt: skip
 

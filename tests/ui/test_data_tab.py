@@ -6,10 +6,11 @@ import gradio as gr
 import pytest
 
 from loratory.engine.data.contract import CheckProgress
-from loratory.engine.errors import ModelError
+from loratory.engine.errors import ConfigError, DatasetError, ModelError
 from loratory.engine.models.prepared import ModelProgress
 from loratory.ui.backend.models import Tokenizers, key_of
 from loratory.ui.build import build_app
+from loratory.ui.components import picked_change
 from loratory.ui.tabs.data import DataTab
 from loratory.ui.tabs.dataset_format import _keep_mapping, _map_columns
 from loratory.ui.views.dataset import render_progress
@@ -29,7 +30,7 @@ def test_where_no_format_fits_the_format_and_the_columns_can_be_chosen(visitor):
     assert [updates[f"role{n}"]["label"] for n in range(4)] == [
         f"Column for {role}" for role in ("prompt", "completion", "system", "tools")
     ]
-    assert updates["role0"]["choices"] == ["(none)", "q", "a"]
+    assert updates["role0"]["choices"] == ["(none)", ("q: What is LoRA?", "q"), ("a", "a")]
     assert not updates["role4"]["visible"]
     assert not updates["rows_column"]["visible"]
 
@@ -107,6 +108,66 @@ def test_choosing_columns_settles_the_format_that_they_are_columns_of():
 
     assert format_ == "alpaca"
     assert mapping == {"from": "who", "instruction": "q", "output": "a", "system": ""}
+
+
+UNKNOWN = {"customer": (3, "My <b>order</b> is late."), "support agent": (2, "I am sorry.")}
+
+
+def test_roles_that_no_row_can_be_used_for_are_mapped_in_a_table(visitor, monkeypatch):
+    def check(*_args, on_progress, **_settings):
+        on_progress(CheckProgress(rows=3, bytes_read=9, size_bytes=9, unknown_roles=UNKNOWN))
+        raise DatasetError("Nothing to train on: turn 1 has the unknown role 'customer'.", "Map it.")
+
+    monkeypatch.setattr(visitor.tab.page.services.inspector, "check", check)
+    settings = {"dataset__source": "rows.jsonl"}
+    visitor.open(**settings)
+    wait_until(lambda: visitor.tab.page.services.checks.request(question_on("rows.jsonl")).is_done)
+
+    updates = visitor.tick(**settings)
+    assert "unknown role" in updates["facts"]
+    table = updates["role_map"]
+    assert '<td class="r" data-label="Rows skipped">3</td>' in table
+    assert "My &lt;b&gt;order&lt;/b&gt; is late." in table
+    assert table.count('<option value="?" selected>not mapped</option>') == table.count("<select") == 2
+    assert 'data-name="support agent"' in table
+    assert ">Apply roles</button>" in table
+
+
+def test_a_mapping_of_roles_is_applied_with_an_undo_and_stays_in_the_table(visitor):
+    page, pick = visitor.tab.page, 'dataset.role_map={"customer":"user","support\\u0020agent":"","bot":"assistant"}'
+    change = picked_change(gr.EventData(None, {"pick": pick}))
+    values = visitor.values(dataset__source="rows.jsonl")
+
+    updates = page.change_with_undo(change, *values)
+
+    mapping = updates[page.form["dataset.role_map"]]
+    assert mapping == {"customer": "user", "support agent": "", "bot": "assistant"}
+    table = visitor.open(dataset__source="rows.jsonl", dataset__role_map=mapping)["role_map"]
+    assert table.count(" selected>") == 3
+    assert '<option value="" selected>leave out</option>' in table
+    assert visitor.open(dataset__source="rows.jsonl")["role_map"] == ""
+    for roles in ("{", '{"customer":"boss"}', "[1]", "3"):
+        with pytest.raises(ConfigError):
+            picked_change(gr.EventData(None, {"pick": f"dataset.role_map={roles}"}))
+
+
+def test_the_line_of_the_cut_sets_max_length_and_stays_while_rows_are_read(visitor, monkeypatch):
+    change = picked_change(gr.EventData(None, {"pick": "training.max_length=96"}))
+    assert change == {"training": {"max_length": 96}}
+    with pytest.raises(ConfigError):
+        picked_change(gr.EventData(None, {"pick": "training.max_length=7"}))
+
+    is_over, check = threading.Event(), visitor.tab.page.services.inspector.check
+    monkeypatch.setattr(
+        visitor.tab.page.services.inspector, "check", lambda *args, **more: is_over.wait(300) and check(*args, **more)
+    )
+    settings = {"dataset__source": "rows.jsonl", "training__max_length": 96}
+    assert visitor.open(shown_source="rows.jsonl", **settings)["lengths"] == gr.skip()
+    assert visitor.open(shown_source="others.jsonl", **settings)["lengths"] == ""
+    is_over.set()
+    running = visitor.tab.page.services.checks.request(question_on("rows.jsonl", training__max_length=96))
+    wait_until(lambda: running.is_done)
+    assert 'value="96"' in visitor.tick(**settings)["lengths"]
 
 
 def test_another_format_keeps_of_the_mapping_what_it_has_too():

@@ -1,12 +1,17 @@
 """Values into what people see: figures, errors, lengths and lists, with nothing of a stranger's text as markup."""
 
+import json
+import re
+
 import gradio as gr
 import pytest
 
+from loratory.engine.config.run import DatasetConfig, ModelConfig
 from loratory.engine.errors import ConfigError, EngineError, Problem
 from loratory.ui.components import picked_value, shown_as_message, shown_in_place
-from loratory.ui.views.dataset import render_length_histogram
+from loratory.ui.views.dataset import render_lengths
 from loratory.ui.views.html import count, duration, error_box, gib, pickable, plural, size
+from tests.fake_inspector import a_report
 
 
 @pytest.mark.parametrize(
@@ -77,11 +82,22 @@ def test_an_id_cannot_break_out_of_its_attribute():
     assert '"><script>' not in pickable('x"><script>')
 
 
-def test_the_histogram_marks_what_the_cut_takes():
-    chart = render_length_histogram([0, 100, 200, 300], [5, 9, 2], max_length=200)
+def test_the_histogram_marks_what_the_cut_takes_and_has_a_slider_on_the_cut():
+    report = a_report(DatasetConfig(source="rows.jsonl"), ModelConfig(id="some/model"), 120)
+    lengths = report.token_lengths.model_copy(update={"over_max_length": 24})
+    chart = render_lengths(report.model_copy(update={"token_lengths": lengths, "lost_trained_tokens": 1200}))
 
-    assert chart.count('class="kept"') == 2
-    assert chart.count('class="cut"') == 1
-    assert "cut at 200" in chart
-    assert "9 rows of 100 to 199 tokens" in chart
-    assert render_length_histogram([0, 1], [0], 10) == ""
+    assert (chart.count('class="kept"'), chart.count('class="cut"')) == (3, 4)
+    assert "180 rows of 40 to 79 tokens" in chart
+    slider = re.search(r'<input type="range" max="280" value="120" aria-label="Max length" [^>]*>', chart)[0]
+    text = "24 rows and 1,200 trained tokens cut at 120 tokens."
+    assert f'aria-valuetext="{text}"' in slider
+    assert f">{text}</p>" in chart
+    cuts = json.loads(re.search(r'data-cuts="([^"]*)"', slider)[1])
+    assert [(edge, rows) for edge, rows, _ in cuts] == [
+        (0, 347), (40, 286), (80, 106), (120, 24), (160, 9), (200, 3), (240, 1), (280, 0),
+    ]  # fmt: skip
+    tokens = [tokens for _, _, tokens in cuts]
+    assert tokens[0] == pytest.approx(14_800 + 1_200), "a cut of everything takes all trained tokens"
+    assert tokens == sorted(tokens, reverse=True)
+    assert tokens[-1] == 0

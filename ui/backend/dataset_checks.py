@@ -301,7 +301,7 @@ def _put_last(entries: OrderedDict[str, V], key: str, value: V, most: int) -> No
 
 def _form_of(dataset: DatasetConfig) -> str:
     """Return the part of the settings that the format of the rows depends on."""
-    return dataset.model_dump_json(include={"source", "subset", "split", "revision", "format", "column_map"})
+    return dataset.model_dump_json(exclude={"train_on", "eval_fraction", "max_samples", "mix"})
 
 
 def _identity(dataset: DatasetConfig) -> str:

@@ -24,6 +24,7 @@ from loratory.ui.components import (
     Updates,
     nothing,
     pick_list,
+    picked_change,
     picked_value,
     shown_as_message,
 )
@@ -78,7 +79,7 @@ class DataTab:
                 self.stop = gr.Button("Stop reading", size="sm", visible=False, scale=0, elem_id="stop-reading")
                 self.read = gr.Button("Read all rows", size="sm", visible=False, scale=0, elem_id="read-all")
             self.rows = RowViewer(page)
-            self.lengths = gr.HTML(elem_id="lengths")
+            self.lengths = pick_list(elem_id="lengths", more=("cut_line",))
         self.timer = gr.Timer(0.5, active=False)
         page.on_fill(self.own, _typed_in)
         self._change = gr.State({})
@@ -87,7 +88,7 @@ class DataTab:
         self.open_request = gr.Textbox("", visible=False)  # changes to open the dataset again
         self._check_outputs = [
             self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read, self.timer, self.last_stamp,
-            self.page.data_trouble, self.page.data_lengths,
+            self.page.data_trouble, self.page.data_lengths, self.format.role_map,
         ]  # fmt: skip
 
     def wire(self) -> None:
@@ -109,6 +110,9 @@ class DataTab:
         self.open_after(self.sets.html.submit(nothing, None, None, **SLOW))  # the open set was changed
         for event in self.format.wire():
             self.open_after(event)
+        for component in (self.format.role_map, self.lengths):
+            change_event = component.click(shown_as_message(picked_change), None, self._change, **SLOW)
+            self.open_after(page.change_after(change_event, self._change, undo=True))
         self.rows.wire()
         self._wire_opening()
         self.timer.tick(
@@ -214,12 +218,13 @@ class DataTab:
             self.rows.row_html: render_row(page, row_view == "tokens"),
             self.shown_source: source,
             self.page.data_kind: page.format,
+            self.lengths: "" if source != shown_source else UNCHANGED,
             **self._render_check(check, listing, list_page, page),
         }
 
     def _without_rows(self, source: str, trouble: str) -> Updates:
         rows = self.rows
-        texts = (rows.row_html, rows.found, self.facts, self.lengths, rows.list, self.last_stamp)
+        texts = (rows.row_html, rows.found, self.facts, self.lengths, rows.list, self.last_stamp, self.format.role_map)
         return {
             **dict.fromkeys((self.rows_column, self.stop, self.read), HIDDEN),
             **dict.fromkeys(texts, ""),
@@ -264,13 +269,14 @@ class DataTab:
             facts = view.render_stopped(check.progress)
         else:
             facts = error_box(check.error) if check.error is not None else _progress_of(check)
+        counts = report or (check.progress if check.is_done else None)
         choices = listing_choices(report)
         chosen = listing if any(listing == value for _, value in choices) else "all"
         again = "Read all rows" if check.waits else "Read again"
         trouble = self.page.services.checks.trouble(check.question)
         return {
             self.facts: facts,
-            self.lengths: lengths,
+            **({} if check.is_under_way else {self.lengths: lengths}),  # the line that was moved stays
             self.rows.list: row_list,
             self.rows.listing: gr.update(choices=choices, value=chosen),
             self.stop: gr.update(visible=check.is_under_way),
@@ -279,6 +285,7 @@ class DataTab:
             self.last_stamp: _stamp_of(check),
             self.page.data_trouble: trouble.what if trouble is not None else "",
             self.page.data_lengths: lengths_stamp(check),
+            self.format.role_map: view.render_roles(counts, check.question.dataset.role_map),
         }
 
     def stop_reading(self, *values: Any) -> None:

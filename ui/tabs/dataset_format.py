@@ -15,7 +15,7 @@ from loratory.ui.components import HIDDEN, SLOW, Updates, nothing, pick_list, pi
 from loratory.ui.form import field_of
 from loratory.ui.gradio_internals import Dropdown
 from loratory.ui.page import Page
-from loratory.ui.views.html import Column, pick_button, table
+from loratory.ui.views.html import Column, lead, pick_button, table
 
 _TRAIN_ON = [
     ("every answer", "assistant"), ("last answer", "last_assistant"),
@@ -44,6 +44,7 @@ class DatasetFormat:
             with gr.Row(visible=False, elem_id="mapping") as self.mapping:
                 labels = (f"Column {number + 1}" for number in range(_MOST_ROLES))
                 self.roles = [Dropdown([], label=label, visible=False, min_width=150) for label in labels]
+            self.role_map = pick_list(elem_id="role-map", more=("role_map",))
             with gr.Accordion("Split and sample", open=False, elem_id="split") as self.fold:
                 with gr.Row():
                     form.setting("dataset.eval_fraction", maximum=0.5)
@@ -77,30 +78,28 @@ class DatasetFormat:
     def of_page(self, dataset: DatasetConfig, page: DatasetPage) -> Updates:
         """Return the settings of readable rows, with the column mapping if it may need correction."""
         wants_mapping = not page.format_sure or bool(dataset.column_map) or dataset.format != "auto"
-        return self._boxes(page.format, page.columns, page.column_map, mapping=wants_mapping)
+        return self._boxes(page, page.column_map, mapping=wants_mapping)
 
     def of_columns(self, dataset: DatasetConfig, columns: DatasetColumns | None) -> Updates:
         """Return the settings after a failed read; for a Hub dataset without columns, open split and subset."""
         if columns is None:
             fold = {self.fold: gr.update(open=True)} if is_hub_id(dataset.source) else {}
-            return {**self._boxes("auto", (), {}, mapping=False), **fold}
-        return self._boxes(columns.format, columns.columns, dataset.column_map, mapping=True)
+            return {**self._boxes(None, {}, mapping=False), **fold}
+        return self._boxes(columns, dataset.column_map, mapping=True)
 
-    def _boxes(self, format_: str, columns: Any, column_map: Mapping[str, str], *, mapping: bool) -> Updates:
-        names = list(columns)
+    def _boxes(
+        self, page: DatasetPage | DatasetColumns | None, column_map: Mapping[str, str], *, mapping: bool
+    ) -> Updates:
+        format_, names, samples = (page.format, list(page.columns), page.samples) if page else ("auto", [], {})
+        labels = (f"{name}: {samples[name]}" if name in samples else name for name in names)
+        choices = [_NOTHING, *zip(labels, names, strict=True)]
         plain = {name.strip().lower(): name for name in reversed(names)}
         boxes: list[Any] = []
         for column in FORMATS[format_].columns if format_ in FORMATS else ():
             name = column_map.get(column.role, "" if column_map else plain.get(column.role, ""))
-            boxes.append(
-                gr.update(
-                    choices=[_NOTHING, *names],
-                    value=name if name in names else _NOTHING,
-                    label=f"Column for {column.role}",
-                    info=column.about + ("" if column.required else "; optional"),
-                    visible=True,
-                )
-            )
+            about = column.about + ("" if column.required else "; optional")
+            texts = {"label": f"Column for {column.role}", "info": about, "visible": True}
+            boxes.append(gr.update(choices=choices, value=name if name in names else _NOTHING, **texts))
         boxes += [HIDDEN] * (_MOST_ROLES - len(boxes))
         return {
             self.column: gr.update(visible=True),
@@ -138,7 +137,6 @@ class DatasetMix:
         self.page = page
         self._mix = page.form.register("dataset.mix", gr.State({}))
         with gr.Accordion("Mix with other datasets", open=False, elem_id="mix"):
-            gr.HTML(f'<p class="lead">{escape(field_of("dataset.mix").description or "")}</p>')
             self.list = pick_list(elem_id="mixed")
             with gr.Row(equal_height=True):
                 self.source = gr.Textbox(
@@ -180,10 +178,11 @@ def _without(event: gr.EventData, mix: Mapping[str, float]) -> dict[str, float]:
 
 def render_mix(mix: Mapping[str, float]) -> str:
     """Return the table of additional datasets, with remove buttons."""
+    about = lead(field_of("dataset.mix").description or "")
     if not mix:
-        return ""
+        return about
     rows = (
         (escape(source), f"× {weight:g}", pick_button(source, "Remove", label=f"Remove {source}"))
         for source, weight in mix.items()
     )
-    return table(["Mixed in", Column.of_numbers("Weight"), Column("", "r")], rows, scrolls="")
+    return about + table(["Mixed in", Column.of_numbers("Weight"), Column("", "r")], rows, scrolls="")

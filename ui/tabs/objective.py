@@ -24,7 +24,7 @@ _Sections = dict[str, dict[str, Any]]
 _BASE = ""  # the choice that starts from the base model
 _MOST_ADAPTERS = 20  # adapters of earlier runs
 _MOST_OF_PRESET = 0.75  # of its settings, in a form that it filled
-_ROW_SETTINGS = ("source", "subset", "split", "revision", "format", "column_map", "mix")
+_ROW_SETTINGS = ("source", "subset", "split", "revision", "format", "column_map", "role_map", "mix")
 _PRESENTATION: dict[str, dict[str, Any]] = {
     "beta": {"elem_id": "beta"},
     "loss_weights": {"placeholder": "1, 0.2"}, "precompute_ref_log_probs": {"elem_id": "precompute"},

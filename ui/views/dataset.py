@@ -1,13 +1,15 @@
 """A dataset in figures: its format, the progress of reading it, facts, lengths and preferences."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from loratory.engine.config.objectives import ROW_KINDS
-from loratory.engine.data.contract import CheckProgress, DatasetPage, DatasetReport, PairLengths
+from loratory.engine.data.contract import CheckProgress, DatasetPage, DatasetReport, Histogram, PairLengths
 from loratory.engine.data.files import DATA_LABELS
 from loratory.engine.data.formats import FORMATS
 from loratory.ui.views import html
+from loratory.ui.views.html import Column, table
 
 NO_DATASET = html.empty(
     "No dataset yet",
@@ -95,6 +97,29 @@ def render_truncation(report: DatasetReport) -> str:
     return html.alarm(f"{sentence} {html.field_link('training.max_length', 'Change Max length')}") if sentence else ""
 
 
+_ROLES = {"?": "not mapped", **{role: role for role in ("user", "assistant", "system", "tool")}, "": "leave out"}
+
+
+def render_roles(counts: DatasetReport | CheckProgress | None, role_map: Mapping[str, str]) -> str:
+    """Return the roles that are unknown or mapped, with what each is read as; the script `role_map` sends the choices."""
+    unknown = counts.unknown_roles if counts is not None else {}
+    rows = []
+    for name in dict.fromkeys((*unknown, *role_map)):
+        (number, sample), chosen = unknown.get(name, (0, "")), role_map.get(name, "?")
+        options = (
+            f'<option value="{role}"{" selected" * (role == chosen)}>{text}</option>' for role, text in _ROLES.items()
+        )
+        box = f'<select data-name="{escape(name)}" aria-label="{escape(name)} is read as">{"".join(options)}</select>'
+        rows.append((escape(name), f"{number:,}" if number else "–", escape(sample), box))
+    columns: list[Column | str] = [
+        "Role",
+        Column.of_numbers("Rows skipped"),
+        Column("A turn", "soft begins"),
+        "Read as",
+    ]
+    return f'{table(columns, rows)}<button type="button" class="go hint">Apply roles</button>' if rows else ""
+
+
 def render_preferences(report: DatasetReport) -> str:
     """Return the lengths of both answers, or the balance of labels; empty for other rows."""
     parts = ""
@@ -139,43 +164,38 @@ def _balance(good: int, bad: int) -> str:
 
 
 def render_lengths(report: DatasetReport) -> str:
-    """Return a fold with the row lengths and truncated trained tokens; its title has the longest."""
-    lengths = report.token_lengths
-    if lengths is None or report.max_length is None:
-        return ""
-    lost_tokens = report.lost_trained_tokens
-    truncation = f" {html.plural(lost_tokens, 'trained token')} truncated." if lost_tokens else ""
-    what = "rows" if report.sequences == report.kept else "sequences"
-    sentence = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{truncation}"
-    chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)
-    figure = f"{lengths.max:,} tokens at most{f',{truncation}' if truncation else ''}".rstrip(".")
-    return html.fold("Lengths", figure, html.lead(sentence) + chart)
+    """Return a fold with the row lengths and the line of the cut; its title has the longest, and what is truncated.
 
-
-def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_length: int) -> str:
-    """Return an SVG histogram; bins beyond the cut are also hatched, and the cut is labelled.
-
-    Edges are in tokens, one more than counts; rows are cut at `max_length` tokens.
+    The line is a slider over the histogram. The script `cut_line` says what it cuts while it moves by what each edge of the bins
+    would cut: about, as if each sequence ended with its trained tokens.
     """
-    if not counts or max(counts) == 0:
+    lengths, most, rows = report.token_lengths, report.max_length, report.row_lengths
+    if lengths is None or most is None:
         return ""
-    width, height = 720, 150
-    span = max_length if edges[-1] <= max_length <= 1.3 * edges[-1] else edges[-1] or 1
-    scale = width / span
-    bins = _bins(edges, counts)
-    titles = (f"{html.plural(rows, 'row')} of {lower:,} to {upper - 1:,} tokens" for lower, upper, rows in bins)
-    cut = ""
-    if max_length <= span:
-        x = max_length * scale
-        anchor, offset = ("end", -6) if x > width * 0.7 else ("start", 6)
-        cut = f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>'
-        cut += _text(x + offset, 11, anchor, f"cut at {max_length:,}")
+    noun, loss = "row" if report.sequences == report.kept else "sequence", report.lost_trained_tokens or 0
+    sentence = f"Half of the {noun}s have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}."
+    edges, counts = lengths.histogram.edges, lengths.histogram.counts
+    span, width, height = most if edges[-1] <= most <= 1.3 * edges[-1] else edges[-1], 720, 150
+    notes = (
+        ("cut" if lower >= most else "kept", f"{html.plural(number, noun)} of {lower:,} to {upper - 1:,} tokens")
+        for lower, upper, number in _bins(edges, counts)
+    )
+    bars = _bars(lengths.histogram, width / span, (height, height - 18), notes)
     positions = ((0, "start"), (span / 2, "middle"), (span, "end"))
-    ticks = "".join(_text(x * scale, height + 16, anchor, f"{x:,.0f}") for x, anchor in positions)
-    label = f"Histogram of row lengths; the longest rows have {edges[-1]:,} tokens, rows are cut at {max_length:,}."
-    kinds = ["cut" if lower >= max_length else "kept" for lower in edges[:-1]]
-    bars = _bars(edges, counts, scale, (height, height - 18), zip(kinds, titles, strict=True))
-    return _histogram("histogram", (width, height), label, f"{bars}{cut}{ticks}")
+    ticks = "".join(_text(x * width / span, height + 16, anchor, f"{x:,.0f}") for x, anchor in positions)
+    chart = _histogram("histogram", (width, height), f"Histogram of the lengths of {noun}s.", f"{bars}{ticks}")
+    pairs = list(zip(rows.tokens, rows.trained, strict=True)) if rows is not None else []
+    share = (loss + (report.trained_tokens or 0)) / (sum(trained for _, trained in pairs) or 1)
+    cuts = [
+        (edge, sum(counts[bin_:]), share * sum(min(trained, max(0, tokens - edge + 1)) for tokens, trained in pairs))
+        for bin_, edge in enumerate(edges)
+    ]
+    loss_text = html.plural(loss, "trained token")
+    text = f"{html.plural(lengths.over_max_length, noun)} and {loss_text} cut at {most:,} tokens."
+    line = f'<input type="range" max="{max(8, span)}" value="{most}" aria-label="Max length" aria-valuetext="{text}"'
+    chart = f'<div class="cut-line">{chart}{line} data-noun="{noun}" data-cuts="{json.dumps(cuts)}">{html.small(text)}</div>'
+    figure = f"{lengths.max:,} tokens at most" + (f", {loss_text} truncated" if loss else "")
+    return html.fold("Lengths", figure, html.lead(sentence) + chart, "lengths-fold")
 
 
 def _pair_lengths(lengths: PairLengths) -> str:
@@ -197,9 +217,11 @@ def _difference_chart(lengths: PairLengths, label: str) -> str:
     edges, counts = lengths.histogram.edges, lengths.histogram.counts
     width, height, top = 400, 92, 16
     scale, last = width / (edges[-1] - edges[0]), edges[-1] - 1
-    kinds = ["cut" if upper <= 0 else "even" if lower <= 0 else "kept" for lower, upper, _ in _bins(edges, counts)]
-    titles = (
-        f"{html.plural(pairs, 'pair')}: chosen answer {lower:+,} to {upper - 1:+,} {lengths.unit}"
+    notes = (
+        (
+            "cut" if upper <= 0 else "even" if lower <= 0 else "kept",
+            f"{html.plural(pairs, 'pair')}: chosen answer {lower:+,} to {upper - 1:+,} {lengths.unit}",
+        )
         for lower, upper, pairs in _bins(edges, counts)
     )
     zero = -edges[0] * scale + scale / 2  # the middle of the bin that holds 0
@@ -210,7 +232,7 @@ def _difference_chart(lengths: PairLengths, label: str) -> str:
         (zero - 10, 11, "end", "rejected is longer"),
         (zero + 10, 11, "start", "chosen is longer"),
     )
-    bars = _bars(edges, counts, scale, (height, height - top - 4), zip(kinds, titles, strict=True))
+    bars = _bars(lengths.histogram, scale, (height, height - top - 4), notes)
     line = f'<line class="limit" x1="{zero:.1f}" x2="{zero:.1f}" y1="{top}" y2="{height}"/>'
     labels = "".join(_text(*text) for text in texts)
     return _histogram("histogram differences", (width, height), label, f"{bars}{line}{labels}")
@@ -220,15 +242,9 @@ def _bins(edges: Sequence[int], counts: Sequence[int]) -> Iterable[tuple[int, in
     return zip(edges, edges[1:], counts, strict=False)
 
 
-def _bars(
-    edges: Sequence[int],
-    counts: Sequence[int],
-    scale: float,
-    heights: tuple[int, int],
-    notes: Iterable[tuple[str, str]],
-) -> str:
+def _bars(histogram: Histogram, scale: float, heights: tuple[int, int], notes: Iterable[tuple[str, str]]) -> str:
     """Return a bar for each bin; `heights` are of the floor and of the highest bar, `notes` class and title of each."""
-    bars, (floor, highest) = "", heights
+    bars, (floor, highest), edges, counts = "", heights, histogram.edges, histogram.counts
     for (lower, upper, rows), (css, title) in zip(_bins(edges, counts), notes, strict=False):
         height, width = highest * rows / max(counts), max(1.0, (upper - lower) * scale - 1)
         bars += (

@@ -160,9 +160,9 @@ def facts(figures: Iterable[tuple[str, str]]) -> str:
     return '<div class="facts">' + "".join(f"<div><b>{figure}</b>{label}</div>" for figure, label in figures) + "</div>"
 
 
-def fold(title: str, figure: str, html: str) -> str:
-    """Return a fold, whose title and key figure are visible while it is closed."""
-    return f'<details class="fold"><summary>{escape(title)}<span class="soft num">{escape(figure)}</span></summary>{html}</details>'
+def fold(title: str, figure: str, html: str, identifier: str = "") -> str:
+    """Return a fold, whose title and key figure are visible while it is closed; one with an id stays open when redrawn."""
+    return f'<details class="fold"{_attribute("id", identifier)}><summary>{escape(title)}<span class="soft num">{escape(figure)}</span></summary>{html}</details>'
 
 
 def definitions(entries: Iterable[tuple[str, str]], css: str = "") -> str:
