@@ -5,7 +5,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -122,12 +122,15 @@ def append_model(path: Path, value: BaseModel, what: str, fix: str) -> None:
 
 def read_models(path: Path, kind: type[Model]) -> tuple[Model, ...]:
     """Return what `append_model` added, oldest first; a damaged line is left out."""
-    models = []
-    with contextlib.suppress(OSError):
-        for line in path.read_bytes().splitlines():
+    return tuple(stream_models(path, kind))
+
+
+def stream_models(path: Path, kind: type[Model]) -> Iterator[Model]:
+    """Yield what `read_models` returns, with one line at a time in memory."""
+    with contextlib.suppress(OSError), path.open("rb") as lines:
+        for line in lines:
             with contextlib.suppress(ValidationError):
-                models.append(kind.model_validate_json(line))
-    return tuple(models)
+                yield kind.model_validate_json(line)
 
 
 def resolve_inside(folder: Path, relative: str) -> Path:

@@ -1,11 +1,13 @@
 """`loratory evaluate`: base against tuned on the rows that a run held out; `votes`: which answers people preferred."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from loratory.engine.chat.contract import Branch, ChatTarget
+from loratory.engine.commands.data import DataArgument, data_group
 from loratory.engine.commands.output import (
     AsJson,
     CheckpointName,
@@ -60,6 +62,31 @@ def evaluate(
         print_json(values.pop("losses") | values | {"gained": result.gain, "forgot": result.forgetting})
     else:
         _report(result)
+
+
+@data_group.command()
+def losses(
+    source: DataArgument,
+    run: Annotated[str, typer.Option("--run", help="Whose base and tuned model read the rows: its id.")],
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="Rows to measure, spread evenly.")] = None,
+    checkpoint: CheckpointName = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the rows that are likeliest, most surprising, worse than before or still hard for the tuned model."""
+    store, values = own_runs(), {"max_rows": rows, "answered_rows": 0, "general_text": False, "source": source}
+    target = ChatTarget.of_run(store.get(run).folder.path, checkpoint)
+    request = EvaluationRequest(target=target, settings=section_from_mapping(EvaluationConfig, values))
+    result = with_progress(EvaluationJob(store.home, request).run)
+    answer = result.model_dump(mode="json", include={"source", "rows", "losses", "lists", "notes"})
+    print_result(answer, "\n".join(_lists(result)), as_json=as_json)
+
+
+def _lists(result: EvaluationResult) -> Iterator[str]:
+    yield from (f"{result.source}: {result.rows:,} rows.", *result.notes)
+    for name, rows in result.lists.items():
+        yield f"\n{name.capitalize()}{':' if rows else ': none'}"
+        for row in rows:
+            yield f"  {row.base:8.4f} → {row.tuned:8.4f}  row {row.row + 1:,}: {_in_a_line(''.join(row.pieces))}"
 
 
 def _report(result: EvaluationResult) -> None:

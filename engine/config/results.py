@@ -48,6 +48,8 @@ class EvaluationConfig(Section):
     """Token limit of an answer."""
     general_text: bool = setting(True, "Measure forgetting")
     """Also measures base and tuned on some fifty short general texts, which shows what training unlearned."""
+    source: str | None = setting(None, "Dataset", max_length=4_000)
+    """Measures all rows of this dataset, instead of the rows that the run held out."""
 
 
 class ExportConfig(Section):

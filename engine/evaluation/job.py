@@ -11,10 +11,12 @@ from pydantic import Field
 
 from loratory.engine.chat.contract import AdapterChoice, Branch, ChatTarget, FrozenModel, JobProgress, OnProgress
 from loratory.engine.chat.target import LoadPlan, plan_load
+from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.results import EvaluationConfig
-from loratory.engine.config.run import RunConfig, RunSection
+from loratory.engine.config.run import DatasetConfig, RunConfig, RunSection
 from loratory.engine.data.hub import hub_access
+from loratory.engine.data.workshop.sets import pinned
 from loratory.engine.errors import EngineError, RunError, StorageError
 from loratory.engine.evaluation.preference import (
     RATING_COLUMNS,
@@ -51,6 +53,7 @@ class EvaluationOrder(FrozenModel):
     run: RunConfig
     settings: EvaluationConfig
     device: Device
+    folder: Path  # of the results, where losses of tokens are kept
     data_fingerprint: str | None = None  # of the data that the run was trained on
 
 
@@ -107,6 +110,7 @@ class MeanScores(FrozenModel):
 
 
 MOST_ROW_LOSSES = 1_000  # that a result keeps
+WORSE_BY = 0.02  # nats: less is within the rounding of 16 bits
 
 
 class RowLoss(FrozenModel):
@@ -115,6 +119,13 @@ class RowLoss(FrozenModel):
     row: int  # of the dataset, from 0
     base: float
     tuned: float
+
+
+class RowTokens(RowLoss):
+    """A row with the text of each trained token and its loss by branch."""
+
+    pieces: tuple[str, ...]
+    tokens: dict[Branch, tuple[float, ...]]
 
 
 class EvaluationResult(FrozenModel):
@@ -128,6 +139,8 @@ class EvaluationResult(FrozenModel):
         default=(), validation_alias="answered", serialization_alias="answered"
     )
     row_losses: tuple[RowLoss, ...] = ()  # of at most `MOST_ROW_LOSSES` rows; empty in older results
+    lists: dict[str, tuple[RowTokens, ...]] = Field(default_factory=dict)  # rows that stand out
+    source: str = ""  # whose rows all were measured; empty for the held-out rows
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     general_losses: dict[Branch, BranchLoss] = Field(default_factory=dict)  # on general text; empty if not requested
@@ -222,9 +235,9 @@ def comparison_table(result: EvaluationResult) -> tuple[list[str], dict[Branch, 
     return [column for columns, _ in groups for column in columns], rows
 
 
-def evaluation_file(run: Path, checkpoint: str | None) -> Path:
-    """Return the file of a run's evaluation: one for the final result and one for each checkpoint."""
-    return run / "evaluations" / f"{checkpoint or 'final'}.json"
+def evaluation_file(run: Path, checkpoint: str | None, *, all_rows: bool = False) -> Path:
+    """Return the file of a run's evaluation, on held-out or all rows: for the final result and for each checkpoint."""
+    return run / "evaluations" / f"{checkpoint or 'final'}{'.all-rows' if all_rows else ''}.json"
 
 
 @dataclass(eq=False)
@@ -285,9 +298,16 @@ class EvaluationJob:
             raise RunError(what, "Choose a run.")
         run = RunFolder(choice.folder)
         config, fingerprint = run.read_config(), read_provenance(run).dataset_fingerprint
-        plan, settings = self._plan(config, run), self.request.settings
-        order = EvaluationOrder(plan=plan, run=config, settings=settings, device=device, data_fingerprint=fingerprint)
-        return order, evaluation_file(choice.folder, choice.checkpoint)
+        settings, source = self.request.settings, self.request.settings.source
+        if source and source != config.dataset.source:
+            values = {"source": pinned(source, self.home), "train_on": config.dataset.train_on}
+            config = config.model_copy(update={"dataset": section_from_mapping(DatasetConfig, values)})
+        file = evaluation_file(choice.folder, choice.checkpoint, all_rows=source is not None)
+        order = EvaluationOrder(
+            plan=self._plan(config, run), run=config, settings=settings, device=device, folder=file.parent,
+            data_fingerprint=fingerprint if source is None else None,
+        )  # fmt: skip
+        return order, file
 
     def _plan(self, config: RunConfig, run: RunFolder) -> LoadPlan:
         """Plan for base and tuned model; for a preference run also for the adapter that it started from."""
@@ -305,6 +325,6 @@ def read_forgetting(run: Path) -> float | None:
     return result.forgetting if (result := read_evaluation(run)) is not None else None
 
 
-def read_evaluation(run: Path, checkpoint: str | None = None) -> EvaluationResult | None:
+def read_evaluation(run: Path, checkpoint: str | None = None, *, all_rows: bool = False) -> EvaluationResult | None:
     """Return the last evaluation of a run or one of its checkpoints; None if there is none."""
-    return read_model(evaluation_file(run, checkpoint), EvaluationResult)
+    return read_model(evaluation_file(run, checkpoint, all_rows=all_rows), EvaluationResult)

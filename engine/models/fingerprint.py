@@ -49,7 +49,7 @@ class BackgroundHash(threading.Thread):
         hashed = []
         for file in self.files:
             path = self._folder / file.name
-            sha256 = _sha256_of(path, self._cache)
+            sha256 = sha256_once(path, self._cache)
             is_same = size_and_time(path) == (file.size_bytes, file.mtime_ns)
             hashed.append(file.model_copy(update={"sha256": sha256}) if is_same else file)
         self.files = tuple(hashed)
@@ -69,12 +69,12 @@ def changed_file(before: Sequence[WeightsFile], folder: Path, name: str, cache: 
         if now is None or now.size_bytes != file.size_bytes:
             return file.name
         may_differ = now.mtime_ns != file.mtime_ns and file.sha256
-        if may_differ and _sha256_of(folder / file.name, cache) not in ("", file.sha256):
+        if may_differ and sha256_once(folder / file.name, cache) not in ("", file.sha256):
             return file.name
     return next(iter(present), "") if before else ""
 
 
-def _sha256_of(path: Path, cache: Path) -> str:
+def sha256_once(path: Path, cache: Path) -> str:
     """Return the sha256 of a file, empty if it cannot be read; a file is read once.
 
     The Hub's cache names large files by it.

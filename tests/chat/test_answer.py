@@ -138,7 +138,7 @@ def test_virtual_tokens_among_the_inputs_answer_as_pefts_generate(
             logits = tuned.next_logits(ids, tuned.new_cache())
         torch.testing.assert_close(logits, outputs.logits[:, -1], atol=1e-4, rtol=1e-4)
     with torch.inference_mode():
-        losses = [branch.summed_loss(PROMPT, labels) for branch in (tuned, BranchWeights(holder))]
+        losses = [sum(branch.token_losses(PROMPT, labels)) for branch in (tuned, BranchWeights(holder))]
     assert losses[0] == pytest.approx(float(outputs.loss) * (len(PROMPT) - 1), rel=1e-5)
     assert losses[1] != pytest.approx(losses[0], rel=1e-3)
 

@@ -14,7 +14,7 @@ from loratory.engine.evaluation.job import (
     MeanScores,
 )
 from tests.commands.conftest import FakeJob
-from tests.fake_results import a_preference_evaluation, a_rated_evaluation
+from tests.fake_results import a_preference_evaluation, a_rated_evaluation, losses_by_row
 
 MODULES = ("loratory.engine.commands.evaluate", "loratory.engine.commands.configs")
 
@@ -96,3 +96,31 @@ def test_ratings_are_columns_and_sentences(job, run_id, capsys):
     assert "Accuracy 83%: the reward has the sign of the label in 25 of 30" in output
     assert run_command(["evaluate", run_id, "--json"], MODULES) == 0
     assert json.loads(capsys.readouterr().out)["ratings"]["branches"]["tuned"]["right_desirable"] == 18
+
+
+def test_losses_of_rows_are_four_lists(job, run_id, capsys):
+    job.result = lambda _: losses_by_row("set:faq@0123")
+    modules = ("loratory.engine.commands.data", *MODULES)
+
+    assert run_command(["data", "losses", "set:faq", "--run", run_id, "--rows", "4"], modules) == 0
+
+    output = capsys.readouterr().out
+    assert output.startswith("set:faq@0123: 4 rows.\n\nLikeliest:\n    2.0000 →   1.0000  row 4: It <i>é\n")
+    assert "\nGot worse:\n    2.0000 →   4.0000  row 12: It <i>é\n" in output
+    (request,) = job.requests
+    assert (request.settings.source, request.settings.max_rows, request.settings.answered_rows) == ("set:faq", 4, 0)
+    assert not request.settings.general_text
+
+    assert run_command(["data", "losses", "set:faq", "--run", run_id, "--json"], modules) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["rows"] == 4
+    assert list(answer["lists"]) == ["likeliest", "most surprising", "got worse", "still failing"]
+    assert answer["lists"]["got worse"][0]["tokens"]["tuned"] == [0.01, 1.0, 0.1, 2.89]
+
+
+def test_a_list_without_rows_says_so(job, run_id, capsys):
+    result = losses_by_row("faq")
+    job.result = lambda _: result.model_copy(update={"lists": {**result.lists, "got worse": ()}})
+
+    assert run_command(["data", "losses", "faq", "--run", run_id], ("loratory.engine.commands.data", *MODULES)) == 0
+    assert "\nGot worse: none\n" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """A tiny run with held-out rows, and its evaluation in this process."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def order_of(run: Path, device=None, **settings: Any) -> EvaluationOrder:
         run=RunFolder(run).read_config(),
         settings=EvaluationConfig(**values),
         device=device or describe_processor(),
+        folder=Path(tempfile.mkdtemp()),  # so nothing is known from a test before
     )
 
 

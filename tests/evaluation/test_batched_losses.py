@@ -7,7 +7,8 @@ import torch
 
 from loratory.engine.chat.worker.weights import BranchWeights
 from loratory.engine.data.render.tokenize import TokenizedRow
-from loratory.engine.evaluation.worker.main import batches_of, losses_of
+from loratory.engine.evaluation.worker.answers import batches_of_prompts
+from loratory.engine.evaluation.worker.losses import losses_of
 from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter
 
 
@@ -34,12 +35,13 @@ def branches(tiny_model_folder, tmp_path_factory):
 def test_losses_are_those_of_single_rows(branches, branch):
     weights, other = branches[branch], branches["base" if branch == "tuned" else "tuned"]
     with torch.inference_mode():
-        alone = [weights.summed_loss(row.input_ids, row.labels) for row in ROWS]
-        different = other.summed_losses(ROWS)
-        together = weights.summed_losses(ROWS)
+        alone = [weights.token_losses(row.input_ids, row.labels) for row in ROWS]
+        different = other.batch_token_losses(ROWS)
+        together = weights.batch_token_losses(ROWS)
 
-    assert together == pytest.approx(alone, rel=1e-4)
-    assert different != pytest.approx(alone, rel=1e-3)
+    for number, losses in enumerate(alone):
+        assert together[number] == pytest.approx(losses, abs=1e-3)
+    assert [sum(losses) for losses in different] != pytest.approx([sum(losses) for losses in alone], rel=1e-3)
 
 
 @pytest.mark.parametrize("failure", ["memory", "other losses"])
@@ -47,18 +49,17 @@ def test_where_rows_cannot_be_read_together_they_are_read_one_by_one(branches, f
     def fail(_self, rows):
         if failure == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return [9999.0] * len(rows)
+        return [[9999.0]] * len(rows)
 
     with torch.inference_mode():
-        alone = [branches["base"].summed_loss(row.input_ids, row.labels) for row in ROWS]
-        monkeypatch.setattr(BranchWeights, "summed_losses", fail)
+        alone = [branches["base"].token_losses(row.input_ids, row.labels) for row in ROWS]
+        monkeypatch.setattr(BranchWeights, "batch_token_losses", fail)
         assert losses_of(branches["base"], ROWS) == alone
 
 
 def test_batches_have_rows_of_like_length_and_few_tokens():
-    batches = batches_of(ROWS, 80)
+    lengths = [row.length for row in ROWS]
+    batches = batches_of_prompts(lengths, 9, 60)
 
     assert sorted(number for batch in batches for number in batch) == list(range(len(ROWS)))
-    assert [[ROWS[number].length for number in batch] for batch in batches] == [[40, 40], [23, 11, 7], [2]]
-    assert batches_of(ROWS, 0) == [[number] for number in range(len(ROWS))]
-    assert batches_of([], 80) == []
+    assert [[lengths[number] for number in batch] for batch in batches] == [[40], [40], [23], [11, 7], [2]]

@@ -147,14 +147,14 @@ def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypat
     steps, kind = [], Answer if rows == 1 else BatchedAnswers
     advance = kind.advance
     monkeypatch.setattr(kind, "advance", lambda answer: steps.append(answer) or advance(answer))
-    order, finished = order_of(run, max_rows=rows, answered_rows=rows), RecordedRequest()
-    evaluate(home, order, finished)
+    settings, finished = {"max_rows": rows, "answered_rows": rows}, RecordedRequest()
+    evaluate(home, order_of(run, **settings), finished)
     all_steps = len(steps)
     first_answer = next(n for n, progress in enumerate(finished.progress_log) if "Answering" in progress["message"])
     steps.clear()
 
     with pytest.raises(CancelledRequestError):
-        evaluate(home, order, RecordedRequest(cancel_after=first_answer + 1))
+        evaluate(home, order_of(run, **settings), RecordedRequest(cancel_after=first_answer + 1))
     assert len(steps) < all_steps
 
 

@@ -88,8 +88,8 @@ class BranchWeights:
         has_cache = self.holder.model._supports_default_dynamic_cache()
         return DynamicCache(config=self.holder.model.config.get_text_config(decoder=True)) if has_cache else None
 
-    def summed_loss(self, ids: Sequence[int], labels: Sequence[int]) -> float:
-        """Return the sum of -log p over the trained tokens of a sequence, in nats.
+    def token_losses(self, ids: Sequence[int], labels: Sequence[int]) -> list[float]:
+        """Return -log p of each trained token of a sequence, in nats.
 
         The sequence is read in pieces, so no more than one piece's logits are in memory.
 
@@ -100,7 +100,7 @@ class BranchWeights:
         device = self.holder.model.device
         cache = self.new_cache()
         step = PIECE_TOKENS if cache is not None else len(ids)
-        total = 0.0
+        losses: list[float] = []
         for start in range(0, len(ids), step):
             end = min(start + step, len(ids))
             positions = [index for index in range(start, end) if index + 1 < len(ids) and labels[index + 1] >= 0]
@@ -110,11 +110,11 @@ class BranchWeights:
             logits = self.holder.forward(piece, cache, indices)[0]
             if positions:
                 targets = torch.tensor([labels[index + 1] for index in positions], device=device)
-                total += float(functional.cross_entropy(logits.float(), targets, reduction="sum"))
-        return total
+                losses += functional.cross_entropy(logits.float(), targets, reduction="none").tolist()
+        return losses
 
-    def summed_losses(self, rows: Sequence[TokenizedRow]) -> list[float]:
-        """Return `summed_loss` of each row, computed as one batch.
+    def batch_token_losses(self, rows: Sequence[TokenizedRow]) -> list[list[float]]:
+        """Return `token_losses` of each row, computed as one batch.
 
         Rows are padded on the right, so they need no mask. Logits are computed in chunks, of trained tokens only. Not for
         adapters with virtual tokens, nor for int8 layers, which look for outliers over the whole batch.
@@ -127,8 +127,7 @@ class BranchWeights:
         trained_states = states.reshape(-1, states.shape[-1])[batch.trained.positions]
         transform = logit_transform(model.config.get_text_config(decoder=True))
         losses = loss_of_each(trained_states, batch.trained.targets, model.get_output_embeddings(), transform)
-        sums = torch.zeros(len(rows), device=device).index_add(0, batch.sequence_of.to(device), losses)
-        return [float(value) for value in sums.tolist()]
+        return [values.tolist() for values in losses.split(list(batch.sequence_tokens))]
 
     def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Read a whole sequence; return the logits after the tokens at `positions`, (positions, vocabulary)."""

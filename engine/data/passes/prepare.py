@@ -51,6 +51,12 @@ class TokenizedRows(Sequence[TokenizedRow]):
         subset._numbers = array("q", [self._numbers[position] for position in positions])
         return subset
 
+    def __or__(self, other: "TokenizedRows") -> "TokenizedRows":
+        """Return the rows of two parts of a dataset, in its order."""
+        both = copy(self)
+        both._numbers = array("q", sorted((*self._numbers, *other._numbers)))
+        return both
+
     def __len__(self) -> int:
         return len(self._numbers)
 

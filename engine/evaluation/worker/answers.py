@@ -1,7 +1,7 @@
 """Answer held-out rows with every branch: in batches where rows do not affect each other, else one by one."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ class Evaluation:
 
     order: EvaluationOrder
     request: Request
-    weights: Weights
+    weights: Callable[[], Weights]  # reads them at the first call
     tokenizer: DecodingTokenizer
 
     def report(self, message: str, fraction: float | None = None) -> None:
@@ -39,7 +39,7 @@ class Evaluation:
     def keeps_rows_apart(self) -> bool:
         """Whether the rows of a batch do not affect each other."""
         rounds_together = self.order.plan.model.quantization == "int8"  # looks for outliers over the whole batch
-        return not rounds_together and not self.weights.has_virtual_tokens
+        return not rounds_together and not self.weights().has_virtual_tokens
 
     def end_if_stopped(self) -> None:
         if self.request.is_cancelled():  # cheap enough for every token
@@ -60,7 +60,7 @@ class _Writer:
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
         self._tokenizer = evaluation.tokenizer
-        self._branches = evaluation.weights.branch_names
+        self._branches = evaluation.weights().branch_names
         self._longest = evaluation.order.settings.max_new_tokens
         self._complete = self._total = 0
 
@@ -89,13 +89,13 @@ class _Writer:
         if not questions or not self._evaluation.keeps_rows_apart:
             return [[number] for number in range(len(questions))]
         positions = max(lengths) + self._longest
-        rows = min(most_rows(self._evaluation.weights.branch(branch), positions) for branch in self._branches)
+        rows = min(most_rows(self._evaluation.weights().branch(branch), positions) for branch in self._branches)
         return batches_of_prompts(lengths, rows)
 
     def _write(self, branch: Branch, prompts: Sequence[tuple[int, ...]]) -> list[Sequence[int]]:
         """Generate answers to prompts, the longest first: as one batch if rows do not affect each other."""
         if len(prompts) > 1:
-            weights = self._evaluation.weights.branch(branch)
+            weights = self._evaluation.weights().branch(branch)
             end_ids = end_token_ids(self._tokenizer, weights.holder.model.generation_config)
             most = [self._most(branch, prompt) for prompt in prompts]
             answers = BatchedAnswers(weights, prompts, most, end_ids)
@@ -115,7 +115,7 @@ class _Writer:
 
     def _write_alone(self, branch: Branch, prompt: tuple[int, ...]) -> Sequence[int]:
         sampling = SamplingConfig(temperature=0, max_new_tokens=self._longest)
-        answer = begin_answer(branch, self._evaluation.weights.branch(branch), prompt, sampling, self._tokenizer)
+        answer = begin_answer(branch, self._evaluation.weights().branch(branch), prompt, sampling, self._tokenizer)
         while not answer.is_done:
             self._evaluation.end_if_stopped()
             answer.advance()
@@ -125,7 +125,7 @@ class _Writer:
 
     def _most(self, branch: Branch, prompt: tuple[int, ...]) -> int:
         """Return the most tokens that an answer may have, by its context and the settings."""
-        weights = self._evaluation.weights.branch(branch)
+        weights = self._evaluation.weights().branch(branch)
         most = context_length(weights.holder.model)
         room = self._longest if most is None else most - len(prompt) - weights.virtual_tokens
         return min(self._longest, room)
@@ -248,13 +248,14 @@ def most_rows(weights: BranchWeights, positions: int) -> int:
     return max(1, min(fitting, _MOST_ROWS.get(model.device.type, 1)))
 
 
-def batches_of_prompts(lengths: Sequence[int], rows: int) -> list[list[int]]:
-    """Group prompts into batches of at most `rows`, the longest first and with little padding."""
+def batches_of_prompts(lengths: Sequence[int], rows: int, most_tokens: int = 1 << 60) -> list[list[int]]:
+    """Group prompts into batches of at most `rows` and, with padding, tokens; the longest first, with little padding."""
     batches: list[list[int]] = []
     tokens = 0
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
         padded_tokens = (len(batches[-1]) + 1) * lengths[batches[-1][0]] if batches else 0
-        if batches and len(batches[-1]) < rows and padded_tokens <= _MOST_PADDED * (tokens + lengths[number]):
+        most = min(most_tokens, _MOST_PADDED * (tokens + lengths[number]))
+        if batches and len(batches[-1]) < rows and padded_tokens <= most:
             batches[-1].append(number)
         else:
             batches.append([number])

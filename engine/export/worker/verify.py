@@ -273,6 +273,6 @@ def mean_loss(branch: BranchWeights, rows: PerplexityRows, export: ExportTask) -
     """Return the mean loss of a loaded model over all trained tokens, in nats."""
     total = 0.0
     for number, row in enumerate(rows.rows, start=1):
-        total += branch.summed_loss(row.input_ids, row.labels)
+        total += sum(branch.token_losses(row.input_ids, row.labels))
         export.report("verifying", f"Measuring the run's perplexity, row {number:,} of {len(rows.rows):,}.")
     return total / rows.tokens
