@@ -13,6 +13,8 @@ from loratory.engine.evaluation.job import (
     EvaluationRequest,
     EvaluationResult,
     MeanScores,
+    RowLoss,
+    RowTokens,
     evaluation_file,
 )
 from loratory.engine.evaluation.preference import PairLikelihoods, measure_preference, measure_ratings
@@ -71,6 +73,21 @@ def an_evaluation(rows: int = 23) -> EvaluationResult:
     )
 
 
+def losses_by_row(source: str = "") -> EvaluationResult:
+    """Return the losses of four rows, of which two became worse, with the tokens of two that stand out."""
+    losses = [RowLoss(row=row, base=2.0, tuned=tuned) for row, tuned in ((3, 1.0), (4, 2.5), (9, 2.01), (11, 4.0))]
+    pieces, tokens = ("It", " <i>", "", "é"), {"base": (0.05, 2.0, 0.7, 5.25), "tuned": (0.01, 1.0, 0.1, 2.89)}
+    likeliest, worst = (RowTokens(**dict(loss), pieces=pieces, tokens=tokens) for loss in (losses[0], losses[3]))  # type: ignore[arg-type]
+    lists = {
+        "likeliest": (likeliest,),
+        "most surprising": (likeliest,),
+        "got worse": (worst,),
+        "still failing": (worst,),
+    }
+    result = an_evaluation(0)
+    return result.model_copy(update={"row_losses": tuple(losses), "lists": lists, "source": source, "rows": 4})
+
+
 def a_preference_evaluation() -> EvaluationResult:
     """Return the same for a run on pairs, compared with its start."""
     likelihoods = {
@@ -125,9 +142,15 @@ class FakeEvaluation(_Paced):
                 )
             )
         )
-        result = an_evaluation(min(23, self.request.settings.answered_rows))
-        assert self.request.target.tuned is not None
-        file = evaluation_file(self.request.target.tuned.folder, self.request.target.tuned.checkpoint)
+        settings, choice = self.request.settings, self.request.target.tuned
+        is_whole = settings.source is not None
+        result = (
+            losses_by_row(settings.source or "faq.jsonl")
+            if is_whole
+            else an_evaluation(min(23, settings.answered_rows))
+        )
+        assert choice is not None
+        file = evaluation_file(choice.folder, choice.checkpoint, all_rows=is_whole)
         file.parent.mkdir(exist_ok=True)
         file.write_text(result.model_dump_json())
         return result

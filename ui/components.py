@@ -150,6 +150,12 @@ def picked_change(event: gr.EventData) -> dict[str, dict[str, Any]]:
     return change_of(picked_value(event).split())
 
 
+def picked_page(event: gr.EventData, number: int) -> int:
+    """Return the page that a button of `ListPage.pager` sent; `number` where something else was picked."""
+    kind, _, page = picked_value(event).partition(":")
+    return int(page) if kind == "page" and page.isdecimal() and len(page) < 10 else number
+
+
 def live_html(
     value: str = "", *, elem_id: str, follows_end: bool = False, more: Sequence[str] = (), **presentation: Any
 ) -> gr.HTML:

@@ -227,6 +227,38 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(kept_page, servic
     expect(page.locator("#chat-state")).to_contain_text("No model loaded")
 
 
+def test_a_row_that_stands_out_shows_the_losses_of_its_tokens(kept_page):
+    page = kept_page
+    open_tab(page, "Chat")
+    page.locator("#chat-mode label", has_text="Measure").click()
+    result = page.locator("#measure-result")
+    result.get_by_role("button", name="the run's dataset").click()
+    rows = result.locator("table", has_text="Still failing").locator("tr[data-pick]")
+    expect(rows).to_have_count(1)
+
+    rows.first.focus()
+    page.keyboard.press("Enter")
+
+    boxes = result.locator("div.losses")
+    expect(boxes).to_have_count(2)
+    expect(result.locator(".row-tokens h3")).to_have_text(["Row 12, Base model", "Row 12, Tuned model"])
+    expect(boxes.first.locator("i")).to_have_text(["It", " <i>", "·", "é"])
+    expect(boxes.first.locator("i").nth(1)).to_have_attribute("title", "loss 2.00")
+    levels = [token.get_attribute("class") for token in boxes.first.locator("i").all()]
+    assert levels == ["loss-0", "loss-2", "loss-2", "loss-4"]
+    expect(result.locator("p.losses i")).to_have_text(["over 90%", "50 to 90%", "10 to 50%", "1 to 10%", "under 1%"])
+    number = "token => getComputedStyle(token, '::after').content"
+    assert boxes.first.locator("i").last.evaluate(number) == "none"
+    boxes.first.focus()
+    assert boxes.first.locator("i").last.evaluate(number) == '"5.25"'
+    assert barriers(page) == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    nothing_is_beyond_the_window(page)
+    result.locator("table", has_text="Likeliest").locator("tr[data-pick]").click()
+    expect(result.locator(".row-tokens h3").first).to_have_text("Row 4, Base model")
+    expect(boxes).to_have_count(2)
+
+
 def test_long_answers_fold_and_keys_vote_one_press_a_pair(kept_page, services, monkeypatch):
     lines = "\n".join(f"- Point {number}, of a long answer" for number in range(40))
     monkeypatch.setattr("tests.fake_chat._ANSWERS", {"base": lines, "tuned": "Short."})

@@ -169,9 +169,9 @@ def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, serv
     expect(page.locator("#measure-result .facts")).to_be_visible()
 
     expect(page.locator("#measure-result")).to_contain_text("perplexity, tuned")
-    expect(page.locator("#measure-answered-rows section")).to_have_count(5)
-    page.locator("#measure-next").click()
-    expect(page.locator("#measure-answered-rows section")).to_have_count(1)
+    expect(page.locator("#measure-answers section")).to_have_count(5)
+    page.locator("#measure-answers [data-pick='page:1']").click()
+    expect(page.locator("#measure-answers section")).to_have_count(1)
     expect(page.locator("#measure-across tr[data-pick]")).to_have_count(1)
 
 

@@ -59,7 +59,7 @@ def test_a_long_list_of_problems_is_turned_page_by_page_to_its_end(checked_visit
     assert "reason 898" in html
     assert "reason 868" not in html
     assert "Later" not in html
-    assert "436 to 450 of 450 listed" in html
+    assert "436–450 of 450 listed rows" in html
 
 
 def test_a_list_is_gone_through_with_previous_and_next(checked_visitor):

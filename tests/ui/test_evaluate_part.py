@@ -1,5 +1,8 @@
 """Measuring on the page: started, followed, read row by row and across runs."""
 
+import re
+
+import gradio as gr
 import pytest
 
 from loratory.engine.chat.contract import ChatTarget
@@ -10,6 +13,7 @@ from loratory.ui.tabs.chat import ChatTab
 from loratory.ui.tabs.chat_choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
 from loratory.ui.views.evaluation import question_of, render_across, render_answered, render_evaluation
 from loratory.ui.views.html import ListPage
+from tests.data.workshop.made_sets import make_set
 from tests.fake_results import FakeEvaluation, a_preference_evaluation, a_rated_evaluation, an_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
@@ -42,6 +46,11 @@ def show(part, run_id, checkpoint=FINAL, number=0) -> Changes:
     return Changes(part, part.show(run_id, checkpoint, number))
 
 
+def pick(part, run_id, what, number=0) -> Changes:
+    event = gr.EventData(None, {"pick": what})
+    return Changes(part, part.open_row(event, run_id, FINAL, number, "local", None, 20, 64, True))
+
+
 def buttons(part, changes) -> Changes:
     return Changes(part.job, changes._updates)
 
@@ -56,7 +65,7 @@ def test_before_it_is_measured_it_reports_what_would_be(part, run):
 
     assert "Not measured yet" in changes.result
     assert buttons(part, changes).start["value"] == "Measure"
-    assert not changes.answers["visible"]
+    assert changes.rows == ""
 
 
 def test_a_model_alone_cannot_be_measured(part):
@@ -79,7 +88,7 @@ def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, r
     part.job.end(run.id)
     assert services.results.measuring.find(run.id).done.wait(WAIT_SECONDS)
     changes = show(part, run.id)
-    assert "nothing was saved" in buttons(part, changes).status
+    assert "measured losses are kept" in buttons(part, changes).status
     assert "Not measured yet" in changes.result
 
 
@@ -89,12 +98,15 @@ def test_what_was_found_is_read_page_by_page_and_survives_the_server(part, servi
     changes = show(part, run.id)
     assert "1.0821" in changes.result
     assert "15.09" in changes.result  # e to 2.7143
-    assert "1–5 of 20 answered rows" in changes.where
+    assert "1–5 of 20 answered rows" in changes.rows
     assert changes.rows.count("<section>") == 5
-    assert not changes.previous["interactive"]
+    assert 'data-pick="page:1"' in changes.rows
+    assert "Worse" not in changes.rows
+    assert pick(part, run.id, "page:2").number == 2
+    assert pick(part, run.id, "page:x", number=1).number == 1
     last = show(part, run.id, number=99)
     assert last.number == 3
-    assert not last.next["interactive"]
+    assert "Better" not in last.rows
 
     services.results.measuring._works.clear()  # as after a restart of the server
     assert "1.0821" in show(laid_out(ChatTab).evaluate, run.id).result
@@ -131,6 +143,42 @@ def test_settings_out_of_bounds_are_named_as_their_boxes_are(part, services, run
     assert "Rows to answer" in html
     assert "answered_rows" not in html
     assert services.results.measuring.find(run.id) is None
+
+
+def test_all_rows_of_the_runs_data_or_of_a_set_are_measured_by_one_button(part, services, run, tmp_path):
+    make_set(services.home, tmp_path, name="support")
+    html = show(part, run.id).result
+    assert re.findall(r'data-pick="measure:(.*?)">(.*?)<', html) == [
+        ("", "the run&#x27;s dataset"),
+        ("support", "support"),
+    ]
+
+    pick(part, run.id, "measure:support")
+    work = services.results.measuring.find(run.id)
+    assert work.done.wait(WAIT_SECONDS)
+
+    assert work.job.request.settings.model_dump(exclude={"max_new_tokens"}) == {
+        "max_rows": None, "answered_rows": 0, "general_text": False, "source": "set:support",
+    }  # fmt: skip
+    html = show(part, run.id).result
+    assert "Loss by row of set:support" in html
+    assert "Not measured yet" in html, "the held-out rows"
+    assert part._evaluations.across() == []
+
+
+def test_what_is_picked_names_a_set_and_never_a_file(part, services, run):
+    services.results.measuring.start(run.id, "An evaluation", FakeEvaluation(EvaluationRequest(target=ChatTarget()), 5))
+    handler = part.job.shown_in_status(part.open_row)
+    event = gr.EventData(None, {"pick": "measure:/etc/passwd"})
+    assert "is under way" in handler(event, run.id, FINAL, 0, "local", None, 20, 64, True)[part.job.status]
+    services.results.measuring.stop(run.id)
+    assert services.results.measuring.find(run.id).done.wait(WAIT_SECONDS)
+
+    pick(part, run.id, "measure:/etc/passwd")
+
+    work = services.results.measuring.find(run.id)
+    assert work.done.wait(WAIT_SECONDS)
+    assert work.job.request.settings.source == "set:/etc/passwd"
 
 
 @pytest.mark.parametrize("phase", ["ready", "generating", "loading"])

@@ -14,7 +14,7 @@ from loratory.engine.config.results import EvaluationConfig, ExportConfig, PushC
 from loratory.engine.config.run import RunConfig, WorkPlace
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.errors import StorageError
-from loratory.engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
+from loratory.engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file, read_evaluation
 from loratory.engine.export.contract import (
     ExportRecord,
     ExportRequest,
@@ -168,9 +168,9 @@ class Evaluations:
         self._reader = reader
         self._cache: Cache[EvaluationResult | None] = Cache(400)
 
-    def read(self, run_id: str, checkpoint: str | None) -> EvaluationResult | None:
+    def read(self, run_id: str, checkpoint: str | None, *, all_rows: bool = False) -> EvaluationResult | None:
         """Return the newest evaluation of a run or a checkpoint; None without one."""
-        return self._read(evaluation_file(self._runs.get(run_id).folder.path, checkpoint))
+        return read_evaluation(self._runs.get(run_id).folder.path, checkpoint, all_rows=all_rows)
 
     def stamp(self, run_id: str) -> str:
         """Return a stamp that changes with each evaluation of a run; of an unknown one, it stays the same."""
@@ -185,7 +185,7 @@ class Evaluations:
             folder = evaluation_file(run.folder.path, None).parent
             for file in sorted(folder.glob("*.json")):
                 result = self._read(file)
-                if result is None or "tuned" not in result.losses:
+                if result is None or result.source or "tuned" not in result.losses:
                     continue
                 snapshot = self._reader.observe(run.id)
                 data = snapshot.config.dataset.source if snapshot.config is not None else ""
@@ -193,5 +193,6 @@ class Evaluations:
                 rows.append(MeasuredRun(run.id, file.stem, snapshot.label, state, Path(data).name, result))
         return rows
 
-    def _read(self, file: Path) -> EvaluationResult | None:
-        return self._cache.get((file, *size_and_time(file)), lambda: read_model(file, EvaluationResult))
+    def _read(self, file: Path) -> EvaluationResult | None:  # without tokens, which would fill the memory
+        key, kind = (file, *size_and_time(file)), EvaluationResult
+        return self._cache.get(key, lambda: (full := read_model(file, kind)) and full.model_copy(update={"lists": {}}))

@@ -6,6 +6,8 @@ import gradio as gr
 from gradio.events import Dependency
 
 from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.config.run import SET_PREFIX
+from loratory.engine.data.workshop.sets import set_names
 from loratory.engine.errors import EngineError
 from loratory.engine.evaluation.votes import Votes, pairs_of_votes
 from loratory.ui.backend.results import Evaluations
@@ -17,9 +19,9 @@ from loratory.ui.components import (
     Confirmation,
     Updates,
     pick_list,
+    picked_page,
     picked_value,
     shown_as_message,
-    visible_if,
 )
 from loratory.ui.form import component_of_field, number_of, section_by_titles
 from loratory.ui.page import Page
@@ -29,9 +31,11 @@ from loratory.ui.tabs.data import with_source
 from loratory.ui.tabs.run_place import chosen_place
 from loratory.ui.views import evaluation as view
 from loratory.ui.views.html import ListPage, error_box, plural, small
-from loratory.ui.views.row_losses import ROW_PREFIX, render_row_losses
+from loratory.ui.views.row_losses import ROW_PREFIX, SOURCE_PREFIX, render_row_losses, render_sources
 
-_SHOW_ROW = "() => document.getElementById('measure-answers')?.scrollIntoView({block: 'start'})"
+_SHOW_ROW = (
+    "() => document.querySelector('.row-tokens:not(:empty), #measure-answers')?.scrollIntoView({block: 'nearest'})"
+)
 _SETTINGS = ("max_rows", "answered_rows", "max_new_tokens", "general_text")
 
 
@@ -52,46 +56,38 @@ class EvaluatePart:
                 for name in _SETTINGS
             ]
         self.job = JobPanel(
-            page.services.results.measuring, "Measure", "Stopped; nothing was saved.", name="measure", min_width=170,
+            page.services.results.measuring, "Measure", "Stopped; measured losses are kept.", name="measure", min_width=170,
             seconds=1.0, watch=self._evaluations.stamp,
         )  # fmt: skip
-        self.result = pick_list(view.NOT_MEASURED, elem_id="measure-result")
-        with gr.Column(visible=False, elem_id="measure-answers") as self.answers:
-            with gr.Row(elem_id="measure-pages"):
-                self.previous = gr.Button("← Worse", size="sm", scale=0, min_width=90, elem_id="measure-previous")
-                self.next = gr.Button("Better →", size="sm", scale=0, min_width=90, elem_id="measure-next")
-                self.where = gr.HTML(elem_id="measure-where")
-            self.rows = gr.HTML(elem_id="measure-answered-rows")
+        self.result = pick_list(view.NOT_MEASURED, more=("row_tokens",), elem_id="measure-result")
+        self.rows = pick_list(elem_id="measure-answers")
         self.across = pick_list(elem_id="measure-across")
         self.number = gr.State(0)  # of the page of answered rows
         self._target = [self._choice.run, self._choice.checkpoint]
-        self._outputs = [
-            self.number, self.result, self.answers, self.where, self.rows, self.across, self.previous, self.next,
-            *self.job.outputs,
-        ]  # fmt: skip
+        self._outputs = [self.number, self.result, self.rows, self.across, *self.job.outputs]
 
     def wire(self, in_sight: list[Any], chosen: Dependency) -> None:
         """Connect the events after which it may be in sight, and that of choosing a run."""
         selection = [*self._target, self.number]
+        inputs = [*selection, self._choice.where, *self._settings]
         for event in (*in_sight, self.job.changed):
             event(self.show, selection, self._outputs, **QUICK)
         for event in (chosen.then, self._choice.checkpoint.input):
             event(self.show, self._target, self._outputs, **QUICK)
-        self.previous.click(lambda *selection: self.show(*selection, step=-1), selection, self._outputs, **QUICK)
-        self.next.click(lambda *selection: self.show(*selection, step=1), selection, self._outputs, **QUICK)
-        self.job.start_by(self.start, [*selection, self._choice.where, *self._settings], self._outputs)
+        open_row = self.job.shown_in_status(self.open_row)
+        self.rows.click(open_row, inputs, self._outputs, **QUICK)
+        self.job.start_by(self.start, inputs, self._outputs)
         self.job.stop.click(self.job.end, self._choice.run, self.job.outputs, **QUICK)
-        open_event = self.result.click(self.open_row, selection, self._outputs, **QUICK)
-        open_event.then(None, None, None, js=_SHOW_ROW, **QUICK)
+        self.result.click(open_row, inputs, self._outputs, **QUICK).then(None, None, None, js=_SHOW_ROW, **QUICK)
         pick_event = self.across.click(self.pick, None, [*self._choice.outputs, self.number], **QUICK)
         pick_event.then(self.show, selection, self._outputs, **QUICK)
 
-    def show(self, run_id: str, checkpoint: str | None, number: int = 0, *, step: int = 0) -> Updates:
+    def show(self, run_id: str, checkpoint: str | None, number: int = 0) -> Updates:
         """Return the evaluation's progress and result, with a page of its answered rows."""
         is_run, state = self.page.reader.exists(run_id), checkpoint_of(checkpoint)
         updates = self.job.follow(run_id if is_run else None)
         result = self._evaluations.read(run_id, state) if is_run else None
-        page = ListPage.at(number + step, len(result.answered_rows) if result is not None else 0, view.ROWS_PER_PAGE)
+        page = ListPage.at(number, len(result.answered_rows) if result is not None else 0, view.ROWS_PER_PAGE)
         if result is not None:
             html = view.render_evaluation(result) + render_row_losses(result)
         elif is_run:
@@ -99,37 +95,42 @@ class EvaluatePart:
             html = "" if work is not None and work.is_under_way else view.NOT_MEASURED
         else:
             html = view.NO_RESULT
+        if is_run:
+            of_all = self._evaluations.read(run_id, state, all_rows=True)
+            html += render_sources(set_names(self.page.services.home)) + (render_row_losses(of_all) if of_all else "")
         updates[self.job.start]["value"] = "Measure again" if result is not None else "Measure"
         return {
             **updates,
             self.number: page.number,
             self.result: html,
-            self.answers: visible_if(page.rows > 0),
-            self.where: page.position("answered row", "the worst first"),
             self.rows: view.render_answered(result, page) if result is not None else "",
             self.across: view.render_across(self._evaluations.across(), f"{run_id}/{state or FINAL}" if is_run else ""),
-            self.previous: gr.update(interactive=page.start > 0),
-            self.next: gr.update(interactive=page.end < page.rows),
         }
 
-    def start(self, run_id: str, checkpoint: str | None, number: int, where: str, *settings: Any) -> Updates:
-        """Start an evaluation."""
+    def start(
+        self, run_id: str, checkpoint: str | None, number: int, where: str, *settings: Any, source: str | None = None
+    ) -> Updates:
+        """Start an evaluation; with a source, of all of its rows, without answers."""
         run = self._choice.run_of(run_id)
-        pairs = zip(_SETTINGS, map(number_of, settings), strict=True)
-        config = section_by_titles(EvaluationConfig, {name: value for name, value in pairs if value is not None})
+        only_losses = {} if source is None else {"answered_rows": 0, "general_text": False, "source": source}
+        values = dict(zip(_SETTINGS, map(number_of, settings), strict=True)) | only_losses
+        config = section_by_titles(EvaluationConfig, values)
         results, place = self.page.services.results, chosen_place(where)
         results.measuring.require_none(run.id)
         self.page.services.free_device(place)
         results.measure(run, checkpoint_of(checkpoint), config, place)
         return self.show(run_id, checkpoint, number)
 
-    def open_row(self, event: gr.EventData, run_id: str, checkpoint: str | None, number: int) -> Updates:
-        """Show the page with the answers to the picked row."""
-        is_run = self.page.reader.exists(run_id)
+    def open_row(self, event: gr.EventData, run_id: str, checkpoint: str | None, number: int, *values: Any) -> Updates:
+        """Show the page with the answers to the picked row or of that number, or measure all rows of what was picked."""
+        pick, is_run = picked_value(event), self.page.reader.exists(run_id)
+        if pick.startswith(SOURCE_PREFIX):
+            name = pick.removeprefix(SOURCE_PREFIX)  # looked up among the sets
+            return self.start(run_id, checkpoint, number, *values, source=f"{SET_PREFIX}{name}" if name else "")
         result = self._evaluations.read(run_id, checkpoint_of(checkpoint)) if is_run else None
         rows = [f"{ROW_PREFIX}{row.row}" for row in result.answered_rows] if result is not None else []
-        pick = picked_value(event)
-        return self.show(run_id, checkpoint, rows.index(pick) // view.ROWS_PER_PAGE if pick in rows else number)
+        page = rows.index(pick) // view.ROWS_PER_PAGE if pick in rows else picked_page(event, number)
+        return self.show(run_id, checkpoint, page)
 
     def pick(self, event: gr.EventData) -> Updates:
         """Choose a run and checkpoint of the table across runs."""
@@ -169,26 +170,17 @@ class VotesPart:
                 )
                 self.delete_all = gr.Button("Delete all", scale=0, min_width=110, elem_id="votes-delete-all")
             self.confirm = Confirmation("Delete votes", "Keep votes", ("votes-confirm", "votes-really", "votes-keep"))
-            with gr.Row(elem_id="votes-pages"):
-                self.newer = gr.Button("← Newer", size="sm", scale=0, min_width=90, elem_id="votes-newer")
-                self.older = gr.Button("Older →", size="sm", scale=0, min_width=90, elem_id="votes-older")
-                self.where = gr.HTML(elem_id="votes-where")
         self.status = gr.HTML(elem_id="votes-status")
         self.list = pick_list(elem_id="votes-list")
         self.number = gr.State(0)  # of the page
         self.dataset_change = gr.State({})
-        self._outputs = [
-            self.counts, self.panel, self.use_button, self.newer, self.older, self.where, self.list, self.number,
-            self.confirm.panel,
-        ]  # fmt: skip
+        self._outputs = [self.counts, self.panel, self.use_button, self.list, self.number, self.confirm.panel]
 
     def wire(self, mode_event: Any) -> None:
         """Connect the events; the votes are read after each `mode_event`."""
         page, selection = self.page, [self.with_cut_off, self.number]
         for event in (mode_event.then, self.with_cut_off.input):
             event(self.show, selection, self._outputs, **QUICK)
-        self.newer.click(lambda cut_off, number: self.show(cut_off, number - 1), selection, self._outputs, **QUICK)
-        self.older.click(lambda cut_off, number: self.show(cut_off, number + 1), selection, self._outputs, **QUICK)
         self.list.click(self.pick, selection, [*self._outputs, self.status], **QUICK)
         self.confirm.wire(self.delete_all.click, self._deletion_question, self.number)
         self.confirm.really.click(self.delete, self.with_cut_off, [*self._outputs, self.status], **QUICK)
@@ -198,8 +190,8 @@ class VotesPart:
         change_event.then(None, None, page.wants_data, js="() => String(Math.random())", **QUICK)
         page.open_tab(use_event, "data")
 
-    def show(self, with_cut_off: bool, number: int = 0) -> Updates:
-        """Return the counts and one page of the votes."""
+    def show(self, with_cut_off: bool, number: int = 0, asked_id: str = "") -> Updates:
+        """Return the counts and one page of the votes; the one with `asked_id` waits for a confirmation to delete it."""
         votes = self._votes.read()
         pairs = pairs_of_votes(votes, with_cut_off=bool(with_cut_off))
         page = ListPage.at(int(number), len(votes), view.VOTES_PER_PAGE)
@@ -207,10 +199,7 @@ class VotesPart:
             self.counts: view.render_counts(votes, pairs),
             self.panel: gr.update(visible=bool(votes)),
             self.use_button: gr.update(interactive=bool(pairs.rows)),
-            self.newer: gr.update(interactive=page.start > 0),
-            self.older: gr.update(interactive=page.end < page.rows),
-            self.where: page.position("vote", "the newest first"),
-            self.list: view.render_votes(votes, page),
+            self.list: view.render_votes(votes, page, asked_id),
             self.number: page.number,
             self.confirm.panel: gr.update(visible=False),
         }
@@ -222,16 +211,12 @@ class VotesPart:
         return {self.dataset_change: with_source(str(path)), self.status: status}
 
     def pick(self, event: gr.EventData, with_cut_off: bool, number: int) -> Updates:
-        """Ask at the first click, delete at the second."""
+        """Turn the page, or delete a vote: ask at the first click, delete at the second."""
         pick = picked_value(event)
-        if pick.startswith(_DELETE):
-            votes = self._votes.read()
-            page = ListPage.at(int(number), len(votes), view.VOTES_PER_PAGE)
-            votes_html = view.render_votes(votes, page, pick.removeprefix(_DELETE))
-            return {self.list: votes_html, self.status: ""}
-        if not pick.startswith(_REALLY):
-            return UNCHANGED
-        return self.delete(with_cut_off, number, [pick.removeprefix(_REALLY)])
+        if pick.startswith(_REALLY):
+            return self.delete(with_cut_off, number, [pick.removeprefix(_REALLY)])
+        asked_id = pick.removeprefix(_DELETE) if pick.startswith(_DELETE) else ""
+        return {**self.show(with_cut_off, picked_page(event, number), asked_id), self.status: ""}
 
     def delete(self, with_cut_off: bool, number: int = 0, identifiers: list[str] | None = None) -> Updates:
         """Delete votes; all of them without identifiers."""

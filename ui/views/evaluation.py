@@ -140,7 +140,8 @@ def _scores(result: EvaluationResult) -> str:
 def render_answered(result: EvaluationResult, page: html.ListPage) -> str:
     """Return one page of answered rows, the worst tuned answers first."""
     rows, names = result.answered_rows[page.start : page.end], _names(result)
-    return f'<div class="answered">{"".join(_answer_row(row, names) for row in rows)}</div>' if rows else ""
+    pager = page.pager("answered row", "the worst first", "Worse", "Better")
+    return f'{pager}<div class="answered">{"".join(_answer_row(row, names) for row in rows)}</div>' if rows else ""
 
 
 def question_of(prompt: str) -> str:
@@ -222,7 +223,7 @@ def render_counts(votes: Sequence[Vote], pairs: PairsOfVotes) -> str:
 def render_votes(votes: Sequence[Vote], page: html.ListPage, asked_id: str = "") -> str:
     """Return one page of votes; the one with `asked_id` waits for a confirmation to delete it."""
     sections = "".join(_vote(vote, asked_id == vote.id) for vote in votes[page.start : page.end])
-    return f'<div class="answered">{sections}</div>' if sections else ""
+    return f'{page.pager("vote", "the newest first")}<div class="answered">{sections}</div>' if sections else ""
 
 
 def _vote(vote: Vote, is_asked: bool) -> str:

@@ -66,10 +66,13 @@ class ListPage(NamedTuple):
     def end(self) -> int:
         return min(self.rows, self.start + self.size)
 
-    def position(self, noun: str, order: str) -> str:
-        """Return which of the rows it shows; empty for an empty list."""
-        where = f"{self.start + 1}–{self.end}" if self.end > self.start + 1 else f"{self.end}"
-        return f'<p class="small num">{where} of {plural(self.rows, noun)}, {order}</p>' if self.rows else ""
+    def pager(self, noun: str, order: str = "", earlier: str = "Earlier", later: str = "Later") -> str:
+        """Return which of the rows it shows, with buttons that send `page:NUMBER`; empty for an empty list."""
+        where = f"{self.start + 1:,}–{self.end:,}" if self.end > self.start + 1 else f"{self.end:,}"
+        turns = [(f"← {earlier}", self.number - 1, self.start), (f"{later} →", self.number + 1, self.end < self.rows)]
+        links = " ".join(pick_button(f"page:{number}", text) for text, number, is_there in turns if is_there)
+        position = ", ".join(filter(None, (f"{where} of {plural(self.rows, noun)}", order)))
+        return f'<p class="small num pager">{position} {links}</p>' if self.rows else ""
 
 
 def table(

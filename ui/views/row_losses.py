@@ -1,41 +1,38 @@
-"""Losses of held-out rows, base against tuned: a picture, and the rows that became worse."""
+"""Losses of rows, base against tuned: a picture, and the rows that stand out with their tokens."""
 
 from collections.abc import Sequence
+from html import escape
 
-from loratory.engine.evaluation.job import EvaluationResult, RowLoss
+from loratory.engine.evaluation.job import WORSE_BY, EvaluationResult, RowLoss
 from loratory.ui.views import html
 
-ROW_PREFIX = "row:"
+ROW_PREFIX, SOURCE_PREFIX = "row:", "measure:"
 _SIDE = 300  # of the square in the picture's own units
 _EDGE = 34  # for the axes
-_MOST_WORSE = 5
-_WORSE_BY = 0.02  # nats: less is within the rounding of 16 bits
 
 
 def render_row_losses(result: EvaluationResult) -> str:
-    """Return a point for each row, and the rows whose loss rose most; an answered row can be picked."""
+    """Return a point for each row, and the rows that stand out; a row of theirs, or an answered one, can be picked."""
     losses = result.row_losses
     if len(losses) < 2:
         return ""
     answered_rows = {row.row for row in result.answered_rows}
-    worse = sorted((loss for loss in losses if _is_worse(loss)), key=lambda loss: loss.base - loss.tuned)
-    better_count = sum(loss.tuned < loss.base - _WORSE_BY for loss in losses)
-    sentence = f"{better_count:,} of {html.plural(len(losses), 'row')} improved, {len(worse):,} became worse."
-    return (
-        f"<h3>Loss by row</h3>{html.lead(sentence)}"
-        f'<div class="beside">{_picture(losses, answered_rows)}{_worst(worse[:_MOST_WORSE], answered_rows)}</div>'
-    )
+    better_count = sum(loss.tuned < loss.base - WORSE_BY for loss in losses)
+    worse_count = sum(map(_is_worse, losses))
+    sentence = f"{better_count:,} of {html.plural(len(losses), 'row')} improved, {worse_count:,} became worse."
+    title = f"Loss by row{f' of {escape(result.source)}' if result.source else ''}"
+    return f"<h3>{title}</h3>{html.lead(sentence)}{_picture(losses, answered_rows)}{_lists(result)}"
 
 
 def _is_worse(loss: RowLoss) -> bool:
-    return loss.tuned > loss.base + _WORSE_BY
+    return loss.tuned > loss.base + WORSE_BY
 
 
 def _picture(losses: Sequence[RowLoss], answered_rows: set[int]) -> str:
     """Return base on the x axis and tuned on the y axis; below the diagonal, training helped."""
     most = max(max(loss.base, loss.tuned) for loss in losses) or 1.0
     points = "".join(_point(loss, _SIDE / most, is_answered=loss.row in answered_rows) for loss in losses)
-    label = f"Loss of {len(losses):,} held-out rows: base model from left to right, tuned model from bottom to top."
+    label = f"Loss of {len(losses):,} rows: base model from left to right, tuned model from bottom to top."
     middle = _EDGE + _SIDE / 2
     return (
         f'<svg class="row-losses" viewBox="0 0 {_SIDE + _EDGE + 8} {_SIDE + _EDGE + 8}" role="img" aria-label="{label}">'
@@ -58,15 +55,27 @@ def _point(loss: RowLoss, scale: float, *, is_answered: bool) -> str:
     return f'<path class="{css}" d="{shape}"{pick}><title>Row {loss.row + 1:,}: {loss.base:.2f} → {loss.tuned:.2f}</title></path>'
 
 
-def _worst(losses: Sequence[RowLoss], answered_rows: set[int]) -> str:
-    if not losses:
-        return html.small("No row became worse.")
-    rows = [
-        html.Row(
-            (f"Row {loss.row + 1:,}", f"{loss.base:.3f}", f"{loss.tuned:.3f}"),
-            html.pickable(f"{ROW_PREFIX}{loss.row}", chosen=None) if loss.row in answered_rows else "",
-        )
-        for loss in losses
-    ]
-    caption = "The rows that became worse by most; pick one with an answer to read it."
-    return html.table(["Row", *map(html.Column.of_numbers, ("Base", "Tuned"))], rows, caption=caption)
+def _lists(result: EvaluationResult) -> str:
+    """Return the rows that stand out; the script `row_tokens` shows the tokens of the one that is picked."""
+    prefix, tables = "" if result.source else ROW_PREFIX, ""
+    for name, rows in result.lists.items():
+        lines = []
+        for row in rows:
+            tokens = escape(row.model_dump_json(include={"pieces", "tokens"}), quote=True)
+            cells = (
+                f"{row.row + 1:,}",
+                escape(html.shorten("".join(row.pieces), 40)),
+                f"{row.base:.3f}",
+                f"{row.tuned:.3f}",
+            )
+            lines.append(html.Row(cells, f'{html.pickable(f"{prefix}{row.row}", chosen=None)} data-tokens="{tokens}"'))
+        numbers = map(html.Column.of_numbers, ("Base", "Tuned"))
+        tables += html.table((html.Column.of_numbers("Row"), "Answer", *numbers), lines, caption=name.capitalize())
+    return f'<div class="beside">{tables}</div><div class="row-tokens" role="region" aria-live="polite" aria-label="Tokens"></div>'
+
+
+def render_sources(sets: Sequence[str]) -> str:
+    """Return buttons that measure all rows of the run's dataset, or of a set."""
+    buttons = [html.pick_button(SOURCE_PREFIX, "the run's dataset")]
+    buttons += [html.pick_button(f"{SOURCE_PREFIX}{name}", name) for name in sets]
+    return html.toolbar("Measure all rows", f"Measure all rows of {' · '.join(buttons)}", "small")

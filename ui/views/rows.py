@@ -138,12 +138,7 @@ def _kinds(counts: Mapping[str, int], listing: str, title: str) -> str:
 
 def _render_rows(column: Column, rows: Iterable[Row], page: ListPage) -> str:
     row_table = table([*_COLUMNS, column, _BEGINNING], rows, css="listed")
-    if page.rows <= page.size:
-        return row_table
-    turns = [("← Earlier", page.number - 1, page.start > 0), ("Later →", page.number + 1, page.end < page.rows)]
-    links = " ".join(pick_button(f"page:{number}", label) for label, number, is_there in turns if is_there)
-    position = f"{page.start + 1:,} to {page.end:,} of {page.rows:,} listed."
-    return f'{row_table}<p class="small num pager">{position} {links}</p>'
+    return row_table + (page.pager("listed row") if page.rows > page.size else "")
 
 
 def _line(line: int | None) -> str:
