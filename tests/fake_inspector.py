@@ -32,7 +32,7 @@ from loratory.engine.data.workshop.table import SetQuestion, SetTables
 from loratory.engine.errors import EngineError, ModelError
 from loratory.engine.models.shape import ModelDetails, ModelShape
 from loratory.engine.paths import LoratoryHome
-from loratory.engine.processes.messages import JsonObject
+from loratory.engine.processes.messages import JsonObject, OnProgress
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 
 QUESTIONS = (
@@ -218,14 +218,16 @@ class FakeInspector:
             else (),
         )
 
-    def sets(self, question: SetQuestion) -> JsonObject:
+    def sets(self, question: SetQuestion, on_progress: OnProgress | None = None) -> JsonObject:
         with self._lock:  # the real one has a process
             steps = self._sets.answer(question)
             while True:
                 try:
-                    next(steps)
+                    progress = next(steps)
                 except StopIteration as end:
                     return end.value
+                if progress is not None and on_progress is not None:
+                    on_progress(progress.model_dump())
 
     def row_form(self, dataset: DatasetConfig) -> RowForm:
         return read_row_form(dataset, SourceOptions())

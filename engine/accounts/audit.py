@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from loratory.engine.errors import StorageError
 from loratory.engine.files import read_models
@@ -22,10 +22,8 @@ _LONGEST_DETAIL = 200
 _SEARCHED_BYTES = 4_000_000  # of the end of the log: some 30,000 entries
 
 
-class AuditEntry(BaseModel):
+class AuditEntry(BaseModel, frozen=True, extra="ignore"):
     """One line of the log. It never holds a prompt, an answer, a token or a password."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     time: float  # seconds since the epoch
     person: str  # who did it; empty for the command line of the machine

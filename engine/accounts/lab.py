@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from loratory.engine.accounts.limits import SETTINGS_FILE, LabLimits, LabRules, Maintenance, is_lab
 from loratory.engine.errors import AccountError, StorageError
@@ -58,10 +58,8 @@ class PublicAddress:
         return cls(f"https://{with_port}", with_port)
 
 
-class LabSettings(BaseModel):
+class LabSettings(BaseModel, frozen=True, extra="forbid"):
     """What an admin decides for a lab, kept in `lab.yaml` below the home."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     public_url: str = Field(default="", description="The https address at which browsers reach the lab.")
     announcement: Annotated[str, StringConstraints(max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(

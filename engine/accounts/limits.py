@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from loratory.engine.accounts.database import DATABASE_FILE
 from loratory.engine.paths import LoratoryHome
@@ -13,10 +13,8 @@ Weight = Annotated[float, Field(ge=0, le=1000)]
 _Device = Annotated[str, StringConstraints(pattern=r"^(cpu|mps|cuda:\d{1,4})$")]
 
 
-class LabLimits(BaseModel):
+class LabLimits(BaseModel, frozen=True, extra="forbid"):
     """Limits of a lab; an empty one does not limit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     running_per_person: int | None = Field(
         default=2, ge=1, le=1000, title="Running per person",
@@ -78,10 +76,8 @@ class LabLimits(BaseModel):
         return self.device_weights.get(device, 0.1 if device == "cpu" else 1.0)
 
 
-class Maintenance(BaseModel):
+class Maintenance(BaseModel, frozen=True, extra="forbid"):
     """Whether a lab starts no runs at present; those that run continue."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     is_on: bool = Field(
         default=False, title="Drain", description="No run starts; what runs continues, what waits stays."
@@ -91,10 +87,8 @@ class Maintenance(BaseModel):
     )
 
 
-class LabRules(BaseModel):
+class LabRules(BaseModel, frozen=True):
     """What the queue of a lab goes by."""
-
-    model_config = ConfigDict(frozen=True)
 
     limits: LabLimits = LabLimits()
     maintenance: Maintenance = Maintenance()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, StringConstraints, ValidationError
 
 from loratory.engine.errors import AccountError
 
@@ -33,10 +33,8 @@ HttpsUrl = Annotated[str, AfterValidator(require_https)]
 Word = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]+$", max_length=500)]
 
 
-class MemberRule(BaseModel):
+class MemberRule(BaseModel, frozen=True, extra="forbid"):
     """Who becomes a member without an invitation: people to whom all that is set here applies."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     email_domains: tuple[Word, ...] = ()  # the address has one of these domains, and the provider has verified it
     groups: tuple[str, ...] = ()  # the person is in one of these groups
@@ -68,10 +66,8 @@ class MemberRule(BaseModel):
         return any(isinstance(group, str) and group in self.groups for group in groups)
 
 
-class OidcSettings(BaseModel):
+class OidcSettings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """A provider, as an admin describes it in a file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     issuer: HttpsUrl  # its address, exactly as its tokens name it
     client_id: Word  # of this lab, given by the provider

@@ -129,10 +129,8 @@ class PromptView(FrozenModel):
     ids: tuple[int, ...]
 
 
-class ChatState(FrozenModel):
+class ChatState(FrozenModel, arbitrary_types_allowed=True):
     """A snapshot of the session; cheap to poll."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     phase: ChatPhase
     target: ChatTarget | None = None

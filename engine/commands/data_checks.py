@@ -1,7 +1,6 @@
 """`loratory data check`: what row checks find in a dataset, without a model."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +11,6 @@ from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.paths import LoratoryHome
-from loratory.engine.quantities import duration
-
-if TYPE_CHECKING:
-    from loratory.engine.data.workshop.checks.run import RowCheckReport
 
 
 @data_group.command()
@@ -40,21 +35,7 @@ def check(
     steps = row_check_steps(config, options, checks, names, seed=TrainingConfig().seed)
     with ProgressLine() as line:
         result = finish(steps, lambda step: line.show(f"{step.rows:,} rows", step.fraction))
-    print_result(result, "\n".join(report_lines(result, most)), as_json=as_json)
-
-
-def report_lines(report: "RowCheckReport", most: int) -> Iterator[str]:
-    """Yield a report with this many findings of each check, as Markdown that quotes rows as code."""
-    sides = f"{report.train_rows:,} to train on, {report.held_out_rows:,} held out"
-    yield f"# Row checks\n\n{report.source}: {report.rows:,} rows checked in {duration(report.seconds)}; {sides}."
-    for check in report.checks:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in check.kinds.items())
-        yield f"\n## {check.name}: {kinds or 'nothing found'}"
-        if check.findings:
-            yield f"\n{check.finds} Rows: {check.rows:,}.\n"
-        yield from (f"    row {finding.row + 1:,}: {finding.why} {finding.sample}" for finding in check.findings[:most])
-        if (more := sum(check.kinds.values()) - most) > 0:
-            yield f"    … and {more:,} more"
+    print_result(result, "\n".join(result.lines(most)), as_json=as_json)
 
 
 COMMANDS = ()  # all are in data_group

@@ -71,9 +71,8 @@ def show(
     if row is not None:
         rows = _open(name)
         if (source := next(filter(None, rows.untouched.pick([row - 1])), None)) is None:
-            raise DatasetError(
-                f"Row {row:,} does not exist; the set has {dataset.facts.rows:,}.", "Choose another row."
-            )
+            what = f"Row {row:,} does not exist; the set has {dataset.facts.rows:,}."
+            raise DatasetError(what, "Choose another row.")
         after = rows.editor.apply(source)
         value |= {"source_row": source.value, "row": after.value if after is not None else None}
         entries = [e for e in entries if shared_rows(sets.rows_of(e.operation, dataset.entries), ((row - 1, row),))]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from loratory.engine.config.run import DatasetConfig, ModelConfig
 from loratory.engine.data.contract import (
@@ -32,7 +32,7 @@ from loratory.engine.models.inventory_cache import known_inventory
 from loratory.engine.models.shape import ModelDetails, ModelShape
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.json_lines import JsonLinesProcess, result_of
-from loratory.engine.processes.messages import JsonObject
+from loratory.engine.processes.messages import JsonObject, OnProgress
 from loratory.engine.processes.pool import ProcessPool, ProcessSlots
 from loratory.engine.processes.spawn import Access, has_hub_login
 
@@ -43,10 +43,8 @@ Result = TypeVar("Result", bound=BaseModel)
 ProgressModel = TypeVar("ProgressModel", bound=BaseModel)
 
 
-class RenderedSequence(BaseModel):
+class RenderedSequence(BaseModel, frozen=True):
     """One training sequence, exactly as the trainer sees it."""
-
-    model_config = ConfigDict(frozen=True)
 
     row: int
     part: int
@@ -58,10 +56,8 @@ class RenderedSequence(BaseModel):
     uncut_tokens: int
 
 
-class RenderedSequences(BaseModel):
+class RenderedSequences(BaseModel, frozen=True):
     """All training sequences of a row."""
-
-    model_config = ConfigDict(frozen=True)
 
     sequences: tuple[RenderedSequence, ...]
 
@@ -215,9 +211,9 @@ class Inspector:
         request = DataRequest(dataset=dataset, model=model, max_length=max_length, page=page)
         return self._request(self._data, "preview", request, DatasetPage)
 
-    def sets(self, question: SetQuestion) -> JsonObject:
+    def sets(self, question: SetQuestion, on_progress: OnProgress | None = None) -> JsonObject:
         """Return what `SetTables` answers to a question about the person's sets; raises as it does."""
-        return result_of(self._stream(self._data, "sets", _dump(question)))
+        return result_of(self._stream(self._data, "sets", _dump(question)), on_progress)
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
         """Return the columns of a dataset that no format fits, and the format to begin with.

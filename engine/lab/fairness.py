@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from loratory.engine.accounts.limits import LabRules
 from loratory.engine.accounts.people import Action, Person, may
@@ -114,10 +114,8 @@ def lab_reasons(
 _LONGEST_WHY = 120
 
 
-class UrgentRun(BaseModel):
+class UrgentRun(BaseModel, frozen=True):
     """The run in the slot, who put it there, and why; all people of the lab read this."""
-
-    model_config = ConfigDict(frozen=True)
 
     owner: str
     run_id: str

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from loratory.engine.accounts.lab import RulesReader
 from loratory.engine.accounts.limits import LabRules
@@ -42,10 +42,8 @@ ListPrograms = Callable[[int], Sequence[GpuProgram]]
 _log = logging.getLogger(__name__)
 
 
-class QueuedRun(BaseModel):
+class QueuedRun(BaseModel, frozen=True):
     """A run in the queue of a lab; `cause` may name the owner's own runs, and is for the owner alone."""
-
-    model_config = ConfigDict(frozen=True)
 
     owner: str
     run_id: str
@@ -53,10 +51,8 @@ class QueuedRun(BaseModel):
     cause: str = ""
 
 
-class QueueSnapshot(BaseModel):
+class QueueSnapshot(BaseModel, frozen=True):
     """`lab-queue.json`: the queue as last seen by the supervisor."""
-
-    model_config = ConfigDict(frozen=True)
 
     waiting: tuple[QueuedRun, ...] = ()
     active: tuple[tuple[str, str], ...] = ()  # owner and id

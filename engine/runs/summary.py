@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from loratory.engine.config.load import setting_names
 from loratory.engine.config.run import RunConfig
@@ -31,10 +31,8 @@ from loratory.engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STAT
 from loratory.engine.runs.store import RunStore, folder_size_bytes
 
 
-class RunSummary(BaseModel):
+class RunSummary(BaseModel, frozen=True, ser_json_inf_nan="null"):
     """The figures of a run. Times are seconds since the epoch, losses mean nats per trained token, sizes bytes."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
 
     id: str
     owner: str

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.errors import StorageError
@@ -33,10 +33,8 @@ def local_devices(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(", ") if _DEVICE.fullmatch(part))
 
 
-class Attempt(BaseModel):
+class Attempt(BaseModel, frozen=True):
     """One attempt at a run: its devices belonged to its owner from `began` to `ended`, in seconds since the epoch."""
-
-    model_config = ConfigDict(frozen=True)
 
     owner: str
     run_id: str

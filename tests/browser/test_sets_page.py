@@ -32,6 +32,18 @@ def services(tmp_path_factory):
                 file.write(json.dumps(row) + "\n")
         config = DatasetConfig(source=str(folder / f"{name}.jsonl"))
         add_set(services.home, name, config, author="Ann", require_space=lambda _: None)
+    texts = (
+        "Tea is steeped in hot water",
+        "Bread rests twice",
+        "tea is steeped in hot water!",
+        "The moon is far",
+        "Bread rests twice.",
+        "Chains wear out",
+    )
+    repeats = ({"instruction": "Why?", "output": text} for text in texts)
+    (folder / "repeats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in repeats))
+    config = DatasetConfig(source=str(folder / "repeats.jsonl"))
+    add_set(services.home, "repeats", config, author="Ann", require_space=lambda _: None)
     return services
 
 
@@ -160,3 +172,33 @@ def test_a_phone_has_the_sets_in_one_column(browser, address):
     fits_its_window(page)
     assert barriers(page) == []
     page.context.close()
+
+
+def test_rows_that_a_check_found_are_shown_excluded_and_brought_back(page, services):
+    open_set(page, "repeats")
+    page.locator("#sets summary", has_text="Row checks").click()
+    expect(page.get_by_label("Similarity from")).to_have_value("0.3")
+    page.get_by_label("Similarity from").fill("0.6")
+    page.get_by_role("button", name="Check rows").click()
+    line = page.locator("#sets .found tr", has_text="Rows that equal an earlier row")
+    expect(line).to_contain_text("2 exact")
+    expect(line).to_contain_text("Row 3 Equals row 1")
+    expect(page.get_by_label("Similarity from")).to_have_value("0.6")
+    assert barriers(page) == []
+    fits_its_window(page)
+
+    line.get_by_role("button", name="Show: duplicates").click()
+    expect(page.locator("#sets .count")).to_contain_text("2 of 6 rows")
+    expect(page.locator("#sets .state")).to_have_value("check:duplicates")
+    line.get_by_role("button", name="Exclude all").click()
+    expect(row(page, 3)).to_contain_text("excluded")
+    expect(line.get_by_role("button", name="Exclude all")).to_have_count(0)
+    assert find_set(services.home, "repeats").entries[-1].operation == Mark(kind="drop", rows="3,5", text="duplicates")
+    page.locator("#sets .log").evaluate("log => { log.open = true; }")  # or is, after another test
+    page.locator("#sets [data-pick='undo:1']").click()
+    expect(row(page, 3)).to_contain_text("kept")
+    expect(line.get_by_role("button", name="Exclude all")).to_have_text("Exclude all (2)")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Markdown").click()
+    assert download.value.suggested_filename == "repeats-checks.md"
+    assert "## duplicates: 2 exact" in download.value.path().read_text()

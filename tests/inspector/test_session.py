@@ -104,6 +104,25 @@ def test_a_search_can_be_watched_and_stopped(inspector, inspected_home):
         next(inspector.find_steps(dataset, "x" * 2000, after_row=0))
 
 
+def test_row_checks_of_a_set_can_be_watched_and_stopped_next_to_its_rows(inspector, inspected_home):
+    rows = [{"instruction": f"What is {number}?", "output": f"It is {number}. " * 40} for number in range(3000)]
+    file = inspected_home.uploads / "checked.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in (*rows, rows[0])))
+    name = inspector.sets(SetQuestion(do="make", dataset=DatasetConfig(source=str(file))))["name"]
+    check, window = (SetQuestion.model_validate({"do": do, "name": name}) for do in ("check", "rows"))
+
+    def stop(progress):
+        assert 0 < progress["rows"] <= 3000
+        assert inspector.sets(window)["count"] == 3001
+        raise CancelledRequestError
+
+    with pytest.raises(CancelledRequestError):
+        inspector.sets(check, stop)
+    assert inspector.sets(SetQuestion(do="found", name=name))["checks"] == []
+    assert inspector.sets(check)["checks"][0]["kinds"] == {"exact": 1}
+    assert inspector.sets(SetQuestion(do="rows", name=name, check="duplicates"))["rows"][0]["row"] == 3001
+
+
 def test_columns_are_known_where_no_format_fits(inspector, inspected_home):
     (inspected_home.uploads / "odd.csv").write_text("q,a\nWhy?,So.\n")
     dataset = DatasetConfig(source=str(inspected_home.uploads / "odd.csv"))

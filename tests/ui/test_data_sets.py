@@ -1,6 +1,8 @@
 """My datasets on the Data tab: what the script asks, and what the page answers."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ from gradio import EventData
 
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.workshop.exchange import add_set
-from loratory.engine.data.workshop.sets import find_set, set_names
+from loratory.engine.data.workshop.sets import find_set, rows_of, set_names
 from loratory.engine.errors import StorageError
 from loratory.ui.tabs import data_sets
 from loratory.ui.tabs.data import DataTab
@@ -135,3 +137,70 @@ def test_operations_are_described_and_escaped():
         html = render_log({"entries": [{**entry, "operation": operation}]})
         assert text in html
         assert "&lt;Ann&gt;" in html
+
+
+def ended(query, form=FORM):
+    """Follow the checks of the set faq to their end, and return the last answer."""
+    for _ in range(600):
+        if not (answer := query("check", form, name="faq"))["is_running"]:
+            return answer
+        time.sleep(0.05)
+    raise AssertionError("the checks did not end")
+
+
+def test_checks_run_in_the_background_and_stay_for_other_pages(query, faq, services, laid_out):
+    assert query("check", name="faq")["checks"] == []
+    assert query("check", name="faq", settings={"similarity": "0.5", "over": "prompts"})["is_running"]
+    answer = ended(query)
+    assert answer["settings"]["similarity"] == 0.5
+    assert answer["rows"] == 354
+    again = laid_out(DataTab).sets.answer(json.dumps({"do": "check", "form": FORM, "name": "faq"}))
+    assert [check["name"] for check in again["checks"]] == [check["name"] for check in answer["checks"]]
+
+
+def test_checks_hold_out_what_the_draft_holds_out(query, faq):
+    form = {**FORM, "dataset": {"source": "set:faq", "eval_fraction": 0.5}}
+    query("check", form, name="faq", settings={})
+    assert ended(query, form)["held_out_rows"] == 177
+    query("check", {**FORM, "dataset": {"source": "sample:lab-chats", "eval_fraction": 0.5}}, name="faq", settings={})
+    assert ended(query)["held_out_rows"] == round(354 * DatasetConfig(source="-").eval_fraction)
+
+
+def test_checks_are_stopped_and_say_why_they_failed(query, faq, services, monkeypatch):
+    start = threading.Event()
+
+    def endless(question, on_progress=None):
+        start.set()
+        while True:
+            on_progress({"rows": 12, "bytes_read": 1, "size_bytes": 4})
+            time.sleep(0.01)
+
+    ask = services.inspector.sets
+    monkeypatch.setattr(
+        services.inspector, "sets", lambda q, note=None: endless(q, note) if q.do == "check" else ask(q, note)
+    )
+    query("check", name="faq", settings={})
+    assert start.wait(10)
+    assert query("check", name="faq", settings={})["error"]  # one at a time
+    query("check", name="faq", stop=True)
+    assert "The checks were stopped" in ended(query)["html"]
+    monkeypatch.undo()
+    assert "similarity" in query("check", name="faq", settings={"similarity": 7})["error"]
+    query("check", name="faq", settings={"against": "/nowhere/rows.jsonl"})
+    assert "was not found" in ended(query)["html"]
+
+
+def test_a_remedy_is_applied_to_the_rows_of_a_check(query, faq, services):
+    duplicate = {"kind": "edit", "row": 2, "record": next(iter_rows(faq))}
+    query("apply", name="faq", operations=[duplicate])
+    query("check", name="faq", settings={})
+    ended(query)
+    assert query("apply", name="faq", operations=[], check="duplicates", remedy="exclude", since=1)["last"] == 2
+    assert rows_of(find_set(services.home, "faq").entries[-1].operation, []) == ((1, 2),)
+    assert "no rows left" in query("apply", name="faq", check="duplicates", remedy="exclude")["error"]
+    assert "error" in query("apply", name="faq", check="duplicates", remedy="delete")
+
+
+def iter_rows(faq):
+    """Yield the values of the rows of a set's copy."""
+    return (json.loads(line) for line in faq.copy().read_text().splitlines())

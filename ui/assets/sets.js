@@ -16,7 +16,10 @@ const ask = async (question, place = said) => {
   return answer.error ? null : answer;
 };
 const ofSet = (verb, more = {}) => ask({do: verb, name: set.name, ...more});
-const view = () => ({text: find('.find').value, state: find('.state').value, sort});
+const view = () => {
+  const [state, check = ''] = find('.state').value.split('check:');
+  return {text: find('.find').value, state, check, sort};
+};
 
 const drawList = async (isKnown = true) => {
   const {dataset, openable} = JSON.parse(props.value), wanted = JSON.stringify([dataset?.source, openable]);
@@ -76,6 +79,7 @@ const openSet = async (name) => {
   if (!leaveRow()) return;
   set = {name, count: 0, total: 0, last: 0, columns: []};
   find('.find').value = find('.state').value = '';
+  forgetChecks();
   sortBy('row');
   selected.clear();
   [find('.set h3').textContent, editor.hidden, open.hidden, said.textContent] = [name, true, false, 'Reading rows …'];
@@ -83,11 +87,12 @@ const openSet = async (name) => {
   if (said.textContent === 'Reading rows …') said.textContent = '';
   form.column.replaceChildren(new Option('all columns', ''), ...set.columns.map((column) => new Option(column)));
   drawLog();
+  drawChecks();
   grid.focus();
 };
 const closeSet = () => { [set, open.hidden, isDirty] = [null, true, false]; };
-const apply = async (operations, done, from = set.last) => {
-  const answer = await ofSet('apply', {operations, since: from});
+const apply = async (operations, done, from = set.last, more = {}) => {
+  const answer = await ofSet('apply', {operations, since: from, ...more});
   if (!answer) return false;
   [set.last, said.textContent] = [answer.last, `${done}. Version ${answer.version}`];
   if (JSON.parse(props.value).dataset.source === `set:${set.name}`) toPage('submit');
@@ -147,6 +152,11 @@ lines.onclick = (event) => {
   openRow(position);
 };
 
+const saveFile = (parts, name) => {
+  const link = make('a', {href: URL.createObjectURL(new Blob(parts)), download: name});
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 2000);
+};
 const replacement = () => ({kind: 'replace', pattern: form.pattern.value, replacement: form.replacement.value, is_regex: form.regex.checked, columns: [form.column.value].filter(Boolean)});
 const VERBS = {
   make: async () => {
@@ -155,7 +165,7 @@ const VERBS = {
     if (answer) { toPage('click', {pick: `set:${answer.name}`}); await drawList(false); return openSet(answer.name); }
   },
   open: openSet,
-  close: () => { if (leaveRow()) closeSet(); },
+  close: () => { if (leaveRow()) { if (isChecking) VERBS['stop-checks'](); closeSet(); } },
   delete: async (name) => { said.innerHTML = (await ask({do: 'question', name}))?.html ?? said.innerHTML; said.querySelector('button')?.focus(); },
   'really-delete': async (name) => {
     const isDone = await ask({do: 'delete', name});
@@ -171,12 +181,11 @@ const VERBS = {
       if (!answer) return;
       first = parts.push(answer.text) && answer.next;
     }
-    const link = make('a', {href: URL.createObjectURL(new Blob(parts)), download: `${name}.jsonl`});
-    link.click();
-    setTimeout(() => { URL.revokeObjectURL(link.href); said.textContent = ''; }, 2000);
+    saveFile(parts, `${name}.jsonl`);
+    said.textContent = `Downloaded ${name}.jsonl.`;
   },
   sort: (by) => { sortBy(sort === by ? `-${by}` : by); return drawFromTop(); },
-  undo: (id) => apply([{kind: 'undo', id: Number(id)}], `Undid operation ${id}`),
+  undo: async (id) => { if (await apply([{kind: 'undo', id: Number(id)}], `Undid operation ${id}`)) drawChecks(); },
   preview: async () => {
     hits.textContent = 'Searching all rows …';
     const wanted = JSON.stringify(replacement()), answer = await ofSet('hits', {operations: [replacement()]});

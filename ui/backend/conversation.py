@@ -154,10 +154,8 @@ def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Mes
     return tuple(messages)
 
 
-class SavedConversation(BaseModel):
+class SavedConversation(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
     """A conversation as a file: Markdown to read, JSON to read and open again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
     format: Literal["loratory conversation"] = "loratory conversation"
     model: str = ""  # description of the loaded model

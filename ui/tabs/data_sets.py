@@ -6,22 +6,25 @@ from typing import Any
 
 import gradio as gr
 
+from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.run import SET_PREFIX
+from loratory.engine.data.contract import CheckProgress
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SourceOptions, path_of
+from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.data.workshop.sets import delete_set, set_folder
 from loratory.engine.data.workshop.table import SetQuestion
 from loratory.engine.runs.disk import require_disk_space
 from loratory.engine.runs.names import last_part
 from loratory.engine.runs.store import set_uses
-from loratory.ui.backend.background import as_engine_error
-from loratory.ui.backend.dataset_checks import question_of
+from loratory.ui.backend.background import BackgroundWork, FunctionJob, WorkProgress, as_engine_error
+from loratory.ui.backend.dataset_checks import CheckQuestion, question_of
 from loratory.ui.components import script
 from loratory.ui.draft import Draft
 from loratory.ui.page import Page
 from loratory.ui.tabs.data_documents import answer_on_documents
 from loratory.ui.views import sets as view
-from loratory.ui.views.html import error_box
+from loratory.ui.views.html import error_box, work_status
 from loratory.ui.views.rows import render_row
 
 
@@ -30,6 +33,8 @@ class SetsPart:
 
     def __init__(self, page: Page) -> None:
         self.services = page.services
+        # Checks, by the name of their set.
+        self.works = BackgroundWork[object](lambda p: WorkProgress(f"{p['rows']:,} rows", CheckProgress(**p).fraction))
 
         def query(values: list[Any]) -> str:
             return json.dumps(self.answer(str(values[0])))
@@ -37,7 +42,7 @@ class SetsPart:
         self.html = gr.HTML(
             "{}", elem_id="sets", visible=not page.services.home.is_guest, server_functions=[query],
             html_template=script("sets", "html") + script("documents", "html"),
-            js_on_load="".join(map(script, ("sets", "set_row", "documents", "pick"))),
+            js_on_load="".join(map(script, ("sets", "set_row", "set_checks", "documents", "pick"))),
         )  # fmt: skip
         page.on_draft(self.html, render_form)
 
@@ -51,6 +56,8 @@ class SetsPart:
                 return answer_on_documents(self.services, question)
             if do == "tokens":
                 return {"html": self._render_row(name, question, form)}
+            if do == "check":
+                return self._check(name, question, form)
             if do == "delete":
                 delete_set(set_folder(home, name))
                 return {}
@@ -73,18 +80,36 @@ class SetsPart:
         except Exception as error:
             return {"error": error_box(as_engine_error(error))}
 
+    def _check(self, name: str, question: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
+        """Start, stop or follow the row checks of a set; return how they are doing, and what the last ones found."""
+        ask = self.services.inspector.sets
+        if question.get("stop"):
+            self.works.stop(name)
+        elif "settings" in question:
+            check = _question_of(name, form)
+            facts = {"settings": section_from_mapping(CheckSettings, question["settings"]), "seed": check.seed}
+            request = SetQuestion.model_validate({**question, **facts, "dataset": check.dataset})
+            self.works.start(name, "A check of these rows", FunctionJob(lambda note: ask(request, note)))
+        work = self.works.find(name)
+        is_running = work is not None and work.is_under_way
+        report = {} if is_running else ask(SetQuestion.model_validate({"do": "found", "name": name}))
+        return {**report, "is_running": is_running, "html": work_status(work, "The checks were stopped.")}
+
     def _render_row(self, name: str, question: Mapping[str, Any], form: Mapping[str, Any]) -> str:
         """Return a row with what is typed, as training would read it."""
-        source, chosen = f"{SET_PREFIX}{name}", form["dataset"]
-        settings = chosen if str(chosen.get("source") or "").partition("@")[0] == source else {}
-        check = question_of({**form, "dataset": {**settings, "source": source}})
-        if check is None:
-            return ""
-        check = self.services.tokenizers.answerable(check)
+        check = self.services.tokenizers.answerable(_question_of(name, form))
         page = self.services.inspector.preview(
             check.dataset, check.model, check.max_length, first_row=int(question["row"]) - 1, edit=question["record"]
         )
         return render_row(page, as_tokens=True).replace('aria-label="', 'aria-label="Edited: ')
+
+
+def _question_of(name: str, form: Mapping[str, Any]) -> CheckQuestion:
+    """Return what the draft asks about a set, where it uses that, else what its defaults do."""
+    source, chosen = f"{SET_PREFIX}{name}", form["dataset"]
+    settings = chosen if str(chosen.get("source") or "").partition("@")[0] == source else {}
+    mappings = {**form, "dataset": {**settings, "source": source}}, {"dataset": {"source": source}}
+    return next(filter(None, map(question_of, mappings)))
 
 
 def render_form(draft: Draft) -> str:

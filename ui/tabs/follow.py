@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from gradio.components.base import Component
 from gradio.events import Dependency
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from loratory.engine.accounts.audit import AuditKind
 from loratory.engine.config.derived_defaults import given_settings
@@ -57,10 +57,8 @@ _MOST_SMOOTHING = 0.99
 _LISTED = 200  # newest runs in the dropdown
 
 
-class Question(BaseModel):
+class Question(BaseModel, frozen=True, extra="forbid"):
     """Which run a page follows and how it shows it, as an untrusted browser sends it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str = Field(max_length=100)
     last_stamp: str = Field(max_length=1000)  # stamp of what the page showed when it began to poll

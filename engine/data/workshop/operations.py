@@ -48,6 +48,7 @@ def shared_rows(left: RowRanges, right: RowRanges) -> str:
     return next((rows_text([(start, min(end, last))]) for (_, end), (start, last) in pairs if start < end), "")
 
 
+_MaskText = Annotated[str, Field(pattern=r"^\[\w{1,20}\]$")]
 Rows = Annotated[RowRanges, PlainValidator(parse_rows), PlainSerializer(rows_text, return_type=str)]
 
 
@@ -57,7 +58,7 @@ class Editor:
     def __init__(self, operations: Sequence["Operation"], rows: int) -> None:
         self.excluded, self.held_out = np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
         self.edits: dict[int, tuple[int, dict[str, Any]]] = {}  # how many replacements came before, and the row
-        self.replacements: list[Replace] = []
+        self.replacements: list[Replace | Mask] = []
         for operation in operations:
             operation.apply(self)
 
@@ -123,10 +124,8 @@ class Replace(_Operation, frozen=True):
     @model_validator(mode="after")
     def _require_usable(self) -> Self:
         try:
-            if self.is_regex:
-                regex.compile(f"{self.pattern}|").sub(
-                    self.replacement, ""
-                )  # so it matches, and its groups are looked up
+            if self.is_regex:  # with | it matches, and its groups are looked up
+                regex.compile(f"{self.pattern}|").sub(self.replacement, "")
         except (regex.error, IndexError, OverflowError, RecursionError, MemoryError) as error:
             raise ValueError(f"the pattern {one_line(self.pattern)} cannot be used ({error})") from error
         return self
@@ -166,6 +165,29 @@ class Replace(_Operation, frozen=True):
         return regex.compile(self.pattern if self.is_regex else regex.escape(self.pattern))  # which it caches
 
 
+class Mask(_Operation, frozen=True):
+    """Texts of some rows, such as personal data, are replaced in all columns, where they are whole words."""
+
+    kind: Literal["mask"]
+    values: dict[Annotated[int, Field(ge=1)], dict[str, _MaskText]] = Field(min_length=1)  # by row: texts, and masks
+    text: str = Field(default="", max_length=100)  # the name of the check
+
+    @property
+    def rows(self) -> RowRanges:
+        """The rows that it changes."""
+        return tuple((row - 1, row) for row in sorted(self.values))
+
+    def apply(self, editor: Editor) -> None:
+        editor.replacements.append(self)
+
+    def replace_in(self, record: Mapping[str, Any], row: int) -> Mapping[str, Any]:
+        """Return a row with its texts replaced, the longest first, as `Replace` does."""
+        for text, mask in sorted(self.values.get(row + 1, {}).items(), key=lambda item: -len(item[0])):
+            pattern = rf"(?<!\w){regex.escape(text)}(?!\w)"
+            record = Replace.model_construct(pattern=pattern, is_regex=True, replacement=mask).replace_in(record, row)
+        return record
+
+
 class Undo(_Operation, frozen=True):
     """An earlier operation is no longer in force; one that is undone in turn is in force again."""
 
@@ -173,4 +195,4 @@ class Undo(_Operation, frozen=True):
     id: int = Field(ge=1)
 
 
-Operation = Annotated[Edit | Mark | Replace | Undo, Field(discriminator="kind")]
+Operation = Annotated[Edit | Mark | Mask | Replace | Undo, Field(discriminator="kind")]

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Generator, Mapping
-from itertools import product
+from itertools import groupby, product
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -11,13 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from loratory.engine.config.run import DatasetConfig
+from loratory.engine.config.run import SET_PREFIX, DatasetConfig
+from loratory.engine.data.contract import CheckProgress
+from loratory.engine.data.passes.check import MAX_LISTED
 from loratory.engine.data.passes.reader import Pace
 from loratory.engine.data.records import Record, one_line, shared_length
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
 from loratory.engine.data.workshop import sets
-from loratory.engine.data.workshop.operations import Edit, Editor, Mark, Operation, Replace
+from loratory.engine.data.workshop.checks.base import CheckOutcome, RowCheckReport
+from loratory.engine.data.workshop.checks.settings import CheckSettings
+from loratory.engine.data.workshop.operations import Edit, Editor, Mark, Mask, Operation, Replace, rows_text
 from loratory.engine.errors import DatasetError
+from loratory.engine.files import read_model, write_atomically
 from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.processes.messages import JsonObject
 from loratory.engine.quantities import size
@@ -26,13 +31,14 @@ _MOST_SETS, _MOST_BYTES = 2, 256 << 20  # that are held; each text is there twic
 _MOST_HITS, _MOST_ENTRIES, _MOST_SHOWN = 20, 100, 200  # of a preview, of a log, and rows of a window
 _MOST_LINES = 2000  # of one part of a download
 _CELL, _PARTS = 160, 6  # characters of a part of a row, and parts of it that are shown
+_REPORT, _MOST_EXAMPLES = "checks.json", 3  # of the last checks, in a set's folder; and findings in a summary
 _STATES = ("excluded", "held_out", "flagged", "edited")  # bits of a row's state, from the lowest
 
 
 class SetQuestion(BaseModel, frozen=True):
     """A question about a person's sets, or a change to one; each kind reads some of the fields."""
 
-    do: Literal["list", "make", "rows", "numbers", "row", "apply", "hits", "log", "lines"]
+    do: Literal["list", "make", "rows", "numbers", "row", "apply", "hits", "log", "lines", "check", "found", "report"]
     name: str = Field(default="", max_length=100)
     text: str = Field(default="", max_length=1000)  # that rows hold, in any case
     state: Literal["", "kept", "excluded", "held_out", "flagged", "edited"] = ""
@@ -42,7 +48,11 @@ class SetQuestion(BaseModel, frozen=True):
     row: int = Field(default=1, ge=1)
     operations: list[Any] = Field(default=[], max_length=1000)
     since: int | None = None
-    dataset: DatasetConfig = DatasetConfig(source="-")  # to make a set of, for which the asker has checked the space
+    dataset: DatasetConfig = DatasetConfig(source="-")  # to make a set of, for which there is space; to check as
+    seed: int = 0
+    settings: CheckSettings = CheckSettings()
+    check: str = Field(default="", max_length=100)  # only rows that it found; with a remedy, `apply` is about these
+    remedy: Literal["", "exclude", "best", "hold_out", "mask"] = ""
 
 
 class _Rows:
@@ -121,14 +131,25 @@ class SetTables:
         self._author = home.owner or local_owner()
         self._held: dict[str, _Rows] = {}
 
-    def answer(self, question: SetQuestion) -> Generator[None, None, JsonObject]:
+    def answer(self, question: SetQuestion) -> Generator[CheckProgress | None, None, JsonObject]:
         """Answer a question, yielding regularly to other work; raises DatasetError, StorageError."""
         if question.do in ("list", "make"):
             names = sets.set_names(self._home)
             return {"sets": list(map(self._entry, names))} if question.do == "list" else self._make(question.dataset)
         dataset = sets.find_set(self._home, question.name)
+        if question.do == "check":
+            from loratory.engine.data.workshop.checks.run import row_check_steps  # which loads a model of languages
+
+            source = f"{SET_PREFIX}{dataset.name}@{dataset.versions[-1].name}"
+            config = question.dataset.model_copy(update={"source": source, "mix": {}})
+            report = yield from row_check_steps(config, self._options, question.settings, seed=question.seed)
+            write_atomically(dataset.folder / _REPORT, report.model_dump_json())
+            dataset = sets.find_set(self._home, question.name)
+        has_report = question.check or question.do in ("check", "found", "report")
+        report = (read_model(dataset.folder / _REPORT, RowCheckReport) if has_report else None) or RowCheckReport()
+        remedy = [_remedy(dataset, report, question)] if question.remedy else []
         try:
-            operations = TypeAdapter(list[Operation]).validate_python(question.operations)
+            operations = TypeAdapter(list[Operation]).validate_python(remedy or question.operations)
         except ValidationError as error:
             what = f"That is not an operation: {sets.reason(error)}."
             raise DatasetError(what, "Correct it, then try again.") from error
@@ -138,6 +159,8 @@ class SetTables:
         about = {"last": len(dataset.entries), "version": dataset.versions[-1].name, "rows_in_set": dataset.facts.rows}
         if question.do in ("apply", "log"):
             return {**about, "entries": _log(dataset)}
+        if question.do in ("check", "found", "report"):
+            return {**about, **_findings(dataset, report, is_whole=question.do == "report")}
         rows = yield from self._rows(dataset)
         if question.do == "hits":
             return (yield from _hits(rows, operations))
@@ -145,15 +168,16 @@ class SetTables:
         if question.do == "lines":
             # As an export writes them, a part at a time.
             end = min(question.first + _MOST_LINES, len(marks))
-            texts = (
-                rows.texts[row] + b"\n" for row in range(question.first, end) if rows.texts[row] and not marks[row] & 1
-            )
-            return {"text": b"".join(texts).decode(), "next": end if end < len(marks) else None}
+            texts = (rows.texts[row] for row in range(question.first, end) if not marks[row] & 1)
+            text = b"".join(text + b"\n" for text in texts if text)
+            return {"text": text.decode(), "next": end if end < len(marks) else None}
         if question.do == "row":
             row = min(question.row, len(marks)) - 1
             facts = {"problem": rows.problems.get(row, ""), "record": rows.value(row), "state": int(marks[row])}
             return {**about, "row": row + 1, **facts}
         chosen = rows.in_order(marks, question)
+        if question.check:
+            chosen = chosen[np.isin(chosen, report.outcome(question.check).all_rows)]
         part = chosen[question.first : question.first + question.count]
         if question.do == "numbers":
             return {"numbers": (part + 1).tolist()}
@@ -163,7 +187,7 @@ class SetTables:
 
     def _rows(self, dataset: sets.DataSet) -> Generator[None, None, _Rows]:
         """Return the rows as they are now."""
-        changes = [e.operation for e in sets.in_force(dataset.entries) if isinstance(e.operation, Edit | Replace)]
+        changes = [e.operation for e in sets.in_force(dataset.entries) if not isinstance(e.operation, Mark)]
         editor, key = Editor(changes, dataset.facts.rows), f"{dataset.name} {dataset.facts.created}"
         rows = self._held.pop(key, None)
         if rows is None or rows.editor.replacements != editor.replacements:
@@ -198,6 +222,48 @@ class SetTables:
         chosen = config.model_dump(exclude={"train_on", "eval_fraction", "max_samples", "mix"})
         add_set(self._home, name, DatasetConfig(**chosen), author=self._author, require_space=lambda _: None)
         return {"name": name}
+
+
+def _findings(dataset: sets.DataSet, report: RowCheckReport, *, is_whole: bool) -> JsonObject:
+    """Return a report as files, or with a few examples and the number of rows that each remedy changes."""
+    if is_whole:
+        return {"md": "\n".join(report.lines(MAX_LISTED)), "json": report.model_dump_json(indent=1)}
+    checks = []
+    for outcome in report.checks:
+        facts = outcome.model_dump(exclude={"findings", "all_rows", "clusters", "masks"})
+        examples = sorted(outcome.findings, key=lambda finding: finding.similarity or 0)[:_MOST_EXAMPLES]
+        counts = {name: len(rows) for name, rows in _rows_to_change(dataset, report, outcome).items()}
+        checks.append({**facts, "examples": [example.model_dump() for example in examples], "counts": counts})
+    return {**report.model_dump(exclude={"checks"}), "checks": checks}
+
+
+def _rows_to_change(dataset: sets.DataSet, report: RowCheckReport, check: CheckOutcome) -> dict[str, list[int]]:
+    """Return the rows that each remedy changes: none that is excluded now, or was edited since the check."""
+    versions = {f"{SET_PREFIX}{dataset.name}@{version.name}": version.last for version in dataset.versions}
+    entries, last = sets.in_force(dataset.entries), versions.get(report.source, 0)
+    editor = Editor([entry.operation for entry in entries], dataset.facts.rows)
+    late = [entry.operation for entry in entries if entry.id > last]
+    editor.excluded[[operation.row - 1 for operation in late if isinstance(operation, Edit)]] = True
+    masked = {row - 1 for operation in late if isinstance(operation, Mask) for row in operation.values}
+    rows, *clusters = ([row for row in part if not editor.excluded[row]] for part in (check.all_rows, *check.clusters))
+    return {
+        "exclude": rows,
+        "best": [row for cluster in clusters for row in cluster[1:]],
+        "hold_out": [row for cluster in clusters for row in cluster if not editor.held_out[row]],
+        "mask": [row for row in rows if row in check.masks and row not in masked],
+    }
+
+
+def _remedy(dataset: sets.DataSet, report: RowCheckReport, question: SetQuestion) -> JsonObject:
+    """Return the operation of a remedy."""
+    outcome = report.outcome(question.check)
+    if not (rows := sorted(_rows_to_change(dataset, report, outcome)[question.remedy])):
+        raise DatasetError(f"{outcome.name} has no rows left to change.", "Check the rows of the set again.")
+    if question.remedy == "mask":
+        return {"kind": "mask", "values": {row + 1: outcome.masks[row] for row in rows}, "text": outcome.name}
+    runs = (list(run) for _, run in groupby(enumerate(rows), lambda item: item[1] - item[0]))
+    text = rows_text([(run[0][1], run[-1][1] + 1) for run in runs])
+    return {"kind": "split" if question.remedy == "hold_out" else "drop", "rows": text, "text": outcome.name}
 
 
 def _in_json(text: str) -> bytes:
@@ -247,5 +313,5 @@ def _log(dataset: sets.DataSet) -> list[JsonObject]:
     versions = {version.last: version.name for version in dataset.versions}
     entries = dataset.entries[: -_MOST_ENTRIES - 1 : -1]
     facts = ({"is_undone": entry.id not in left, "version": versions.get(entry.id, "")} for entry in entries)
-    dumps = (entry.model_dump(mode="json", exclude={"operation": {"record"}}) for entry in entries)
+    dumps = (entry.model_dump(mode="json", exclude={"operation": {"record", "values"}}) for entry in entries)
     return [{**dump, **fact} for dump, fact in zip(dumps, facts, strict=True)]

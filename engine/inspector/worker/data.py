@@ -91,8 +91,8 @@ class DatasetHandlers:
         reader = self._reader(request, job, streaming=request.page.rows is None)
         return (yield from _reporting(read_page(reader, request.page), job))
 
-    def sets(self, params: JsonObject, _job: Request) -> Steps:
-        return self._sets.answer(SetQuestion.model_validate(params))
+    def sets(self, params: JsonObject, job: Request) -> Steps:
+        return _reporting(self._sets.answer(SetQuestion.model_validate(params)), job)
 
     def columns(self, request: DataRequest, _job: Request) -> BaseModel:
         return read_columns(request.dataset, replace(self._options, streaming=True))
@@ -121,9 +121,8 @@ class DatasetHandlers:
     def render(self, request: DataRequest, job: Request) -> BaseModel:
         row = find_row(self._reader(request, job, streaming=True), request.row)
         if row.rendering is None:
-            raise DatasetError(
-                f"Row {request.row + 1:,} is left out: {row.problem}.", "Choose another row, or correct this one."
-            )
+            what = f"Row {request.row + 1:,} is left out: {row.problem}."
+            raise DatasetError(what, "Choose another row, or correct this one.")
         return RenderedSequences.model_validate({"sequences": row.rendering.rows}, from_attributes=True)
 
     def fetch(self, params: JsonObject, _job: Request) -> JsonObject:
@@ -157,15 +156,14 @@ def _answer(
     method: Callable[[DataRequest, Request], Steps | BaseModel], params: JsonObject, job: Request
 ) -> Steps | JsonObject:
     answer = method(DataRequest.model_validate(params), job)
-    return _dump(answer) if isinstance(answer, BaseModel) else answer
+    return answer if isinstance(answer, Generator) else _dump(answer)
 
 
-def _dump(result: BaseModel) -> JsonObject:
-    values: JsonObject = result.model_dump(mode="json")
-    return values
+def _dump(result: BaseModel | JsonObject) -> JsonObject:
+    return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
 
 
-def _reporting(steps: Generator[BaseModel | None, None, BaseModel], job: Request) -> Steps:
+def _reporting(steps: Generator[BaseModel | None, None, BaseModel | JsonObject], job: Request) -> Steps:
     """Do long work step by step, with other requests answered in between; ends early when it is cancelled."""
     while True:
         try:

@@ -3,7 +3,7 @@
 import sys
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 
 from loratory.engine.config.load import mapping_from_file, section_from_mapping
 from loratory.engine.config.run import RunConfig
@@ -22,10 +22,8 @@ _Name = Annotated[str, StringConstraints(max_length=200, pattern=r"^[A-Za-z0-9_.
 _Line = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*$")]
 
 
-class GpuType(BaseModel):
+class GpuType(BaseModel, frozen=True, extra="forbid"):
     """One kind of GPU in the cluster."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: _Name = Field(description="As Slurm calls it, such as a100; empty where its GPUs have no type.")
     memory_gib: float = Field(gt=0, le=10_000, description="Memory of one, in GiB, as nvidia-smi shows it.")
@@ -33,10 +31,8 @@ class GpuType(BaseModel):
     count: int = Field(default=1, ge=1, le=1_000_000, description="In the whole cluster.")
 
 
-class ClusterPlace(BaseModel):
+class ClusterPlace(BaseModel, frozen=True, extra="forbid"):
     """Where and how jobs are submitted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     partition: _Name = Field(default="", description="Slurm's default where empty.")
     account: _Name = Field(default="", description="Who pays, where the cluster accounts.")
@@ -109,10 +105,8 @@ def has_place(home: LoratoryHome) -> bool:
 _MINUTES_AT_LEAST = 1.0  # Slurm counts in minutes
 
 
-class JobResources(BaseModel):
+class JobResources(BaseModel, frozen=True):
     """What a job asks for."""
-
-    model_config = ConfigDict(frozen=True)
 
     gpus: int = 1  # in each node; 0 trains on the processor
     gpu_type: str = ""  # any where empty

@@ -35,10 +35,8 @@ class EventData(BaseModel):
         EVENT_KINDS[cls.kind] = cls
 
 
-class Event(BaseModel):
+class Event(BaseModel, frozen=True, ser_json_inf_nan="strings"):
     """One line of the log: an envelope that is the same for all kinds, around the content of one."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     v: int = EVENT_VERSION
     seq: int

@@ -5,7 +5,7 @@ import re
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
@@ -17,6 +17,7 @@ from loratory.engine.data.passes.check import MAX_LISTED, CheckResult
 from loratory.engine.data.passes.reader import DatasetRow
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.data.workshop.checks.settings import CheckSettings
+from loratory.engine.quantities import duration
 
 _PROMPTS, _ANSWERS = {"user", "text"}, {"assistant", "text"}
 _COMPARED = {"prompts": _PROMPTS, "answers": _ANSWERS, "both": {*_PROMPTS, *_ANSWERS, "tool"}}
@@ -84,17 +85,53 @@ class RowFinding(BaseModel, frozen=True):
     kind: str
     why: str
     partners: tuple[int, ...] = ()  # the row that it repeats
+    similarity: float | None = None  # with that row
     sample: str = ""  # how the row begins
+    other: str = ""  # how its partner begins
 
 
 class CheckOutcome(BaseModel, frozen=True):
-    """What one check found; the counts are of all findings, of which the first MAX_LISTED are listed."""
+    """What one check found; all of it is counted, the first MAX_LISTED findings are listed."""
 
     name: str
-    finds: str  # one sentence
-    rows: int
-    kinds: dict[str, int]
-    findings: tuple[RowFinding, ...]
+    finds: str = ""  # one sentence
+    rows: int = 0
+    kinds: dict[str, int] = {}
+    findings: tuple[RowFinding, ...] = ()
+    below: tuple[RowFinding, ...] = ()  # not found: what comes next below the threshold
+    all_rows: tuple[int, ...] = ()
+    clusters: tuple[tuple[int, ...], ...] = ()  # rows that belong together, the longest answer first
+    masks: dict[int, dict[str, str]] = {}  # by row: what can replace its texts
+
+
+class RowCheckReport(BaseModel, frozen=True):
+    """What all checks found in one pass over the rows that can be trained on."""
+
+    source: str = ""
+    rows: int = 0
+    train_rows: int = 0
+    held_out_rows: int = 0
+    settings: CheckSettings = CheckSettings()
+    checks: tuple[CheckOutcome, ...] = ()
+    seconds: float = 0.0
+
+    def outcome(self, name: str) -> CheckOutcome:
+        """Return what a check found: nothing where it did not run."""
+        return next((check for check in self.checks if check.name == name), CheckOutcome(name=name))
+
+    def lines(self, most: int) -> Iterator[str]:
+        """Yield the report with this many findings of each check, as Markdown that quotes rows as code."""
+        sides = f"{self.train_rows:,} to train on, {self.held_out_rows:,} held out"
+        yield f"# Row checks\n\n{self.source}: {self.rows:,} rows checked in {duration(self.seconds)}; {sides}."
+        for check in self.checks:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in check.kinds.items())
+            yield f"\n## {check.name}: {kinds or 'nothing found'}"
+            if check.findings:
+                yield f"\n{check.finds} Rows: {check.rows:,}.\n"
+            for finding in check.findings[:most]:
+                yield f"    row {finding.row + 1:,}: {finding.why} {finding.sample}"
+            if (more := sum(check.kinds.values()) - most) > 0:
+                yield f"    … and {more:,} more"
 
 
 class RowCheck(ABC):
@@ -106,8 +143,11 @@ class RowCheck(ABC):
     def __init__(self, context: CheckContext) -> None:
         self.context, self.settings = context, context.settings
         self.findings: list[RowFinding] = []  # the first MAX_LISTED
+        self.below: list[RowFinding] = []
+        self.clusters: list[list[int]] = []
+        self.masks: dict[int, dict[str, str]] = {}
         self.kinds: Counter[str] = Counter()  # of all findings
-        self._rows = array("I")  # of all findings
+        self.rows = array("I")  # of all findings
 
     @abstractmethod
     def add(self, row: CheckedRow) -> None:
@@ -116,16 +156,24 @@ class RowCheck(ABC):
     def finish(self) -> None:  # noqa: B027 - most have nothing to add
         """Report what all rows show together."""
 
-    def report(self, row: int, kind: str, why: str, partners: tuple[int, ...] = ()) -> None:
+    def report(self, row: int, kind: str, why: str, **facts: Any) -> None:
         """Count a finding, and list it if there is room."""
         self.kinds[kind] += 1
-        self._rows.append(row)
+        self.rows.append(row)
         if len(self.findings) < MAX_LISTED:
-            self.findings.append(RowFinding(row=row, kind=kind, why=why, partners=partners))
+            self.findings.append(RowFinding(row=row, kind=kind, why=why, **facts))
 
     def outcome(self, name: str, samples: Mapping[int, str]) -> CheckOutcome:
-        """Return what it found by row, each with the beginning of its row."""
-        by_row = sorted(self.findings, key=lambda finding: finding.row)
-        findings = tuple(finding.model_copy(update={"sample": samples.get(finding.row, "")}) for finding in by_row)
-        rows = len(np.unique(self._rows))
-        return CheckOutcome(name=name, finds=self.__doc__ or "", rows=rows, kinds=self.kinds, findings=findings)
+        """Return what it found by row, each with the beginnings of its rows."""
+
+        def sampled(finding: RowFinding) -> RowFinding:
+            sample, other = (samples.get(row, "") for row in (*(finding.row, *finding.partners), -1)[:2])
+            return finding.model_copy(update={"sample": sample, "other": other})
+
+        findings, below = (tuple(map(sampled, part)) for part in (self.findings, self.below))
+        rows = np.unique(self.rows).tolist()
+        return CheckOutcome(
+            name=name, finds=self.__doc__ or "", rows=len(rows), kinds=self.kinds, all_rows=rows,
+            findings=tuple(sorted(findings, key=lambda finding: finding.row)), below=below,
+            clusters=tuple(map(tuple, self.clusters)), masks=self.masks,
+        )  # fmt: skip

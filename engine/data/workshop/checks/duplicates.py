@@ -8,7 +8,8 @@ the pairs with a similarity of 0.3, 99.9% with 0.47. Source: Broder 1997 (MinHas
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -18,13 +19,14 @@ from rensa import RMinHash
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.records import one_line
-from loratory.engine.data.workshop.checks.base import CheckContext, CheckedRow, RowCheck
+from loratory.engine.data.workshop.checks.base import CheckContext, CheckedRow, RowCheck, RowFinding
 
 BANDS, BAND_BYTES = 64, 3
 NEIGHBOURS = 3  # of a row in each band, before and after it
 _BYTES = BANDS * BAND_BYTES
 _SEED = 1997
 MIN_PROMPT_WORDS = 8  # shorter ones occur by chance
+BELOW, MOST_BELOW = 0.1, 3  # similarity below the threshold, and pairs that are listed there
 
 Mask = NDArray[np.bool_]
 
@@ -34,9 +36,12 @@ class SimilarRows:
 
     def __init__(self) -> None:
         self.rows, self.digests, self._signatures = array("I"), array("Q"), array("B")
+        self.answers = array("I")  # characters of each
+        self.pairs: list[tuple[int, int]] = []  # similar rows, as checks find them
 
-    def add(self, row: int, word_list: Sequence[str]) -> None:
+    def add(self, row: int, word_list: Sequence[str], answer: int = 0) -> None:
         """Add a text by its words."""
+        self.answers.append(answer)
         minhash = RMinHash(_BYTES, _SEED)
         minhash.update(list(map(" ".join, pairwise(word_list))) or word_list)
         self._signatures.frombytes(np.array(minhash.digest(), np.uint32).astype(np.uint8).tobytes())
@@ -69,6 +74,17 @@ class SimilarRows:
             yield self.rows[row], self.rows[others[row]], shares[row]
 
 
+def groups_of(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """Return the groups of rows that pairs connect."""
+    groups: dict[int, list[int]] = {}
+    for pair in pairs:
+        small, large = sorted((groups.setdefault(row, [row]) for row in pair), key=len)
+        if small is not large:
+            large += small
+            groups |= dict.fromkeys(small, large)
+    return list({id(group): group for group in groups.values()}.values())
+
+
 class Duplicates(RowCheck):
     """Rows that equal an earlier row apart from case, punctuation and white space."""
 
@@ -79,7 +95,7 @@ class Duplicates(RowCheck):
     def add(self, row: CheckedRow) -> None:
         is_there = row.number in self.similar.rows[-1:]  # from another check
         if not is_there and (word_list := row.split_words(self.settings.over)):
-            self.similar.add(row.number, word_list)
+            self.similar.add(row.number, word_list, sum(len(t.text) for t in row.turns if t.role == "assistant"))
 
     def finish(self) -> None:
         rows = self.similar.rows
@@ -87,7 +103,20 @@ class Duplicates(RowCheck):
         for index in np.flatnonzero(first[group] != np.arange(len(rows))):
             original = rows[first[group[index]]]
             why = f"Equals row {original + 1:,}; {sizes[group[index]]:,} rows are equal."
-            self.report(rows[index], "exact", why, (original,))
+            self.report_pair(rows[index], original, 1.0, kind="exact", why=why)
+        self.cluster()
+
+    def report_pair(self, row: int, other: int, share: float, **facts: str) -> None:
+        """Report that a row is similar to another one."""
+        self.report(row, partners=(other,), similarity=share, **facts)
+        self.similar.pairs.append((row, other))
+
+    def cluster(self, without: Collection[int] = ()) -> None:
+        """Put the rows that it reported together with what is similar to them."""
+        numbers, answers, own = self.similar.rows, self.similar.answers, set(self.rows)
+        groups = (group for group in groups_of(self.similar.pairs) if not own.isdisjoint(group))
+        for rows in ([row for row in group if row not in without] for group in groups):
+            self.clusters.append(sorted(rows, key=lambda row: (-answers[bisect_left(numbers, row)], row)))
 
 
 class NearDuplicates(Duplicates):
@@ -96,8 +125,15 @@ class NearDuplicates(Duplicates):
     def finish(self) -> None:
         is_first = np.zeros(len(self.similar.rows), np.bool_)
         is_first[np.unique(self.similar.digests, return_index=True)[1]] = True
-        for row, other, share in self.similar.closest(is_first, is_first, self.settings.similarity, after=False):
-            self.report(row, "near", f"Has {share:.0%} in common with row {other + 1:,}.", (other,))
+        least = self.settings.similarity
+        for row, other, share in self.similar.closest(is_first, is_first, least - BELOW, after=False):
+            why = f"Has {share:.0%} in common with row {other + 1:,}."
+            if share >= least:
+                self.report_pair(row, other, share, kind="near", why=why)
+            else:
+                self.below.append(RowFinding(row=row, kind="near", why=why, partners=(other,), similarity=share))
+        self.below = sorted(self.below, key=lambda finding: -(finding.similarity or 0))[:MOST_BELOW]
+        self.cluster()
 
 
 class Leakage(Duplicates):
@@ -122,7 +158,9 @@ class Leakage(Duplicates):
         held_out, trained = (np.isin(self.similar.rows, np.take(numbers, at)) for at in (split.held_out, split.train))
         for row, other, share in self.similar.closest(held_out, trained, least, after=True):
             why = f"Is held out and has {share:.0%} in common with row {other + 1:,}, which is trained on."
-            self.report(row, "held_out", why, (other,))
+            self.report_pair(row, other, share, kind="held_out", why=why)
+        self.similar.pairs += (pair[:2] for pair in self.similar.closest(trained, held_out, least, after=True))
+        self.cluster(without=set(np.asarray(self.similar.rows)[held_out].tolist()))
         is_of_rows = np.arange(len(self._prompts.rows)) >= self._count
         for row, other, share in self._prompts.closest(is_of_rows, ~is_of_rows, least, after=False):
             where = f"row {other + 1:,} of {one_line(self.settings.against or '')}"

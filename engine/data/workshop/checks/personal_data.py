@@ -25,12 +25,8 @@ _IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]{1,4}(?:::?[
 _PHONE = re.compile(r"(?<![\w.,/=#-])(?!\d{4}-\d\d-\d\d)[+(]?\d[\d ().\-/]{5,22}\d(?!\w)")
 _GROUPED = re.compile(r"\d[ ().\-/]+\d")
 _NAMES = {
-    "mail": "a mail",
-    "phone": "a phone number",
-    "iban": "an IBAN",
-    "card": "a card number",
-    "ip": "an IP address",
-}
+    "mail": "a mail", "phone": "a phone number", "iban": "an IBAN", "card": "a card number", "ip": "an IP address",
+}  # fmt: skip
 
 
 class PersonalData(RowCheck):
@@ -41,6 +37,7 @@ class PersonalData(RowCheck):
         for turn in row.turns[:MAX_TURNS]:
             for kind, value in self._values(turn.text[:MAX_CHARACTERS]):
                 values.setdefault(kind, (turn.number, value))
+                self.masks.setdefault(row.number, {})[value] = f"[{kind}]"
         for kind, (number, value) in values.items():
             self.report(row.number, kind, f"Turn {number} has {_NAMES[kind]}: {one_line(value, 40)}.")
 

@@ -3,14 +3,12 @@
 import time
 from collections.abc import Generator, Mapping, Sequence
 
-from pydantic import BaseModel
-
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.contract import CheckProgress
 from loratory.engine.data.passes.check import pass_steps
 from loratory.engine.data.passes.reader import DatasetReader, DatasetRow
 from loratory.engine.data.source import SourceOptions
-from loratory.engine.data.workshop.checks.base import CheckContext, CheckedRow, CheckOutcome, RowCheck
+from loratory.engine.data.workshop.checks.base import CheckContext, CheckedRow, RowCheck, RowCheckReport
 from loratory.engine.data.workshop.checks.duplicates import Duplicates, Leakage, NearDuplicates
 from loratory.engine.data.workshop.checks.personal_data import PersonalData
 from loratory.engine.data.workshop.checks.settings import CheckSettings
@@ -27,17 +25,6 @@ CHECKS: Mapping[str, type[RowCheck]] = {
     "refusals": Refusals,
     "thinking": Thinking,
 }
-
-
-class RowCheckReport(BaseModel, frozen=True):
-    """What all checks found in one pass over the rows that can be trained on."""
-
-    source: str
-    rows: int
-    train_rows: int
-    held_out_rows: int
-    checks: tuple[CheckOutcome, ...]
-    seconds: float
 
 
 def row_check_steps(
@@ -65,10 +52,12 @@ def row_check_steps(
     for check in checks.values():
         check.finish()
         yield None
-    numbers = sorted({finding.row for check in checks.values() for finding in check.findings})
+    findings = [finding for check in checks.values() for finding in (*check.findings, *check.below)]
+    numbers = sorted({row for finding in findings for row in (finding.row, *finding.partners)})
     samples = {record.row: record.sample() for record in reader.pick(numbers) if record is not None}
     return RowCheckReport(
         **result.report.model_dump(include={"source", "rows", "train_rows", "held_out_rows"}),
+        settings=settings,
         checks=tuple(check.outcome(name, samples) for name, check in checks.items()),
         seconds=time.monotonic() - started,
     )

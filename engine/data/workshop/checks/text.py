@@ -85,12 +85,9 @@ class Refusals(RowCheck):
         name = self.settings.refusals
         path = context.options.access.resolve(name) if name else Path(__file__).with_name("refusals.txt")
         texts = [str(record.value.get("text", "")) for record in open_file(path).records() if record and record.value]
-        lines = [
-            _plain(line).rpartition(": ") for text in texts for line in text.splitlines() if line[:1] not in ("#", "")
-        ]
-        self._phrases = [
-            (kind or "refusal", phrase) for kind, _, part in lines for phrase in part.split(" | ") if phrase
-        ]
+        lines = [line for text in texts for line in text.splitlines() if line[:1] not in ("#", "")]
+        ends = [_plain(line).rpartition(": ") for line in lines]
+        self._phrases = [(kind or "refusal", phrase) for kind, _, end in ends for phrase in end.split(" | ") if phrase]
         if not self._phrases:
             raise DatasetError(f"{name} has no phrases.", "Choose a text file with one phrase a line.")
 
