@@ -21,6 +21,7 @@ from loratory.engine.data.contract import (
     RowProblem,
     SearchProgress,
     SequenceView,
+    SetQuestion,
     TokenLengths,
     TokenSpan,
     searchable,
@@ -28,7 +29,7 @@ from loratory.engine.data.contract import (
 from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.data.passes.row_form import read_row_form
 from loratory.engine.data.source import SourceOptions
-from loratory.engine.data.workshop.table import SetQuestion, SetTables
+from loratory.engine.data.workshop.table import SetTables
 from loratory.engine.errors import EngineError, ModelError
 from loratory.engine.models.shape import ModelDetails, ModelShape
 from loratory.engine.paths import LoratoryHome

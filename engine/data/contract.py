@@ -9,6 +9,7 @@ from loratory.engine.config.objectives import RowKind
 from loratory.engine.config.run import DataFormatName, DatasetConfig, ModelConfig, TrainOn
 from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.data.records import ProblemKind
+from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.errors import DatasetError
 
 MAX_SHOWN_CHARACTERS = 50_000  # of one text of a row
@@ -340,3 +341,23 @@ class RowForm(_Part):
     has_reasoning: bool = False
     most_answers: int = 0  # of one row
     holds_whole_conversations: bool = False  # both answers of a pair begin with the prompt
+
+
+class SetQuestion(BaseModel, frozen=True):
+    """A question about a person's sets, or a change to one; each kind reads some of the fields."""
+
+    do: Literal["list", "make", "rows", "numbers", "row", "apply", "hits", "log", "lines", "check", "found", "report"]
+    name: str = Field(default="", max_length=100)
+    text: str = Field(default="", max_length=1000)  # that rows hold, in any case
+    state: Literal["", "kept", "excluded", "held_out", "flagged", "edited"] = ""
+    sort: Literal["row", "-row", "characters", "-characters"] = "row"
+    first: int = Field(default=0, ge=0)  # of the rows in this order
+    count: int = Field(default=60, ge=1)
+    row: int = Field(default=1, ge=1)
+    operations: list[Any] = Field(default=[], max_length=1000)
+    since: int | None = None
+    dataset: DatasetConfig = DatasetConfig(source="-")  # to make a set of, for which there is space; to check as
+    seed: int = 0
+    settings: CheckSettings = CheckSettings()
+    check: str = Field(default="", max_length=100)  # only rows that it found; with a remedy, `apply` is about these
+    remedy: Literal["", "exclude", "best", "hold_out", "mask"] = ""

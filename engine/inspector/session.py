@@ -20,11 +20,11 @@ from loratory.engine.data.contract import (
     PageRequest,
     RowForm,
     SearchProgress,
+    SetQuestion,
     searchable,
 )
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.hub import reads_from_hub
-from loratory.engine.data.workshop.table import SetQuestion
 from loratory.engine.errors import DatasetAccessError, DatasetError, EngineError, ModelAccessError, ModelLimitError
 from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.folder import ModelPart

@@ -4,14 +4,14 @@ import pytest
 from pydantic import ValidationError
 
 from loratory.engine.config.run import DatasetConfig
-from loratory.engine.data.contract import CheckProgress, PageRequest
+from loratory.engine.data.contract import CheckProgress, PageRequest, SetQuestion
 from loratory.engine.data.conversation import Conversation
 from loratory.engine.data.passes.check import finish, pass_steps
 from loratory.engine.data.passes.page import read_columns, read_page
 from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.data.workshop.exchange import add_set
-from loratory.engine.data.workshop.table import SetQuestion, SetTables
+from loratory.engine.data.workshop.table import SetTables
 from loratory.engine.errors import DatasetError
 from tests.data.checks import check_dataset, write_rows
 

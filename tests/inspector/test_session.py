@@ -5,8 +5,7 @@ import json
 import pytest
 
 from loratory.engine.config.run import DatasetConfig, ModelConfig
-from loratory.engine.data.contract import CheckProgress, DatasetReport, FoundRow, SearchProgress
-from loratory.engine.data.workshop.table import SetQuestion
+from loratory.engine.data.contract import CheckProgress, DatasetReport, FoundRow, SearchProgress, SetQuestion
 from loratory.engine.errors import DatasetError, ModelError
 from loratory.engine.inspector.session import Inspector
 from loratory.engine.paths import LoratoryHome

@@ -59,7 +59,7 @@ def test_a_stop_at_the_disk_limit_has_a_reason_of_its_own():
 
     assert (stop.state, stop.reason, stop.cause) == ("stopped", "disk_limit", message)
     assert stop.advice == (
-        "Delete runs, uploads, exports or own models that you no longer need. "
+        "Delete runs, uploads, exports, sets or own models that you no longer need. "
         "The checkpoint of step 1 can be used, or resumed."
     )
 

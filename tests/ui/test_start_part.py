@@ -134,7 +134,7 @@ def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
 
     start = agree(tab, question, "token", *values)
     # What follows the refusal may come later than that click: the page still waits for the start.
-    assert tab.start.enable(question.goes_to) == UNCHANGED
+    assert tab.start.enable(question.goes_to) == {tab.start.pending: UNCHANGED}
     assert chosen(tab, start) in tab.page.services.runs.ids()
     assert tab.start.enable(start.goes_to)[tab.start.pending] == ""
     swept = begin_sweep(tab, "token", "", "training.learning_rate=1e-4, 0.5", *values_of(tab, a_config()))

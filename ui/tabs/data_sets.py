@@ -8,12 +8,11 @@ import gradio as gr
 
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.run import SET_PREFIX
-from loratory.engine.data.contract import CheckProgress
+from loratory.engine.data.contract import CheckProgress, SetQuestion
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SourceOptions, path_of
 from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.data.workshop.sets import delete_set, set_folder
-from loratory.engine.data.workshop.table import SetQuestion
 from loratory.engine.runs.disk import require_disk_space
 from loratory.engine.runs.names import last_part
 from loratory.engine.runs.store import set_uses

@@ -29,17 +29,7 @@ from loratory.engine.runs.run import Run
 from loratory.engine.runs.sweep import keep_alpha_ratio, sweep_configs
 from loratory.ui.backend.background import UNEXPECTED, FunctionJob, Work
 from loratory.ui.backend.dataset_checks import CheckQuestion
-from loratory.ui.components import (
-    HIDDEN,
-    LATEST,
-    NOT_SHOWN,
-    ONCE,
-    QUICK,
-    UNCHANGED,
-    Confirmation,
-    Updates,
-    clear_error_after,
-)
+from loratory.ui.components import HIDDEN, LATEST, NOT_SHOWN, ONCE, QUICK, Confirmation, Updates, clear_error_after
 from loratory.ui.draft import Draft
 from loratory.ui.gradio_internals import changed_by_hand, enclosing_page
 from loratory.ui.page import Page
@@ -122,7 +112,7 @@ class StartPart:
 
     def enable(self, goes_to: str) -> Updates:
         """Return enabled buttons; a refused start left them enabled, and may have been agreed to since."""
-        return UNCHANGED if goes_to.startswith(REFUSED) else self._idle()
+        return {self.pending: gr.skip()} if goes_to.startswith(REFUSED) else self._idle()
 
     def begin_agreed(self, question: tuple[str, str], token: str, *values: Any) -> Updates:
         """Begin what the question was about."""

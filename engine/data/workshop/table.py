@@ -5,21 +5,20 @@ import re
 from collections.abc import Generator, Mapping
 from itertools import groupby, product
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from loratory.engine.config.run import SET_PREFIX, DatasetConfig
-from loratory.engine.data.contract import CheckProgress
+from loratory.engine.data.contract import CheckProgress, SetQuestion
 from loratory.engine.data.passes.check import MAX_LISTED
 from loratory.engine.data.passes.reader import Pace
 from loratory.engine.data.records import Record, one_line, shared_length
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
 from loratory.engine.data.workshop import sets
 from loratory.engine.data.workshop.checks.base import CheckOutcome, RowCheckReport
-from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.data.workshop.operations import Edit, Editor, Mark, Mask, Operation, Replace, rows_text
 from loratory.engine.errors import DatasetError
 from loratory.engine.files import read_model, write_atomically
@@ -33,26 +32,6 @@ _MOST_LINES = 2000  # of one part of a download
 _CELL, _PARTS = 160, 6  # characters of a part of a row, and parts of it that are shown
 _REPORT, _MOST_EXAMPLES = "checks.json", 3  # of the last checks, in a set's folder; and findings in a summary
 _STATES = ("excluded", "held_out", "flagged", "edited")  # bits of a row's state, from the lowest
-
-
-class SetQuestion(BaseModel, frozen=True):
-    """A question about a person's sets, or a change to one; each kind reads some of the fields."""
-
-    do: Literal["list", "make", "rows", "numbers", "row", "apply", "hits", "log", "lines", "check", "found", "report"]
-    name: str = Field(default="", max_length=100)
-    text: str = Field(default="", max_length=1000)  # that rows hold, in any case
-    state: Literal["", "kept", "excluded", "held_out", "flagged", "edited"] = ""
-    sort: Literal["row", "-row", "characters", "-characters"] = "row"
-    first: int = Field(default=0, ge=0)  # of the rows in this order
-    count: int = Field(default=60, ge=1)
-    row: int = Field(default=1, ge=1)
-    operations: list[Any] = Field(default=[], max_length=1000)
-    since: int | None = None
-    dataset: DatasetConfig = DatasetConfig(source="-")  # to make a set of, for which there is space; to check as
-    seed: int = 0
-    settings: CheckSettings = CheckSettings()
-    check: str = Field(default="", max_length=100)  # only rows that it found; with a remedy, `apply` is about these
-    remedy: Literal["", "exclude", "best", "hold_out", "mask"] = ""
 
 
 class _Rows:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from loratory.engine.config.run import DatasetConfig, ModelConfig
-from loratory.engine.data.contract import DataRequest
+from loratory.engine.data.contract import DataRequest, SetQuestion
 from loratory.engine.data.files.access import DataAccess
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.passes.check import check_steps
@@ -23,7 +23,7 @@ from loratory.engine.data.passes.reader import DatasetReader, Renderer
 from loratory.engine.data.passes.row_form import read_row_form
 from loratory.engine.data.render.template import FrozenTemplate
 from loratory.engine.data.source import SourceOptions
-from loratory.engine.data.workshop.table import SetQuestion, SetTables
+from loratory.engine.data.workshop.table import SetTables
 from loratory.engine.errors import DatasetError
 from loratory.engine.inspector.session import DetailsRequest, RenderedSequences
 from loratory.engine.models.folder import ModelPart, tokenizer_files_fingerprint

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.contract import SetQuestion
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.data.workshop.operations import Mark, Mask
 from loratory.engine.data.workshop.sets import find_set, rows_of
-from loratory.engine.data.workshop.table import SetQuestion, SetTables
+from loratory.engine.data.workshop.table import SetTables
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome
 from tests.data.workshop.made_sets import apply, make_set, read

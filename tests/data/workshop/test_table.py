@@ -6,10 +6,11 @@ import pytest
 from pydantic import ValidationError
 
 from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.contract import SetQuestion
 from loratory.engine.data.source import SetRows, SourceOptions
 from loratory.engine.data.workshop.exchange import export_version
 from loratory.engine.data.workshop.sets import find_set, find_version, set_names
-from loratory.engine.data.workshop.table import SetQuestion, SetTables
+from loratory.engine.data.workshop.table import SetTables
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome
 
