@@ -161,7 +161,7 @@ def test_rows_with_problems_are_listed_by_kind_and_gone_through(page, files):
     expect(page.locator("#row-shown")).to_contain_text("skipped")
 
     page.locator("#problems button", has_text="Later").click()
-    expect(page.locator("#problems .pager")).to_contain_text("16 to 30")
+    expect(page.locator("#problems .pager")).to_contain_text("16–30 of 85")
     page.locator("#problems button", has_text="Kept with warnings").click()
     expect(page.locator("#problems")).to_contain_text("Warning")
     expect(page.locator("#row-shown .notice").first).to_be_visible()

@@ -257,6 +257,8 @@ def test_a_row_that_stands_out_shows_the_losses_of_its_tokens(kept_page):
     result.locator("table", has_text="Likeliest").locator("tr[data-pick]").click()
     expect(result.locator(".row-tokens h3").first).to_have_text("Row 4, Base model")
     expect(boxes).to_have_count(2)
+    page.set_viewport_size({"width": 1366, "height": 860})
+    page.locator("#chat-mode label", has_text="Chat").click()  # for the tests after this one
 
 
 def test_long_answers_fold_and_keys_vote_one_press_a_pair(kept_page, services, monkeypatch):
