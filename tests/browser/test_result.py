@@ -84,7 +84,7 @@ def export_page(kept_page: Page) -> Page:
 
 
 def shorten_answers(page: Page) -> None:
-    """Let answers be short, and differ: a pair of identical ones is no question in the blind test."""
+    """Let answers be short, and differ: the blind test does not ask about a pair of identical ones."""
     page.locator("#chat-settings button").first.click()
     page.locator("#chat-settings").get_by_label(re.compile("Max new tokens")).wait_for()
     let_layout_settle(page)

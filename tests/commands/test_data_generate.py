@@ -93,9 +93,9 @@ def test_another_question_is_another_job(run, manual):
 def test_what_is_missing_is_said(run, manual, tmp_path):
     with pytest.raises(ModelError, match="Give the model, and the endpoint"):
         run("generate", manual)
-    with pytest.raises(DatasetError, match="There is no job x"):
+    with pytest.raises(DatasetError, match="The job x does not exist"):
         run("review", "x")
-    with pytest.raises(DatasetError, match="There is no job"):
+    with pytest.raises(DatasetError, match="does not exist"):
         run("generate", "--resume", "../../x")
     with pytest.raises(DatasetError, match="was not found"):
         run("generate", tmp_path / "missing.pdf")

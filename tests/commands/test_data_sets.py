@@ -158,5 +158,5 @@ def test_a_version_is_exported_and_a_set_deleted_after_its_runs_are_named(run, q
         run("delete", "faq")
     assert query("delete", "faq", "--yes") == {"name": "faq", "runs": [used]}
     assert query("list") == []
-    with pytest.raises(DatasetError, match="There is no set 'faq'"):
+    with pytest.raises(DatasetError, match="The set 'faq' does not exist"):
         run("show", "faq")

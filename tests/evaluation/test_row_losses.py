@@ -222,5 +222,5 @@ def test_a_set_that_is_not_there_is_refused(home, run):
     settings = EvaluationConfig(source="set:other")
     job = EvaluationJob(home, EvaluationRequest(target=ChatTarget.of_run(run), settings=settings))
 
-    with pytest.raises(DatasetError, match="There is no set"):
+    with pytest.raises(DatasetError, match="does not exist"):
         job.run()

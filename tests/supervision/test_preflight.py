@@ -82,7 +82,7 @@ def test_a_run_on_a_set_is_pinned_to_its_newest_version(preflight, store, home, 
     version = f"set:faq@{newest(home)}"
     assert run.folder.read_config().dataset.source == version
     assert read_provenance(run.folder).dataset == version
-    with pytest.raises(DatasetError, match="There is no set 'other'"):
+    with pytest.raises(DatasetError, match="The set 'other' does not exist"):
         preflight.check(config(dataset={"source": "set:other"}))
     with pytest.raises(ConfigError, match="a job has no sets"):
         preflight.check(config(dataset={"source": "set:faq"}, run={"where": "jobs"}))

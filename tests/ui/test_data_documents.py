@@ -224,7 +224,7 @@ def test_what_a_client_forges_is_refused(query, services, manual, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("The secret of another person.")
     assert "was not uploaded here" in result_of(query, None, secret, endpoint="http://x")
-    assert "There is no job" in query("review", job="../../x")["error"]
+    assert "does not exist" in query("review", job="../../x")["error"]
     assert "error" in query("make", job="x", name=["a"])
     assert "cannot be used" in result_of(query, None, manual, endpoint="file:///etc/passwd")
     assert "Something unexpected" in result_of(query, None, manual, answer_tokens="many")

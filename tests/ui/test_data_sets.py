@@ -96,7 +96,7 @@ def test_a_damaged_set_is_listed_and_deleted(query, faq, services):
 
 
 def test_names_are_looked_up_and_a_guest_has_no_sets(query, faq, services, laid_out, tmp_path):
-    assert "There is no set" in query("delete", name="../faq")["error"]
+    assert "does not exist" in query("delete", name="../faq")["error"]
     assert "error" in query("rows", name=["faq"])
     assert set_names(services.home) == ["faq"]
     home = replace(services.home, owner="guest", role="guest")

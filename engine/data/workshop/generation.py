@@ -159,7 +159,7 @@ class Job:
             if file.parent.name == name:
                 settings, *passages = map(json.loads, file.read_bytes().splitlines())
                 return cls(home, settings, [Passage(**value) for value in passages])
-        raise DatasetError(f"There is no job {one_line(name, 40)}.", "`loratory data generate` makes one.")
+        raise DatasetError(f"The job {one_line(name, 40)} does not exist.", "`loratory data generate` makes one.")
 
     @staticmethod
     def files(home: LoratoryHome) -> list[Path]:
@@ -287,7 +287,7 @@ class Job:
 
 
 def unknown_claims(row: Row, passage: str) -> list[str]:
-    """Return the numbers and names of an answer that its passage lacks; a sentence's first word is no name."""
+    """Return the numbers and names of an answer that its passage lacks; the first word of a sentence does not count as a name."""
     answer = row["chosen"] if "chosen" in row else row["messages"][-1]["content"]
     known = set(_WORD.findall(passage.replace(",", "").casefold()))
     return [claim for claim in dict.fromkeys(_CLAIM.findall(answer)) if claim.replace(",", "").casefold() not in known]

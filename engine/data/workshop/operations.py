@@ -113,7 +113,7 @@ class Mark(_Operation, frozen=True):
 
 
 class Replace(_Operation, frozen=True):
-    """A text is replaced in columns of all rows, also within their lists and turns; it is found anew at each reading."""
+    """A text is replaced in columns of all rows, also within their lists and turns; each reading finds it again."""
 
     kind: Literal["replace"]
     columns: tuple[str, ...] = ()  # all where none is named
@@ -189,7 +189,7 @@ class Mask(_Operation, frozen=True):
 
 
 class Undo(_Operation, frozen=True):
-    """An earlier operation is no longer in force; one that is undone in turn is in force again."""
+    """An earlier operation stops being in force; one that is undone in turn is in force again."""
 
     kind: Literal["undo"]
     id: int = Field(ge=1)

@@ -110,7 +110,7 @@ def rows_of(operation: Operation, entries: Sequence[LogEntry]) -> RowRanges:
 def _misfits(operation: Operation, entries: Sequence[LogEntry], facts: SetFacts) -> Iterator[str]:
     """Yield why an operation is not one of this set."""
     if isinstance(operation, Undo) and operation.id > len(entries):
-        yield f"there is no operation {operation.id} before it"
+        yield f"operation {operation.id} does not come before it"
     elif not isinstance(operation, Undo | Replace) and (last := rows_of(operation, entries)[-1][1]) > facts.rows:
         yield f"row {last:,} does not exist; the set has {facts.rows:,}"
     if isinstance(operation, Edit) and Record(0, None, operation.record).size_bytes > MAX_ROW_BYTES:
@@ -209,7 +209,7 @@ def set_names(home: LoratoryHome) -> list[str]:
 def set_folder(home: LoratoryHome, name: str) -> Path:
     """Return the folder of a person's set, also of a damaged one; none of that name is a DatasetError."""
     if name not in set_names(home):
-        what = f"There is no set {shown_name(name, 40)!r}."
+        what = f"The set {shown_name(name, 40)!r} does not exist."
         raise DatasetError(what, "`loratory data list` shows the sets; `loratory data add` makes one.")
     return home.datasets / name
 

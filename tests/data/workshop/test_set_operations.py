@@ -120,7 +120,7 @@ def test_operations_that_do_not_build_on_each_other_are_undone_in_any_order(home
     [
         ({"kind": "exclude", "rows": "7-9"}, "row 9 does not exist; the set has 8"),
         ({"kind": "edit", "row": 100, "record": EDITED}, "row 100 does not exist; the set has 8"),
-        ({"kind": "undo", "id": 4}, "there is no operation 4"),
+        ({"kind": "undo", "id": 4}, "operation 4 does not come before it"),
     ],
 )
 def test_an_operation_on_what_is_not_there_is_refused_with_its_whole_batch(home, fields, why):
@@ -189,7 +189,7 @@ def test_a_line_that_is_gone_is_an_error_too(home, faq):
 
 @pytest.mark.parametrize(
     ("fields", "why"),
-    [({"kind": "undo", "id": 1}, "no operation 1 before it"), ({"kind": "exclude", "rows": "9"}, "row 9 does not")],
+    [({"kind": "undo", "id": 1}, "operation 1 does not come before it"), ({"kind": "exclude", "rows": "9"}, "row 9 does not")],
 )
 def test_a_log_with_an_operation_that_fits_nothing_is_an_error(home, faq, fields, why):
     apply(home, {"kind": "exclude", "rows": "1"})

@@ -139,7 +139,7 @@ def test_a_damaged_set_is_listed_with_its_reason(query, name, home):
 
 
 def test_names_are_looked_up_and_questions_checked(query, name):
-    with pytest.raises(DatasetError, match="There is no set"):
+    with pytest.raises(DatasetError, match="does not exist"):
         query("rows", name="../other")
     with pytest.raises(ValidationError):
         SetQuestion(do="rows", name=name, first=-1)
