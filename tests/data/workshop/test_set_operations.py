@@ -189,7 +189,10 @@ def test_a_line_that_is_gone_is_an_error_too(home, faq):
 
 @pytest.mark.parametrize(
     ("fields", "why"),
-    [({"kind": "undo", "id": 1}, "operation 1 does not come before it"), ({"kind": "exclude", "rows": "9"}, "row 9 does not")],
+    [
+        ({"kind": "undo", "id": 1}, "operation 1 does not come before it"),
+        ({"kind": "exclude", "rows": "9"}, "row 9 does not"),
+    ],
 )
 def test_a_log_with_an_operation_that_fits_nothing_is_an_error(home, faq, fields, why):
     apply(home, {"kind": "exclude", "rows": "1"})
