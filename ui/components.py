@@ -2,8 +2,10 @@
 
 import functools
 import importlib.util
+import json
 import logging
 import re
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -24,7 +26,7 @@ _ASSETS = Path(__file__).parent / "assets"
 _PLOTLY_BASIC = (_ASSETS / "plotly-basic.min.js").resolve()
 # Browser storage holds no secrets; a fixed key keeps it readable after a restart of the server.
 _STORAGE_KEY = "loratory"
-_SHARED = ("pick", "chart")
+_SHARED = ("pick", "chart", "live")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -104,18 +106,41 @@ def script(name: str, kind: str = "js") -> str:
     return re.sub(r"^ *//.*\n", "", (_ASSETS / f"{name}.{kind}").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
+def late_script(*names: str) -> str:
+    """Return a `js_on_load` that asks for our scripts, and for the HTML of the same names, once the component is laid out."""
+    path = f"assets/loratory/{'-'.join(names)}.js"
+    stamp = zlib.crc32(module_text(path).encode())
+    return f"""import(new URL('{path}?{stamp:x}', document.baseURI)).then(
+  ({{default: run}}) => run(element, props, trigger, watch, server, upload),
+  () => {{ element.textContent = 'This part of the page did not load. Reload the page.'; }},
+);"""
+
+
+def module_text(path: str) -> str:
+    """Return the module that a path of `late_script` names; empty if it names none."""
+    names = path.partition("assets/loratory/")[2].removesuffix(".js").split("-")
+    if not all(name.isidentifier() and (_ASSETS / f"{name}.js").is_file() for name in names):
+        return ""
+    html = json.dumps("".join(script(name, "html") for name in names if (_ASSETS / f"{name}.html").is_file()))
+    scripts = "".join(map(script, names))
+    return f"export default (element, props, trigger, watch, server, upload) => {{\nelement.innerHTML = {html};\n{scripts}}};\n"
+
+
 def shared_scripts() -> str:
     """Return the scripts that many components run; the first component of the page defines them once."""
     definitions = (
-        f"window.loratory_{name} = (element, props, trigger, watch) => {{{script(name)}}};" for name in _SHARED
+        f"window.loratory_{name} = (element, props, trigger, watch, server) => {{{script(name)}}};" for name in _SHARED
     )
     return "\n".join(definitions)
 
 
-def _shared_script(name: str) -> str:
-    """Return what runs a shared script for a component, as soon as it is defined."""
-    run = f"window.loratory_{name}"
-    return f"const run = () => {run} ? {run}(element, props, trigger, watch) : setTimeout(run, 20); run();"
+def shared_script(name: str, *more: str) -> str:
+    """Return what runs a shared script for a component, as soon as it is defined, and then others, which see what it returns."""
+    return f"""const run = () => {{
+  if (!window.loratory_{name}) return setTimeout(run, 20);
+  const {name} = window.loratory_{name}(element, props, trigger, watch, server);
+{"".join(map(script, more))}}};
+run();"""
 
 
 def save_csv_script(file_name: str) -> str:
@@ -136,8 +161,7 @@ def pick_list(value: str = "", *, more: Sequence[str] = (), **presentation: Any)
 
     `more` names other scripts.
     """
-    scripts = "".join(map(script, ("pick", *more))) if more else _shared_script("pick")
-    return gr.HTML(value, js_on_load=scripts, **presentation)
+    return gr.HTML(value, js_on_load=shared_script("pick", *more), **presentation)
 
 
 def picked_value(event: gr.EventData) -> str:
@@ -196,7 +220,7 @@ def chart(waiting: str = "", *, every_trace: bool = False, **presentation: Any) 
         f'<span role="group" aria-label="Save chart">Save as {saves}</span></div>'
     )
     return gr.HTML(
-        "", html_template=template, js_on_load=_shared_script("chart"), apply_default_css=False, **presentation
+        "", html_template=template, js_on_load=shared_script("chart"), apply_default_css=False, **presentation
     )
 
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from loratory.engine.errors import StorageError
 from loratory.ui.addresses import opens_page
 from loratory.ui.backend.transfers import Transfers
+from loratory.ui.components import module_text
 from loratory.ui.theme import ICON
 
 _LARGEST_BODY_BYTES = 16_000_000  # of an event: a form, a conversation
@@ -88,9 +89,10 @@ class PagePolicy:
         if opens_page(scope):
             answer.base = "../" * (scope["path"].count("/") - 1) or "./"
             scope = {**scope, "path": "/", "raw_path": b"/"}
-        if self._front_end and scope["path"].endswith(self._front_end):
+        is_front_end = bool(self._front_end) and scope["path"].endswith(self._front_end)
+        if text := self._script if is_front_end else module_text(scope["path"]):
             headers = {"Cache-Control": "private, max-age=3600"}
-            await Response(self._script, headers=headers, media_type="text/javascript")(scope, receive, answer)
+            await Response(text, headers=headers, media_type="text/javascript")(scope, receive, answer)
         else:
             await self._app(scope, receive, answer)
 

@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loratory.ui.backend.background import BackgroundWork, Work, as_engine_error, stamp
-from loratory.ui.components import ONCE, QUICK, Updates, clear_error_after, live_html, script
+from loratory.ui.components import ONCE, QUICK, Updates, clear_error_after, live_html, shared_script
 from loratory.ui.views.html import error_box, work_status
 
 # Between two looks: of each page at the header and the bar, and at a run that is followed.
@@ -54,8 +54,8 @@ def poll(
         return answer(str(question), str(last_stamp))
 
     return gr.HTML(
-        question, elem_id=elem_id, elem_classes="live", html_template="<i></i>",
-        js_on_load=f"const seconds = {seconds};\nconst whileHidden = {json.dumps(while_hidden)};\n{script('live')}", server_functions=[query],
+        question, elem_id=elem_id, elem_classes="live", js_on_load=shared_script("live"), server_functions=[query],
+        html_template=f'<i data-seconds="{seconds}"{" data-while-hidden=1" if while_hidden else ""}></i>',
     )  # fmt: skip
 
 

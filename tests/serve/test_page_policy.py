@@ -251,3 +251,25 @@ def test_the_script_that_finds_components_is_served_with_a_map(address):
     assert (status, headers["content-type"].partition(";")[0]) == (200, "text/javascript")
     assert script.count("WeakMap") == 1
     assert script == expected
+
+
+def test_scripts_of_a_component_that_is_not_in_sight_at_first_are_a_module(address, services):
+    page = json.loads(send(address, "GET", "/config")[1])
+    (sets,) = (part["props"] for part in page["components"] if part["props"].get("elem_id") == "sets")
+    path = re.search(r"'(assets/loratory/[^']+)'", sets["js_on_load"])[1]
+
+    status, module, headers = send(address, "GET", f"/{path}")
+
+    assert (status, headers["content-type"].partition(";")[0]) == (200, "text/javascript")
+    assert module.startswith("export default (element, props, trigger, watch, server, upload) => {")
+    assert 'class=\\"documents\\"' in module
+    assert "VERBS.review" in module
+    assert sets["html_template"] == ""
+    assert len(sets["js_on_load"]) < 500
+
+
+@pytest.mark.parametrize("name", ["nothing", "sets-nothing", "", "../../app.py", "..%2f..%2fapp", "sets.html", "sets-"])
+def test_no_other_file_is_a_module(address, name):
+    status, text, _ = send(address, "GET", f"/assets/loratory/{name}.js")
+
+    assert status == 404 or "export default" not in text

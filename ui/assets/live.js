@@ -1,5 +1,6 @@
 // Asks the server `seconds` apart for what is new, and puts each part of the answer into its place.
 // Nothing is asked while the browser's tab or this part of the page is out of sight, nor while an answer is under way.
+const {seconds, whileHidden} = element.firstElementChild.dataset;
 let asked = null;
 let stamp = '';
 let waiting = false;

@@ -57,3 +57,4 @@ element.addEventListener('keydown', (event) => {
   event.preventDefault();
   moved(lines, item, event.key, list.matches('[role=grid]'))?.focus();
 });
+return pick;

@@ -18,7 +18,7 @@ from loratory.engine.runs.names import last_part
 from loratory.engine.runs.store import set_uses
 from loratory.ui.backend.background import BackgroundWork, FunctionJob, WorkProgress, as_engine_error
 from loratory.ui.backend.dataset_checks import CheckQuestion, question_of
-from loratory.ui.components import script
+from loratory.ui.components import late_script
 from loratory.ui.draft import Draft
 from loratory.ui.page import Page
 from loratory.ui.tabs.data_documents import answer_on_documents
@@ -40,8 +40,7 @@ class SetsPart:
 
         self.html = gr.HTML(
             "{}", elem_id="sets", visible=not page.services.home.is_guest, server_functions=[query],
-            html_template=script("sets", "html") + script("documents", "html"),
-            js_on_load="".join(map(script, ("sets", "set_row", "set_checks", "documents", "pick"))),
+            html_template="", js_on_load=late_script("sets", "set_row", "set_checks", "documents", "pick"),
         )  # fmt: skip
         page.on_draft(self.html, render_form)
 

@@ -40,6 +40,7 @@ from loratory.ui.components import (
     chart,
     live_html,
     picked_value,
+    shared_script,
     shown_as_message,
     visible_if,
 )
@@ -75,7 +76,8 @@ class FollowPart:
         self._figures: Cache[str] = Cache()
         self._answers: Cache[str] = Cache()
         self.choice = choice
-        self.heading = live_html(run_view.NO_RUN, elem_id=f"{prefix}run-heading", more=("pick", "rename"))
+        self.heading = live_html(run_view.NO_RUN, elem_id=f"{prefix}run-heading")
+        self.heading.js_on_load += shared_script("pick", "rename")
         self.trouble = gr.HTML(elem_id=f"{prefix}run-trouble")
         with gr.Row(elem_id=f"{prefix}run-buttons", elem_classes="run-buttons"):
             at_first: dict[str, Any] = {"visible": False, "scale": 0}
