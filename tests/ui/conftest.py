@@ -14,7 +14,7 @@ from loratory.ui.tabs.data import DataTab
 from loratory.ui.tabs.method import MethodTab
 from loratory.ui.tabs.model import ModelTab
 from loratory.ui.tabs.train import TrainTab
-from tests.fake_services import fake_services
+from tests.fake_services import fake_services, invent_runs
 from tests.ui.data_tab_visitor import Visitor
 from tests.waiting import PATIENCE_SECONDS
 
@@ -37,6 +37,13 @@ def reads_all_runs_at_once(monkeypatch):
 def waits_for_tokenizers(monkeypatch):
     """Those of the fakes are there at once, on a busy machine after more time than a page waits."""
     monkeypatch.setattr("loratory.ui.tabs.model._BLINK_SECONDS", PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def history(services):
+    """Return the ids of invented runs in every state."""
+    invent_runs(services.runs)
+    return services.runs.ids()
 
 
 @pytest.fixture
