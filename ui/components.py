@@ -101,11 +101,13 @@ def clear_error_after(output: Component, components: Iterable[Component], typed_
     )
 
 
+@functools.cache
 def script(name: str, kind: str = "js") -> str:
     """Return one of our scripts, the `js_on_load` of a component, without its lines of comments; or a template of HTML."""
     return re.sub(r"^ *//.*\n", "", (_ASSETS / f"{name}.{kind}").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
+@functools.cache
 def late_script(*names: str) -> str:
     """Return a `js_on_load` that asks for our scripts, and for the HTML of the same names, once the component is laid out."""
     path = f"assets/loratory/{'-'.join(names)}.js"
@@ -134,6 +136,7 @@ def shared_scripts() -> str:
     return "\n".join(definitions)
 
 
+@functools.cache
 def shared_script(name: str, *more: str) -> str:
     """Return what runs a shared script for a component, as soon as it is defined, and then others, which see what it returns."""
     return f"""const run = () => {{
