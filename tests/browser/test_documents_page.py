@@ -39,6 +39,7 @@ def test_a_text_becomes_a_chosen_set_by_keyboard(browser, address, services, tmp
     page = open_page(browser, address)
     open_fold(page)
     documents, count = page.locator("#sets .documents"), page.locator("#sets .review .counts")
+    expect(documents.get_by_role("button", name="Review")).to_be_hidden()  # nothing was generated yet
     documents.get_by_role("button", name="Generate").click()
     expect(documents.locator("[role=alert]")).to_contain_text("No document is named.")
 
