@@ -19,8 +19,8 @@
     (form.recipe.onchange = () => { form.detail.placeholder = answer.recipes[form.recipe.value].detail ?? 'required'; })();
   };
   const draw = (answer) => {
+    if (!answer) return;  // refused: what is under way is still followed
     clearTimeout(wait);
-    if (!answer) return;
     if (isActive && !answer.active) list();
     [work.innerHTML, isActive, at('[data-pick=stop]').hidden] = [answer.html, answer.active, !answer.active];
     if (isActive) wait = setTimeout(follow, 700);
