@@ -30,7 +30,7 @@ def address(services):
 
 def open_fold(page: Page) -> None:
     open_tab(page, "Data")
-    page.locator("#sets .documents summary").click()
+    page.get_by_text("From documents", exact=True).click()
     expect(page.get_by_label("Recipe")).to_have_value("question_answer")
 
 
@@ -45,7 +45,13 @@ def test_a_text_becomes_a_chosen_set_by_keyboard(browser, address, services, tmp
 
     (tmp_path / "page.html").write_text("<h1>Screws</h1><p>Screws are from Paris.</p>")
     documents.get_by_label("Documents").set_input_files([tmp_path / "manual.md", tmp_path / "page.html"])
+    page.locator("#sets .documents form summary").click()
     page.get_by_label("Price of 1M answer tokens").fill("2")
+    page.get_by_label("Limit of tokens").fill("0")
+    page.locator("#sets .documents form summary").click()
+    documents.get_by_role("button", name="Estimate").click()
+    expect(page.get_by_label("Limit of tokens")).to_be_focused()  # it is wrong, so its fold opens
+    page.get_by_label("Limit of tokens").fill("")
     documents.get_by_role("button", name="Estimate").click()
     expect(documents.locator(".work")).to_contain_text("5 passages: at most ")
     expect(documents.locator(".work")).to_contain_text("which cost 0.0102")

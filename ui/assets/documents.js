@@ -27,6 +27,7 @@
   };
   const follow = async () => draw(await query('progress') ?? {html: '', active: isActive});
   const start = async (verb) => {
+    form.querySelector('details').open ||= !form.checkValidity();  // so that a wrong limit can be shown
     if (!form.reportValidity()) return;
     for (const file of at('[type=file]').files) {
       note.textContent = `Uploading ${file.name} …`;
