@@ -14,7 +14,7 @@ from loratory.engine.commands.output import AsJson, confirm, own_runs, print_res
 from loratory.engine.config.run import SET_PREFIX
 from loratory.engine.data.source import SetRows, SourceOptions
 from loratory.engine.data.workshop import sets
-from loratory.engine.data.workshop.operations import Operation, Undo, shared_rows
+from loratory.engine.data.workshop.operations import Operation, Undo
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome, local_owner, typed_path
 from loratory.engine.runs.disk import require_disk_space
@@ -59,24 +59,14 @@ def add(
 
 
 @data_group.command()
-def show(
-    name: VersionName,
-    row: Annotated[int | None, typer.Option("--row", min=1, help="Show this row, and what was done to it.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show where a set comes from, and the operations on its rows."""
-    dataset, version = sets.find_version(LoratoryHome.from_environment(), name)
-    value: dict[str, Any] = {"version": version.name, "last_operation": len(dataset.entries)}
-    entries = sets.in_force(dataset.entries[: version.last] if "@" in name else dataset.entries)
-    if row is not None:
-        rows = _open(name)
-        if (source := next(filter(None, rows.untouched.pick([row - 1])), None)) is None:
-            what = f"Row {row:,} does not exist; the set has {dataset.facts.rows:,}."
-            raise DatasetError(what, "Choose another row.")
-        after = rows.editor.apply(source)
-        value |= {"source_row": source.value, "row": after.value if after is not None else None}
-        entries = [e for e in entries if shared_rows(sets.rows_of(e.operation, dataset.entries), ((row - 1, row),))]
-    report({**value, "source": dataset.facts.model_dump(exclude_defaults=True), "operations": entries}, as_json)
+def show(name: VersionName, as_json: AsJson = False) -> None:
+    """Show where a set comes from, and its history: each operation with the version that it made and the runs of that."""
+    dataset, uses, history = sets.find_version(LoratoryHome.from_environment(), name), set_uses(own_runs()), []
+    for step in dataset.history():
+        runs = [run for *used, run in uses if used == [dataset.name, step.version]]
+        history.append({**step._asdict(), "runs": runs})
+    value = {"version": dataset.versions[-1].name, "last_operation": len(dataset.entries)}
+    report({**value, "source": dataset.facts.model_dump(exclude_defaults=True), "history": history}, as_json)
 
 
 @data_group.command()
@@ -113,17 +103,6 @@ def _append(name: str, operations: list[Operation], since: int | None, as_json: 
     require_disk_space(home, owner)
     entries = sets.find_set(home, name).append(operations, since=since, author=owner)
     report({"version": sets.find_set(home, name).versions[-1].name, "operations": entries}, as_json)
-
-
-@data_group.command()
-def versions(name: SetName, as_json: AsJson = False) -> None:
-    """List the versions of a set, oldest first, and the runs that used each."""
-    dataset, uses, values = sets.find_set(LoratoryHome.from_environment(), name), set_uses(own_runs()), []
-    for version, last in dataset.versions:
-        entry = dataset.entries[last - 1].model_dump(include={"author", "time"}) if last else {}
-        runs = [run for *used, run in uses if used == [name, version]]
-        values.append({"version": version, "last_operation": last, **entry, "runs": runs})
-    report(values, as_json)
 
 
 @data_group.command()
@@ -170,7 +149,7 @@ def delete(
 
 def _open(name: str) -> SetRows:
     home = LoratoryHome.from_environment()
-    return SetRows(*sets.find_version(home, name), SourceOptions(home=home))
+    return SetRows(sets.find_version(home, name), SourceOptions(home=home))
 
 
 def report(value: Any, as_json: bool) -> None:

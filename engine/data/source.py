@@ -15,7 +15,7 @@ from loratory.engine.data.files.base import PlainTextReader
 from loratory.engine.data.hub import HubRows, is_on_hub
 from loratory.engine.data.records import Record, RowSource, SourceForm
 from loratory.engine.data.workshop.operations import Editor
-from loratory.engine.data.workshop.sets import DataSet, Version, find_version, in_force
+from loratory.engine.data.workshop.sets import DataSet, find_version, in_force
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import SAMPLES_FOLDER, AllowedPaths, LoratoryHome
 
@@ -52,7 +52,7 @@ def open_source(config: DatasetConfig, options: SourceOptions) -> RowSource:
     """
     name = config.source.strip()
     if name.startswith(SET_PREFIX):
-        return SetRows(*find_version(options.home or LoratoryHome.locate(), name), options)
+        return SetRows(find_version(options.home or LoratoryHome.locate(), name), options)
     if is_on_hub(name):
         return HubRows(config, streaming=options.streaming)
     path = path_of(name, options.access)
@@ -136,17 +136,17 @@ class SeveralSources(RowSource):
 class SetRows(SeveralSources):
     """The rows of a version of a set; numbers are those of the source, also where rows before are left out."""
 
-    def __init__(self, dataset: DataSet, version: Version, options: SourceOptions) -> None:
-        facts, self.version = dataset.facts, version
+    def __init__(self, dataset: DataSet, options: SourceOptions) -> None:
+        facts, self.version = dataset.facts, dataset.versions[-1]
         self.untouched: RowSource = (
             open_file(copy, options.cache_folder)
             if (copy := dataset.copy()) is not None
             else HubRows(facts.dataset, streaming=options.streaming)
         )
-        super().__init__(f"{dataset.name}@{version.name}", [self.untouched])
+        super().__init__(f"{dataset.name}@{self.version.name}", [self.untouched])
         self.form = SourceForm("set", "set")
         self.read_as = facts.dataset.model_dump(include={"format", "column_map", "role_map"})
-        operations = [entry.operation for entry in in_force(dataset.entries[: version.last])]
+        operations = [entry.operation for entry in in_force(dataset.entries)]
         self.editor = Editor(operations, facts.rows)
 
     @property

@@ -40,6 +40,11 @@ def faq(run):
     run("add", "sample:loratory-faq", "--name", "faq")
 
 
+def versions(query, name="faq"):
+    """Return what the history shows of each version."""
+    return [step for step in query("show", name)["history"] if step["version"]]
+
+
 def write(path, *operations):
     path.write_text("".join(json.dumps(operation) + "\n" for operation in operations))
     return path
@@ -54,15 +59,16 @@ def test_the_documented_operations_can_be_applied_listed_and_undone(run, query, 
 
     kinds = {entry["operation"]["kind"] for entry in answer["operations"]}
     assert kinds == {"edit", "exclude", "include", "flag", "note", "replace", "drop", "split", "undo"}
-    assert answer["version"] == query("versions", "faq")[-1]["version"]
+    assert answer["version"] == query("show", "faq")["version"]
     assert answer["version"] in run("show", "faq")
+    assert [step["id"] for step in query("show", "faq")["history"] if step["is_undone"]] == [5]
     undone = query("undo", "faq", 1)
     assert undone["version"] != answer["version"]
 
 
 def test_sets_are_listed_with_rows_size_versions_and_their_last_run(run, query, faq, home, tmp_path):
     run("edit", "faq", "--apply", write(tmp_path / "o.jsonl", {"kind": "exclude", "rows": "1-3"}))
-    version = query("versions", "faq")[1]["version"]
+    version = versions(query)[1]["version"]
     store = RunStore(home, local_owner())
     config = {"model": {"id": "org/model"}, "dataset": {"source": "sample:x", "mix": {f"set:faq@{version}": 1.0}}}
     used = store.create(config_from_mapping(config)).id
@@ -71,8 +77,9 @@ def test_sets_are_listed_with_rows_size_versions_and_their_last_run(run, query, 
     assert row == {"name": "faq", "rows": 354, "bytes": row["bytes"], "versions": 2, "last_run": used}
     assert row["bytes"] > 10_000
     assert used in run("list")
-    assert [entry["runs"] for entry in query("versions", "faq")] == [[], [used]]
-    assert used in run("versions", "faq")
+    assert [step["runs"] for step in versions(query)] == [[], [used]]
+    assert used in run("show", "faq")
+    assert query("show", f"faq@{versions(query)[0]['version']}")["history"] == versions(query)[:1]
 
 
 def test_a_damaged_set_is_listed_with_what_is_wrong_and_the_others_as_ever(run, query, faq, home):
@@ -85,23 +92,6 @@ def test_a_damaged_set_is_listed_with_what_is_wrong_and_the_others_as_ever(run, 
     assert "Line 1 of the log of the set chats" in damaged["problem"]
     assert whole["rows"] == 354
     assert query("delete", "chats", "--yes")["name"] == "chats"
-
-
-def test_a_row_is_shown_before_and_after_with_what_was_done_to_it(query, run, faq, tmp_path):
-    row = {"instruction": "Q", "output": "A"}
-    run("edit", "faq", "--apply", write(
-        tmp_path / "o.jsonl", {"kind": "edit", "row": 2, "record": row}, {"kind": "exclude", "rows": "3"},
-        {"kind": "note", "rows": "1-2", "text": "Look."},
-    ))  # fmt: skip
-
-    answer = query("show", "faq", "--row", 2)
-
-    assert answer["row"] == row
-    assert answer["source_row"] != row
-    assert [entry["id"] for entry in answer["operations"]] == [1, 3]
-    assert query("show", "faq", "--row", 3)["row"] is None
-    with pytest.raises(DatasetError, match="Row 355 does not exist; the set has 354"):
-        run("show", "faq", "--row", 355)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +110,7 @@ def test_operations_are_all_checked_before_one_is_added(run, query, faq, tmp_pat
         run("edit", "faq", "--apply", file)
 
     assert why in str(error.value)
-    assert query("show", "faq")["operations"] == []
+    assert len(query("show", "faq")["history"]) == 1
 
 
 def test_what_came_in_between_is_named_where_it_touches_the_same_rows(run, query, faq, tmp_path):
@@ -136,19 +126,19 @@ def test_a_difference_is_printed_row_by_row(run, query, faq, tmp_path):
     run("edit", "faq", "--apply", write(
         tmp_path / "o.jsonl", {"kind": "exclude", "rows": "1"}, {"kind": "edit", "row": 2, "record": {"instruction": "Q"}}
     ))  # fmt: skip
-    versions = [entry["version"] for entry in query("versions", "faq")]
+    names = [step["version"] for step in versions(query)]
 
-    changes = [json.loads(line) for line in run("diff", "faq", versions[0], versions[-1], "--json").splitlines()]
+    changes = [json.loads(line) for line in run("diff", "faq", names[0], names[-1], "--json").splitlines()]
 
     assert [change["row"] for change in changes] == [1, 2]
     assert changes[0]["after"] is None
     assert changes[1]["after"] == {"instruction": "Q"}
-    assert "instruction: Q" in run("diff", "faq", versions[0], versions[-1])
-    assert run("diff", "faq", versions[0], versions[0]) == ""
+    assert "instruction: Q" in run("diff", "faq", names[0], names[-1])
+    assert run("diff", "faq", names[0], names[0]) == ""
 
 
 def test_a_version_is_exported_and_a_set_deleted_after_its_runs_are_named(run, query, faq, home, tmp_path, capsys):
-    version = query("versions", "faq")[0]["version"]
+    version = versions(query)[0]["version"]
     config = {"model": {"id": "org/model"}, "dataset": {"source": f"set:faq@{version}"}}
     used = RunStore(home, local_owner()).create(config_from_mapping(config)).id
 

@@ -21,7 +21,7 @@ def test_a_version_has_the_losses_of_its_exported_file(workers, runs, tmp_path):
     version = f"set:faq@{newest(runs.home)}"
     apply(runs.home, {"kind": "exclude", "rows": "20-30"})  # of a later version
     file = tmp_path / "exported.jsonl"
-    export_version(SetRows(*find_version(runs.home, version), SourceOptions(home=runs.home)), file)
+    export_version(SetRows(find_version(runs.home, version), SourceOptions(home=runs.home)), file)
 
     pair = [runs.create(dataset={"source": source}, training={"max_steps": 4}) for source in (version, str(file))]
 

@@ -50,11 +50,11 @@ def render_log(answer: Mapping[str, Any]) -> str:
         version = f"<code>{entry['version']}</code>" if entry["version"] else "–"
         facts = ((key, value) for key, value in entry["operation"].items() if value not in ("", [], False))
         texts = (f"{key} {', '.join(value) if isinstance(value, list) else value}" for key, value in facts)
-        about = escape(" ".join(texts).removeprefix("kind ")[:200])
-        end = "undone" if entry["is_undone"] else undo
+        about = escape(" ".join(texts).removeprefix("kind ")[:200]) or "the source"
+        end = "undone" if entry["is_undone"] else undo if entry["id"] else ""
         rows.append([f"{entry['id']:,}", about, escape(entry["author"]), when, version, end])
     columns = (Column.of_numbers("No."), "Operation", "By", "When", "Version", Column("", "verbs"))
-    return table(columns, rows) if rows else small("No operations yet")
+    return table(columns, rows)
 
 
 def render_hits(answer: Mapping[str, Any]) -> str:

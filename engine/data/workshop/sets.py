@@ -4,6 +4,7 @@ A set is a folder with `set.json`, `source/` with the copy of a file, and `log.j
 """
 
 import contextlib
+import copy
 import hashlib
 import os
 import re
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ValidationError
 
@@ -54,6 +55,17 @@ class Version(NamedTuple):
 
     name: str
     last: int  # operation of the log; 0 for the untouched source
+
+
+class Step(NamedTuple):
+    """One operation in the history of a set; the first step is its source, which has none."""
+
+    id: int
+    version: str  # that it made; empty where it changed no row
+    author: str
+    time: datetime
+    operation: Operation | None
+    is_undone: bool
 
 
 def in_force(entries: Sequence[LogEntry]) -> list[LogEntry]:
@@ -159,6 +171,28 @@ class DataSet:
             raise DatasetError(what, "Put its folder back as it was, or delete the set.") from error
         self.versions = versions_of(self.facts.fingerprint, self.entries)  # the last one is the newest
 
+    def at(self, version: str) -> Self:
+        """Return the set as it was at a version, the newest for an empty name; none of that name is a DatasetError."""
+        for count in range(len(self.versions) if version else 0, 0, -1):
+            if self.versions[count - 1].name == version:
+                earlier = copy.copy(self)
+                earlier.versions = self.versions[:count]
+                earlier.entries = self.entries[: earlier.versions[-1].last]
+                return earlier
+        if not version:
+            return self
+        what = f"The set {self.name} has no version {shown_name(version, 40)}; the newest is {self.versions[-1].name}."
+        raise DatasetError(what, f"`loratory data show {self.name}` lists them.")
+
+    def history(self) -> list[Step]:
+        """Return the source and the operations on it, oldest first."""
+        left, versions = {entry.id for entry in in_force(self.entries)}, {last: name for name, last in self.versions}
+        steps = [Step(0, self.versions[0].name, self.facts.author, self.facts.created, None, is_undone=False)]
+        for entry in self.entries:
+            number, is_undone = entry.id, entry.id not in left
+            steps.append(Step(number, versions.get(number, ""), entry.author, entry.time, entry.operation, is_undone))
+        return steps
+
     def copy(self) -> Path | None:
         """Return the copy of the source, None where the rows are on the Hub; one that has changed is a DatasetError."""
         if self.facts.copied_bytes is None:
@@ -228,29 +262,24 @@ def delete_set(folder: Path) -> None:
         raise StorageError(what, "Check the permissions of its folder.") from error
 
 
-def find_version(home: LoratoryHome, source: str) -> tuple[DataSet, Version]:
-    """Return what NAME@VERSION, NAME or the same after set: means; what is not there is a DatasetError."""
-    name, at, text = source.strip().removeprefix(SET_PREFIX).partition("@")
-    dataset = find_set(home, name)
-    for version in reversed(dataset.versions):
-        if not at or version.name == text:
-            return dataset, version
-    what = f"The set {name} has no version {shown_name(text, 40)}; the newest is {dataset.versions[-1].name}."
-    raise DatasetError(what, f"`loratory data versions {name}` lists them.")
+def find_version(home: LoratoryHome, source: str) -> DataSet:
+    """Return the set that NAME@VERSION, NAME or the same after set: means, at that version; none is a DatasetError."""
+    name, _, version = source.strip().removeprefix(SET_PREFIX).partition("@")
+    return find_set(home, name).at(version)
 
 
 def pinned(source: str, home: LoratoryHome) -> str:
     """Return the name of a dataset with the version that it means now, if it is a set; raises as `find_version` does."""
     if not source.strip().startswith(SET_PREFIX):
         return source
-    dataset, version = find_version(home, source)
-    return f"{SET_PREFIX}{dataset.name}@{version.name}"
+    dataset = find_version(home, source)
+    return f"{SET_PREFIX}{dataset.name}@{dataset.versions[-1].name}"
 
 
 def newer_version(source: str, home: LoratoryHome) -> str:
     """Return the name of a set's newest version where a dataset names an older one; empty for all else."""
     name, at, version = source.partition("@")
     with contextlib.suppress(DatasetError):  # it was deleted
-        if at and name.startswith(SET_PREFIX) and (newest := find_version(home, name)[1].name) != version:
+        if at and name.startswith(SET_PREFIX) and (newest := find_version(home, name).versions[-1].name) != version:
             return newest
     return ""

@@ -170,7 +170,7 @@ class SetTables:
         editor, key = Editor(changes, dataset.facts.rows), f"{dataset.name} {dataset.facts.created}"
         rows = self._held.pop(key, None)
         if rows is None or rows.editor.replacements != editor.replacements:
-            rows = _Rows(SetRows(dataset, dataset.versions[-1], self._options), editor)
+            rows = _Rows(SetRows(dataset, self._options), editor)
             yield from rows.read()
         rows.edit(editor)
         self._held[key] = rows
@@ -288,9 +288,8 @@ def _difference(before: Any, after: Any) -> dict[str, str]:
 
 def _log(dataset: sets.DataSet) -> list[JsonObject]:
     """Return the last operations, the newest first; an edit without its row's content."""
-    left = {entry.id for entry in sets.in_force(dataset.entries)}
-    versions = {version.last: version.name for version in dataset.versions}
-    entries = dataset.entries[: -_MOST_ENTRIES - 1 : -1]
-    facts = ({"is_undone": entry.id not in left, "version": versions.get(entry.id, "")} for entry in entries)
-    dumps = (entry.model_dump(mode="json", exclude={"operation": {"record", "values"}}) for entry in entries)
-    return [{**dump, **fact} for dump, fact in zip(dumps, facts, strict=True)]
+    entries = []
+    for step in dataset.history()[: -_MOST_ENTRIES - 1 : -1]:
+        operation = step.operation and step.operation.model_dump(mode="json", exclude={"record", "values"})
+        entries.append({**step._asdict(), "time": step.time.isoformat(), "operation": operation or {}})
+    return entries

@@ -39,7 +39,7 @@ BAD_NAMES = ["../x", "/etc", "", ".", "..", "A", "a/b", "a\0b", "-a", "a" * 62, 
 
 
 def open_rows(home, source):
-    return SetRows(*find_version(home, source), SourceOptions(home=home))
+    return SetRows(find_version(home, source), SourceOptions(home=home))
 
 
 def test_a_set_keeps_its_own_copy_and_is_for_its_person_alone(home, tmp_path):

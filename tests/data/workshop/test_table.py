@@ -94,7 +94,7 @@ def test_states_follow_the_log(query, name):
     change(query, name, kind="undo", id=1)
     assert numbers(query("rows", name=name, state="flagged")) == []
     assert numbers(query("rows", name=name, state="excluded")) == []
-    assert [entry["is_undone"] for entry in query("log", name=name)["entries"]] == [False] * 5 + [True]
+    assert [entry["is_undone"] for entry in query("log", name=name)["entries"]] == [False] * 5 + [True, False]
 
 
 def test_an_edit_and_its_undo_change_the_text(query, name):
@@ -127,7 +127,7 @@ def test_a_conflict_and_a_wrong_operation_change_nothing(query, name, home):
 
 def test_a_download_is_what_an_export_writes(query, name, home, tmp_path):
     change(query, name, kind="exclude", rows="2-4")
-    export_version(SetRows(*find_version(home, name), SourceOptions(home=home)), tmp_path / "out.jsonl")
+    export_version(SetRows(find_version(home, name), SourceOptions(home=home)), tmp_path / "out.jsonl")
     assert query("lines", name=name) == {"text": (tmp_path / "out.jsonl").read_text(), "next": None}
 
 
