@@ -1,6 +1,7 @@
 """`loratory data`: sets, which are datasets with versions and edits."""
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,29 +17,19 @@ from loratory.engine.data.source import SetRows, SourceOptions
 from loratory.engine.data.workshop import sets
 from loratory.engine.data.workshop.operations import Operation, Undo
 from loratory.engine.errors import DatasetError
+from loratory.engine.evaluation.used_datasets import dataset_uses, list_datasets
 from loratory.engine.paths import LoratoryHome, local_owner, typed_path
 from loratory.engine.runs.disk import require_disk_space
-from loratory.engine.runs.store import set_uses
 
 SetName = Annotated[str, typer.Argument(metavar="NAME", help="A set.")]
 VersionName = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="A version of a set, or the newest.")]
 
 
 @data_group.command("list")
-def list_sets(as_json: AsJson = False) -> None:
-    """List the sets."""
-    home, uses, values = LoratoryHome.from_environment(), set_uses(own_runs()), []
-    for name in sets.set_names(home):
-        last_run = max((run for used, _, run in uses if used == name), default=None)
-        value: dict[str, Any] = {"name": name, "last_run": last_run}
-        try:
-            dataset = sets.find_set(home, name)
-            versions = len({version.name for version in dataset.versions})
-            value |= {"rows": dataset.facts.rows, "bytes": dataset.facts.copied_bytes, "versions": versions}
-        except DatasetError as error:
-            value["problem"] = str(error)
-        values.append(value)
-    report(values, as_json)
+def list_all(as_json: AsJson = False) -> None:
+    """List your datasets: sets, votes, uploads, and those of the Hub that your runs used."""
+    home = LoratoryHome.from_environment()
+    report(list_datasets(home, own_runs(), (sets.describe(home, name) for name in sets.set_names(home))), as_json)
 
 
 @data_group.command()
@@ -61,43 +52,43 @@ def add(
 @data_group.command()
 def show(name: VersionName, as_json: AsJson = False) -> None:
     """Show where a set comes from, and its history: each operation with the version that it made and the runs of that."""
-    dataset, uses, history = sets.find_version(LoratoryHome.from_environment(), name), set_uses(own_runs()), []
-    for step in dataset.history():
-        runs = [run for *used, run in uses if used == [dataset.name, step.version]]
-        history.append({**step._asdict(), "runs": runs})
+    dataset = sets.find_version(LoratoryHome.from_environment(), name)
+    uses = dataset_uses(own_runs()).get(f"{SET_PREFIX}{dataset.name}", {})
+    history = [{**step, "runs": uses.get(step["version"], [])} for step in dataset.history()]
     value = {"version": dataset.versions[-1].name, "last_operation": len(dataset.entries)}
     report({**value, "source": dataset.facts.model_dump(exclude_defaults=True), "history": history}, as_json)
 
 
 @data_group.command()
-def edit(
+def rename(
     name: SetName,
-    apply: Annotated[Path, typer.Option("--apply", exists=True, dir_okay=False, help="Operations, one JSON a line.")],
-    since: Annotated[int | None, typer.Option("--since", min=0, help="The last operation that you know of.")] = None,
+    new_name: Annotated[str, typer.Argument(metavar="NEW", help="What it is called from now on.")],
     as_json: AsJson = False,
 ) -> None:
-    """Add operations to a set: all of them, or none."""
-    operations: list[Operation] = []
-    try:
-        for line in apply.read_bytes().splitlines():
-            operations.append(TypeAdapter[Operation](Operation).validate_json(line))
-    except ValidationError as error:
-        what = f"Line {len(operations) + 1:,} of {apply.name} is not an operation: {sets.reason(error)}."
-        raise DatasetError(what, "Nothing was changed; correct the line, then apply the file again.") from error
-    _append(name, operations, since, as_json)
+    """Rename a set. Runs and configurations that name it as before find it too."""
+    sets.rename_set(LoratoryHome.from_environment(), name, new_name)
+    report({"train_on": f"{SET_PREFIX}{new_name}"}, as_json)
 
 
 @data_group.command()
-def undo(
+def edit(
     name: SetName,
-    operation: Annotated[int, typer.Argument(metavar="ID", min=1, help="Number of the operation.")],
+    apply: Annotated[
+        Path | None, typer.Option("--apply", exists=True, dir_okay=False, help="Operations, one JSON a line.")
+    ] = None,
+    undo: Annotated[list[int] | None, typer.Option("--undo", min=1, help="Undo this operation, by its number.")] = None,
+    since: Annotated[int | None, typer.Option("--since", min=0, help="The last operation that you know of.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Undo one operation; an undo can be undone in turn."""
-    _append(name, [Undo(kind="undo", id=operation)], None, as_json)
-
-
-def _append(name: str, operations: list[Operation], since: int | None, as_json: bool) -> None:
+    """Add operations to a set, and undo others: all of them, or none. An undo can be undone in turn."""
+    operations: list[Operation] = []
+    try:
+        for line in apply.read_bytes().splitlines() if apply is not None else ():
+            operations.append(TypeAdapter[Operation](Operation).validate_json(line))
+    except ValidationError as error:
+        what = f"Line {len(operations) + 1:,} of the file is not an operation: {sets.reason(error)}."
+        raise DatasetError(what, "Nothing was changed; correct the line, then apply the file again.") from error
+    operations += [Undo(kind="undo", id=number) for number in undo or ()]
     home = LoratoryHome.from_environment()
     owner = home.owner or local_owner()
     require_disk_space(home, owner)
@@ -139,12 +130,12 @@ def delete(
 ) -> None:
     """Remove a set with its source and all versions."""
     folder = sets.set_folder(LoratoryHome.from_environment(), name)
-    runs = [run for used, _, run in set_uses(own_runs()) if used == name]
+    runs = list(chain(*dataset_uses(own_runs()).get(f"{SET_PREFIX}{folder.name}", {}).values()))
     if runs:
         print(f"Runs that used it, and cannot be resumed without it: {', '.join(runs)}.", file=sys.stderr)
-    confirm(f"This removes the set {name} and all of its versions.", yes=yes)
+    confirm(f"This removes the set {folder.name} and all of its versions.", yes=yes)
     sets.delete_set(folder)
-    report({"name": name, "runs": runs}, as_json)
+    report({"name": folder.name, "runs": runs}, as_json)
 
 
 def _open(name: str) -> SetRows:

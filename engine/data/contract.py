@@ -346,8 +346,13 @@ class RowForm(_Part):
 class SetQuestion(BaseModel, frozen=True):
     """A question about a person's sets, or a change to one; each kind reads some of the fields."""
 
-    do: Literal["list", "make", "rows", "numbers", "row", "apply", "hits", "log", "lines", "check", "found", "report"]
+    do: Literal[
+        "list", "make", "rename", "rows", "numbers", "row", "apply", "hits", "changes", "log", "lines", "check", "found", "report"
+    ]  # fmt: skip
     name: str = Field(default="", max_length=100)
+    new_name: str = Field(default="", max_length=100)
+    version: str = Field(default="", max_length=100)  # as it is where empty; changes are those from it to the other
+    other: str = Field(default="", max_length=100)
     text: str = Field(default="", max_length=1000)  # that rows hold, in any case
     state: Literal["", "kept", "excluded", "held_out", "flagged", "edited"] = ""
     sort: Literal["row", "-row", "characters", "-characters"] = "row"

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from loratory.engine.config.load import config_to_yaml
-from loratory.engine.config.run import SET_PREFIX, RunConfig
+from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.errors import RunError, StorageError, shorten
 from loratory.engine.files import fsync_folder, write_atomically
@@ -25,7 +25,6 @@ from loratory.engine.runs.run import RUN_ID, Run, RunFolder
 
 KEYS_FOLDER = "keys"  # of requests to start: a repeated one returns its run
 _OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SET_USE = re.compile(rf"{SET_PREFIX}([a-z0-9._-]+)@([0-9a-f]{{12}})")
 _DOOMED_PREFIX = ".deleted-"
 _UNBORN_PREFIX = ".new-"
 _MAKING_SECONDS = 3600.0  # it takes a moment; clocks of two hosts may differ by minutes
@@ -212,15 +211,6 @@ class RunStore:
     def _key_file(self, key: str) -> Path:
         digest = hashlib.sha256(f"{self.owner}\0{key}".encode()).hexdigest()
         return self.home.server / KEYS_FOLDER / digest
-
-
-def set_uses(runs: RunStore) -> list[tuple[str, str, str]]:
-    """Return set, version and run for each set that a configuration of a person's runs names."""
-    uses = []
-    for run in runs.list():
-        with contextlib.suppress(OSError):
-            uses += [(*use, run.id) for use in _SET_USE.findall(run.folder.config.read_text(encoding="utf-8"))]
-    return uses
 
 
 def list_owners(home: LoratoryHome) -> list[str]:

@@ -62,7 +62,7 @@ def test_the_documented_operations_can_be_applied_listed_and_undone(run, query, 
     assert answer["version"] == query("show", "faq")["version"]
     assert answer["version"] in run("show", "faq")
     assert [step["id"] for step in query("show", "faq")["history"] if step["is_undone"]] == [5]
-    undone = query("undo", "faq", 1)
+    undone = query("edit", "faq", "--undo", 1)
     assert undone["version"] != answer["version"]
 
 
@@ -74,7 +74,7 @@ def test_sets_are_listed_with_rows_size_versions_and_their_last_run(run, query, 
     used = store.create(config_from_mapping(config)).id
 
     (row,) = query("list")
-    assert row == {"name": "faq", "rows": 354, "bytes": row["bytes"], "versions": 2, "last_run": used}
+    assert (row["source"], row["rows"], row["operations"], row["runs"]) == ("set:faq", 354, 1, [used])
     assert row["bytes"] > 10_000
     assert used in run("list")
     assert [step["runs"] for step in versions(query)] == [[], [used]]
@@ -97,8 +97,8 @@ def test_a_damaged_set_is_listed_with_what_is_wrong_and_the_others_as_ever(run, 
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("{", "Line 2 of o.jsonl is not an operation"),
-        ('{"kind": "exclude", "rows": "x"}', "Line 2 of o.jsonl is not an operation: rows: rows are written as"),
+        ("{", "Line 2 of the file is not an operation"),
+        ('{"kind": "exclude", "rows": "x"}', "Line 2 of the file is not an operation: rows: rows are written as"),
         ('{"kind": "exclude", "rows": "999"}', "row 999 does not exist; the set has 354"),
     ],
 )
@@ -146,7 +146,10 @@ def test_a_version_is_exported_and_a_set_deleted_after_its_runs_are_named(run, q
     assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == 354
     with pytest.raises(RunError, match="confirmation"):
         run("delete", "faq")
-    assert query("delete", "faq", "--yes") == {"name": "faq", "runs": [used]}
+    assert query("rename", "faq", "help") == {"train_on": "set:help"}
+    assert query("list")[0]["runs"] == [used]
+    assert query("show", "faq")["history"][0]["runs"] == [used]
+    assert query("delete", "faq", "--yes") == {"name": "help", "runs": [used]}
     assert query("list") == []
     with pytest.raises(DatasetError, match="The set 'faq' does not exist"):
         run("show", "faq")

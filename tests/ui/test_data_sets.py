@@ -1,20 +1,25 @@
 """My datasets on the Data tab: what the script asks, and what the page answers."""
 
+import base64
 import json
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from gradio import EventData
 
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.workshop.exchange import add_set
-from loratory.engine.data.workshop.sets import find_set, rows_of, set_names
-from loratory.engine.errors import StorageError
+from loratory.engine.data.workshop.sets import find_set, rename_set, rows_of, set_names
+from loratory.engine.errors import DatasetError, StorageError
+from loratory.engine.evaluation.votes import Votes
+from loratory.engine.files import write_atomically
 from loratory.ui.tabs import data_sets
 from loratory.ui.tabs.data import DataTab
-from loratory.ui.views.sets import render_log
+from tests.data.checks import check_dataset
+from tests.evaluation.test_votes import a_vote
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 
@@ -37,20 +42,91 @@ def query(tab):
     return lambda do, form=FORM, **values: tab.sets.answer(json.dumps({"do": do, "form": form, **values}))
 
 
-def test_a_list_has_versions_runs_and_the_chosen_set(query, faq, services):
-    run = write_run(services.runs, a_config(dataset__source=f"set:faq@{faq.versions[0].name}"), InventedRun())
-    html = query("list", {**FORM, "dataset": {"source": "set:faq"}, "openable": "<rows>"})["html"]
-    assert all(text in html for text in (run.id, faq.versions[0].name, "354", "0 operations", 'aria-selected="true"'))
-    assert "Edit rows of &lt;rows&gt;" in html
-    question = query("question", name="faq")["html"]
-    assert run.id in question
-    assert 'data-pick="really-delete:faq"' in question
+def test_a_list_has_all_datasets_and_the_runs_that_used_each(query, faq, services):
+    services.home.uploads.mkdir(parents=True, exist_ok=True)
+    upload = services.home.uploads / "rows.jsonl"
+    upload.write_text('{"text": "<x>"}\n')
+    version = faq.versions[0].name
+    configs = (
+        a_config(dataset__source=f"set:faq@{version}"), a_config(dataset__source="owner/name"),
+        a_config(dataset__source="sample:lab-chats", dataset__mix={f"set:faq@{version}": 1.0, str(upload): 0.5}),
+    )  # fmt: skip
+    runs = [write_run(services.runs, config, InventedRun()).id for config in configs]
+    Votes(services.home).save(a_vote())
+    rename_set(services.home, "faq", "help")
+
+    datasets = {entry["kind"]: entry for entry in query("list")["datasets"]}
+
+    assert list(datasets) == ["set", "votes", "upload", "hub"]
+    assert (datasets["set"]["source"], datasets["set"]["rows"], datasets["set"]["version"]) == (
+        "set:help",
+        354,
+        version,
+    )
+    assert datasets["set"]["runs"] == sorted([runs[0], runs[2]])
+    assert (datasets["hub"]["source"], datasets["hub"]["runs"]) == ("owner/name", [runs[1]])
+    assert (datasets["upload"]["name"], datasets["upload"]["bytes"], datasets["upload"]["runs"]) == (
+        "rows.jsonl",
+        16,
+        [runs[2]],
+    )
+    assert (datasets["votes"]["rows"], datasets["votes"]["runs"]) == (1, [])
+    steps = query("log", name="help")
+    assert sorted(steps["runs"][version]) == datasets["set"]["runs"]
 
 
-def test_a_click_uses_a_set_of_this_person_alone(tab, faq):
-    assert tab._pick_set(EventData(None, {"pick": "set:faq"}))["dataset"]["source"] == "set:faq"
-    assert tab._pick_set(EventData(None, {"pick": "set:other"})) == {}
-    assert tab._pick_set(EventData(None, {"pick": "/etc/passwd"})) == {}
+def test_rows_of_a_dataset_are_those_that_its_last_run_counted(query, services):
+    run = write_run(services.runs, a_config(dataset__source="owner/name"), InventedRun())
+    report = check_dataset(DatasetConfig(source="sample:lab-chats"))
+    part = report.parts[0].model_copy(update={"source": "owner/name"})
+    write_atomically(run.folder.dataset_report, report.model_copy(update={"parts": (part,)}).model_dump_json())
+
+    (hub,) = query("list")["datasets"]
+    assert hub["rows"] == 118
+
+
+def pick(tab, source):
+    return tab._pick_own(EventData(None, {"pick": source}))
+
+
+def test_a_click_uses_a_dataset_of_this_person_alone(tab, faq, services):
+    assert pick(tab, "set:faq")["dataset"]["source"] == "set:faq"
+    version = f"set:faq@{faq.versions[0].name}"
+    assert pick(tab, version)["dataset"]["source"] == version
+    assert pick(tab, "now:set:faq") == {"dataset": {"source": "set:faq"}}
+    for name in ("set:other", "set:faq@0", "set:../faq"):
+        with pytest.raises(DatasetError):
+            pick(tab, name)
+    for name in ("/etc/passwd", "owner/name", "votes", ""):
+        assert pick(tab, name) == {}
+
+
+def test_a_dataset_of_the_hub_is_read_as_its_last_run_read_it(tab, services):
+    settings = {"dataset__subset": "main", "dataset__column_map": {"prompt": "q"}, "dataset__max_samples": 3}
+    write_run(services.runs, a_config(dataset__source="owner/name", **settings), InventedRun())
+    chosen = pick(tab, "owner/name")["dataset"]
+    assert (chosen["source"], chosen["subset"], chosen["column_map"]) == ("owner/name", "main", {"prompt": "q"})
+    assert chosen["max_samples"] is None
+
+
+def test_votes_and_uploads_are_used_and_downloaded(tab, query, services):
+    Votes(services.home).save(a_vote())
+    path = Path(pick(tab, "votes")["dataset"]["source"])
+    assert path.parent == services.home.uploads
+    assert pick(tab, str(path))["dataset"]["source"] == str(path)
+    for source in ("votes", str(path)):
+        answer = query("file", source=source)
+        assert answer["name"] == path.name
+        assert base64.b64decode(answer["content"]) == path.read_bytes()
+    for source in ("/etc/passwd", str(path.parent / ".." / "x"), "owner/name"):
+        assert "can be downloaded" in query("file", source=source)["error"]
+
+
+def test_a_set_is_renamed_and_a_name_in_use_is_refused(query, faq, services):
+    assert query("rename", name="faq", new_name="help") == {}
+    assert set_names(services.home) == ["help"]
+    assert "cannot be the name of a set" in query("rename", name="faq", new_name="../x")["error"]
+    assert "is the name of a set" in query("rename", name="faq", new_name="help")["error"]
 
 
 def test_the_open_file_becomes_a_set(query, services):
@@ -88,9 +164,8 @@ def test_tokens_are_those_of_what_is_typed(query, faq):
 
 def test_a_damaged_set_is_listed_and_deleted(query, faq, services):
     (faq.folder / "log.jsonl").write_text("<x>\n")
-    html = query("list")["html"]
-    assert "of the log of the set faq is not its operation" in html
-    assert "open:faq" not in html
+    (entry,) = query("list")["datasets"]
+    assert "of the log of the set faq is not its operation" in entry["problem"]
     assert query("delete", name="faq") == {}
     assert set_names(services.home) == []
 
@@ -104,7 +179,7 @@ def test_names_are_looked_up_and_a_guest_has_no_sets(query, faq, services, laid_
     assert set_names(home) == []
     part = data_sets.SetsPart.__new__(data_sets.SetsPart)
     part.services = guest
-    assert part.answer(json.dumps({"do": "list", "form": FORM}))["html"] == ""
+    assert part.answer(json.dumps({"do": "list", "form": FORM}))["datasets"] == []
     assert "error" in part.answer(json.dumps({"do": "make", "form": FORM}))
 
 
@@ -123,20 +198,6 @@ def test_a_file_or_a_sample_can_become_a_set(tab, source, openable):
     draft = tab.page.draft(values)
     draft.mapping["dataset"]["source"] = source
     assert json.loads(data_sets.render_form(draft))["openable"] == openable
-
-
-def test_operations_are_described_and_escaped():
-    entry = {"id": 1, "author": "<Ann>", "time": "2026-01-01T00:00:00Z", "version": "", "is_undone": False}
-    operations = (
-        ({"kind": "replace", "pattern": "<a>", "replacement": "b", "columns": ["x"]}, "replace pattern &lt;a&gt; replacement b columns x"),
-        ({"kind": "split", "rows": "1-4", "text": ""}, "split rows 1-4"),
-        ({"kind": "drop", "rows": "7", "text": "duplicates"}, "drop rows 7 text duplicates"),
-        ({"kind": "undo", "id": 3}, "undo id 3"),
-    )  # fmt: skip
-    for operation, text in operations:
-        html = render_log({"entries": [{**entry, "operation": operation}]})
-        assert text in html
-        assert "&lt;Ann&gt;" in html
 
 
 def ended(query, form=FORM):

@@ -43,14 +43,14 @@ def test_a_run_on_a_version_of_a_set_says_that_the_set_is_another_now(tab, servi
     make_set(home, tmp_path)
     version = newest(home)
     run = write_run(services.runs, a_config(dataset__source=f"set:faq@{version}"), InventedRun())
-    assert "is now at" not in describe(tab, run.id).details
+    assert "is now" not in describe(tab, run.id).details
 
     apply(home, {"kind": "exclude", "rows": "2"})
-    assert f"The set is now at version {newest(home)}." in describe(tab, run.id).details
+    assert f"The set is now set:faq@{newest(home)}." in describe(tab, run.id).details
 
     apply(home, {"kind": "undo", "id": 1})
     assert newest(home) == version
-    assert "is now at" not in describe(tab, run.id).details
+    assert "is now" not in describe(tab, run.id).details
     delete_set(set_folder(home, "faq"))
     assert f"set:faq@{version}" in describe(tab, run.id).details
 

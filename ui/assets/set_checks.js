@@ -8,18 +8,12 @@ const REMEDIES = {
 };
 let [poll, isChecking] = [0, false];
 
-const act = (pick, textContent, about, title = '') => {
-  const button = make('button', {type: 'button', className: 'link', textContent, title, ariaLabel: `${textContent}: ${about}`});
-  button.dataset.pick = pick;
-  return button;
-};
-const exampleOf = ({row, why, sample, other}) => make('div', {}, make('b', {textContent: `Row ${figure(row + 1)} `}), why, ...[sample, other].filter(Boolean).map((textContent) => make('span', {className: 'under', textContent})));
+const exampleOf = ({row, why, sample, other}) => make('div', {}, make('b', {textContent: `Row ${figure(row + 1)} `}), why, ...[sample, other].flatMap(under));
 const lineOfCheck = ({name, finds, rows, kinds, examples, below, counts}) => {
   const kind = Object.entries(kinds).map(([key, count]) => `${figure(count)} ${key}`).join(', ');
   const next = below.length ? [make('div', {className: 'count', textContent: 'Below the similarity, not found:'}), ...below.map(exampleOf)] : [];
   const remedies = ['exclude', 'held_out' in kinds ? 'hold_out' : 'best', 'mask'].filter((one) => counts[one]).map((one) => act(`remedy:${one}:${name}`, `${REMEDIES[one][0]} (${figure(counts[one])})`, name, REMEDIES[one][2]));
-  const cells = [[make('b', {textContent: name}), make('span', {className: 'under', textContent: finds})], [figure(rows), make('span', {className: 'under', textContent: kind})], [...examples.map(exampleOf), ...next], rows ? [act(`show:${name}`, 'Show', name), ...remedies] : ['–']];
-  return make('tr', {}, ...cells.map((cell, at) => { const node = make('td', {className: at === 1 ? 'r' : ''}, ...cell); node.dataset.label = ['Check', 'Rows', 'Examples', 'Actions'][at]; return node; }));
+  return [[[make('b', {textContent: name}), ...under(finds)], [figure(rows), ...under(kind)], [...examples.map(exampleOf), ...next], rows ? [act(`show:${name}`, 'Show', name), ...remedies] : '–']];
 };
 const drawFound = ({settings, source, version, checks: all = []}) => {
   for (const field of checks.querySelectorAll('[name]')) field.value = settings[field.name] ?? '';
@@ -29,8 +23,7 @@ const drawFound = ({settings, source, version, checks: all = []}) => {
   if (filled.length) states.append(make('optgroup', {label: 'found by a check'}, ...filled.map(({name}) => new Option(name, `check:${name}`))));
   states.value = chosen;
   find('.reports').hidden = !all.length;
-  const head = make('thead', {}, make('tr', {}, ...['Check', 'Rows', 'Examples', 'Actions'].map((textContent, at) => make('th', {textContent, className: at === 1 ? 'r' : ''}))));
-  const table = make('table', {className: 'plain cards', role: 'grid'}, head, make('tbody', {}, ...all.map(lineOfCheck)));
+  const table = tableOf(['Check', '#Rows', 'Examples', 'Actions'], all.map(lineOfCheck));
   const isOld = all.length && source.split('@')[1] !== version;
   found.replaceChildren(...(isOld ? [make('p', {className: 'small', textContent: `Version ${source.split('@')[1]} was checked; the set has changed since. Rows that were excluded or edited are left alone.`})] : []), ...(all.length ? [table] : []));
   if (last) found.querySelector(`[data-pick="${CSS.escape(last)}"]`)?.focus();

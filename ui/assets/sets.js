@@ -15,18 +15,12 @@ const ask = async (question, place = said) => {
   if (answer.error) place.innerHTML = answer.error;
   return answer.error ? null : answer;
 };
-const ofSet = (verb, more = {}) => ask({do: verb, name: set.name, ...more});
+const ofSet = (verb, more = {}) => ask({do: verb, name: set.name, version: set.version, ...more});
 const view = () => {
   const [state, check = ''] = find('.state').value.split('check:');
   return {text: find('.find').value, state, check, sort};
 };
 
-const drawList = async (isKnown = true) => {
-  const {dataset, openable} = JSON.parse(props.value), wanted = JSON.stringify([dataset?.source, openable]);
-  if (!element.parentElement.offsetParent || (isKnown && known === wanted)) return;
-  known = wanted;
-  list.innerHTML = (await ask({do: 'list'}))?.html ?? '';
-};
 const lineOf = (row, position, top) => {
   const states = STATES.filter((_, bit) => row.state >> bit & 1).join(', ') || 'kept';
   const parts = row.parts.flatMap(([name, text]) => [make('b', {textContent: name}), ` ${text} `]);
@@ -70,14 +64,15 @@ const drawRows = async () => {
   if (isOld) return drawRows();
 };
 const drawFromTop = () => { grid.scrollTop = cursor = anchor = 0; return drawRows(); };
-const drawLog = async () => { if (log.open && set) log.lastElementChild.innerHTML = (await ofSet('log'))?.html ?? ''; };
 const sortBy = (key) => {
   sort = key;
   for (const head of grid.querySelectorAll('[data-pick]')) head.parentElement.ariaSort = {[key]: 'ascending', [key.slice(1)]: 'descending'}[head.dataset.pick.slice(5)] ?? 'none';
 };
 const openSet = async (name) => {
   if (!leaveRow()) return;
-  set = {name, count: 0, total: 0, last: 0, columns: []};
+  set = {name, version: '', count: 0, total: 0, last: 0, columns: []};
+  [from.value, to.value, differences.textContent, find('.earlier').hidden] = ['', '', '', true];
+  open.classList.remove('read-only');
   find('.find').value = find('.state').value = '';
   forgetChecks();
   sortBy('row');
@@ -91,8 +86,9 @@ const openSet = async (name) => {
   grid.focus();
 };
 const closeSet = () => { [set, open.hidden, isDirty] = [null, true, false]; };
-const apply = async (operations, done, from = set.last, more = {}) => {
-  const answer = await ofSet('apply', {operations, since: from, ...more});
+const apply = async (operations, done, since = set.last, more = {}) => {
+  if (set.version) { said.textContent = 'An earlier version stays as it is. Show the newest to change rows.'; return false; }
+  const answer = await ofSet('apply', {operations, since, ...more});
   if (!answer) return false;
   [set.last, said.textContent] = [answer.last, `${done}. Version ${answer.version}`];
   if (JSON.parse(props.value).dataset.source === `set:${set.name}`) toPage('submit');
@@ -152,11 +148,6 @@ lines.onclick = (event) => {
   openRow(position);
 };
 
-const saveFile = (parts, name) => {
-  const link = make('a', {href: URL.createObjectURL(new Blob(parts)), download: name});
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 2000);
-};
 const replacement = () => ({kind: 'replace', pattern: form.pattern.value, replacement: form.replacement.value, is_regex: form.regex.checked, columns: [form.column.value].filter(Boolean)});
 const VERBS = {
   make: async () => {
@@ -166,32 +157,7 @@ const VERBS = {
   },
   open: openSet,
   close: () => { if (leaveRow()) { if (isChecking) VERBS['stop-checks'](); closeSet(); } },
-  delete: async (name) => { said.innerHTML = (await ask({do: 'question', name}))?.html ?? said.innerHTML; said.querySelector('button')?.focus(); },
-  'really-delete': async (name) => {
-    const isDone = await ask({do: 'delete', name});
-    if (isDone && set?.name === name) closeSet();
-    if (isDone) { said.textContent = `Deleted ${name}.`; drawList(false); }
-  },
-  dismiss: () => { said.textContent = ''; },
-  download: async (name) => {
-    const parts = [];
-    for (let first = 0; first !== null;) {
-      said.textContent = `Reading rows from ${figure(first + 1)} …`;
-      const answer = await ask({do: 'lines', name, first});
-      if (!answer) return;
-      first = parts.push(answer.text) && answer.next;
-    }
-    saveFile(parts, `${name}.jsonl`);
-    said.textContent = `Downloaded ${name}.jsonl.`;
-  },
   sort: (by) => { sortBy(sort === by ? `-${by}` : by); return drawFromTop(); },
-  undo: async (id) => { if (await apply([{kind: 'undo', id: Number(id)}], `Undid operation ${id}`)) drawChecks(); },
-  preview: async () => {
-    hits.textContent = 'Searching all rows …';
-    const wanted = JSON.stringify(replacement()), answer = await ofSet('hits', {operations: [replacement()]});
-    hits.innerHTML = answer?.html ?? '';
-    find('[data-pick=replace]').disabled = !answer?.count || wanted !== JSON.stringify(replacement());
-  },
   replace: async () => { if (await apply([replacement()], 'Replaced')) [hits.textContent, find('[data-pick=replace]').disabled] = ['', true]; },
 };
 for (const kind of Object.keys(DONE)) VERBS[kind] = () => markRows(kind);
@@ -203,7 +169,6 @@ trigger = (kind, detail) => {
 find('.find').oninput = find('.state').onchange = () => { clearTimeout(wait); wait = setTimeout(drawFromTop, 150); };
 form.onsubmit = (event) => { event.preventDefault(); VERBS.preview(); };
 form.oninput = () => { find('[data-pick=replace]').disabled = true; };
-log.ontoggle = drawLog;
 new IntersectionObserver(() => drawList()).observe(element);
 new ResizeObserver(drawRows).observe(grid);
 watch('value', () => { drawList(); drawTokens(); });

@@ -6,11 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from loratory.engine.config.run import SET_PREFIX, DatasetConfig, id_of_page
+from loratory.engine.config.run import DatasetConfig, id_of_page
 from loratory.engine.data.contract import DatasetColumns, DatasetPage
 from loratory.engine.data.files import DATA_ENDINGS
 from loratory.engine.data.source import SAMPLE_PREFIX
-from loratory.engine.data.workshop.sets import set_names
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome
 from loratory.ui.addresses import parse_address
@@ -98,7 +97,7 @@ class DataTab:
             self.samples.click(shown_as_message(_pick_sample), None, self._change, **SLOW),
             self.own.submit(shown_as_message(_take_path), self.own, self._change, **SLOW),
             self.upload.upload(shown_as_message(self._take_upload), self.upload, self._change, **SLOW),
-            self.sets.html.click(self._pick_set, None, self._change, **SLOW),
+            self.sets.html.click(shown_as_message(self._pick_own), None, self._change, **SLOW),
         ):
             self.open_after(page.change_after(chosen, self._change))
         if self.own_datasets is not None:
@@ -302,9 +301,11 @@ class DataTab:
         question = question_of(self.page.settings(values))
         return self.tokenizer.updates(question.model if question is not None else None, again=True)
 
-    def _pick_set(self, event: gr.EventData) -> dict[str, Any]:
-        name = picked_value(event).removeprefix(SET_PREFIX)
-        return with_source(f"{SET_PREFIX}{name}") if name in set_names(self.page.services.home) else {}
+    def _pick_own(self, event: gr.EventData) -> dict[str, Any]:
+        pick = picked_value(event)
+        settings = self.sets.settings_of(pick.removeprefix("now:"))
+        others = with_source("")["dataset"] if not pick.startswith("now:") else {}  # which a renamed set keeps
+        return {"dataset": others | settings} if settings else {}
 
     def _take_upload(self, file: str | None) -> dict[str, Any]:
         return with_source(str(self.page.services.transfers.keep_upload(Path(file)))) if file else {}

@@ -1,7 +1,9 @@
 """My datasets: sets on the Data tab, listed, made, edited and deleted; the inspector reads and changes them."""
 
+import base64
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,19 +14,24 @@ from loratory.engine.data.contract import CheckProgress, SetQuestion
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SourceOptions, path_of
 from loratory.engine.data.workshop.checks.settings import CheckSettings
-from loratory.engine.data.workshop.sets import delete_set, set_folder
+from loratory.engine.data.workshop.sets import delete_set, find_version, set_folder
+from loratory.engine.errors import DatasetError
+from loratory.engine.evaluation.used_datasets import VOTES, dataset_uses, list_datasets
+from loratory.engine.evaluation.votes import Votes
+from loratory.engine.quantities import size
 from loratory.engine.runs.disk import require_disk_space
 from loratory.engine.runs.names import last_part
-from loratory.engine.runs.store import set_uses
 from loratory.ui.backend.background import BackgroundWork, FunctionJob, WorkProgress, as_engine_error
 from loratory.ui.backend.dataset_checks import CheckQuestion, question_of
 from loratory.ui.components import late_script
 from loratory.ui.draft import Draft
 from loratory.ui.page import Page
 from loratory.ui.tabs.data_documents import answer_on_documents
-from loratory.ui.views import sets as view
 from loratory.ui.views.html import error_box, work_status
 from loratory.ui.views.rows import render_row
+
+_READ_AS = {"format", "column_map", "role_map", "subset", "split", "revision"}
+_MOST_FILE_BYTES = 64_000_000  # of a download
 
 
 class SetsPart:
@@ -40,7 +47,8 @@ class SetsPart:
 
         self.html = gr.HTML(
             "{}", elem_id="sets", visible=not page.services.home.is_guest, server_functions=[query],
-            html_template="", js_on_load=late_script("sets", "set_row", "set_checks", "documents", "pick"),
+            html_template="",
+            js_on_load=late_script("sets", "set_list", "set_row", "set_checks", "set_versions", "documents", "pick"),
         )  # fmt: skip
         page.on_draft(self.html, render_form)
 
@@ -50,6 +58,8 @@ class SetsPart:
         try:
             question = json.loads(text)
             form, do, name = question.pop("form"), question["do"], str(question.get("name"))
+            if do == "file":
+                return self._file(str(question["source"]))
             if do == "documents":
                 return answer_on_documents(self.services, question)
             if do == "tokens":
@@ -59,24 +69,42 @@ class SetsPart:
             if do == "delete":
                 delete_set(set_folder(home, name))
                 return {}
-            uses = set_uses(self.services.runs) if do in ("list", "question") else []
-            if do == "question":
-                return {"html": view.render_deletion(name, sorted({run for used, _, run in uses if used == name}))}
             if do == "make":
                 question["dataset"], path = form["dataset"], str(form["dataset"]["source"]).strip()
                 bytes_ = path_of(path, SourceOptions(home=home).access).stat().st_size
                 require_disk_space(home, home.owner, bytes_)
-            elif do == "apply":
+            elif do in ("apply", "rename"):
                 require_disk_space(home, home.owner)
             answer = self.services.inspector.sets(SetQuestion.model_validate(question))
             if do == "apply" and (changed := question_of(form)) is not None:
                 self.services.checks.forget(changed.dataset)
             if do == "list":
-                return {"html": view.render_sets(answer["sets"], uses, form)}
-            render = {"log": view.render_log, "hits": view.render_hits}.get(do)
-            return {**answer, "html": render(answer)} if render is not None else answer
+                return {"datasets": list_datasets(home, self.services.runs, answer["sets"])}
+            if do == "log":
+                answer["runs"] = dataset_uses(self.services.runs).get(f"{SET_PREFIX}{name}", {})
+            return answer
         except Exception as error:
             return {"error": error_box(as_engine_error(error))}
+
+    def settings_of(self, source: str) -> dict[str, Any]:
+        """Return the settings to train on a picked dataset of this person, as its last run read it; none for any other."""
+        home, runs = self.services.home, self.services.runs
+        if source.startswith(SET_PREFIX):
+            return {"source": source} if find_version(home, source) else {}
+        entry = next((entry for entry in list_datasets(home, runs, ()) if entry["source"] == source), None)
+        if entry is None or source == VOTES:
+            return {"source": str(Votes(home).snapshot()[0])} if entry else {}
+        used = [runs.get(run).folder.read_config().dataset for run in entry["runs"][-1:]]
+        settings = (dataset.model_dump(mode="json", include=_READ_AS) for dataset in used if dataset.source == source)
+        return {"source": source, **next(settings, {})}
+
+    def _file(self, source: str) -> dict[str, Any]:
+        """Return an upload, or the pairs of the votes, for a download."""
+        path = Path(self.settings_of(source).get("source", ""))
+        if path.parent != self.services.home.uploads or path.stat().st_size > _MOST_FILE_BYTES:
+            what = f"Only sets, votes and uploads of up to {size(_MOST_FILE_BYTES)} can be downloaded."
+            raise DatasetError(what, "Make a set of it, and download that.")
+        return {"name": path.name, "content": base64.b64encode(path.read_bytes()).decode()}
 
     def _check(self, name: str, question: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
         """Start, stop or follow the row checks of a set; return how they are doing, and what the last ones found."""

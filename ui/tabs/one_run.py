@@ -9,7 +9,7 @@ from gradio.components.base import Component
 from gradio.events import Dependency
 
 from loratory.engine.accounts.people import Action, may
-from loratory.engine.data.workshop.sets import newer_version
+from loratory.engine.data.workshop.sets import news_of_set
 from loratory.engine.errors import EngineError
 from loratory.engine.lab.rules import access_of, is_shared, set_shared
 from loratory.engine.runs.control import RunNotes, change_notes
@@ -154,8 +154,8 @@ class OneRunPart:
         reader, home = self.page.reader, self.page.services.home
         try:
             snapshot = reader.observe(run_id)
-            newer = newer_version(snapshot.config.dataset.source, home) if snapshot.config is not None else ""
-            facts = render_run_details(snapshot, reader.summary(run_id), read_electricity(home), newer)
+            news = news_of_set(snapshot.config.dataset.source, home) if snapshot.config is not None else ""
+            facts = render_run_details(snapshot, reader.summary(run_id), read_electricity(home), news)
             record = render_record(snapshot)
         except EngineError as error:
             hidden_parts = dict.fromkeys((self.continuing, self.delete, self.confirm.panel), HIDDEN)

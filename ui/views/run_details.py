@@ -24,8 +24,8 @@ from loratory.ui.views.run_table import when
 from loratory.ui.views.run_view import method_words, objective_entries
 
 
-def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Electricity, newer: str = "") -> str:
-    """Return facts beyond status and curves; `newer` is the version of its set now, where that is another one."""
+def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Electricity, news: str = "") -> str:
+    """Return facts beyond status and curves; `news` are those of its set."""
     config = snapshot.config
     of_config: list[tuple[str, str]] = []
     if config is not None:
@@ -35,7 +35,7 @@ def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Elec
             ("Model", escape(config.model.id + revision)),
             ("Method", escape(method_words(config))),
             *objective_entries(config),
-            ("Data", html.under(data, f"The set is now at version {newer}.") if newer else data),
+            ("Data", html.under(data, news) if news else data),
         ]
     speed = f", {row.tokens_per_second:,.0f} tokens/s" if row.tokens_per_second else ""
     entries = [

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.files import DATA_ENDINGS
-from loratory.engine.data.files.access import open_regular, shown_name
+from loratory.engine.data.files.access import open_regular
 from loratory.engine.data.hub import is_on_hub, require_hub_id
 from loratory.engine.data.passes.reader import DatasetReader, printable_names
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
@@ -22,7 +22,6 @@ from loratory.engine.errors import DatasetError, StorageError
 from loratory.engine.files import fsync_tree, sha256_of, write_atomically
 from loratory.engine.hub import DATASET
 from loratory.engine.paths import REFUSAL, LoratoryHome
-from loratory.engine.quantities import size
 
 _KEPT_SECONDS = 24 * 3600.0  # what is half-made or half-deleted
 
@@ -33,9 +32,7 @@ def add_set(
     """Make a set, reading all its rows once; `require_space` gets the bytes to copy, and refuses what is too much."""
     if home.is_guest:
         raise DatasetError(*REFUSAL)
-    if sets.NAME.fullmatch(name) is None or name in sets.set_names(home):
-        what = f"{shown_name(name, 40)!r} cannot be the name of a new set."
-        raise DatasetError(what, "Use up to 61 small letters, digits, dots, - and _ that no other set is called.")
+    sets.require_new_name(home, name)
     draft = home.datasets / f".new-{name}-{os.getpid()}"
     try:
         home.datasets.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,7 +60,7 @@ def add_set(
         write_atomically(draft / sets.FACTS, facts.model_dump_json(indent=1, exclude_defaults=True))
         write_atomically(draft / sets.LOG, b"")
         fsync_tree(draft)
-        draft.rename(home.datasets / name)
+        sets.move_to_name(home, draft, name)
     except OSError as error:
         what = f"The set {name} cannot be made ({error.strerror})."
         raise StorageError(what, "Free some space, or check the permissions of the Loratory home.") from error
@@ -77,11 +74,7 @@ def _copy(path: Path, folder: Path, require_space: Callable[[int], None]) -> Pat
     # Only the endings tell the kind of a file; the rest of its name may be anything.
     endings = [end for end in PurePath(path.name.lower()).suffixes[-2:] if end in (*DATA_ENDINGS, ".gz")]
     with open_regular(path) as file, (folder / f"rows{''.join(endings)}").open("xb") as target:
-        size_bytes, free = os.fstat(file.fileno()).st_size, shutil.disk_usage(folder).free
-        if size_bytes > free:
-            what = f"{shown_name(path.name)} has {size(size_bytes)}, and {size(free)} are free."
-            raise StorageError(what, "Free some space, or divide the file.")
-        require_space(size_bytes)
+        require_space(os.fstat(file.fileno()).st_size)
         shutil.copyfileobj(file, target)
         return Path(target.name)
 

@@ -3,7 +3,6 @@
 A set is a folder with `set.json`, `source/` with the copy of a file, and `log.jsonl`, to which operations are only added, one a line.
 """
 
-import contextlib
 import copy
 import hashlib
 import os
@@ -12,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ValidationError
@@ -34,9 +33,11 @@ from loratory.engine.errors import DatasetError, StorageError
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import FileLock
+from loratory.engine.processes.messages import JsonObject
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,60}")
 FACTS, LOG, SOURCE = "set.json", "log.jsonl", "source"  # in the folder of a set
+_LOCK, _FORMER = "lock", "former-names"  # there as well; the names of a set before it was renamed, one a line
 MAX_COLUMNS = 1000
 _VERSION_DIGITS = 12
 
@@ -55,17 +56,6 @@ class Version(NamedTuple):
 
     name: str
     last: int  # operation of the log; 0 for the untouched source
-
-
-class Step(NamedTuple):
-    """One operation in the history of a set; the first step is its source, which has none."""
-
-    id: int
-    version: str  # that it made; empty where it changed no row
-    author: str
-    time: datetime
-    operation: Operation | None
-    is_undone: bool
 
 
 def in_force(entries: Sequence[LogEntry]) -> list[LogEntry]:
@@ -161,8 +151,8 @@ def _problems(operation: Operation, entries: Sequence[LogEntry], facts: SetFacts
 class DataSet:
     """One set with its operations, as they are when it is opened; one that is damaged is a DatasetError."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.name, self.log = folder, folder.name, folder / LOG
+    def __init__(self, home: LoratoryHome, folder: Path) -> None:
+        self.home, self.folder, self.name, self.log = home, folder, folder.name, folder / LOG
         try:
             self.facts = SetFacts.model_validate_json((folder / FACTS).read_bytes())
             self.entries = self._read_log()
@@ -172,26 +162,22 @@ class DataSet:
         self.versions = versions_of(self.facts.fingerprint, self.entries)  # the last one is the newest
 
     def at(self, version: str) -> Self:
-        """Return the set as it was at a version, the newest for an empty name; none of that name is a DatasetError."""
-        for count in range(len(self.versions) if version else 0, 0, -1):
-            if self.versions[count - 1].name == version:
-                earlier = copy.copy(self)
-                earlier.versions = self.versions[:count]
-                earlier.entries = self.entries[: earlier.versions[-1].last]
-                return earlier
-        if not version:
-            return self
-        what = f"The set {self.name} has no version {shown_name(version, 40)}; the newest is {self.versions[-1].name}."
-        raise DatasetError(what, f"`loratory data show {self.name}` lists them.")
+        """Return the set as it was at a version, as it is for an empty name; none of that name is a DatasetError."""
+        last = (dict(self.versions) | {"": len(self.entries)}).get(version)
+        if last is None:
+            what = f"{self.name} has no version {shown_name(version, 40)}; the newest is {self.versions[-1].name}."
+            raise DatasetError(what, f"`loratory data show {self.name}` lists them.")
+        earlier = copy.copy(self)
+        earlier.entries = self.entries[:last]
+        earlier.versions = [entry for entry in self.versions if entry.last <= last]
+        return earlier
 
-    def history(self) -> list[Step]:
-        """Return the source and the operations on it, oldest first."""
-        left, versions = {entry.id for entry in in_force(self.entries)}, {last: name for name, last in self.versions}
-        steps = [Step(0, self.versions[0].name, self.facts.author, self.facts.created, None, is_undone=False)]
-        for entry in self.entries:
-            number, is_undone = entry.id, entry.id not in left
-            steps.append(Step(number, versions.get(number, ""), entry.author, entry.time, entry.operation, is_undone))
-        return steps
+    def history(self) -> list[JsonObject]:
+        """Return the source and the operations on it, oldest first, with the version that each made."""
+        left, versions = {0}.union(e.id for e in in_force(self.entries)), {last: name for name, last in self.versions}
+        source = {"id": 0, "author": self.facts.author, "time": self.facts.created.isoformat(), "operation": None}
+        steps = [source, *(entry.model_dump(mode="json") for entry in self.entries)]
+        return [{**s, "version": versions.get(s["id"], ""), "is_undone": s["id"] not in left} for s in steps]
 
     def copy(self) -> Path | None:
         """Return the copy of the source, None where the rows are on the Hub; one that has changed is a DatasetError."""
@@ -221,17 +207,22 @@ class DataSet:
 
     def append(self, operations: Sequence[Operation], *, since: int | None, author: str) -> list[LogEntry]:
         """Add operations, all or none; `since` is the last one that the author knew, None for the last one there is."""
-        with FileLock(self.log.with_name("lock"), makes_folder=False):
-            entries = self._read_log()
-            before, now = len(entries), datetime.now(UTC)
-            unknown = range(before if since is None else since, before)
-            for number, operation in enumerate(operations, 1):
-                if why := next(_problems(operation, entries, self.facts, unknown), ""):
-                    what = f"Operation {number:,} of {len(operations):,} ({operation.kind}) is refused: {why}."
-                    raise DatasetError(what, "Nothing was changed; correct it, then try again.")
-                entries.append(LogEntry(id=len(entries) + 1, author=author, time=now, operation=operation))
-            write_atomically(self.log, (entry.model_dump_json().encode() + b"\n" for entry in entries))
-        return entries[before:]
+        try:
+            with FileLock(self.folder / _LOCK, makes_folder=False):
+                entries = self._read_log()
+                before, now = len(entries), datetime.now(UTC)
+                unknown = range(before if since is None else since, before)
+                for number, operation in enumerate(operations, 1):
+                    if why := next(_problems(operation, entries, self.facts, unknown), ""):
+                        what = f"Operation {number:,} of {len(operations):,} ({operation.kind}) is refused: {why}."
+                        raise DatasetError(what, "Nothing was changed; correct it, then try again.")
+                    entries.append(LogEntry(id=len(entries) + 1, author=author, time=now, operation=operation))
+                write_atomically(self.log, (entry.model_dump_json().encode() + b"\n" for entry in entries))
+            return entries[before:]
+        except (OSError, StorageError):
+            if self.log.exists():
+                raise
+        return find_set(self.home, self.name).append(operations, since=since, author=author)  # it was renamed meanwhile
 
 
 def set_names(home: LoratoryHome) -> list[str]:
@@ -240,17 +231,65 @@ def set_names(home: LoratoryHome) -> list[str]:
     return sorted(path.name for path in names if NAME.fullmatch(path.name) and not path.is_symlink())
 
 
+def former_names(home: LoratoryHome) -> dict[str, str]:
+    """Return the names that sets had before they were renamed, with what each is called now."""
+    files = [(name, home.datasets / name / _FORMER) for name in set_names(home)]
+    return {former: name for name, file in files if file.is_file() for former in file.read_text().split()}
+
+
 def set_folder(home: LoratoryHome, name: str) -> Path:
-    """Return the folder of a person's set, also of a damaged one; none of that name is a DatasetError."""
-    if name not in set_names(home):
+    """Return the folder of the set that has this name or had it, also of a damaged one; none is a DatasetError."""
+    names = set_names(home)
+    if (now := name if name in names else former_names(home).get(name)) is None:
         what = f"The set {shown_name(name, 40)!r} does not exist."
         raise DatasetError(what, "`loratory data list` shows the sets; `loratory data add` makes one.")
-    return home.datasets / name
+    return home.datasets / now
 
 
 def find_set(home: LoratoryHome, name: str) -> DataSet:
     """Return a person's set; none of that name, or a damaged one, is a DatasetError."""
-    return DataSet(set_folder(home, name))
+    return DataSet(home, set_folder(home, name))
+
+
+def describe(home: LoratoryHome, name: str) -> JsonObject:
+    """Return a set as lists show it, a damaged one with its problem."""
+    try:
+        dataset = find_set(home, name)
+    except DatasetError as error:
+        return {"name": name, "problem": error.what}
+    facts = dataset.facts
+    return {
+        "name": name, "rows": facts.rows, "bytes": facts.copied_bytes, "version": dataset.versions[-1].name,
+        "operations": len(dataset.entries), "changed": dataset.history()[-1]["time"],
+        "made_of": PurePath(facts.dataset.source).name,
+    }  # fmt: skip
+
+
+def require_new_name(home: LoratoryHome, name: str, now: str = "") -> None:
+    """Raise a DatasetError where a new set, or the one that is called `now`, cannot get a name."""
+    if NAME.fullmatch(name) is None:
+        what = f"{shown_name(name, 40)!r} cannot be the name of a set."
+        raise DatasetError(what, "Use up to 61 small letters, digits, dots, - and _.")
+    if name in set_names(home) or former_names(home).get(name, now) != now:
+        what = f"{name} is the name of a set, or was: runs may name it so."
+        raise DatasetError(what, "Choose another name, or delete that set.")
+
+
+def move_to_name(home: LoratoryHome, folder: Path, name: str, now: str = "") -> None:
+    """Move a folder to where the set of that name is, unless another process took the name meanwhile."""
+    with FileLock(home.server / f"sets-{home.owner}.lock"):
+        require_new_name(home, name, now)
+        folder.rename(home.datasets / name)
+
+
+def rename_set(home: LoratoryHome, name: str, new_name: str) -> None:
+    """Rename a set, which is found by its former names too; a name that is in use is a DatasetError."""
+    folder = set_folder(home, name)
+    require_new_name(home, new_name, folder.name)
+    with FileLock(folder / _LOCK, makes_folder=False):
+        former = [old for old, now in former_names(home).items() if now == folder.name]
+        write_atomically(folder / _FORMER, "\n".join({*former, folder.name}))
+        move_to_name(home, folder, new_name, folder.name)
 
 
 def delete_set(folder: Path) -> None:
@@ -276,10 +315,10 @@ def pinned(source: str, home: LoratoryHome) -> str:
     return f"{SET_PREFIX}{dataset.name}@{dataset.versions[-1].name}"
 
 
-def newer_version(source: str, home: LoratoryHome) -> str:
-    """Return the name of a set's newest version where a dataset names an older one; empty for all else."""
-    name, at, version = source.partition("@")
-    with contextlib.suppress(DatasetError):  # it was deleted
-        if at and name.startswith(SET_PREFIX) and (newest := find_version(home, name).versions[-1].name) != version:
-            return newest
-    return ""
+def news_of_set(source: str, home: LoratoryHome) -> str:
+    """Return what a dataset is now, where it is a set that was renamed, changed or deleted; empty for all else."""
+    try:
+        now = pinned(source.partition("@")[0], home) if source.startswith(SET_PREFIX) else source
+    except DatasetError as error:
+        return error.what
+    return f"The set is now {now}." if now != source else ""

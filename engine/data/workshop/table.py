@@ -2,8 +2,10 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Mapping
 from itertools import groupby, product
+from operator import ne
 from pathlib import PurePath
 from typing import Any
 
@@ -19,6 +21,7 @@ from loratory.engine.data.records import Record, one_line, shared_length
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
 from loratory.engine.data.workshop import sets
 from loratory.engine.data.workshop.checks.base import CheckOutcome, RowCheckReport
+from loratory.engine.data.workshop.exchange import add_set
 from loratory.engine.data.workshop.operations import Edit, Editor, Mark, Mask, Operation, Replace, rows_text
 from loratory.engine.errors import DatasetError
 from loratory.engine.files import read_model, write_atomically
@@ -26,8 +29,8 @@ from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.processes.messages import JsonObject
 from loratory.engine.quantities import size
 
-_MOST_SETS, _MOST_BYTES = 2, 256 << 20  # that are held; each text is there twice
-_MOST_HITS, _MOST_ENTRIES, _MOST_SHOWN = 20, 100, 200  # of a preview, of a log, and rows of a window
+_MOST_SETS, _MOST_BYTES = 3, 256 << 20  # that are held; each text is there twice
+_MOST_HITS, _MOST_STEPS, _MOST_SHOWN = 20, 100, 200  # of changes, of a history, and rows of a window
 _MOST_LINES = 2000  # of one part of a download
 _CELL, _PARTS = 160, 6  # characters of a part of a row, and parts of it that are shown
 _REPORT, _MOST_EXAMPLES = "checks.json", 3  # of the last checks, in a set's folder; and findings in a summary
@@ -102,6 +105,9 @@ class _Rows:
         return order[np.argsort(-keys if question.sort.startswith("-") else keys, kind="stable")]
 
 
+_Marked = tuple[_Rows, NDArray[np.uint8]]  # with the state of each
+
+
 class SetTables:
     """Answers questions about the sets of one person; holds the rows of the last ones."""
 
@@ -112,9 +118,13 @@ class SetTables:
 
     def answer(self, question: SetQuestion) -> Generator[CheckProgress | None, None, JsonObject]:
         """Answer a question, yielding regularly to other work; raises DatasetError, StorageError."""
-        if question.do in ("list", "make"):
-            names = sets.set_names(self._home)
-            return {"sets": list(map(self._entry, names))} if question.do == "list" else self._make(question.dataset)
+        if question.do == "make":
+            return self._make(question.dataset)
+        if question.do == "list":
+            return {"sets": [sets.describe(self._home, name) for name in sets.set_names(self._home)]}
+        if question.do == "rename":
+            sets.rename_set(self._home, question.name, question.new_name)
+            return {}
         dataset = sets.find_set(self._home, question.name)
         if question.do == "check":
             from loratory.engine.data.workshop.checks.run import row_check_steps  # which loads a model of languages
@@ -122,8 +132,8 @@ class SetTables:
             source = f"{SET_PREFIX}{dataset.name}@{dataset.versions[-1].name}"
             config = question.dataset.model_copy(update={"source": source, "mix": {}})
             report = yield from row_check_steps(config, self._options, question.settings, seed=question.seed)
-            write_atomically(dataset.folder / _REPORT, report.model_dump_json())
             dataset = sets.find_set(self._home, question.name)
+            write_atomically(dataset.folder / _REPORT, report.model_dump_json())
         has_report = question.check or question.do in ("check", "found", "report")
         report = (read_model(dataset.folder / _REPORT, RowCheckReport) if has_report else None) or RowCheckReport()
         remedy = [_remedy(dataset, report, question)] if question.remedy else []
@@ -137,13 +147,14 @@ class SetTables:
             dataset = sets.find_set(self._home, question.name)
         about = {"last": len(dataset.entries), "version": dataset.versions[-1].name, "rows_in_set": dataset.facts.rows}
         if question.do in ("apply", "log"):
-            return {**about, "entries": _log(dataset)}
+            return {**about, "steps": _log(dataset, question)}
         if question.do in ("check", "found", "report"):
             return {**about, **_findings(dataset, report, is_whole=question.do == "report")}
-        rows = yield from self._rows(dataset)
+        rows, marks = yield from self._rows(dataset, question.version)
         if question.do == "hits":
             return (yield from _hits(rows, operations))
-        marks = rows.marks([entry.operation for entry in sets.in_force(dataset.entries)])
+        if question.do == "changes":
+            return _changes((rows, marks), (yield from self._rows(dataset, question.other)), question)
         if question.do == "lines":
             # As an export writes them, a part at a time.
             end = min(question.first + _MOST_LINES, len(marks))
@@ -164,11 +175,11 @@ class SetTables:
         columns = sorted({*dataset.facts.columns, *(name for _, edit in rows.editor.edits.values() for name in edit)})
         return {**about, "count": len(chosen), "rows": window, "columns": columns[:100]}
 
-    def _rows(self, dataset: sets.DataSet) -> Generator[None, None, _Rows]:
-        """Return the rows as they are now."""
-        changes = [e.operation for e in sets.in_force(dataset.entries) if not isinstance(e.operation, Mark)]
-        editor, key = Editor(changes, dataset.facts.rows), f"{dataset.name} {dataset.facts.created}"
-        rows = self._held.pop(key, None)
+    def _rows(self, dataset: sets.DataSet, version: str) -> Generator[None, None, _Marked]:
+        """Return the rows as they are at a version, or as they are now, with their states."""
+        operations = [entry.operation for entry in sets.in_force(dataset.at(version).entries)]
+        editor = Editor([o for o in operations if not isinstance(o, Mark)], dataset.facts.rows)
+        rows = self._held.pop(key := f"{dataset.name} {dataset.facts.created} {version}", None)
         if rows is None or rows.editor.replacements != editor.replacements:
             rows = _Rows(SetRows(dataset, self._options), editor)
             yield from rows.read()
@@ -176,24 +187,10 @@ class SetTables:
         self._held[key] = rows
         while len(self._held) > _MOST_SETS:
             del self._held[next(iter(self._held))]
-        return rows
-
-    def _entry(self, name: str) -> JsonObject:
-        try:
-            dataset = sets.find_set(self._home, name)
-        except DatasetError as error:
-            return {"name": name, "problem": error.what}
-        facts, changed = dataset.facts, [entry.time for entry in dataset.entries[-1:]] or [dataset.facts.created]
-        return {
-            "name": name, "rows": facts.rows, "bytes": facts.copied_bytes, "version": dataset.versions[-1].name,
-            "operations": len(dataset.entries), "changed": changed[0].timestamp(),
-            "source": PurePath(facts.dataset.source).name,
-        }  # fmt: skip
+        return rows, rows.marks(operations)
 
     def _make(self, config: DatasetConfig) -> JsonObject:
         """Make a set of a file or a sample, with a name of its own."""
-        from loratory.engine.data.workshop.exchange import add_set  # reads the Hub's library
-
         path_of(config.source.strip(), self._options.access)  # which may allow less than the person's
         stem = re.sub(r"[^a-z0-9._-]+", "-", PurePath(config.source.rpartition(":")[2]).name.split(".")[0].lower())
         stem, names = stem.strip("-._")[:50] or "rows", sets.set_names(self._home)
@@ -218,8 +215,8 @@ def _findings(dataset: sets.DataSet, report: RowCheckReport, *, is_whole: bool) 
 
 def _rows_to_change(dataset: sets.DataSet, report: RowCheckReport, check: CheckOutcome) -> dict[str, list[int]]:
     """Return the rows that each remedy changes: none that is excluded now, or was edited since the check."""
-    versions = {f"{SET_PREFIX}{dataset.name}@{version.name}": version.last for version in dataset.versions}
-    entries, last = sets.in_force(dataset.entries), versions.get(report.source, 0)
+    versions = {version.name: version.last for version in dataset.versions}
+    entries, last = sets.in_force(dataset.entries), versions.get(report.source.rpartition("@")[2], 0)
     editor = Editor([entry.operation for entry in entries], dataset.facts.rows)
     late = [entry.operation for entry in entries if entry.id > last]
     editor.excluded[[operation.row - 1 for operation in late if isinstance(operation, Edit)]] = True
@@ -276,20 +273,37 @@ def _hits(rows: _Rows, operations: list[Operation]) -> Generator[None, None, Jso
     return {"count": count, "hits": hits}
 
 
-def _difference(before: Any, after: Any) -> dict[str, str]:
-    """Return the first text that differs, from a little before the difference."""
-    while not isinstance(before, str):
-        names = before if isinstance(before, Mapping) else range(len(before))
-        name = next(name for name in names if before[name] != after[name])
-        before, after = before[name], after[name]
-    start = max(0, shared_length(before, after) - 40)
-    return {"before": one_line(before[start:], _CELL), "after": one_line(after[start:], _CELL)}
+def _changes(before: _Marked, after: _Marked, question: SetQuestion) -> JsonObject:
+    """Return how many rows differ between two versions, and some of them; `(held out)` is a column of each."""
+    texts = np.fromiter(map(ne, before[0].texts, after[0].texts), np.bool_)
+    was, now = before[1] & 3, after[1] & 3  # excluded, held out
+    differs = [was & now & 1, was & 1, now & 1, texts | (was != now)]
+    kinds = np.select([part.astype(np.bool_) for part in differs], ["", "added", "gone", "changed"], "")
+    rows, hits = np.flatnonzero(kinds), list[JsonObject]()
+    for row in rows[question.first : question.first + min(question.count, _MOST_HITS)].tolist():
+        pair = (table.value(row) | {"(held out)": bool(marks[row] & 2)} for table, marks in (before, after))
+        values = ("" if marks[row] & 1 else value for value, (_, marks) in zip(pair, (before, after), strict=True))
+        hits.append({"row": row + 1, "kind": str(kinds[row]), **_difference(*values)})
+    return {"count": len(rows), "kinds": Counter(kinds[rows].tolist()), "hits": hits}
 
 
-def _log(dataset: sets.DataSet) -> list[JsonObject]:
-    """Return the last operations, the newest first; an edit without its row's content."""
-    entries = []
-    for step in dataset.history()[: -_MOST_ENTRIES - 1 : -1]:
-        operation = step.operation and step.operation.model_dump(mode="json", exclude={"record", "values"})
-        entries.append({**step._asdict(), "time": step.time.isoformat(), "operation": operation or {}})
-    return entries
+def _difference(before: Any, after: Any, column: str = "") -> JsonObject:
+    """Return the first text that differs, from a little before the difference, and the column that has it."""
+    parts, others = (dict(enumerate(v)) if isinstance(v, list) else v for v in (before, after))
+    if isinstance(parts, Mapping) and isinstance(others, Mapping) and parts.keys() == others.keys():
+        name = next(name for name in parts if [parts[name]] != [others[name]])
+        return _difference(parts[name], others[name], column or str(name))
+    texts = [
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        for value in (before, after)
+    ]
+    start = max(0, shared_length(*texts) - 40)
+    return {"column": column, "before": one_line(texts[0][start:], _CELL), "after": one_line(texts[1][start:], _CELL)}
+
+
+def _log(dataset: sets.DataSet, question: SetQuestion) -> list[JsonObject]:
+    """Return steps of the history, the newest first; an edit without its row's content."""
+    steps = dataset.history()[::-1][question.first : question.first + min(question.count, _MOST_STEPS)]
+    for operation in (step["operation"] or {} for step in steps):
+        operation.pop("record", None), operation.pop("values", None)
+    return steps

@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,19 +17,22 @@ from loratory.engine.data.passes.page import find_row, read_page, search_rows
 from loratory.engine.data.passes.prepare import prepare_dataset
 from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.source import SetRows, SourceOptions, open_source
+from loratory.engine.data.workshop import sets
 from loratory.engine.data.workshop.exchange import add_set, compare_versions, export_version
 from loratory.engine.data.workshop.sets import (
     delete_set,
     find_set,
     find_version,
+    news_of_set,
     pinned,
+    rename_set,
     set_folder,
     set_names,
 )
 from loratory.engine.errors import DatasetError, StorageError
 from tests.data.checks import check_dataset, write_rows
 from tests.data.families import shared_tokenizer
-from tests.data.workshop.made_sets import ROWS, apply, make_set, newest, read
+from tests.data.workshop.made_sets import ROWS, apply, make_set, newest, operation, read
 
 EVERYTHING = (
     {"kind": "exclude", "rows": "2,7"},
@@ -248,7 +253,7 @@ def test_a_damaged_set_is_named_and_can_be_deleted(home, tmp_path, damage):
 
     with pytest.raises(DatasetError, match="faq cannot be read"):
         find_set(home, "faq")
-    with pytest.raises(DatasetError, match="cannot be the name of a new set"):
+    with pytest.raises(DatasetError, match="faq is the name of a set"):
         make_set(home, tmp_path)
     assert set_names(home) == ["faq"]
     delete_set(set_folder(home, "faq"))
@@ -275,3 +280,77 @@ def test_what_a_killed_process_left_is_swept_after_a_day(home, tmp_path):
     make_set(home, tmp_path, name="other")
 
     assert sorted(path.name for path in home.datasets.iterdir()) == [".new-young-1", "faq", "other"]
+
+
+def test_a_renamed_set_is_found_by_every_name_that_it_had(home, tmp_path):
+    make_set(home, tmp_path)
+    apply(home, {"kind": "exclude", "rows": "1"})
+    run = pinned("set:faq", home)
+
+    rename_set(home, "faq", "help")
+    rename_set(home, "faq", "support")
+
+    assert set_names(home) == ["support"]
+    assert pinned(run, home) == run.replace("faq", "support")
+    assert list(read(home, run)) == list(read(home, "set:help")) == [2, 3, 4, 5, 6, 7, 8]
+    assert news_of_set(run, home) == f"The set is now {run.replace('faq', 'support')}."
+    rename_set(home, "support", "faq")
+    assert news_of_set(run, home) == ""
+    assert find_set(home, "support").name == "faq"
+    delete_set(set_folder(home, "help"))
+    assert "does not exist" in news_of_set(run, home)
+    assert news_of_set("sample:lab-chats", home) == ""
+
+
+def test_a_name_that_a_set_has_or_had_is_refused(home, tmp_path):
+    make_set(home, tmp_path)
+    make_set(home, tmp_path, name="other")
+    rename_set(home, "faq", "help")
+
+    for name in ("faq", "help", "other"):
+        with pytest.raises(DatasetError, match=f"{name} is the name of a set, or was"):
+            make_set(home, tmp_path, name=name)
+    for name in ("faq", "help", "other"):
+        with pytest.raises(DatasetError, match=f"{name} is the name of a set, or was"):
+            rename_set(home, "other", name)
+    for name in BAD_NAMES:
+        with pytest.raises(DatasetError, match="cannot be the name of a set"):
+            rename_set(home, "other", name)
+    with pytest.raises(DatasetError, match="does not exist"):
+        rename_set(home, "third", "new")
+    assert set_names(home) == ["help", "other"]
+    delete_set(set_folder(home, "help"))
+    make_set(home, tmp_path, name="faq")
+
+
+def test_a_process_that_was_killed_while_it_renamed_leaves_the_set_as_it_was(home, tmp_path, monkeypatch):
+    make_set(home, tmp_path)
+    monkeypatch.setattr(sets, "move_to_name", lambda *_: os._exit(0))
+    process = multiprocessing.get_context("fork").Process(target=rename_set, args=(home, "faq", "help"))
+    process.start()
+    process.join()
+    monkeypatch.undo()
+
+    assert set_names(home) == ["faq"]
+    rename_set(home, "faq", "help")
+    assert find_set(home, "faq").name == "help"
+
+
+def test_operations_that_arrive_while_a_set_is_renamed_are_all_added(home, tmp_path):
+    make_set(home, tmp_path)
+    opened = find_set(home, "faq")
+
+    def edit(number):
+        opened.append([operation(kind="note", rows="1", text=str(number))], since=None, author="ann")
+
+    def rename(name):
+        rename_set(home, "faq", name)
+
+    with ThreadPoolExecutor(4) as threads:
+        edits = [threads.submit(edit, number) for number in range(30)]
+        names = [threads.submit(rename, f"name-{number}") for number in range(5)]
+        for work in (*edits, *names):
+            work.result()
+
+    texts = sorted(int(entry.operation.text) for entry in find_set(home, "faq").entries)
+    assert texts == list(range(30))

@@ -94,7 +94,8 @@ def test_states_follow_the_log(query, name):
     change(query, name, kind="undo", id=1)
     assert numbers(query("rows", name=name, state="flagged")) == []
     assert numbers(query("rows", name=name, state="excluded")) == []
-    assert [entry["is_undone"] for entry in query("log", name=name)["entries"]] == [False] * 5 + [True, False]
+    assert [step["is_undone"] for step in query("log", name=name)["steps"]] == [False] * 5 + [True, False]
+    assert [step["id"] for step in query("log", name=name, first=4)["steps"]] == [2, 1, 0]
 
 
 def test_an_edit_and_its_undo_change_the_text(query, name):
@@ -109,11 +110,49 @@ def test_a_replacement_is_counted_before_it_is_made(query, name):
     operation = {"kind": "replace", "pattern": r"Question (\d)", "is_regex": True, "replacement": r"\1 asked"}
     answer = query("hits", name=name, operations=[operation])
     assert answer["count"] == 9
-    assert answer["hits"][0] == {"row": 1, "before": "Question 1?", "after": "1 asked?"}
+    assert answer["hits"][0] == {"row": 1, "column": "instruction", "before": "Question 1?", "after": "1 asked?"}
     plain = {"kind": "replace", "pattern": "Question 5", "replacement": "Q", "columns": ["instruction"]}
     assert query("hits", name=name, operations=[plain])["count"] == 1
     change(query, name, **operation)
     assert numbers(query("rows", name=name, text="5 asked?")) == [5]
+
+
+def test_versions_are_compared_and_shown(query, name):
+    before = query("log", name=name)["version"]
+    change(query, name, kind="exclude", rows="4")
+    answer = {"instruction": "Question 3?", "output": ["Ännswer 3", {"more": 1.5}]}
+    between = query("log", name=name)["version"]
+    for operation in (
+        {"kind": "include", "rows": "4"},
+        {"kind": "exclude", "rows": "5"},
+        {"kind": "edit", "row": 3, "record": answer},
+        {"kind": "edit", "row": 6, "record": {"instruction": "Question 6!", "output": "x"}},
+        {"kind": "split", "rows": "7"},
+    ):
+        change(query, name, **operation)
+    answer = query("changes", name=name, version=between)
+    assert (answer["count"], answer["kinds"]) == (5, {"changed": 3, "added": 1, "gone": 1})
+    rows = {row["row"]: row for row in answer["hits"]}
+    assert (rows[4]["kind"], rows[4]["before"], rows[4]["after"][:16]) == ("added", "", '{"instruction": ')
+    assert (rows[5]["kind"], rows[5]["after"]) == ("gone", "")
+    assert (rows[6]["column"], rows[6]["before"], rows[6]["after"]) == ("instruction", "Question 6?", "Question 6!")
+    assert (rows[7]["column"], rows[7]["before"], rows[7]["after"]) == ("(held out)", "false", "true")
+    assert rows[3]["after"] == '["Ännswer 3", {"more": 1.5}]'
+    assert [row["row"] for row in query("changes", name=name, version=between, first=3, count=1)["hits"]] == [6]
+    assert query("changes", name=name, version=before, other=before)["count"] == 0
+
+    assert numbers(query("rows", name=name, version=between, state="excluded")) == [4]
+    assert query("row", name=name, version=before, row=6)["record"]["instruction"] == "Question 6?"
+    assert query("row", name=name, row=6)["record"]["instruction"] == "Question 6!"
+    with pytest.raises(DatasetError, match="has no version x"):
+        query("changes", name=name, version="x")
+
+
+def test_a_set_is_renamed_and_its_checks_stay(query, name, home):
+    assert query("check", name=name)["rows"] == 10
+    assert query("rename", name=name, new_name="rows") == {}
+    assert query("found", name=name)["rows"] == 10
+    assert [entry["name"] for entry in query("list")["sets"]] == ["rows"]
 
 
 def test_a_conflict_and_a_wrong_operation_change_nothing(query, name, home):
