@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path, PurePath
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ValidationError
 
@@ -139,8 +139,6 @@ def _problems(operation: Operation, entries: Sequence[LogEntry], facts: SetFacts
             builds_on_it = entry.id > target.id and target.operation.kind in BUILDS_ON.get(entry.operation.kind, ())
             if builds_on_it and (rows := shared_rows(*(rows_of(e.operation, entries) for e in (entry, target)))):
                 yield f"operation {entry.id} builds on it in row {rows}; undo that one first"
-    if not 0 <= unknown.start <= unknown.stop:
-        yield f"its author names operation {unknown.start}, and the last one is {unknown.stop}"
     for entry in (entries[at] for at in unknown):
         is_remark = {entry.operation.kind, operation.kind}.intersection(REMARKS)
         if not is_remark and shared_rows(rows_of(operation, entries), rows_of(entry.operation, entries)):
@@ -173,10 +171,11 @@ class DataSet:
         return earlier
 
     def history(self) -> list[JsonObject]:
-        """Return the source and the operations on it, oldest first, with the version that each made."""
+        """Return the source and the operations on it, oldest first, with the version that each made; without contents of rows."""
         left, versions = {0}.union(e.id for e in in_force(self.entries)), {last: name for name, last in self.versions}
         source = {"id": 0, "author": self.facts.author, "time": self.facts.created.isoformat(), "operation": None}
-        steps = [source, *(entry.model_dump(mode="json") for entry in self.entries)]
+        contents: Any = {"operation": {"record", "values"}}
+        steps = [source, *(entry.model_dump(mode="json", exclude=contents) for entry in self.entries)]
         return [{**s, "version": versions.get(s["id"], ""), "is_undone": s["id"] not in left} for s in steps]
 
     def copy(self) -> Path | None:
@@ -285,7 +284,6 @@ def move_to_name(home: LoratoryHome, folder: Path, name: str, now: str = "") -> 
 def rename_set(home: LoratoryHome, name: str, new_name: str) -> None:
     """Rename a set, which is found by its former names too; a name that is in use is a DatasetError."""
     folder = set_folder(home, name)
-    require_new_name(home, new_name, folder.name)
     with FileLock(folder / _LOCK, makes_folder=False):
         former = [old for old, now in former_names(home).items() if now == folder.name]
         write_atomically(folder / _FORMER, "\n".join({*former, folder.name}))

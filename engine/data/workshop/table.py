@@ -147,7 +147,8 @@ class SetTables:
             dataset = sets.find_set(self._home, question.name)
         about = {"last": len(dataset.entries), "version": dataset.versions[-1].name, "rows_in_set": dataset.facts.rows}
         if question.do in ("apply", "log"):
-            return {**about, "steps": _log(dataset, question)}
+            end = question.first + min(question.count, _MOST_STEPS)
+            return {**about, "steps": dataset.history()[::-1][question.first : end]}
         if question.do in ("check", "found", "report"):
             return {**about, **_findings(dataset, report, is_whole=question.do == "report")}
         rows, marks = yield from self._rows(dataset, question.version)
@@ -299,11 +300,3 @@ def _difference(before: Any, after: Any, column: str = "") -> JsonObject:
     ]
     start = max(0, shared_length(*texts) - 40)
     return {"column": column, "before": one_line(texts[0][start:], _CELL), "after": one_line(texts[1][start:], _CELL)}
-
-
-def _log(dataset: sets.DataSet, question: SetQuestion) -> list[JsonObject]:
-    """Return steps of the history, the newest first; an edit without its row's content."""
-    steps = dataset.history()[::-1][question.first : question.first + min(question.count, _MOST_STEPS)]
-    for operation in (step["operation"] or {} for step in steps):
-        operation.pop("record", None), operation.pop("values", None)
-    return steps
