@@ -15,7 +15,7 @@ from loratory.engine.commands.output import AsJson, confirm, own_runs, print_res
 from loratory.engine.config.run import SET_PREFIX
 from loratory.engine.data.source import SetRows, SourceOptions
 from loratory.engine.data.workshop import sets
-from loratory.engine.data.workshop.operations import Operation, Undo
+from loratory.engine.data.workshop.operations import Operation
 from loratory.engine.errors import DatasetError
 from loratory.engine.evaluation.used_datasets import dataset_uses, list_datasets
 from loratory.engine.paths import LoratoryHome, local_owner, typed_path
@@ -73,22 +73,18 @@ def rename(
 @data_group.command()
 def edit(
     name: SetName,
-    apply: Annotated[
-        Path | None, typer.Option("--apply", exists=True, dir_okay=False, help="Operations, one JSON a line.")
-    ] = None,
-    undo: Annotated[list[int] | None, typer.Option("--undo", min=1, help="Undo this operation, by its number.")] = None,
+    apply: Annotated[Path, typer.Option("--apply", exists=True, dir_okay=False, help="Operations, one JSON a line.")],
     since: Annotated[int | None, typer.Option("--since", min=0, help="The last operation that you know of.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add operations to a set, and undo others: all of them, or none. An undo can be undone in turn."""
+    """Add operations to a set, such as the undo of another one: all of them, or none."""
     operations: list[Operation] = []
     try:
-        for line in apply.read_bytes().splitlines() if apply is not None else ():
+        for line in apply.read_bytes().splitlines():
             operations.append(TypeAdapter[Operation](Operation).validate_json(line))
     except ValidationError as error:
-        what = f"Line {len(operations) + 1:,} of the file is not an operation: {sets.reason(error)}."
+        what = f"Line {len(operations) + 1:,} of {apply.name} is not an operation: {sets.reason(error)}."
         raise DatasetError(what, "Nothing was changed; correct the line, then apply the file again.") from error
-    operations += [Undo(kind="undo", id=number) for number in undo or ()]
     home = LoratoryHome.from_environment()
     owner = home.owner or local_owner()
     require_disk_space(home, owner)

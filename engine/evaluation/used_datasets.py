@@ -37,10 +37,8 @@ def dataset_uses(runs: RunStore) -> dict[str, dict[str, list[str]]]:
 
 def list_datasets(home: LoratoryHome, runs: RunStore, sets: Iterable[JsonObject]) -> list[JsonObject]:
     """Return the datasets of a person with rows, bytes and the runs that used each, as far as known; `sets` are described."""
-    uses, datasets = (
-        dataset_uses(runs),
-        [{"kind": "set", "source": f"{SET_PREFIX}{entry['name']}", **entry} for entry in sets],
-    )
+    uses = dataset_uses(runs)
+    datasets = [{"kind": "set", "source": f"{SET_PREFIX}{entry['name']}", **entry} for entry in sets]
     if not home.is_guest and (votes := len(pairs_of_votes(Votes(home).read()).rows)):
         datasets.append({"kind": "votes", "source": VOTES, "name": "Votes", "rows": votes})
     for path in sorted(home.uploads.glob("*"))[:_MOST] if not home.is_guest else ():

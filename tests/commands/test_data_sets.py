@@ -62,7 +62,7 @@ def test_the_documented_operations_can_be_applied_listed_and_undone(run, query, 
     assert answer["version"] == query("show", "faq")["version"]
     assert answer["version"] in run("show", "faq")
     assert [step["id"] for step in query("show", "faq")["history"] if step["is_undone"]] == [5]
-    undone = query("edit", "faq", "--undo", 1)
+    undone = query("edit", "faq", "--apply", write(tmp_path / "undo.jsonl", {"kind": "undo", "id": 1}))
     assert undone["version"] != answer["version"]
 
 
@@ -97,8 +97,8 @@ def test_a_damaged_set_is_listed_with_what_is_wrong_and_the_others_as_ever(run, 
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("{", "Line 2 of the file is not an operation"),
-        ('{"kind": "exclude", "rows": "x"}', "Line 2 of the file is not an operation: rows: rows are written as"),
+        ("{", "Line 2 of o.jsonl is not an operation"),
+        ('{"kind": "exclude", "rows": "x"}', "Line 2 of o.jsonl is not an operation: rows: rows are written as"),
         ('{"kind": "exclude", "rows": "999"}', "row 999 does not exist; the set has 354"),
     ],
 )

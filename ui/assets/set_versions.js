@@ -42,7 +42,7 @@ const drawChanges = async (first = 0) => {
   if (!answer) { differences.textContent = ''; return; }
   const kinds = Object.entries(answer.kinds).map(([kind, count]) => `${figure(count)} ${kind}`).join(', ');
   const heading = make('p', {className: 'small', textContent: answer.count ? `${figure(answer.count)} ${answer.count === 1 ? 'row differs' : 'rows differ'}: ${kinds}.` : 'No row differs.'});
-  differences.replaceChildren(heading, ...(answer.count ? [hitsOf(answer.hits)] : []), ...pagerOf('changes', first, PAGE, answer.count));
+  differences.replaceChildren(heading, ...pagerOf('changes', first, PAGE, answer.count), ...(answer.count ? [hitsOf(answer.hits)] : []));
 };
 Object.assign(VERBS, {
   undo: async (id) => { if (await apply([{kind: 'undo', id: Number(id)}], `Undid operation ${id}`)) drawChecks(); },

@@ -305,7 +305,7 @@ class DataTab:
         pick = picked_value(event)
         settings = self.sets.settings_of(pick.removeprefix("now:"))
         others = with_source("")["dataset"] if not pick.startswith("now:") else {}  # which a renamed set keeps
-        return {"dataset": others | settings} if settings else {}
+        return {"dataset": others | settings}
 
     def _take_upload(self, file: str | None) -> dict[str, Any]:
         return with_source(str(self.page.services.transfers.keep_upload(Path(file)))) if file else {}

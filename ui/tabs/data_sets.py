@@ -14,7 +14,7 @@ from loratory.engine.data.contract import CheckProgress, SetQuestion
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SourceOptions, path_of
 from loratory.engine.data.workshop.checks.settings import CheckSettings
-from loratory.engine.data.workshop.sets import delete_set, find_version, set_folder
+from loratory.engine.data.workshop.sets import delete_set, set_folder
 from loratory.engine.errors import DatasetError
 from loratory.engine.evaluation.used_datasets import VOTES, dataset_uses, list_datasets
 from loratory.engine.evaluation.votes import Votes
@@ -87,22 +87,17 @@ class SetsPart:
             return {"error": error_box(as_engine_error(error))}
 
     def settings_of(self, source: str) -> dict[str, Any]:
-        """Return the settings to train on a picked dataset of this person, as its last run read it; none for any other."""
-        home, runs = self.services.home, self.services.runs
-        if source.startswith(SET_PREFIX):
-            return {"source": source} if find_version(home, source) else {}
-        entry = next((entry for entry in list_datasets(home, runs, ()) if entry["source"] == source), None)
-        if entry is None or source == VOTES:
-            return {"source": str(Votes(home).snapshot()[0])} if entry else {}
-        used = [runs.get(run).folder.read_config().dataset for run in entry["runs"][-1:]]
+        """Return the settings to train on a dataset of the list, as its last run read it; checked like a typed path."""
+        runs, source = self.services.runs, str(Votes(self.services.home).snapshot()[0]) if source == VOTES else source
+        used = (runs.get(run).folder.read_config().dataset for run in dataset_uses(runs)[source][""][-1:])
         settings = (dataset.model_dump(mode="json", include=_READ_AS) for dataset in used if dataset.source == source)
         return {"source": source, **next(settings, {})}
 
     def _file(self, source: str) -> dict[str, Any]:
         """Return an upload, or the pairs of the votes, for a download."""
-        path = Path(self.settings_of(source).get("source", ""))
-        if path.parent != self.services.home.uploads or path.stat().st_size > _MOST_FILE_BYTES:
-            what = f"Only sets, votes and uploads of up to {size(_MOST_FILE_BYTES)} can be downloaded."
+        path = self.services.home.uploads / Path(self.settings_of(source)["source"]).name
+        if not path.is_file() or path.stat().st_size > _MOST_FILE_BYTES:
+            what = f"{path.name} is not an upload, or has more than {size(_MOST_FILE_BYTES)}."
             raise DatasetError(what, "Make a set of it, and download that.")
         return {"name": path.name, "content": base64.b64encode(path.read_bytes()).decode()}
 

@@ -1,6 +1,6 @@
 """The operations on a set: to add one, write its class and name it in `Operation`.
 
-Rows are numbered by the untouched source, so operations commute unless one builds on another. In JSON, numbers count from 1.
+Rows are numbered by the untouched source, and operations in force apply in their order. In JSON, numbers count from 1.
 """
 
 import re
@@ -18,10 +18,6 @@ from loratory.engine.errors import DatasetError
 
 REPLACE_SECONDS, REPLACE_LETTERS = 2.0, 8 * MAX_ROW_BYTES  # of computing and of new text, in one row
 _RANGE = re.compile(r"\s*([1-9]\d{0,15})\s*(?:-\s*([1-9]\d{0,15})\s*)?")
-# Kinds that cannot be undone while a later operation of this kind has some of their rows.
-BUILDS_ON = {
-    "edit": ("edit",), "exclude": ("include",), "drop": ("include",), "include": ("exclude", "drop"), "flag": ("flag",),
-}  # fmt: skip
 REMARKS = ("flag", "note")  # kinds that change no row and make no version
 
 RowRanges = tuple[tuple[int, int], ...]  # sorted, apart: first row, and the one after the last, from 0
@@ -102,9 +98,7 @@ class Mark(_Operation, frozen=True):
 
     kind: Literal["exclude", "drop", "include", "split", "flag", "note"]
     rows: Rows
-    text: str = Field(
-        default="", max_length=10_000
-    )  # the name of the check, the flag, or the note; no flag where it is empty
+    text: str = Field(default="", max_length=10_000)  # the name of the check, the flag (none where empty), or the note
 
     def apply(self, editor: Editor) -> None:
         marks = editor.held_out if self.kind == "split" else editor.excluded
@@ -135,7 +129,8 @@ class Replace(_Operation, frozen=True):
 
     def replace_in(self, record: Mapping[str, Any], row: int) -> Mapping[str, Any]:
         """Return a row with the text replaced, or the same object; taking too long or growing too much is a DatasetError."""
-        pattern, ends, left = self._compiled(), time.process_time() + REPLACE_SECONDS, REPLACE_LETTERS
+        pattern = regex.compile(self.pattern if self.is_regex else regex.escape(self.pattern))  # which it caches
+        ends, left = time.process_time() + REPLACE_SECONDS, REPLACE_LETTERS
 
         def expand(match: regex.Match[str]) -> str:
             nonlocal left
@@ -160,9 +155,6 @@ class Replace(_Operation, frozen=True):
             what = f"Replacing {one_line(self.pattern)} {why} in row {row + 1:,}."
             raise DatasetError(what, "Undo that operation of the set, and write a simpler pattern.") from None
         return {**record, **changes} if any(changes[name] != record[name] for name in changes) else record
-
-    def _compiled(self) -> regex.Pattern[str]:
-        return regex.compile(self.pattern if self.is_regex else regex.escape(self.pattern))  # which it caches
 
 
 class Mask(_Operation, frozen=True):

@@ -20,7 +20,6 @@ from loratory.engine.config.run import SET_PREFIX, DatasetConfig
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.records import MAX_ROW_BYTES, Record, one_line
 from loratory.engine.data.workshop.operations import (
-    BUILDS_ON,
     REMARKS,
     Edit,
     Operation,
@@ -131,14 +130,8 @@ def _problems(operation: Operation, entries: Sequence[LogEntry], facts: SetFacts
             for name in operation.columns
             if name not in columns
         )
-    if isinstance(operation, Undo):
-        left, target = in_force(entries), entries[operation.id - 1]
-        if target not in left:
-            yield f"operation {operation.id} is undone already"
-        for entry in reversed(left):
-            builds_on_it = entry.id > target.id and target.operation.kind in BUILDS_ON.get(entry.operation.kind, ())
-            if builds_on_it and (rows := shared_rows(*(rows_of(e.operation, entries) for e in (entry, target)))):
-                yield f"operation {entry.id} builds on it in row {rows}; undo that one first"
+    if isinstance(operation, Undo) and entries[operation.id - 1] not in in_force(entries):
+        yield f"operation {operation.id} is undone already"
     for entry in (entries[at] for at in unknown):
         is_remark = {entry.operation.kind, operation.kind}.intersection(REMARKS)
         if not is_remark and shared_rows(rows_of(operation, entries), rows_of(entry.operation, entries)):
@@ -247,7 +240,13 @@ def set_folder(home: LoratoryHome, name: str) -> Path:
 
 def find_set(home: LoratoryHome, name: str) -> DataSet:
     """Return a person's set; none of that name, or a damaged one, is a DatasetError."""
-    return DataSet(home, set_folder(home, name))
+    folder = set_folder(home, name)
+    try:
+        return DataSet(home, folder)
+    except DatasetError:
+        if folder.exists():
+            raise
+    return find_set(home, name)  # it was renamed meanwhile
 
 
 def describe(home: LoratoryHome, name: str) -> JsonObject:

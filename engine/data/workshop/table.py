@@ -276,15 +276,14 @@ def _hits(rows: _Rows, operations: list[Operation]) -> Generator[None, None, Jso
 
 def _changes(before: _Marked, after: _Marked, question: SetQuestion) -> JsonObject:
     """Return how many rows differ between two versions, and some of them; `(held out)` is a column of each."""
-    texts = np.fromiter(map(ne, before[0].texts, after[0].texts), np.bool_)
-    was, now = before[1] & 3, after[1] & 3  # excluded, held out
-    differs = [was & now & 1, was & 1, now & 1, texts | (was != now)]
-    kinds = np.select([part.astype(np.bool_) for part in differs], ["", "added", "gone", "changed"], "")
+    (_, was), (_, now) = before, after
+    differs = np.fromiter(map(ne, before[0].texts, after[0].texts), np.bool_) | ((was ^ now) & 2 > 0)
+    kinds = np.select([was & now & 1 > 0, was & 1 > 0, now & 1 > 0, differs], ["", "added", "gone", "changed"], "")
     rows, hits = np.flatnonzero(kinds), list[JsonObject]()
     for row in rows[question.first : question.first + min(question.count, _MOST_HITS)].tolist():
-        pair = (table.value(row) | {"(held out)": bool(marks[row] & 2)} for table, marks in (before, after))
-        values = ("" if marks[row] & 1 else value for value, (_, marks) in zip(pair, (before, after), strict=True))
-        hits.append({"row": row + 1, "kind": str(kinds[row]), **_difference(*values)})
+        texts = (table.value(row) | {"(held out)": bool(marks[row] & 2)} for table, marks in (before, after))
+        old, new = ("" if marks[row] & 1 else text for text, marks in zip(texts, (was, now), strict=True))
+        hits.append({"row": row + 1, "kind": str(kinds[row]), **_difference(old, new)})
     return {"count": len(rows), "kinds": Counter(kinds[rows].tolist()), "hits": hits}
 
 
