@@ -202,3 +202,56 @@ def test_rows_that_a_check_found_are_shown_excluded_and_brought_back(page, servi
         page.get_by_role("button", name="Markdown").click()
     assert download.value.suggested_filename == "repeats-checks.md"
     assert "## duplicates: 2 exact" in download.value.path().read_text()
+
+
+def test_a_set_is_renamed_in_place_and_the_draft_follows(page, services):
+    open_tab(page, "Data")
+    page.locator("#sets tr[data-pick='set:other']").click()
+    expect(page.locator("#dataset-summary")).to_contain_text("set:other")
+    open_set(page, "other")
+    page.locator("#sets [data-pick=rename]").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.type("few")
+    page.keyboard.press("Enter")
+    expect(page.locator("#sets .said")).to_contain_text("few is the name of a set")
+    page.locator("#sets [data-pick=rename]").click()
+    page.keyboard.press("Escape")
+    expect(page.locator("#sets .set h3").first).to_have_text("other")
+    page.locator("#sets [data-pick=rename]").click()
+    page.keyboard.type("another")
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#sets .set h3").first).to_have_text("another")
+    expect(page.locator("#sets [data-pick=rename]")).to_be_focused()
+    expect(page.locator("#dataset-summary")).to_contain_text("set:another")
+    expect(page.locator("#sets tr.chosen")).to_contain_text("another")
+    assert find_set(services.home, "other").name == "another"
+    row(page, 1).locator("span").first.click()
+    page.keyboard.press("e")
+    expect(row(page, 1)).to_contain_text("excluded")
+
+
+def test_versions_are_compared_seen_and_trained_on(page, services):
+    dataset = find_set(services.home, "few")
+    dataset.append(
+        [Edit(kind="edit", row=5, record={"instruction": "<b>New</b>?", "output": "x"})], since=None, author="Ben"
+    )
+    dataset.append([Mark(kind="exclude", rows="7")], since=None, author="Ben")
+    before, after = find_set(services.home, "few").versions[-3].name, find_set(services.home, "few").versions[-1].name
+    open_set(page, "few")
+    page.locator("#sets .log").evaluate("log => { log.open = true; }")
+    page.locator(f"#sets [data-pick='compare:{before}']").first.click()
+
+    expect(page.locator("#sets .changes")).to_contain_text("2 rows differ: 1 changed, 1 gone.")
+    expect(page.locator("#sets .changes ins")).to_have_text("<b>New</b>?")
+    expect(page.locator("#sets .changes del").last).to_contain_text("Question 7?")
+    assert barriers(page) == []
+    page.locator(f"#sets [data-pick='rows-of:{before}']").first.click()
+    expect(row(page, 7)).to_contain_text("kept")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("e")
+    expect(page.locator("#sets .said")).to_contain_text("An earlier version stays as it is")
+    page.locator("#sets [data-pick='rows-of:']").click()
+    expect(row(page, 7)).to_contain_text("excluded")
+    page.locator(f"#sets [data-pick='set:few@{after}']").click()
+    expect(page.locator("#dataset-summary")).to_contain_text(f"set:few@{after}")

@@ -83,7 +83,7 @@ const openSet = async (name) => {
   form.column.replaceChildren(new Option('all columns', ''), ...set.columns.map((column) => new Option(column)));
   drawLog();
   drawChecks();
-  grid.focus();
+  if (!open.contains(document.activeElement)) grid.focus();
 };
 const closeSet = () => { [set, open.hidden, isDirty] = [null, true, false]; };
 const apply = async (operations, done, since = set.last, more = {}) => {
