@@ -1,6 +1,5 @@
 """`loratory data`: sets, which are datasets with versions and edits."""
 
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from loratory.engine.commands.output import AsJson, confirm, own_runs, print_res
 from loratory.engine.config.run import SET_PREFIX
 from loratory.engine.data.source import SetRows, SourceOptions
 from loratory.engine.data.workshop import sets
+from loratory.engine.data.workshop.exchange import add_set, compare_versions, export_version
 from loratory.engine.data.workshop.operations import Operation
 from loratory.engine.errors import DatasetError
 from loratory.engine.evaluation.used_datasets import dataset_uses, list_datasets
@@ -41,8 +41,6 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Make a set, which keeps a copy of a file or a sample; a dataset on the Hub is pinned to its commit."""
-    from loratory.engine.data.workshop.exchange import add_set
-
     home, config = LoratoryHome.from_environment(), dataset_config(source, settings)
     owner = home.owner or local_owner()
     dataset = add_set(home, name, config, author=owner, require_space=lambda b: require_disk_space(home, owner, b))
@@ -100,10 +98,8 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON value for each row, on a line of its own.")] = False,
 ) -> None:
     """Show which rows came, changed and went from one version of a set to another."""
-    from loratory.engine.data.workshop.exchange import compare_versions
-
     for change in compare_versions(_open(f"{name}@{before}"), _open(f"{name}@{after}")):  # a set may not fit in memory
-        report(change._asdict(), as_json)
+        report(change, as_json)
 
 
 @data_group.command()
@@ -113,8 +109,6 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a version to a file, which trains as the version does."""
-    from loratory.engine.data.workshop.exchange import export_version
-
     rows = _open(name)
     export_version(rows, typed_path(to))
     report({"version": rows.name, "file": str(to)}, as_json)
@@ -127,9 +121,8 @@ def delete(
     """Remove a set with its source and all versions."""
     folder = sets.set_folder(LoratoryHome.from_environment(), name)
     runs = list(chain(*dataset_uses(own_runs()).get(f"{SET_PREFIX}{folder.name}", {}).values()))
-    if runs:
-        print(f"Runs that used it, and cannot be resumed without it: {', '.join(runs)}.", file=sys.stderr)
-    confirm(f"This removes the set {folder.name} and all of its versions.", yes=yes)
+    used = f" Runs that used it, and cannot be resumed without it: {', '.join(runs)}." if runs else ""
+    confirm(f"This removes the set {folder.name} and all of its versions.{used}", yes=yes)
     sets.delete_set(folder)
     report({"name": folder.name, "runs": runs}, as_json)
 

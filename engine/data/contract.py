@@ -350,9 +350,8 @@ class SetQuestion(BaseModel, frozen=True):
         "list", "make", "rename", "rows", "numbers", "row", "apply", "hits", "changes", "log", "lines", "check", "found", "report"
     ]  # fmt: skip
     name: str = Field(default="", max_length=100)
-    new_name: str = Field(default="", max_length=100)
     version: str = Field(default="", max_length=100)  # as it is where empty; changes are those from it to the other
-    other: str = Field(default="", max_length=100)
+    other: str = Field(default="", max_length=100)  # version; or the new name
     text: str = Field(default="", max_length=1000)  # that rows hold, in any case
     state: Literal["", "kept", "excluded", "held_out", "flagged", "edited"] = ""
     sort: Literal["row", "-row", "characters", "-characters"] = "row"

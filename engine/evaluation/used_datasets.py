@@ -17,21 +17,20 @@ from loratory.engine.runs.store import RunStore
 
 VOTES = "votes"  # as a source: what `Votes.snapshot` makes
 _SECTION = re.compile(r"^dataset:\n((?: .*\n)*)", re.MULTILINE)
-_MOST = 200  # uploads, and datasets of the Hub
+_MOST = 200  # uploads
 
 
 def dataset_uses(runs: RunStore) -> dict[str, dict[str, list[str]]]:
     """Return the runs that used each dataset by its version, oldest first; sets by their names of now, and all else without versions."""
     uses: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    names = former_names(runs.home)
+    names = {f"{SET_PREFIX}{old}": f"{SET_PREFIX}{now}" for old, now in former_names(runs.home).items()}
     for run_id in reversed(runs.ids()):
         with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
             section = _SECTION.search((runs.folder / run_id / "config.yaml").read_text(encoding="utf-8"))
             settings = yaml.load(section[1], yaml.CSafeLoader) if section else {"source": "-"}
             for source in (settings["source"], *(settings.get("mix") or ())):
-                name, _, version = source.removeprefix(SET_PREFIX).partition("@")
-                is_set = source.startswith(SET_PREFIX)
-                uses[SET_PREFIX + names.get(name, name) if is_set else source][version * is_set].append(run_id)
+                name, _, version = source.partition("@") if source.startswith(SET_PREFIX) else (source, "", "")
+                uses[names.get(name, name)][version].append(run_id)
     return uses
 
 
@@ -43,8 +42,7 @@ def list_datasets(home: LoratoryHome, runs: RunStore, sets: Iterable[JsonObject]
         datasets.append({"kind": "votes", "source": VOTES, "name": "Votes", "rows": votes})
     for path in sorted(home.uploads.glob("*"))[:_MOST] if not home.is_guest else ():
         datasets.append({"kind": "upload", "source": str(path), "name": path.name, "bytes": path.stat().st_size})
-    hub = [source for source in reversed(uses) if is_on_hub(source)][:_MOST]
-    datasets += ({"kind": "hub", "source": source, "name": source} for source in hub)
+    datasets += ({"kind": "hub", "source": name, "name": name} for name in filter(is_on_hub, reversed(uses)))
     for entry in datasets:
         entry["runs"] = sorted({run for part in uses.get(entry["source"], {}).values() for run in part})
         if "rows" not in entry and entry["runs"]:

@@ -121,10 +121,10 @@ def test_votes_and_uploads_are_used_and_downloaded(tab, query, services):
 
 
 def test_a_set_is_renamed_and_a_name_in_use_is_refused(query, faq, services):
-    assert query("rename", name="faq", new_name="help") == {}
+    assert query("rename", name="faq", other="help") == {}
     assert set_names(services.home) == ["help"]
-    assert "cannot be the name of a set" in query("rename", name="faq", new_name="../x")["error"]
-    assert "is the name of a set" in query("rename", name="faq", new_name="help")["error"]
+    assert "cannot be the name of a set" in query("rename", name="faq", other="../x")["error"]
+    assert "is the name of a set" in query("rename", name="faq", other="help")["error"]
 
 
 def test_the_open_file_becomes_a_set(query, services):

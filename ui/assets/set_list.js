@@ -89,7 +89,7 @@ Object.assign(VERBS, {
       const wanted = box.value.trim();
       box.replaceWith(title);
       if (saves) find('[data-pick=rename]').focus();
-      if (!saves || wanted === name || !await ask({do: 'rename', name, new_name: wanted})) return;
+      if (!saves || wanted === name || !await ask({do: 'rename', name, other: wanted})) return;
       [set.name, title.textContent, said.textContent] = [wanted, wanted, `Renamed ${name} to ${wanted}. Runs find it by both names.`];
       const [source, version] = JSON.parse(props.value).dataset.source?.split('@') ?? [];
       if (source === `set:${name}`) toPage('click', {pick: `now:set:${wanted}${version ? `@${version}` : ''}`});

@@ -7,9 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
-
-from huggingface_hub import HfApi
+from typing import Any
 
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.files import DATA_ENDINGS
@@ -42,6 +40,8 @@ def add_set(
         draft.mkdir(mode=0o700)
         source, size_bytes = config.source.strip(), None
         if is_on_hub(source):
+            from huggingface_hub import HfApi  # takes long
+
             with DATASET.explain_errors(require_hub_id(source), config.revision):
                 info = HfApi().dataset_info(source, revision=config.revision, timeout=20.0)
             config = config.model_copy(update={"revision": info.sha})
@@ -79,16 +79,8 @@ def _copy(path: Path, folder: Path, require_space: Callable[[int], None]) -> Pat
         return Path(target.name)
 
 
-class RowChange(NamedTuple):
-    """A row that differs between two versions, by the columns that differ."""
-
-    row: int  # from 1
-    before: dict[str, Any] | None  # None where it was left out
-    after: dict[str, Any] | None
-
-
-def compare_versions(before: SetRows, after: SetRows) -> Iterator[RowChange]:
-    """Yield the rows that differ between two versions of one set, in order, in one pass over its source."""
+def compare_versions(before: SetRows, after: SetRows) -> Iterator[dict[str, Any]]:
+    """Yield number, before and after of the rows that differ between two versions of one set: None, or the columns that differ."""
     for source in filter(None, before.untouched.records()):
         records = [rows.editor.apply(source) for rows in (before, after)]
         old, new = ({**(r.value or {}), "(held out)": r.is_held_out} if r is not None else None for r in records)
@@ -97,7 +89,7 @@ def compare_versions(before: SetRows, after: SetRows) -> Iterator[RowChange]:
             names = [name for name in old | new if [old.get(name, ...)] != [new.get(name, ...)]]
             old, new = ({name: values[name] for name in names if name in values} for values in (old, new))
         if old != new:
-            yield RowChange(source.row + 1, old, new)
+            yield {"row": source.row + 1, "before": old, "after": new}
 
 
 def export_version(rows: SetRows, target: Path) -> None:

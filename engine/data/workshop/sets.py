@@ -124,12 +124,8 @@ def _problems(operation: Operation, entries: Sequence[LogEntry], facts: SetFacts
     if isinstance(operation, Replace) and facts.columns:
         edits = (entry.operation.record for entry in entries if isinstance(entry.operation, Edit))
         columns = dict.fromkeys(chain(facts.columns, *edits))
-        names = one_line(", ".join(columns), 300)
-        yield from (
-            f"no row has the column {one_line(name)!r}; the columns are {names}"
-            for name in operation.columns
-            if name not in columns
-        )
+        for name in [name for name in operation.columns if name not in columns]:
+            yield f"no row has the column {one_line(name)!r}; the columns are {one_line(', '.join(columns), 300)}"
     if isinstance(operation, Undo) and entries[operation.id - 1] not in in_force(entries):
         yield f"operation {operation.id} is undone already"
     for entry in (entries[at] for at in unknown):
@@ -159,8 +155,7 @@ class DataSet:
             what = f"{self.name} has no version {shown_name(version, 40)}; the newest is {self.versions[-1].name}."
             raise DatasetError(what, f"`loratory data show {self.name}` lists them.")
         earlier = copy.copy(self)
-        earlier.entries = self.entries[:last]
-        earlier.versions = [entry for entry in self.versions if entry.last <= last]
+        earlier.entries, earlier.versions = self.entries[:last], [v for v in self.versions if v.last <= last]
         return earlier
 
     def history(self) -> list[JsonObject]:

@@ -30,7 +30,7 @@ from loratory.engine.processes.messages import JsonObject
 from loratory.engine.quantities import size
 
 _MOST_SETS, _MOST_BYTES = 3, 256 << 20  # that are held; each text is there twice
-_MOST_HITS, _MOST_STEPS, _MOST_SHOWN = 20, 100, 200  # of changes, of a history, and rows of a window
+_MOST_HITS, _MOST_SHOWN = 20, 200  # of changes, and lines of a window
 _MOST_LINES = 2000  # of one part of a download
 _CELL, _PARTS = 160, 6  # characters of a part of a row, and parts of it that are shown
 _REPORT, _MOST_EXAMPLES = "checks.json", 3  # of the last checks, in a set's folder; and findings in a summary
@@ -78,8 +78,7 @@ class _Rows:
 
     def value(self, row: int) -> dict[str, Any]:
         """Return a row; an unreadable one has no columns."""
-        value: dict[str, Any] = json.loads(self.texts[row] or b"{}")
-        return value
+        return dict(json.loads(self.texts[row] or b"{}"))
 
     def marks(self, operations: list[Operation]) -> NDArray[np.uint8]:
         """Return the state of each row, as bits of `_STATES`."""
@@ -123,7 +122,7 @@ class SetTables:
         if question.do == "list":
             return {"sets": [sets.describe(self._home, name) for name in sets.set_names(self._home)]}
         if question.do == "rename":
-            sets.rename_set(self._home, question.name, question.new_name)
+            sets.rename_set(self._home, question.name, question.other)
             return {}
         dataset = sets.find_set(self._home, question.name)
         if question.do == "check":
@@ -147,8 +146,7 @@ class SetTables:
             dataset = sets.find_set(self._home, question.name)
         about = {"last": len(dataset.entries), "version": dataset.versions[-1].name, "rows_in_set": dataset.facts.rows}
         if question.do in ("apply", "log"):
-            end = question.first + min(question.count, _MOST_STEPS)
-            return {**about, "steps": dataset.history()[::-1][question.first : end]}
+            return {**about, "steps": dataset.history()[::-1][question.first :][: min(question.count, _MOST_SHOWN)]}
         if question.do in ("check", "found", "report"):
             return {**about, **_findings(dataset, report, is_whole=question.do == "report")}
         rows, marks = yield from self._rows(dataset, question.version)
@@ -194,7 +192,7 @@ class SetTables:
         """Make a set of a file or a sample, with a name of its own."""
         path_of(config.source.strip(), self._options.access)  # which may allow less than the person's
         stem = re.sub(r"[^a-z0-9._-]+", "-", PurePath(config.source.rpartition(":")[2]).name.split(".")[0].lower())
-        stem, names = stem.strip("-._")[:50] or "rows", sets.set_names(self._home)
+        stem, names = stem.strip("-._")[:50] or "rows", {*sets.set_names(self._home), *sets.former_names(self._home)}
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(names) + 3))) if n not in names)
         chosen = config.model_dump(exclude={"train_on", "eval_fraction", "max_samples", "mix"})
         add_set(self._home, name, DatasetConfig(**chosen), author=self._author, require_space=lambda _: None)
@@ -289,13 +287,11 @@ def _changes(before: _Marked, after: _Marked, question: SetQuestion) -> JsonObje
 
 def _difference(before: Any, after: Any, column: str = "") -> JsonObject:
     """Return the first text that differs, from a little before the difference, and the column that has it."""
-    parts, others = (dict(enumerate(v)) if isinstance(v, list) else v for v in (before, after))
-    if isinstance(parts, Mapping) and isinstance(others, Mapping) and parts.keys() == others.keys():
-        name = next(name for name in parts if [parts[name]] != [others[name]])
-        return _difference(parts[name], others[name], column or str(name))
-    texts = [
-        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        for value in (before, after)
-    ]
+    parts = [dict(enumerate(value)) if isinstance(value, list) else value for value in (before, after)]
+    for name in {**parts[0], **parts[1]} if all(isinstance(part, Mapping) for part in parts) else ():
+        pair = [part.get(name, "") for part in parts]
+        if pair[:1] != pair[1:]:
+            return _difference(*pair, column or str(name))
+    texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in (before, after)]
     start = max(0, shared_length(*texts) - 40)
     return {"column": column, "before": one_line(texts[0][start:], _CELL), "after": one_line(texts[1][start:], _CELL)}

@@ -19,6 +19,7 @@ from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.source import SetRows, SourceOptions, open_source
 from loratory.engine.data.workshop import sets
 from loratory.engine.data.workshop.exchange import add_set, compare_versions, export_version
+from loratory.engine.data.workshop.operations import Mark
 from loratory.engine.data.workshop.sets import (
     delete_set,
     find_set,
@@ -228,7 +229,7 @@ def test_two_versions_are_compared_row_by_row(home, tmp_path):
     apply(home, {"kind": "include", "rows": "2"}, {"kind": "edit", "row": 3, "record": answer})
     apply(home, {"kind": "exclude", "rows": "8"}, {"kind": "split", "rows": "5"})
 
-    changes = [tuple(change) for change in compare_versions(before, open_rows(home, "set:faq"))]
+    changes = [tuple(change.values()) for change in compare_versions(before, open_rows(home, "set:faq"))]
 
     assert changes == [
         (2, None, {**ROWS[1], "(held out)": False}),
@@ -352,5 +353,6 @@ def test_operations_that_arrive_while_a_set_is_renamed_are_all_added(home, tmp_p
         for work in (*edits, *names):
             work.result()
 
-    texts = sorted(int(entry.operation.text) for entry in find_set(home, "faq").entries)
+    operations = [entry.operation for entry in find_set(home, "faq").entries]
+    texts = sorted(int(each.text) for each in operations if isinstance(each, Mark))
     assert texts == list(range(30))

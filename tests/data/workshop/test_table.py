@@ -148,11 +148,13 @@ def test_versions_are_compared_and_shown(query, name):
         query("changes", name=name, version="x")
 
 
-def test_a_set_is_renamed_and_its_checks_stay(query, name, home):
+def test_a_set_is_renamed_and_its_checks_stay(query, name, tmp_path):
     assert query("check", name=name)["rows"] == 10
-    assert query("rename", name=name, new_name="rows") == {}
+    assert query("rename", name=name, other="rows") == {}
     assert query("found", name=name)["rows"] == 10
     assert [entry["name"] for entry in query("list")["sets"]] == ["rows"]
+    source = tmp_path / "My rows (1).jsonl"
+    assert query("make", dataset=DatasetConfig(source=str(source)))["name"] == f"{name}-2"
 
 
 def test_a_conflict_and_a_wrong_operation_change_nothing(query, name, home):
