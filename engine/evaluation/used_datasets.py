@@ -43,6 +43,7 @@ def list_datasets(home: LoratoryHome, runs: RunStore, sets: Iterable[JsonObject]
     for path in sorted(home.uploads.glob("*"))[:_MOST] if not home.is_guest else ():
         datasets.append({"kind": "upload", "source": str(path), "name": path.name, "bytes": path.stat().st_size})
     datasets += ({"kind": "hub", "source": name, "name": name} for name in filter(is_on_hub, reversed(uses)))
+    uses[VOTES][""] = [run for name in [*uses] if name.startswith(f"{home.uploads}/votes-") for run in uses[name][""]]
     for entry in datasets:
         entry["runs"] = sorted({run for part in uses.get(entry["source"], {}).values() for run in part})
         if "rows" not in entry and entry["runs"]:

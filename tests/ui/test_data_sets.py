@@ -112,6 +112,8 @@ def test_votes_and_uploads_are_used_and_downloaded(tab, query, services):
     path = Path(pick(tab, "votes")["dataset"]["source"])
     assert path.parent == services.home.uploads
     assert pick(tab, str(path))["dataset"]["source"] == str(path)
+    run = write_run(services.runs, a_config(dataset__source=str(path)), InventedRun())
+    assert [entry["runs"] for entry in query("list")["datasets"]] == [[run.id]] * 2
     for source in ("votes", str(path)):
         answer = query("file", source=source)
         assert answer["name"] == path.name
