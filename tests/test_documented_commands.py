@@ -58,7 +58,7 @@ NEEDS = {
     "loratory people": "a lab; tests/commands has one",
     "loratory train quickstart-cpu --set dataset.source=set": "a set; tests/training has one",
     **dict.fromkeys(
-        (f"loratory data {name}" for name in "add edit show undo versions diff export".split()),
+        (f"loratory data {name}" for name in "add edit show rename diff export".split()),
         "a set; tests/commands has one",
     ),
     "loratory data check DATA --only": "a benchmark; tests/data has one",

@@ -291,7 +291,7 @@ def _difference(before: Any, after: Any, column: str = "") -> JsonObject:
     for name in {**parts[0], **parts[1]} if all(isinstance(part, Mapping) for part in parts) else ():
         pair = [part.get(name, "") for part in parts]
         if pair[:1] != pair[1:]:
-            return _difference(*pair, column or str(name))
+            return _difference(pair[0], pair[1], column or str(name))
     texts = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str) for v in (before, after)]
     start = max(0, shared_length(*texts) - 40)
     return {"column": column, "before": one_line(texts[0][start:], _CELL), "after": one_line(texts[1][start:], _CELL)}
