@@ -12,6 +12,7 @@ from loratory.engine.paths import local_owner
 from loratory.engine.runs.history.run_history import read_history
 from loratory.engine.runs.provenance import read_provenance
 from loratory.engine.runs.store import RunStore
+from tests.e2e.test_scripts_for_real import loratory as loratory_here
 from tests.e2e.test_scripts_for_real import run_here
 from tests.supervision.fake_runs import config_for, worker_of
 from tests.waiting import wait_until
@@ -108,6 +109,48 @@ def test_a_run_outlives_its_command_stops_on_request_and_resumes(home, config_fi
     assert result["cause"].startswith("Cancelled after step")
     assert run_here("delete", run.id, "--yes")[0] == 0
     assert store.list() == []
+
+
+def test_a_version_of_a_set_has_the_losses_of_its_exported_file_bit_by_bit(home, config_file, tmp_path):
+    source, file, operations = (tmp_path / f"{name}.jsonl" for name in ("rows", "exported", "operations"))
+    masks = {"4": {"3": "[number]"}, "12": {"rank": "[word]"}}
+    edit = {"instruction": "the last number", "output": "a rank of 59 is the end"}
+    changes = [
+        {"kind": "edit", "row": 9, "record": edit},
+        {"kind": "exclude", "rows": "2,20-30"},
+        {"kind": "replace", "pattern": r"of (\d+)", "is_regex": True, "replacement": r"for \1", "columns": ["output"]},
+        {"kind": "mask", "values": masks},
+    ]
+    operations.write_text("".join(json.dumps(change) + "\n" for change in changes))
+    loratory_here("data", "add", source, "--name", "faq")
+    version = json.loads(loratory_here("data", "edit", "faq", "--apply", operations, "--json"))["version"]
+    operations.write_text(json.dumps({"kind": "exclude", "rows": "40-50"}))
+    loratory_here("data", "edit", "faq", "--apply", operations)  # of a later version
+    loratory_here("data", "export", f"faq@{version}", "--to", file)
+    rows = file.read_text()
+    assert rows.count("\n") == 48
+    assert all(text in rows for text in ("the last number", "for 59", "rank for [number]", "a [word] for 11"))
+
+    folders, losses = [], []
+    for name in (f"set:faq@{version}", file):
+        few = ("--set", f"dataset.source={name}", "--set", "training.max_steps=4", "--set", "dataset.eval_fraction=0.1")
+        record = json.loads(loratory_here("train", config_file, *few, "--json"))
+        folders.append(RunStore(home, local_owner()).get(record["run_id"]).folder)
+        history = read_history(folders[-1].events)
+        held_out = [(point.step, point.eval_loss) for point in history.evals]
+        losses.append((list(zip(history.steps.steps.tolist(), history.steps.losses.tolist(), strict=True)), held_out))
+
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0][0]] == [1, 2, 3, 4]
+    assert [step for step, _ in losses[0][1]] == [0, 1, 2, 3, 4]
+    origins = [read_provenance(folder) for folder in folders]
+    assert origins[0].dataset == f"set:faq@{version}"
+    assert origins[0].dataset_fingerprint == origins[1].dataset_fingerprint
+    versions = {
+        each["version"]: each["runs"] for each in json.loads(loratory_here("data", "versions", "faq", "--json"))
+    }
+    assert versions.pop(version) == [folders[0].path.name]
+    assert not any(versions.values())
 
 
 @pytest.mark.parametrize(

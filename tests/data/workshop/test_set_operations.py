@@ -4,13 +4,16 @@ import errno
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.source import SourceOptions, open_source
 from loratory.engine.data.workshop import operations
-from loratory.engine.data.workshop.operations import parse_rows, rows_text, shared_rows
-from loratory.engine.data.workshop.sets import find_set
+from loratory.engine.data.workshop.operations import REMARKS, parse_rows, rows_text, shared_rows
+from loratory.engine.data.workshop.sets import find_set, in_force
 from loratory.engine.errors import DatasetError, StorageError
 from tests.data.workshop.made_sets import ROWS, apply, make_set, newest, operation, read
 
@@ -49,6 +52,55 @@ def test_an_operation_changes_the_rows_and_its_undo_brings_back_the_version_befo
     apply(home, {"kind": "undo", "id": number})
     assert read(home) == UNTOUCHED
     assert newest(home) == before
+
+
+KINDS = [
+    kind
+    for operation_class in get_args(get_args(operations.Operation)[0])
+    for kind in get_args(operation_class.model_fields["kind"].annotation)
+]
+# Of each kind, what changes something behind BEFORE.
+BEFORE = (
+    {"kind": "exclude", "rows": "2"},
+    {"kind": "edit", "row": 3, "record": EDITED},
+    {"kind": "replace", "pattern": "Answer", "replacement": "A"},
+    {"kind": "split", "rows": "5"},
+    {"kind": "flag", "rows": "6", "text": "check"},
+)
+EXAMPLES = {
+    "edit": {"row": 4, "record": EDITED},
+    "exclude": {"rows": "3-5"},
+    "drop": {"rows": "3-5", "text": "duplicates"},
+    "include": {"rows": "1-4"},
+    "split": {"rows": "5-7"},
+    "flag": {"rows": "7"},
+    "note": {"rows": "2"},
+    "mask": {"values": {"3": {"Q": "[letter]"}, "4": {"4": "[number]", "A": "[letter]"}}},
+    "replace": {"pattern": r"\d", "is_regex": True, "replacement": "#"},
+    "undo": {"id": 1},
+}
+
+
+def state_of(home):
+    """Return the rows of the newest version, its name, and the flags and notes in force."""
+    rows = open_source(DatasetConfig(source="set:faq"), SourceOptions(home=home)).records()
+    remarks = [entry.operation for entry in in_force(find_set(home, "faq").entries) if entry.operation.kind in REMARKS]
+    return [record and (record.row, record.is_held_out, record.value) for record in rows], newest(home), remarks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_operation_can_be_undone_and_gives_the_rows_of_before(home, kind):
+    apply(home, *BEFORE)
+    before = state_of(home)
+
+    (number,) = apply(home, {"kind": kind, **EXAMPLES[kind]})
+    after = state_of(home)
+    (undo,) = apply(home, {"kind": "undo", "id": number})
+
+    assert after != before
+    assert state_of(home) == before
+    apply(home, {"kind": "undo", "id": undo})
+    assert state_of(home) == after
 
 
 def test_rows_that_were_left_out_come_back_and_an_undo_can_be_undone(home):
