@@ -76,10 +76,11 @@ def _read(params: JsonObject, _: Request) -> JsonObject:
         except ImportError as error:
             raise DatasetError(f"{name} needs {error.name}.", "Run `pip install 'loratory[documents]'`.") from error
         text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip(" \t") for line in text.split("\n")))
-        starts, places, passages = [0], [name], []
-        for number, match in enumerate((_PAGE if ending == ".pdf" else _HEADING).finditer(text), 1):
+        is_pdf, passages = ending == ".pdf", []
+        starts, places = [0], [f"{name}, page 1" if is_pdf else name]
+        for number, match in enumerate((_PAGE if is_pdf else _HEADING).finditer(text), 2):
             starts.append(match.start())
-            places.append(f"{name}, {f'page {number}' if ending == '.pdf' else one_line(match[1], 120)}")
+            places.append(f"{name}, {f'page {number}' if is_pdf else one_line(match[1], 120)}")
         for start, part in cut(text, params["size"], params["overlap"]):
             place = f"{places[bisect(starts, start) - 1]}, characters {start + 1:,} to {start + len(part):,}"
             passages.append({"place": place, "text": part.replace("\f", "\n")})
@@ -87,12 +88,12 @@ def _read(params: JsonObject, _: Request) -> JsonObject:
         raise DatasetError(
             f"{name} has no text.", "If it has scans, recognize their text first, such as with ocrmypdf."
         )
-    empty = sum(not page.strip() for page in text.split("\f")[1:]) if ending == ".pdf" else 0
-    return {"passages": passages, "notes": [f"{name}: {empty:,} pages have no text."] if empty else []}
+    empty = sum(not page.strip() for page in text.split("\f")) if is_pdf else 0
+    return {"passages": passages, "notes": [f"{name}: pages without text: {empty:,}."] if empty else []}
 
 
 def _text(data: bytes, name: str, ending: str) -> str:
-    """Return the text of a document; of a PDF with a form feed before each page, of others as Markdown."""
+    """Return the text of a document; of a PDF with a form feed between pages, of others as Markdown."""
     if ending in (".txt", ".md"):
         with contextlib.suppress(UnicodeDecodeError):
             text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
@@ -108,7 +109,7 @@ def _text(data: bytes, name: str, ending: str) -> str:
         reader = PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
             raise DatasetError(f"{name} needs a password.", "Save it without one, such as with qpdf --decrypt.")
-        return "".join("\f" + page.extract_text().replace("\f", "\n") for page in reader.pages)
+        return "\f".join(page.extract_text().replace("\f", "\n") for page in reader.pages)
     if data.startswith(b"\xd0\xcf\x11\xe0"):  # the magic of OLE
         raise DatasetError(f"{name} has a password, or is of an old Word.", "Save it as .docx without a password.")
     page = convert_to_html(io.BytesIO(data), include_embedded_style_map=False).value if ending == ".docx" else data

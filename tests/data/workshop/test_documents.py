@@ -34,12 +34,12 @@ def test_a_pdf_of_twenty_pages_is_cut_into_passages_that_know_their_page(read, t
 
     passages, notes = read(write_pdf(tmp_path / "manual.pdf", pages))
 
-    assert notes == ["manual.pdf: 1 pages have no text."]
+    assert notes == ["manual.pdf: pages without text: 1."]
     assert all(len(passage.text) <= 500 for passage in passages)
     text = "\n".join(passage.text for passage in passages)
     for number in range(1, 21):
         assert (f"P{number} 24 of the manual has 168 screws" in text) == (number != 7)
-    assert passages[0].place == f"manual.pdf, page 1, characters 2 to {len(passages[0].text) + 1}"
+    assert passages[0].place == f"manual.pdf, page 1, characters 1 to {len(passages[0].text)}"
     assert all("P20 " in passage.text for passage in passages if "page 20," in passage.place)
     assert sum("page 20," in passage.place for passage in passages) >= 1
 
