@@ -8,7 +8,7 @@ import typer
 
 from loratory.engine.commands.data import data_group
 from loratory.engine.commands.data_sets import report
-from loratory.engine.commands.output import AsJson, ProgressLine
+from loratory.engine.commands.output import AsJson, ProgressLine, confirm
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome, local_owner, typed_path
@@ -67,9 +67,11 @@ def review(
     accept_all: Annotated[bool, typer.Option("--accept-all", help="Accept what is not judged.")] = False,
     reviewer: Annotated[str, typer.Option(help="Who judges; you where it is empty.")] = "",
     set_name: Annotated[str, typer.Option("--set", help="Make a set of the accepted rows.")] = "",
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the job; sets made of it stay.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before it is removed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge candidates: accept, edit, reject or skip. Accepted rows become a set."""
+    """Judge candidates: accept, edit, reject or skip. Accepted rows become a set, and the job can go."""
     from loratory.engine.data.workshop.generation import Job
 
     home = LoratoryHome.from_environment()
@@ -87,6 +89,10 @@ def review(
         step = f"loratory train CONFIG --set dataset.source=set:{set_name}"
     facts = job.review(reviewer)
     counts = {"candidates": len(facts["candidates"]), "not_judged": len(facts["left"]), "accepted": facts["accepted"]}
+    if delete:
+        confirm(f"This removes the job {name} with its candidates and verdicts; sets made of it stay.", yes=yes)
+        job.delete()
+        step = step if set_name else "loratory data list"
     report({**counts, "agreements": facts["agreements"], "next": step}, as_json)
 
 

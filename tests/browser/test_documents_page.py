@@ -101,8 +101,35 @@ def test_a_phone_has_it_in_one_column_and_a_reload_finds_the_jobs(browser, addre
     assert len(Job.files(services.home)) == 1
     page = open_page(browser, address, width=390, height=844)
     open_fold(page)
-    page.locator("#sets .documents").get_by_role("button", name="Review").click()
-    expect(page.locator("#sets .review .counts")).to_contain_text("Candidate 1 of 4 · accept · 0 left · 2 accepted")
+    documents, counts = page.locator("#sets .documents"), page.locator("#sets .review .counts")
+    expect(documents.get_by_label("Job")).to_contain_text(
+        "manual.md, question_answer: 4 candidates of 4 passages, 0 to"
+    )
+    documents.get_by_role("button", name="Review").click()
+    expect(counts).to_contain_text("Candidate 1 of 4 · accept · 0 left · 2 accepted")
+
+    documents.get_by_label("Reviewer").fill("bob")
+    for number, (key, accepted) in enumerate([("r", 1), ("a", 1), ("a", 1), ("a", 2)]):
+        expect(counts).to_contain_text(f"{4 - number} left" if number else "0 left")
+        documents.get_by_role("button", name={"r": "Reject", "a": "Accept"}[key]).click()
+        expect(counts).to_contain_text(f"{3 - number} left · {accepted} accepted")
+    agreements = documents.locator(".agreements")
+    expect(agreements).to_contain_text("bob agree on 33.3% of 3, kappa -0.5; they differ on 1 3")
+    agreements.get_by_role("button", name="Candidate 3").click()
+    expect(counts).to_contain_text("Candidate 3 of 4 · accept")
     fits_its_window(page)
     assert barriers(page) == []
+
+    documents.get_by_role("button", name="Delete").click()
+    expect(documents.locator(".note")).to_contain_text("sets made of it stay.")
+    fits_its_window(page)
+    assert barriers(page) == []
+    documents.get_by_role("button", name="Keep it").click()
+    expect(documents.get_by_label("Job")).to_be_focused()
+    documents.get_by_role("button", name="Delete").click()
+    documents.locator(".note").get_by_role("button", name="Delete").click()
+    expect(documents.locator(".note")).to_contain_text("Deleted question_answer-")
+    expect(documents.get_by_role("button", name="Review")).to_be_hidden()
+    assert Job.files(services.home) == []
+    assert find_set(services.home, "manual").facts.rows == 2
     page.context.close()

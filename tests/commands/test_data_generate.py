@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from loratory.engine.cli import build_app
-from loratory.engine.errors import DatasetError, ModelError
+from loratory.engine.errors import DatasetError, ModelError, RunError
 from tests.data.workshop.local_endpoint import GOOD, completion, serving
 from tests.data.workshop.made_sets import read
 
@@ -77,7 +77,14 @@ def test_documents_become_a_set_in_three_commands(run, home, manual, tmp_path):
         "It has many.",
         *[GOOD["answer"]] * (len(lines) - 3),
     ]
+    assert counts["agreements"][0]["differ"] == [3]
     assert f"manual.md, Part 1, characters 1 to {len(lines[0]['text'])}; {job} by m" in run("show", "manual").output
+    with pytest.raises(RunError, match="needs a confirmation"):
+        run("review", job, "--delete")
+    assert json.loads(run("review", job, "--delete", "--yes", "--json").stdout)["next"] == "loratory data list"
+    with pytest.raises(DatasetError, match="does not exist"):
+        run("review", job)
+    assert len(read(home, "set:manual")) == len(lines) - 1
 
 
 def test_another_question_is_another_job(run, manual):

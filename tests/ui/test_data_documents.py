@@ -104,8 +104,11 @@ def test_rows_are_generated_reviewed_and_made_a_set_without_the_key_anywhere(que
         assert "3 candidates of 3 passages to review." in result_of(query, server, manual)
     assert set(server.keys) == {f"Bearer {SECRET}"}
     listing = query("list")
-    ((job, label),) = listing["jobs"]
-    assert label == "manual.md, question_answer: 3 candidates of 3 passages, 3 to review"
+    (facts,) = listing["jobs"]
+    job = facts["name"]
+    assert job.startswith("question_answer-")
+    assert (facts["files"], facts["candidates"], facts["passages"]) == ("manual.md", [1, 2, 3], 3)
+    assert (facts["left"], facts["unusable"]) == ([1, 2, 3], 0)
     assert listing["recipes"]["summary"]["title"] == "Summary"
 
     first = query("review", job=job)
@@ -159,8 +162,9 @@ def test_a_stop_and_a_kill_are_continued_with_what_is_left(query, manual, servic
         assert "Stopped. Continue asks for the passages that are left." in end(query)
         assert len(server.requests) == 1
 
-        ((job, label),) = query("list")["jobs"]
-        assert "1 candidate of 3 passages, 1 to review" in label
+        (facts,) = query("list")["jobs"]
+        job = facts["name"]
+        assert (facts["candidates"], facts["passages"], facts["left"]) == ([1], 3, [1])
         new_services = replace(services, documents=BackgroundWork())
         question = {"verb": "continue", "key": SECRET, **form_of(None, job=job)}
         assert data_documents.answer_on_documents(new_services, question)["active"]
@@ -168,7 +172,30 @@ def test_a_stop_and_a_kill_are_continued_with_what_is_left(query, manual, servic
         html = data_documents.answer_on_documents(new_services, {"verb": "progress"})["html"]
         assert "2 candidates of 3 passages to review." in html
         assert len(server.requests) == 3
-    assert "(1 unusable)" in query("list")["jobs"][0][1]
+    assert query("list")["jobs"][0]["unusable"] == 1
+
+
+def test_a_job_is_deleted_unless_it_runs(query, ready, manual, services):
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def hold(handler):
+        is_asked.set()
+        may_answer.wait(60)
+        send(handler, 200, json.dumps(completion(GOOD)).encode())
+
+    with serving(hold, (200, completion(GOOD))) as server:
+        query("generate", **form_of(server, manual, detail="Be brief."))
+        assert is_asked.wait(60)
+        (name,) = {facts["name"] for facts in query("list")["jobs"]} - {ready}
+        assert "is running.</b>Stop it, or wait for its end." in query("delete", job=name)["error"]
+        query("delete", job=ready)
+        assert [facts["name"] for facts in query("list")["jobs"]] == [name]
+        may_answer.set()
+        end(query)
+    query("delete", job=name)
+    assert query("list")["jobs"] == []
+    assert list(services.home.datasets.rglob("*.jsonl")) == []
+    assert "does not exist" in query("delete", job="../../x")["error"]
 
 
 def test_progress_says_how_many_answers_cannot_be_used_and_why(query, manual):

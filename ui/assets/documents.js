@@ -12,7 +12,12 @@
   const list = async () => {
     const answer = await query('list');
     if (!answer) return;
-    jobs.replaceChildren(...answer.jobs.map(([name, text]) => new Option(text, name)));
+    const plural = (number, noun) => `${figure(number)} ${noun}${number === 1 ? '' : 's'}`;
+    jobs.replaceChildren(...answer.jobs.map((entry) => {
+      const unusable = entry.unusable ? ` (${figure(entry.unusable)} unusable)` : '';
+      const rows = `${plural(entry.candidates.length, 'candidate')} of ${plural(entry.passages, 'passage')}${unusable}`;
+      return new Option(`${entry.files}, ${entry.name.slice(0, -9)}: ${rows}, ${figure(entry.left.length)} to review`, entry.name);
+    }));
     [jobs.closest('.line').hidden, reviewer.parentElement.hidden] = [!answer.jobs.length, !answer.reviewer];
     reviewer.value ||= answer.reviewer;
     if (!form.recipe.length) form.recipe.replaceChildren(...Object.entries(answer.recipes).map(([name, recipe]) => new Option(recipe.title, name)));
@@ -48,8 +53,16 @@
     [at('.place').textContent, at('.passage').textContent] = [answer.place, answer.text];
     at('.claims').textContent = unsupported.length ? `Not in the passage: ${unsupported.join(', ')}` : '';
     const counts = [`Candidate ${figure(candidates.indexOf(candidate) + 1)} of ${figure(candidates.length)}`, answer.verdict || 'not judged', `${figure(answer.left.length)} left`, `${figure(answer.accepted)} accepted`];
-    const agreed = agreements.map(({reviewers, percent, rows, kappa}) => `${reviewers.join(' and ')} agree on ${percent}% of ${figure(rows)}, kappa ${kappa}`);
-    at('.counts').textContent = [...counts, ...agreed].join(' · ');
+    at('.counts').textContent = counts.join(' · ');
+    at('.agreements').replaceChildren(...agreements.map(({reviewers, percent, rows, kappa, differ}) => {
+      const links = differ.flatMap((number) => {
+        const link = make('button', {type: 'button', className: 'link', textContent: figure(candidates.indexOf(number) + 1)});
+        [link.dataset.pick, link.ariaLabel] = [`show:${number}`, `Candidate ${link.textContent}`];
+        return [' ', link];
+      });
+      const text = `${reviewers.join(' and ')} agree on ${percent}% of ${figure(rows)}, kappa ${kappa}${differ.length ? '; they differ on' : ''}`;
+      return make('p', {className: 'small'}, text, ...links);
+    }));
     if (wasTyping) review.focus();
   };
   const go = async (more = {}) => {
@@ -58,7 +71,8 @@
     const answer = await query('review', more);
     isBusy = false;
     if (answer && more.verdict) typed.delete(shown.key);
-    if (answer) show(answer);
+    if (answer?.row) show(answer);
+    else if (answer) [note.textContent, review.hidden] = [`No candidates yet; ${figure(answer.unusable)} unusable answers.`, true];
   };
   const judge = (word) => {
     const {candidate, row} = shown, left = shown.left.filter((other) => other !== candidate);
@@ -71,9 +85,22 @@
   VERBS.review = async () => {
     [job, review.hidden, at('.set-name').value] = [jobs.value, false, jobs.value];
     await go();
-    review.focus();
+    if (!review.hidden) review.focus();
+  };
+  VERBS['delete-job'] = () => confirmDeletion(note, 'really-delete-job', jobs.value, 'with its candidates and verdicts is deleted; sets made of it stay.');
+  VERBS['really-delete-job'] = async (name) => {
+    if (!await ask({do: 'documents', verb: 'delete', job: name}, note)) return;
+    if (job === name) review.hidden = true;
+    await list();
+    note.textContent = `Deleted ${name}.`;
+    (jobs.options.length ? jobs : fold.firstElementChild).focus();
+  };
+  VERBS.dismiss = () => {
+    if (note.contains(document.activeElement)) jobs.focus();
+    said.textContent = note.textContent = '';
   };
   VERBS.edit = () => fields.querySelectorAll('textarea')[1].focus();
+  VERBS.show = (number) => go({show: Number(number)});
   VERBS.step = (by) => go({show: shown.candidates[shown.candidates.indexOf(shown.candidate) + Number(by)] ?? shown.candidate});
   VERBS['make-set'] = async () => { if (await query('make', {name: at('.set-name').value})) toPage('click', {pick: `set:${at('.set-name').value}`}); };
   const KEYS = {a: 'accept', e: 'edit', r: 'reject', s: 'skip', arrowleft: 'step:-1', arrowright: 'step:1'};

@@ -48,12 +48,16 @@ const saveFile = (parts, name) => {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 2000);
 };
+// Asks before something is deleted; `verb` is what the button does then.
+const confirmDeletion = (place, verb, name, text) => {
+  place.replaceChildren(make('div', {className: 'notice'}, make('b', {textContent: name}), ` ${text} `, act(`${verb}:${name}`, 'Delete'), ' ', act('dismiss', 'Keep it')));
+  place.querySelector('button').focus();
+};
 Object.assign(VERBS, {
   delete: (name) => {
     const {runs} = datasets.find((one) => one.kind === 'set' && one.name === name);
     const used = runs.length ? ` These runs used it, and cannot be resumed without it: ${runs.join(', ')}.` : '';
-    said.replaceChildren(make('div', {className: 'notice'}, make('b', {textContent: name}), ` with all of its versions is deleted.${used} `, act(`really-delete:${name}`, 'Delete the set'), ' ', act('dismiss', 'Keep it')));
-    said.querySelector('button').focus();
+    confirmDeletion(said, 'really-delete', name, `with all of its versions is deleted.${used}`);
   },
   'really-delete': async (name) => {
     const isDone = await ask({do: 'delete', name});

@@ -29,7 +29,7 @@ def answer_on_documents(services: Services, question: dict[str, Any]) -> dict[st
     if home.is_guest:
         raise DatasetError(*REFUSAL)
     if verb == "list":
-        jobs = [(f.parent.name, _label(Job.find(home, f.parent.name), reviewer)) for f in Job.files(home)]
+        jobs = [_describe(Job.find(home, file.parent.name), reviewer) for file in Job.files(home)]
         return {"jobs": jobs, "recipes": RECIPES, "reviewer": "" if home.owner else reviewer}
     if verb == "review":
         job = Job.find(home, name)
@@ -37,6 +37,8 @@ def answer_on_documents(services: Services, question: dict[str, Any]) -> dict[st
         return job.review(reviewer, question.get("show"))
     if verb == "make":
         Job.find(home, name).make_set(home, question["name"], owner, partial(require_disk_space, home, owner))
+    elif verb == "delete":
+        Job.find(home, name).delete()
     elif verb == "stop":
         works.stop(_KEY)
     elif verb != "progress":
@@ -47,11 +49,9 @@ def answer_on_documents(services: Services, question: dict[str, Any]) -> dict[st
     return {"html": html, "active": work is not None and work.is_under_way}
 
 
-def _label(job: Job, reviewer: str) -> str:
-    facts, files = job.review(reviewer), dict.fromkeys(passage.place.partition(", ")[0] for passage in job.passages)
-    bad = f" ({facts['unusable']:,} unusable)" if facts["unusable"] else ""
-    rows = f"{plural(len(facts['candidates']), 'candidate')} of {plural(len(job.passages), 'passage')}{bad}"
-    return f"{one_line(', '.join(files), 60)}, {job.settings['recipe']}: {rows}, {len(facts['left']):,} to review"
+def _describe(job: Job, reviewer: str) -> dict[str, Any]:
+    files = one_line(", ".join(dict.fromkeys(passage.place.partition(", ")[0] for passage in job.passages)), 60)
+    return {**job.review(reviewer), "name": job.folder.name, "files": files, "passages": len(job.passages)}
 
 
 def _generate(services: Services, form: dict[str, Any], key: str, report: Callable[[WorkProgress], None]) -> str:
@@ -72,6 +72,5 @@ def _generate(services: Services, form: dict[str, Any], key: str, report: Callab
         return " ".join([f"{text}: {costs}.", *notes])
     resolver = None if allows_private_hosts(home) else partial(resolve, allows_private=False)
     endpoint = Endpoint(job.settings, key or None, float(form["timeout"]), resolver)
-    most = float(form.get("limit_tokens", "inf"))
-    job.run(endpoint, most, lambda sentence, fraction: report(WorkProgress(sentence, fraction)))
+    job.run(endpoint, float(form.get("limit_tokens", "inf")), lambda *progress: report(WorkProgress(*progress)))
     return " ".join([f"{plural(len(job.rows()), 'candidate')} of {text} to review.", *notes])

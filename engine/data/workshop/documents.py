@@ -85,9 +85,7 @@ def _read(params: JsonObject, _: Request) -> JsonObject:
             place = f"{places[bisect(starts, start) - 1]}, characters {start + 1:,} to {start + len(part):,}"
             passages.append({"place": place, "text": part.replace("\f", "\n")})
     if not passages:
-        raise DatasetError(
-            f"{name} has no text.", "If it has scans, recognize their text first, such as with ocrmypdf."
-        )
+        raise DatasetError(f"{name} has no text.", "If it has scans, recognize their text first, as with ocrmypdf.")
     empty = sum(not page.strip() for page in text.split("\f")) if is_pdf else 0
     return {"passages": passages, "notes": [f"{name}: pages without text: {empty:,}."] if empty else []}
 

@@ -21,6 +21,7 @@ from loratory.engine.data.records import one_line
 from loratory.engine.data.workshop.documents import Passage
 from loratory.engine.data.workshop.exchange import add_set
 from loratory.engine.data.workshop.operations import Mark
+from loratory.engine.data.workshop.sets import delete_set
 from loratory.engine.errors import DatasetError, ModelError
 from loratory.engine.files import append_model, read_models, write_atomically
 from loratory.engine.paths import LoratoryHome
@@ -139,8 +140,8 @@ class Job:
         if not self._row or not self._detail:
             what = f"The recipe {one_line(settings['recipe'], 40)} is unknown or needs a detail."
             raise DatasetError(what, f"Give a detail, or one of the recipes {', '.join(RECIPES)}.")
-        names = sorted(set(re.findall(r"{(\w+)}", str(self._row))) - {"detail", "passage"})
-        fields: Any = dict.fromkeys(names, (str, ...))
+        self._names = sorted(set(re.findall(r"{(\w+)}", str(self._row))) - {"detail", "passage"})
+        fields: Any = dict.fromkeys(self._names, (str, ...))
         self._form = create_model("Answer", __config__={"extra": "forbid"}, **fields)
         system = _SYSTEM + json.dumps(self._form.model_json_schema())
         prompt = recipe["prompt"].format(detail=self._detail) + "\n\n<passage>\n"
@@ -173,27 +174,34 @@ class Job:
             raise DatasetError(f"The job {self.folder.name} is running already.", "Wait for its end.")
         with lock:
             write_atomically(self.folder / "job.jsonl", self._content)
-            answers, failures, count = read_models(self._log, Candidate), 0, len(self.passages)
-            problems = [answer.problem for answer in answers if answer.row is None]
-            used, done = sum(answer.tokens for answer in answers), {answer.passage for answer in answers}
-            for number in sorted(set(range(1, count + 1)) - done):
+            answers, failures, count = list(read_models(self._log, Candidate)), 0, len(self.passages)
+            for number in sorted(set(range(1, count + 1)) - {answer.passage for answer in answers}):
+                used = sum(answer.tokens for answer in answers)
                 need = self._tokens[number - 1] + self.settings["answer_tokens"]
                 if used + need > most_tokens:
                     raise ModelError(f"{used:,} tokens are used; {need:,} more may be needed.", "Raise the limit.")
-                answer = self._request(endpoint, number)
+                answers.append(answer := self._request(endpoint, number))
                 append_model(self._log, answer, *_LOG_ERROR)
-                used, failures = used + answer.tokens, 0 if answer.row else failures + 1
+                failures = 0 if answer.row else failures + 1
                 if failures == _MOST_FAILURES:
                     raise ModelError(f"{failures} unusable answers in a row: {answer.problem}.", "Try another model.")
-                problems += [answer.problem] if answer.row is None else []
+                problems = [answer.problem for answer in answers if answer.row is None]
                 bad = f"; {len(problems):,} unusable, the last: {problems[-1]}" if problems else ""
-                on_progress(f"Passage {number:,} of {count:,}, {used:,} tokens{bad}.", number / count)
+                on_progress(f"Passage {number:,} of {count:,}, {used + answer.tokens:,} tokens{bad}.", number / count)
+
+    def delete(self) -> None:
+        """Remove the job with its candidates and verdicts; one that is running is a DatasetError."""
+        if FileLock(self.folder / "lock").is_held_by_another():
+            raise DatasetError(f"The job {self.folder.name} is running.", "Stop it, or wait for its end.")
+        delete_set(self.folder, self.folder.parents[1])
 
     def _request(self, endpoint: Endpoint, number: int) -> Candidate:
         text, tokens, is_cut = endpoint.complete(self._prompts[number - 1], self._form.model_json_schema())
         tokens = tokens or self._tokens[number - 1] + len(text.encode()) // 3
         text = text.strip() if text.lstrip().startswith("{") else text.rpartition("</think>")[2].strip()
         text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
+        if len(self._names) == 1 and "{" not in text and not is_cut:  # small models write no JSON
+            text = json.dumps({self._names[0]: text})
         try:
             answer = self._form.model_validate_json(text).model_dump()
             context = {**answer, "passage": self.passages[number - 1].text, "detail": self._detail}
@@ -221,8 +229,7 @@ class Job:
         rows, verdicts = self.rows(), self.verdicts()
         left = [other for other in sorted(rows) if (other, reviewer) not in verdicts]
         facts: dict[str, Any] = {"candidates": sorted(rows), "left": left, "accepted": len(self.accepted())}
-        facts["agreements"] = self.agreements()
-        facts["unusable"] = sum(answer.row is None for answer in read_models(self._log, Candidate))
+        facts |= {"agreements": list(self.agreements()), "unusable": len(read_models(self._log, Candidate)) - len(rows)}
         if rows:
             number = number if number in rows else (left or sorted(rows))[0]
             verdict, passage = verdicts.get((number, reviewer)), self.passages[number - 1]
@@ -253,36 +260,32 @@ class Job:
 
     def accepted(self) -> dict[int, Row]:
         """Return the rows that a reviewer accepts and none rejects, by candidate; of several edits, the newest."""
-        rows, accepted, rejected = self.rows(), dict[int, Row](), set()
-        for (number, _), verdict in self.verdicts().items():
-            if verdict.verdict == "reject":
-                rejected.add(number)
-            elif verdict.verdict != "skip":
-                accepted[number] = verdict.row or accepted.get(number, rows[number])
-        return {number: accepted[number] for number in sorted(accepted.keys() - rejected)}
+        rows, verdicts = self.rows(), self.verdicts().values()
+        rejected = {verdict.candidate for verdict in verdicts if verdict.verdict == "reject"}
+        kept = [verdict for verdict in verdicts if verdict.verdict in ("accept", "edit")]
+        edits = {verdict.candidate: verdict.row for verdict in kept if verdict.row}
+        return {number: edits.get(number, rows[number]) for number in sorted({v.candidate for v in kept} - rejected)}
 
-    def agreements(self) -> list[dict[str, Any]]:
-        """Return, for each two reviewers, how often they agree to reject a row or not, and Cohen's kappa."""
+    def agreements(self) -> Iterator[dict[str, Any]]:
+        """Yield, for each two reviewers, how often they agree to reject a row or not, where not, and Cohen's kappa."""
         rejects = {key: v.verdict == "reject" for key, v in self.verdicts().items() if v.verdict != "skip"}
-        agreements = []
         for two in combinations(sorted({reviewer for _, reviewer in rejects}), 2):
-            pairs = [[rejects[n, who] for who in two] for n in self.rows() if all((n, who) in rejects for who in two)]
-            if count := len(pairs):
-                share = sum(first == second for first, second in pairs) / count
-                first, second = (sum(column) / count for column in zip(*pairs, strict=True))
-                chance = first * second + (1 - first) * (1 - second)
+            both = [n for n in sorted(self.rows()) if all((n, who) in rejects for who in two)]
+            if count := len(both):
+                differ = [n for n in both if rejects[n, two[0]] != rejects[n, two[1]]]
+                first, second = (sum(rejects[n, who] for n in both) / count for who in two)
+                share, chance = 1 - len(differ) / count, first * second + (1 - first) * (1 - second)
+                facts = {"reviewers": two, "rows": count, "percent": round(100 * share, 1), "differ": differ}
                 kappa = round((share - chance) / (1 - chance), 3) if chance < 1 else 1.0
-                agreements.append({"reviewers": two, "rows": count, "percent": round(100 * share, 1), "kappa": kappa})
-        return agreements
+                yield {**facts, "kappa": kappa}
 
     def make_set(self, home: LoratoryHome, name: str, author: str, require_space: Callable[[int], None]) -> None:
         """Make a set of the accepted rows, each with a note that says where it comes from."""
         source, rows = self.folder / "accepted.jsonl", self.accepted()
         write_atomically(source, (to_json(row) + b"\n" for row in rows.values()))
         dataset = add_set(home, name, DatasetConfig(source=str(source)), author=author, require_space=require_space)
-        origin = f"; {self.folder.name} by {self.settings['model']}"
-        notes = [{"rows": at, "text": self.passages[n - 1].place + origin} for at, n in enumerate(rows, 1)]
-        marks = [Mark.model_validate({"kind": "note", **note}) for note in notes]
+        texts = (f"{self.passages[n - 1].place}; {self.folder.name} by {self.settings['model']}" for n in rows)
+        marks = [Mark.model_validate({"kind": "note", "rows": at, "text": text}) for at, text in enumerate(texts, 1)]
         dataset.append(marks, since=None, author=author)
 
 

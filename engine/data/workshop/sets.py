@@ -284,12 +284,12 @@ def rename_set(home: LoratoryHome, name: str, new_name: str) -> None:
         move_to_name(home, folder, new_name, folder.name)
 
 
-def delete_set(folder: Path) -> None:
-    """Remove a set with its source and log, or raise a StorageError."""
+def delete_set(folder: Path, sets: Path | None = None) -> None:
+    """Remove a set with its source and log, or raise a StorageError; name the folder of sets where it lies deeper."""
     try:
-        shutil.rmtree(folder.rename(folder.with_name(f".deleted-{folder.name}-{os.getpid()}")))
+        shutil.rmtree(folder.rename((sets or folder.parent) / f".deleted-{folder.name}-{os.getpid()}"))
     except OSError as error:
-        what = f"The set {folder.name} cannot be removed ({error.strerror})."
+        what = f"{folder.name} cannot be removed ({error.strerror})."
         raise StorageError(what, "Check the permissions of its folder.") from error
 
 

@@ -178,6 +178,26 @@ def test_an_answer_of_another_form_is_paid_and_logged_but_is_no_candidate(home, 
     assert job.review("ann")["unusable"] == 1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "content", "finish", "row"),
+    [
+        ("summary", "The part has 7 screws.", "stop", "The part has 7 screws."),
+        ("summary", "<think>Hm.</think> It has 7.", "stop", "It has 7."),
+        ("summary", "The part has", "length", None),
+        ("summary", '{"summary": "The part', "stop", None),
+        ("summary", "", "stop", None),
+        ("question_answer", "How many? It has 7.", "stop", None),
+    ],
+)
+def test_a_plain_text_is_the_answer_where_one_text_is_wanted(home, recipe, content, finish, row):
+    job = make_job(home, PASSAGES[:1], recipe=recipe)
+    with serving((200, completion(content, finish))) as server:
+        run(job, server)
+
+    assert [row["messages"][1]["content"] for row in job.rows().values()] == ([row] if row else [])
+    assert job.review("ann")["unusable"] == (row is None)
+
+
 def test_a_model_whose_answers_are_all_unusable_is_not_paid_for_long(home):
     job = make_job(home, PASSAGES * 4)
     with serving((200, completion("no"))) as server, pytest.raises(ModelError, match="5 unusable answers in a row"):
@@ -457,7 +477,40 @@ def test_the_agreement_of_two_reviewers_is_counted_on_what_both_judged(ready):
     judge(ready, "bob", c1="accept", c2="reject", c3="reject", c4="reject", c5="skip")
 
     # They agree on 3 of 4; by chance on half: (0.75 - 0.5) / (1 - 0.5).
-    assert ready.agreements() == [{"reviewers": ("ann", "bob"), "rows": 4, "percent": 75.0, "kappa": 0.5}]
+    expected = {"reviewers": ("ann", "bob"), "rows": 4, "percent": 75.0, "kappa": 0.5, "differ": [2]}
+    assert list(ready.agreements()) == [expected]
+    assert ready.review("ann")["agreements"] == [expected]
+
+
+def test_a_reviewer_elsewhere_agrees_through_a_file(ready):
+    """People of a lab do not see each other's jobs: one exports the candidates for the other, and imports the verdicts."""
+    judge(ready, "ann", c1="accept", c2="reject", c3="accept", c4="accept", c5="accept")
+    lines = [json.loads(line) for line in ready.open_candidates("bob")]
+    for line, verdict in zip(lines, ["accept", "accept", "edit", "reject", "accept"], strict=True):
+        line["verdict"] = verdict
+    lines[2]["row"]["messages"][1]["content"] = "It has 21."
+
+    ready.judge([json.dumps(line).encode() for line in lines], "bob")
+
+    (facts,) = ready.agreements()
+    assert (facts["rows"], facts["percent"], facts["differ"]) == (5, 60.0, [2, 4])
+    assert facts["kappa"] == pytest.approx((0.6 - 0.68) / (1 - 0.68), abs=1e-3)
+    assert sorted(ready.accepted()) == [1, 3, 5]
+    assert ready.accepted()[3]["messages"][1]["content"] == "It has 21."
+
+
+def test_a_job_that_is_deleted_leaves_nothing_and_its_sets_stay(home, ready):
+    judge(ready, "ann", c1="accept")
+    ready.make_set(home, "manual", "ann", lambda size: None)
+
+    kept = ready.rows()[1]
+
+    ready.delete()
+
+    assert Job.files(home) == []
+    assert sorted(path.name for path in home.datasets.iterdir()) == ["_generated", "manual"]
+    assert list(ready.folder.parent.iterdir()) == []
+    assert list(read(home, "set:manual").values()) == [kept]
 
 
 @pytest.mark.parametrize(
