@@ -49,6 +49,7 @@ LONGEST = (  # first
     "test_result.py",
     "test_page_on_fakes.py",
     "test_main_road.py",
+    "test_documents_road.py",
     "test_lab.py",
 )
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -59,7 +59,7 @@ def endpoint(model, tmp_path):
 
 def open_fold(page: Page) -> None:
     open_tab(page, "Data")
-    page.locator("#sets .documents summary").click()
+    page.locator("#sets .documents > summary").click()
     expect(page.get_by_label("Recipe")).to_have_value("question_answer")
 
 
@@ -83,6 +83,7 @@ def test_a_pdf_becomes_a_tuned_model_though_its_server_is_killed(browser, model,
         documents.get_by_label("Documents").set_input_files(handbook)
         page.get_by_label("Endpoint", exact=True).fill(url)
         documents.get_by_label("Model").fill(model.name)
+        documents.locator("summary", has_text="Limits and prices").click()
         page.get_by_label("Limit of answer tokens").fill("32")
         page.get_by_label("Limit of tokens").fill("6000")
         documents.get_by_role("button", name="Generate").click()

@@ -103,6 +103,7 @@
   VERBS.show = (number) => go({show: Number(number)});
   VERBS.step = (by) => go({show: shown.candidates[shown.candidates.indexOf(shown.candidate) + Number(by)] ?? shown.candidate});
   VERBS['make-set'] = async () => { if (await query('make', {name: at('.set-name').value})) toPage('click', {pick: `set:${at('.set-name').value}`}); };
+  reviewer.onchange = () => { if (!review.hidden) go(); };  // who has other verdicts
   const KEYS = {a: 'accept', e: 'edit', r: 'reject', s: 'skip', arrowleft: 'step:-1', arrowright: 'step:1'};
   review.onkeydown = (event) => {
     const isTyping = event.target.matches('textarea, input'), isCommand = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();

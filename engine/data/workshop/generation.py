@@ -262,9 +262,9 @@ class Job:
         """Return the rows that a reviewer accepts and none rejects, by candidate; of several edits, the newest."""
         rows, verdicts = self.rows(), self.verdicts().values()
         rejected = {verdict.candidate for verdict in verdicts if verdict.verdict == "reject"}
-        kept = [verdict for verdict in verdicts if verdict.verdict in ("accept", "edit")]
-        edits = {verdict.candidate: verdict.row for verdict in kept if verdict.row}
-        return {number: edits.get(number, rows[number]) for number in sorted({v.candidate for v in kept} - rejected)}
+        accepts = [verdict for verdict in verdicts if verdict.verdict in ("accept", "edit")]
+        edits = {verdict.candidate: verdict.row for verdict in accepts if verdict.row}
+        return {number: edits.get(number, rows[number]) for number in sorted({v.candidate for v in accepts} - rejected)}
 
     def agreements(self) -> Iterator[dict[str, Any]]:
         """Yield, for each two reviewers, how often they agree to reject a row or not, where not, and Cohen's kappa."""

@@ -503,14 +503,14 @@ def test_a_job_that_is_deleted_leaves_nothing_and_its_sets_stay(home, ready):
     judge(ready, "ann", c1="accept")
     ready.make_set(home, "manual", "ann", lambda size: None)
 
-    kept = ready.rows()[1]
+    first = ready.rows()[1]
 
     ready.delete()
 
     assert Job.files(home) == []
     assert sorted(path.name for path in home.datasets.iterdir()) == ["_generated", "manual"]
     assert list(ready.folder.parent.iterdir()) == []
-    assert list(read(home, "set:manual").values()) == [kept]
+    assert list(read(home, "set:manual").values()) == [first]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import errno
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -67,7 +67,7 @@ BEFORE = (
     {"kind": "split", "rows": "5"},
     {"kind": "flag", "rows": "6", "text": "check"},
 )
-EXAMPLES = {
+EXAMPLES: dict[str, dict[str, Any]] = {
     "edit": {"row": 4, "record": EDITED},
     "exclude": {"rows": "3-5"},
     "drop": {"rows": "3-5", "text": "duplicates"},
