@@ -25,7 +25,7 @@ def dataset_uses(runs: RunStore) -> dict[str, dict[str, list[str]]]:
     uses: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     names = {f"{SET_PREFIX}{old}": f"{SET_PREFIX}{now}" for old, now in former_names(runs.home).items()}
     for run_id in reversed(runs.ids()):
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
             section = _SECTION.search((runs.folder / run_id / "config.yaml").read_text(encoding="utf-8"))
             settings = yaml.load(section[1], yaml.CSafeLoader) if section else {"source": "-"}
             for source in (settings["source"], *(settings.get("mix") or ())):
