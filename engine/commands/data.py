@@ -1,4 +1,4 @@
-"""`loratory inspect` and `loratory render`: what a dataset holds, and which of its tokens are trained."""
+"""`loratory inspect`, `render` and `data check`: what a dataset holds, which of its tokens are trained, and what is wrong."""
 
 import contextlib
 import itertools
@@ -16,6 +16,7 @@ from loratory.engine.data.contract import CheckProgress, DatasetReport, RowProbl
 from loratory.engine.data.records import row_label
 from loratory.engine.data.render.tokenize import IGNORED_LABEL
 from loratory.engine.data.source import SourceOptions
+from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.errors import ConfigError, Problem
 from loratory.engine.inspector.session import Inspector, RenderedSequence
 from loratory.engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
@@ -77,6 +78,32 @@ def render(
         print_json({**values[-1], "sequences": values})
     else:
         typer.echo("\n\n".join(sequence_text(sequence) for sequence in sequences))
+
+
+@data_group.command()
+@dataset_options("eval_fraction")
+@setting_options(CheckSettings, group="thresholds")
+def check(
+    data: DataArgument,
+    settings: dict[str, Any],
+    thresholds: dict[str, Any],
+    only: Annotated[str, typer.Option(help="Checks to run, with commas between them. Empty runs all.")] = "",
+    most: Annotated[int, typer.Option(min=0, help="Findings to print of each check.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Find duplicates, leaks, other languages, personal data, wrong encodings, refusals and mixed thinking."""
+    from loratory.engine.data.passes.check import finish
+    from loratory.engine.data.workshop.checks.run import row_check_steps
+
+    config = dataset_config(data, settings)
+    checks = section_from_mapping(CheckSettings, thresholds)
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    steps = row_check_steps(
+        config, SourceOptions(home=LoratoryHome.from_environment()), checks, names, seed=TrainingConfig().seed
+    )
+    with ProgressLine() as line:
+        result = finish(steps, lambda step: _show(line, step))
+    print_result(result, "\n".join(result.lines(most)), as_json=as_json)
 
 
 def dataset_config(data: str, settings: dict[str, Any]) -> DatasetConfig:

@@ -11,7 +11,7 @@ from loratory.engine.errors import ConfigError
 
 @pytest.fixture
 def run(home):
-    app = build_app(("loratory.engine.commands.data", "loratory.engine.commands.data_checks"))
+    app = build_app(("loratory.engine.commands.data",))
     return lambda *arguments: CliRunner().invoke(app, ["data", "check", *map(str, arguments)])
 
 
