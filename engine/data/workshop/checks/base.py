@@ -26,7 +26,7 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 # Commas, quotes and the like. Operators and brackets stay: 2+3 is not 2-3.
-_PUNCTUATION = str.maketrans(dict.fromkeys(".,;:!?\"'`´‘’“”„«»…–—¿¡。，、；：！？「」", " "))
+_PUNCTUATION = re.compile("[.,;:!?\"'`´‘’“”„«»…–—¿¡。，、；：！？「」]+")
 
 
 class Turn(NamedTuple):
@@ -64,7 +64,7 @@ class CheckedRow(NamedTuple):
     def split_words(self, over: str) -> list[str]:
         """Return the words of prompts, answers or both, without case and punctuation; of scripts without spaces, characters."""
         text = "\n".join(turn.text for turn in self.turns if turn.role in _COMPARED[over])
-        plain = text.casefold().translate(_PUNCTUATION)
+        plain = _PUNCTUATION.sub(" ", text.casefold())
         return (plain if plain.isascii() else _UNSPACED.sub(r" \g<0> ", plain)).split() or text.split()
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from loratory.engine.data.workshop.checks import text as checks
 from tests.data.workshop.checks.reports import LONG, findings_of, talk
 
 GERMAN = "Gestern bin ich mit meiner Schwester in die Berge gefahren, und es hat den ganzen Tag geregnet."
@@ -29,6 +30,23 @@ def test_a_turn_in_another_language_than_most_is_found(tmp_path, text, code):
 )
 def test_short_turns_code_and_tables_get_no_language(tmp_path, text):
     assert findings_of(tmp_path, [*ENGLISH, talk("Well?", text or "Hm.")], "language") == []
+
+
+def test_texts_that_are_identified_together_get_what_each_gets_alone():
+    texts = [LONG, LONG.upper(), GERMAN, CHINESE, "Цена — 5 €", "cafe\u0301 " * 9, "a", "ꙮ" * 60, "", GERMAN * 40]
+    expected = list(map(checks.load_languages().classify, texts))
+
+    assert checks.identify(texts) == expected
+    assert [pair for text in texts for pair in checks.identify([text])] == expected
+
+
+def test_all_turns_get_a_language_however_they_are_batched(tmp_path, monkeypatch):
+    rows = [*ENGLISH * 9, talk(GERMAN, LONG), *ENGLISH * 9, talk(LONG, CHINESE)]
+    expected = [(18, "de"), (37, "zh")]
+    assert findings_of(tmp_path, rows, "language") == expected
+    monkeypatch.setattr(checks, "BATCH_CHARACTERS", 500)
+
+    assert findings_of(tmp_path, rows, "language") == expected
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
