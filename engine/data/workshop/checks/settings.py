@@ -1,12 +1,15 @@
 """Settings of row checks."""
 
+from pathlib import Path
 from typing import Literal
 
 from loratory.engine.config.section import Section, setting
 
+OWN_PHRASES = Path(__file__).with_name("refusals.txt").read_text(encoding="utf-8")
+
 
 class CheckSettings(Section):
-    """Thresholds of row checks, and files that they compare with."""
+    """Thresholds of row checks, and what they compare with."""
 
     over: Literal["prompts", "answers", "both"] = setting("both", "Compare")
     """Turns that duplicates, near_duplicates and leakage compare. System prompts are never compared, plain text always."""
@@ -14,8 +17,8 @@ class CheckSettings(Section):
     """Share of all pairs of words that both texts have, from which they are near-duplicates. 0.3 finds two words of ten changed and most with three, 0.6 one."""
     against: str | None = setting(None, "Compare with")
     """A dataset that must not be trained on, such as a benchmark: leakage finds rows that contain its prompts."""
-    refusals: str | None = setting(None, "Phrases")
-    """A text file of phrases in place of Loratory's own, such as refusal: I cannot help with | I can't help with."""
+    refusals: str | None = setting(None, "Refusal phrases", max_length=50_000, examples=[OWN_PHRASES])
+    """Phrases in place of Loratory's own, in lines such as refusal: I cannot help with | I can't help with. Empty uses Loratory's own."""
     language_characters: int = setting(60, "Min characters", ge=20, le=10_000)
     """Shorter turns get no language. Letters outside ASCII count two to four characters."""
     language_probability: float = setting(0.95, "Min probability", ge=0.5, le=1.0)

@@ -5,17 +5,15 @@ from array import array
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 
 import ftfy
 import numpy as np
 from ftfy.badness import is_bad
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from loratory.engine.data.files import open_file
 from loratory.engine.data.records import one_line
 from loratory.engine.data.workshop.checks.base import CheckContext, CheckedRow, RowCheck
-from loratory.engine.errors import DatasetError
+from loratory.engine.data.workshop.checks.settings import OWN_PHRASES
 
 READ_CHARACTERS = 120  # of a turn are enough
 BATCH_CHARACTERS = 30_000  # in which languages are identified
@@ -118,14 +116,9 @@ class Refusals(RowCheck):
 
     def __init__(self, context: CheckContext) -> None:
         super().__init__(context)
-        name = self.settings.refusals
-        path = context.options.access.resolve(name) if name else Path(__file__).with_name("refusals.txt")
-        texts = [str(record.value.get("text", "")) for record in open_file(path).records() if record and record.value]
-        lines = [line for text in texts for line in text.splitlines() if line[:1] not in ("#", "")]
+        lines = [line for line in (self.settings.refusals or OWN_PHRASES).splitlines() if line[:1] not in ("#", "")]
         ends = [_plain(line).rpartition(": ") for line in lines]
         self._phrases = [(kind or "refusal", phrase) for kind, _, end in ends for phrase in end.split(" | ") if phrase]
-        if not self._phrases:
-            raise DatasetError(f"{name} has no phrases.", "Choose a text file with one phrase a line.")
 
     def add(self, row: CheckedRow) -> None:
         for turn in row.turns:

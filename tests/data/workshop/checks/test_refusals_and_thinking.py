@@ -2,7 +2,6 @@
 
 import pytest
 
-from loratory.engine.errors import DatasetError
 from tests.data.workshop.checks.reports import findings_of, talk
 
 
@@ -25,19 +24,11 @@ def test_other_answers_are_not_found(tmp_path, answer):
     assert findings_of(tmp_path, [talk("I cannot help with that.", answer)], "refusals") == []
 
 
-def test_a_file_replaces_the_phrases(tmp_path):
-    file = tmp_path / "phrases.txt"
-    file.write_text("# Ours\n\nslang: no way\nnope\n", encoding="utf-8")
+def test_phrases_of_a_person_replace_the_own_ones(tmp_path):
     rows = [talk("Do it.", "No way."), talk("Do it.", "Nope."), talk("Do it.", "I cannot help with that.")]
 
-    assert findings_of(tmp_path, rows, "refusals", refusals=str(file)) == [(0, "slang"), (1, "refusal")]
-
-
-def test_a_file_without_phrases_is_refused(tmp_path):
-    (tmp_path / "phrases.txt").write_text("# nothing\n")
-
-    with pytest.raises(DatasetError, match="no phrases"):
-        findings_of(tmp_path, [talk("Hi", "Hi")], "refusals", refusals=str(tmp_path / "phrases.txt"))
+    phrases = "# Ours\n\nslang: no way\nnope\n"
+    assert findings_of(tmp_path, rows, "refusals", refusals=phrases) == [(0, "slang"), (1, "refusal")]
 
 
 def test_empty_blocks_and_rows_without_thinking_are_found(tmp_path):
