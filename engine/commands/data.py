@@ -53,8 +53,8 @@ def inspect(
     """Check every row of a dataset: what is kept, what is left out and why, how long it is, what repeats."""
     home = LoratoryHome.from_environment()
     config = dataset_config(data, settings)
-    counting = _model_config(model) if model else ModelConfig(id=DEMO_MODEL_ID) if is_demo_prepared(home) else None
-    report = _check(config, counting if tokens else None, max_length, home)
+    name = (model or (DEMO_MODEL_ID if is_demo_prepared(home) else None)) if tokens else None
+    report = _check(config, section_from_mapping(ModelConfig, {"id": name}) if name else None, max_length, home)
     # What the estimate needs of each row is too long to read.
     print_result(report.model_copy(update={"row_lengths": None}), report_text(report), as_json=as_json)
 
@@ -71,7 +71,8 @@ def render(
     """Show one row exactly as training sees it: its text, its tokens, and which of them are trained."""
     config = dataset_config(data, settings)
     with contextlib.closing(Inspector(LoratoryHome.from_environment())) as inspector:
-        sequences = inspector.render(config, _model_config(model), max_length, row=row - 1)
+        counting = section_from_mapping(ModelConfig, {"id": model})
+        sequences = inspector.render(config, counting, max_length, row=row - 1)
     if as_json:
         # The last sequence holds the conversation to its end; earlier ones exist where a template rewrites earlier turns.
         values = [sequence.model_dump(exclude={"pieces"}) for sequence in sequences]
@@ -97,10 +98,8 @@ def check(
 
     config = dataset_config(data, settings)
     checks = section_from_mapping(CheckSettings, thresholds)
-    names = [name.strip() for name in only.split(",") if name.strip()]
-    steps = row_check_steps(
-        config, SourceOptions(home=LoratoryHome.from_environment()), checks, names, seed=TrainingConfig().seed
-    )
+    options, names = SourceOptions(home=LoratoryHome.from_environment()), only.replace(",", " ").split()
+    steps = row_check_steps(config, options, checks, names, seed=TrainingConfig().seed)
     with ProgressLine() as line:
         result = finish(steps, lambda step: _show(line, step))
     print_result(result, "\n".join(result.lines(most)), as_json=as_json)
@@ -114,10 +113,6 @@ def dataset_config(data: str, settings: dict[str, Any]) -> DatasetConfig:
             raise ConfigError([Problem(option, f"{wrong[0]!r} is not of the form name=value.")])
         settings[setting] = {name.strip(): value for name, _, value in (text.partition("=") for text in texts)}
     return section_from_mapping(DatasetConfig, {**settings, "source": data})
-
-
-def _model_config(model: str) -> ModelConfig:
-    return section_from_mapping(ModelConfig, {"id": model})
 
 
 def _check(

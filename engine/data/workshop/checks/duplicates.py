@@ -9,11 +9,10 @@ the pairs with a similarity of 0.3, 99.9% with 0.47. Source: Broder 1997 (MinHas
 import hashlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from rensa import RMinHash
 
 from loratory.engine.config.run import DatasetConfig
@@ -27,8 +26,6 @@ _BYTES = BANDS * BAND_BYTES
 _SEED = 1997
 MIN_PROMPT_WORDS = 8  # shorter ones occur by chance
 BELOW, MOST_BELOW = 0.1, 3  # similarity below the threshold, and pairs that are listed there
-
-Mask = NDArray[np.bool_]
 
 
 class SimilarRows:
@@ -49,7 +46,9 @@ class SimilarRows:
         self.digests.append(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
         self.rows.append(row)
 
-    def closest(self, is_left: Mask, is_right: Mask, least: float, *, after: bool) -> Iterator[tuple[int, int, float]]:
+    def closest(
+        self, is_left: np.ndarray, is_right: np.ndarray, least: float, *, after: bool
+    ) -> Iterator[tuple[int, int, float]]:
         """Yield left rows, each with the closest right one before it, or also `after` it, and the share that they have in common.
 
         It is `least` or more, give or take 0.03.
@@ -72,17 +71,6 @@ class SimilarRows:
                 shares[left[is_closer]], others[left[is_closer]] = share[is_closer], right[is_closer]
         for row in np.flatnonzero(shares):
             yield self.rows[row], self.rows[others[row]], shares[row]
-
-
-def groups_of(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Return the groups of rows that pairs connect."""
-    groups: dict[int, list[int]] = {}
-    for pair in pairs:
-        small, large = sorted((groups.setdefault(row, [row]) for row in pair), key=len)
-        if small is not large:
-            large += small
-            groups |= dict.fromkeys(small, large)
-    return list({id(group): group for group in groups.values()}.values())
 
 
 class Duplicates(RowCheck):
@@ -113,18 +101,24 @@ class Duplicates(RowCheck):
 
     def cluster(self, without: Collection[int] = ()) -> None:
         """Put the rows that it reported together with what is similar to them."""
+        groups: dict[int, list[int]] = {}
+        for pair in self.similar.pairs:
+            small, large = sorted((groups.setdefault(row, [row]) for row in pair), key=len)
+            if small is not large:
+                large += small
+                groups |= dict.fromkeys(small, large)
         numbers, answers, own = self.similar.rows, self.similar.answers, set(self.rows)
-        groups = (group for group in groups_of(self.similar.pairs) if not own.isdisjoint(group))
-        for rows in ([row for row in group if row not in without] for group in groups):
-            self.clusters.append(sorted(rows, key=lambda row: (-answers[bisect_left(numbers, row)], row)))
+        for group in {id(group): group for group in groups.values()}.values():
+            if not own.isdisjoint(group):
+                rows = [row for row in group if row not in without]
+                self.clusters.append(sorted(rows, key=lambda row: (-answers[bisect_left(numbers, row)], row)))
 
 
 class NearDuplicates(Duplicates):
     """Rows that have much of their text in common with an earlier row, and are not exact duplicates."""
 
     def finish(self) -> None:
-        is_first = np.zeros(len(self.similar.rows), np.bool_)
-        is_first[np.unique(self.similar.digests, return_index=True)[1]] = True
+        is_first = np.isin(np.arange(len(self.similar.rows)), np.unique(self.similar.digests, return_index=True)[1])
         least = self.settings.similarity
         for row, other, share in self.similar.closest(is_first, is_first, least - BELOW, after=False):
             why = f"Has {share:.0%} in common with row {other + 1:,}."
