@@ -1,6 +1,7 @@
 """My datasets on the Data tab, in a real browser on fakes: a set of many rows, edits, operations, find and replace."""
 
 import json
+import re
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -186,6 +187,26 @@ def test_rows_that_a_check_found_are_shown_excluded_and_brought_back(page, servi
     expect(page.get_by_label("Similarity from")).to_have_value("0.6")
     assert barriers(page) == []
     fits_its_window(page)
+
+    page.get_by_text("Settings", exact=True).last.focus()
+    page.keyboard.press("Enter")
+    page.get_by_label("Phone regions").fill("Germany")
+    page.locator("#sets .more summary").click()
+    page.get_by_role("button", name="Check rows").click()
+    expect(
+        page.get_by_label("Phone regions")
+    ).to_be_focused()  # in the fold that was closed, with what the browser says
+    page.get_by_label("Phone regions").fill("IN,BR")
+    phrases = page.get_by_label("Phrases of refusals")
+    expect(phrases).to_have_value(re.compile("refusal: i cannot help with"))
+    phrases.fill("vague: far")
+    assert barriers(page) == []
+    fits_its_window(page)
+    page.get_by_role("button", name="Check rows").click()
+    expect(page.locator("#sets .found tr", has_text="begin with a refusal")).to_contain_text("1 vague")
+    page.get_by_role("button", name="Defaults").click()
+    expect(phrases).to_have_value(re.compile("refusal: i cannot help with"))
+    expect(page.get_by_label("Phone regions")).to_have_value("US,GB,DE,FR")
 
     line.get_by_role("button", name="Show: duplicates").click()
     expect(page.locator("#sets .count")).to_contain_text("2 of 6 rows")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 import time
 from dataclasses import replace
@@ -11,11 +12,13 @@ import pytest
 from gradio import EventData
 
 from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.data.workshop.exchange import add_set
 from loratory.engine.data.workshop.sets import find_set, rename_set, rows_of, set_names
 from loratory.engine.errors import StorageError
 from loratory.engine.evaluation.votes import Votes
 from loratory.engine.files import write_atomically
+from loratory.ui.components import script
 from loratory.ui.tabs import data_sets
 from loratory.ui.tabs.data import DataTab
 from tests.data.checks import check_dataset
@@ -217,6 +220,16 @@ def test_checks_run_in_the_background_and_stay_for_other_pages(query, faq, servi
     assert answer["rows"] == 354
     again = laid_out(DataTab).sets.answer(json.dumps({"do": "check", "form": FORM, "name": "faq"}))
     assert [check["name"] for check in again["checks"]] == [check["name"] for check in answer["checks"]]
+
+
+def test_boxes_of_checks_are_made_of_the_fields_of_their_settings(query, faq):
+    fields = query("check", name="faq")["fields"]
+
+    assert list(fields) == list(CheckSettings.model_fields)
+    places = re.findall('data-fields="([^"]+)"', script("sets", "html"))
+    assert sorted(" ".join(places).split()) == sorted(fields)
+    assert fields["similarity"].items() >= {"default": 0.3, "minimum": 0.2, "maximum": 1.0}.items()
+    assert "refusal: i cannot help with" in fields["refusals"]["examples"][0]
 
 
 def test_checks_hold_out_what_the_draft_holds_out(query, faq):

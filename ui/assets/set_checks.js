@@ -8,6 +8,30 @@ const REMEDIES = {
 };
 let [poll, isChecking] = [0, false];
 
+// Fields of the settings, by name; those of a person who typed stay as they are until the set is closed.
+const limits = new Map();
+const valueOf = ({default: value, examples}) => String(value ?? examples?.[0] ?? '');
+const makeField = (name, facts) => {
+  const {title, description, enum: choices, type, minimum = '', maximum = '', pattern, maxLength = 0} = {...facts, ...facts.anyOf?.[0]};
+  const isNumber = ['number', 'integer'].includes(type), tag = choices ? 'select' : maxLength > 1000 ? 'textarea' : 'input';
+  const field = make(tag, {name, title: description, ...(maxLength && {maxLength}), ...(isNumber && {type: 'number', min: minimum, max: maximum, step: type === 'integer' ? 1 : 0.01}), ...(pattern && {pattern})});
+  if (choices) field.append(...choices.map((choice) => new Option(choice)));
+  if (tag === 'textarea') [field.rows, field.spellcheck] = [8, false];
+  field.setAttribute('aria-describedby', `check-${name}`);
+  limits.set(name, {field, start: valueOf(facts)});
+  return make('div', {}, make('label', {}, `${title} `, field), make('div', {id: `check-${name}`, className: 'small', textContent: description}));
+};
+const fill = (settings) => limits.forEach(({field, start}, name) => { if (!field.dataset.typed) field.value = settings[name] ?? start; });
+const drawSettings = (all) => {
+  for (const place of limits.size ? [] : checks.querySelectorAll('[data-fields]')) place.append(...place.dataset.fields.split(' ').map((name) => makeField(name, all[name])));
+};
+// Shows the first field with a value that its bounds exclude, as the browser words it.
+const isValid = () => {
+  const wrong = [...limits.values()].find(({field}) => !field.checkValidity())?.field;
+  if (wrong) wrong.closest('details').open = true;
+  return wrong?.reportValidity() ?? true;
+};
+
 const exampleOf = ({row, why, sample, other}) => make('div', {}, make('b', {textContent: `Row ${figure(row + 1)} `}), why, ...[sample, other].flatMap(under));
 const lineOfCheck = ({name, finds, rows, kinds, examples, below, counts}) => {
   const kind = Object.entries(kinds).map(([key, count]) => `${figure(count)} ${key}`).join(', ');
@@ -16,7 +40,7 @@ const lineOfCheck = ({name, finds, rows, kinds, examples, below, counts}) => {
   return [[[make('b', {textContent: name}), ...under(finds)], [figure(rows), ...under(kind)], [...examples.map(exampleOf), ...next], rows ? [act(`show:${name}`, 'Show', name), ...remedies] : '–']];
 };
 const drawFound = ({settings, source, version, checks: all = []}) => {
-  for (const field of checks.querySelectorAll('[name]')) field.value = settings[field.name] ?? '';
+  fill(settings);
   const [chosen, last] = [states.value, document.activeElement?.dataset.pick];
   states.querySelector('optgroup')?.remove();
   const filled = all.filter((check) => check.rows);
@@ -31,16 +55,23 @@ const drawFound = ({settings, source, version, checks: all = []}) => {
 // Follows the checks until they end; an answer that a later question has overtaken is dropped.
 const drawChecks = async (more = {}) => {
   if (!checks.open || !set) return;
-  const mine = poll += 1, answer = await ofSet('check', more);
+  const mine = poll += 1, answer = await ask({do: 'check', name: set.name, ...more}, progress);
   if (!answer || mine !== poll || !set) return;
   if (progress.innerHTML !== answer.html) progress.innerHTML = answer.html;
   isChecking = answer.is_running;
+  drawSettings(answer.fields);
   [find('[data-pick=check]').disabled, find('[data-pick=stop-checks]').hidden] = [isChecking, !isChecking];
   if (isChecking) setTimeout(() => { if (mine === poll) drawChecks(); }, 500); else drawFound(answer);
 };
-const forgetChecks = () => { poll += 1; isChecking = false; progress.textContent = ''; drawFound({settings: {}}); };
+const forgetChecks = () => {
+  [isChecking, progress.textContent] = [false, ''];
+  poll += 1;
+  for (const {field} of limits.values()) delete field.dataset.typed;
+  drawFound({settings: {}});
+};
 Object.assign(VERBS, {
-  check: () => drawChecks({settings: Object.fromEntries([...checks.querySelectorAll('[name]')].filter((field) => field.value).map((field) => [field.name, field.value]))}),
+  check: () => isValid() && drawChecks({settings: Object.fromEntries([...limits].filter(([, {field, start}]) => field.value && field.value !== start).map(([name, {field}]) => [name, field.value]))}),
+  defaults: () => { for (const {field} of limits.values()) delete field.dataset.typed; fill({}); },
   'stop-checks': () => drawChecks({stop: true}),
   show: async (name) => { states.value = `check:${name}`; await drawFromTop(); grid.focus(); },
   remedy: async (which) => {
@@ -53,3 +84,4 @@ Object.assign(VERBS, {
   },
 });
 checks.ontoggle = () => drawChecks();
+checks.oninput = ({target}) => { target.dataset.typed = 1; };

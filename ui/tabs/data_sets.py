@@ -114,7 +114,8 @@ class SetsPart:
         work = self.works.find(name)
         is_running = work is not None and work.is_under_way
         report = {} if is_running else ask(SetQuestion.model_validate({"do": "found", "name": name}))
-        return {**report, "is_running": is_running, "html": work_status(work, "The checks were stopped.")}
+        facts = {"is_running": is_running, "fields": CheckSettings.model_json_schema()["properties"]}
+        return {**report, **facts, "html": work_status(work, "The checks were stopped.")}
 
     def _render_row(self, name: str, question: Mapping[str, Any], form: Mapping[str, Any]) -> str:
         """Return a row with what is typed, as training would read it."""

@@ -13,15 +13,15 @@ class CheckSettings(Section):
 
     over: Literal["prompts", "answers", "both"] = setting("both", "Compare")
     """Turns that duplicates, near_duplicates and leakage compare. System prompts are never compared, plain text always."""
-    similarity: float = setting(0.3, "Similarity", ge=0.2, le=1.0)
+    similarity: float = setting(0.3, "Similarity from", ge=0.2, le=1.0)
     """Share of all pairs of words that both texts have, from which they are near-duplicates. 0.3 finds two words of ten changed and most with three, 0.6 one."""
-    against: str | None = setting(None, "Compare with")
+    against: str | None = setting(None, "Leaks from")
     """A dataset that must not be trained on, such as a benchmark: leakage finds rows that contain its prompts."""
-    refusals: str | None = setting(None, "Refusal phrases", max_length=50_000, examples=[OWN_PHRASES])
-    """Phrases in place of Loratory's own, in lines such as refusal: I cannot help with | I can't help with. Empty uses Loratory's own."""
-    language_characters: int = setting(60, "Min characters", ge=20, le=10_000)
+    refusals: str | None = setting(None, "Phrases of refusals", max_length=50_000, examples=[OWN_PHRASES])
+    """Phrases in place of Loratory's own, in lines such as refusal: I cannot help with | I can't help with."""
+    language_characters: int = setting(60, "Min characters for a language", ge=20, le=10_000)
     """Shorter turns get no language. Letters outside ASCII count two to four characters."""
-    language_probability: float = setting(0.95, "Min probability", ge=0.5, le=1.0)
+    language_probability: float = setting(0.95, "Min probability of a language", ge=0.5, le=1.0)
     """Turns whose language is less certain than this get none."""
     phone_regions: str = setting("US,GB,DE,FR", "Phone regions", pattern=r"^[A-Z]{2}(,[A-Z]{2}){0,9}$")
     """Countries whose national phone numbers are found. International ones, with +, are found from everywhere."""
