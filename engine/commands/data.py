@@ -96,10 +96,9 @@ def check(
     from loratory.engine.data.passes.check import finish
     from loratory.engine.data.workshop.checks.run import row_check_steps
 
-    config = dataset_config(data, settings)
     checks = section_from_mapping(CheckSettings, thresholds)
     options, names = SourceOptions(home=LoratoryHome.from_environment()), only.replace(",", " ").split()
-    steps = row_check_steps(config, options, checks, names, seed=TrainingConfig().seed)
+    steps = row_check_steps(dataset_config(data, settings), options, checks, names, seed=TrainingConfig().seed)
     with ProgressLine() as line:
         result = finish(steps, lambda step: _show(line, step))
     print_result(result, "\n".join(result.lines(most)), as_json=as_json)

@@ -195,7 +195,7 @@ def test_a_report_is_the_same_as_markdown_and_json(query, check):
     check()
     files = query("report")
     assert "## personal_data: 2 mail, 1 phone" in files["md"]
-    assert "row 6: Turn 2 has a mail: bob.smith@gmail.com" in files["md"]
+    assert "row 6: Turn 2, mail: bob.smith@gmail.com" in files["md"]
     assert [c["name"] for c in json.loads(files["json"])["checks"]][:2] == ["duplicates", "near_duplicates"]
 
 

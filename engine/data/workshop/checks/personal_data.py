@@ -13,8 +13,7 @@ from stdnum import iban, luhn
 from loratory.engine.data.records import one_line
 from loratory.engine.data.workshop.checks.base import CheckedRow, RowCheck
 
-MAX_CHARACTERS, MAX_TESTED = 100_000, 50  # of a turn, and possible phone numbers in it
-MAX_TURNS = 200
+MAX_TURNS, MAX_CHARACTERS, MAX_TESTED = 200, 100_000, 50  # of a row, of a turn, and possible phone numbers in it
 _NUMBER = re.compile(r"\d(?:[ ().:\-/]{0,2}[0-9a-fA-F]){3}")
 _MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,5}[a-z]{2,24}(?![\w-])", re.IGNORECASE)
 # Domains that RFC 2606 and RFC 6761 reserve for examples.
@@ -24,9 +23,6 @@ _CARD = re.compile(r"(?<![\w.+-])(?:[2-6]\d{3}(?:[ -]?\d{4}){2}[ -]?\d{1,7}|3[47
 _IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F]{1,4}(?:::?[0-9a-fA-F]{1,4}){3,7})(?![\w:]|\.\d)")
 _PHONE = re.compile(r"(?<![\w.,/=#-])(?!\d{4}-\d\d-\d\d)[+(]?\d[\d ().\-/]{5,22}\d(?!\w)")
 _GROUPED = re.compile(r"\d[ ().\-/]+\d")
-_NAMES = {
-    "mail": "a mail", "phone": "a phone number", "iban": "an IBAN", "card": "a card number", "ip": "an IP address",
-}  # fmt: skip
 
 
 class PersonalData(RowCheck):
@@ -39,7 +35,7 @@ class PersonalData(RowCheck):
                 values.setdefault(kind, (turn.number, value))
                 self.masks.setdefault(row.number, {})[value] = f"[{kind}]"
         for kind, (number, value) in values.items():
-            self.report(row.number, kind, f"Turn {number} has {_NAMES[kind]}: {one_line(value, 40)}.")
+            self.report(row.number, kind, f"Turn {number}, {kind}: {one_line(value, 40)}.")
 
     def _values(self, text: str) -> Iterator[tuple[str, str]]:
         """Yield the kind and the value of what is found in a text; patterns are tried where a cheap sign occurs."""

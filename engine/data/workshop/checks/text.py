@@ -2,9 +2,7 @@
 
 import re
 from array import array
-from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
 
 import ftfy
 import numpy as np
@@ -35,8 +33,7 @@ class Language(RowCheck):
         self._waiting: list[tuple[int, int, str]] = []  # row, turn and text, until there are enough to identify
 
     def add(self, row: CheckedRow) -> None:
-        least = self.settings.language_characters
-        most = max(READ_CHARACTERS, least)
+        most = max(READ_CHARACTERS, least := self.settings.language_characters)
         for turn in [turn for turn in row.turns if turn.role not in ("call", "tool")][:MAX_TURNS]:
             text = " ".join(_NOT_PROSE.sub(" ", turn.text[: 4 * most]).split())[:most]
             is_long = len(text.encode("utf-8", "replace")) >= least
@@ -62,7 +59,7 @@ class Language(RowCheck):
                 self.report(row, code, why)
 
 
-def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
+def identify(texts: list[str]) -> list[tuple[str, float]]:
     """Return the language of each text and its probability; reads a byte of all texts at a time, as `classify` of one."""
     model = load_languages()
     encoded: list[bytes] = [*map(model._encode, texts)]
@@ -76,8 +73,8 @@ def identify(texts: Sequence[str]) -> list[tuple[str, float]]:
     keys, first, times = np.unique(text * size + features[text, at], return_index=True, return_counts=True)
     order = np.argsort(first)  # in which `classify` adds them, so that all bits are the same
     keys, weights = keys[order], np.log1p(times[order].astype(np.float32))
-    parts = [slice(*ends) for ends in pairwise(np.searchsorted(keys, np.arange(len(texts) + 1) * size))]
-    sums = [weights[part] @ model.nb_ptc[keys[part] % size] + (model.nb_pc if len(keys[part]) else 0) for part in parts]
+    parts = np.split(np.arange(len(keys)), np.searchsorted(keys, np.arange(1, len(texts)) * size))  # of each text
+    sums = [weights[part] @ model.nb_ptc[keys[part] % size] + (model.nb_pc if len(part) else 0) for part in parts]
     scores = np.array(sums) * (1 / np.sqrt(np.maximum(lengths, 1))).astype(np.float32)[:, None]
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
