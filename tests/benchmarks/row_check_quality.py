@@ -6,6 +6,7 @@ real, because people wrote these rows; `--show` prints them.
 """
 
 import argparse
+import itertools
 import json
 import random
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import phonenumbers
+from stdnum import luhn
 
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.passes.check import finish, pass_steps
@@ -71,6 +73,7 @@ REFUSED = (
     "Sorry, but I won't be able to assist you with this.",
     "I am an AI assistant and do not have feelings.",
 )
+EMPTY = ("", "\n\n", " \n")  # between the marks of thinking
 NEAR_MISSES = (
     "my order number is 4823 5567 2210 and it is late",
     "the meeting is on 2019-04-12 at 10:30",
@@ -189,6 +192,8 @@ def plant(rows: list[list[dict[str, str]]], draw: random.Random) -> tuple[list[A
         )
         edit("correct accents", "", 1, lambda text: f"{text} {draw.choice(ACCENTS)}")
         edit("refusal", "refusals", 1, lambda _: draw.choice(REFUSED))
+        edit("card number", "personal_data", 1, lambda text: f"{text} charge {_card(draw)} for it")
+        edit("empty thinking", "thinking", 1, lambda text: f"<think>{draw.choice(EMPTY)}</think>{text}")
     order = draw.sample(range(len(result)), len(result))
     place = {number: index for index, number in enumerate(order)}
     return [result[number] for number in order], [
@@ -221,6 +226,15 @@ def _iban(draw: random.Random) -> str:
     check = 98 - int("".join(str(int(letter, 36)) for letter in f"{account}{country}00")) % 97
     iban = f"{country}{check:02}{account}"
     return iban if draw.random() < 0.5 else " ".join(iban[start : start + 4] for start in range(0, len(iban), 4))
+
+
+def _card(draw: random.Random) -> str:
+    prefix, groups = draw.choice((("4", (4, 4, 4, 4)), ("5500", (4, 4, 4, 4)), ("37", (4, 6, 5))))
+    digits = prefix + "".join(draw.choices("0123456789", k=sum(groups) - len(prefix) - 1))
+    digits += luhn.calc_check_digit(digits)
+    ends = list(itertools.accumulate(groups))
+    parts = [digits[end - length : end] for length, end in zip(groups, ends, strict=True)]
+    return draw.choice(("", " ", "-")).join(parts)
 
 
 def _misread(text: str, encoding: str) -> str:
