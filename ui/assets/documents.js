@@ -57,7 +57,7 @@
     at('.agreements').replaceChildren(...agreements.map(({reviewers, percent, rows, kappa, differ}) => {
       const links = differ.flatMap((number) => {
         const link = make('button', {type: 'button', className: 'link', textContent: figure(candidates.indexOf(number) + 1)});
-        [link.dataset.pick, link.ariaLabel] = [`show:${number}`, `Candidate ${link.textContent}`];
+        [link.dataset.pick, link.ariaLabel] = [`candidate:${number}`, `Candidate ${link.textContent}`];
         return [' ', link];
       });
       const text = `${reviewers.join(' and ')} agree on ${percent}% of ${figure(rows)}, kappa ${kappa}${differ.length ? '; they differ on' : ''}`;
@@ -100,7 +100,7 @@
     said.textContent = note.textContent = '';
   };
   VERBS.edit = () => fields.querySelectorAll('textarea')[1].focus();
-  VERBS.show = (number) => go({show: Number(number)});
+  VERBS.candidate = (number) => go({show: Number(number)});
   VERBS.step = (by) => go({show: shown.candidates[shown.candidates.indexOf(shown.candidate) + Number(by)] ?? shown.candidate});
   VERBS['make-set'] = async () => { if (await query('make', {name: at('.set-name').value})) toPage('click', {pick: `set:${at('.set-name').value}`}); };
   reviewer.onchange = () => { if (!review.hidden) go(); };  // who has other verdicts
