@@ -143,5 +143,15 @@ themes.observe(document.body, {attributes: true, attributeFilter: ['class']});
 // A chart that was drawn while its tab was hidden has no width yet.
 new ResizeObserver(() => { if (place.data && place.offsetWidth) plotly.Plots.resize(place); }).observe(place);
 draw();
-// Safari has no idle callbacks.
-(window.requestIdleCallback ?? setTimeout)(() => { if (element.isConnected) read(place.dataset.early).catch(() => {}); });
+// Reading a library and the first chart of a page take longest: both come early, each while nothing else happens.
+const idle = window.requestIdleCallback ?? setTimeout;  // Safari has none
+const warmUp = () => {
+  const [trace, axis] = [{x: [0, 1], y: [0, 1], mode: 'lines+markers', name: 'a'}, {title: {text: 'step'}}];
+  const layout = {width: 400, height: 300, showlegend: true, hovermode: 'x unified', xaxis: axis, yaxis: axis, annotations: [{x: 0, y: 0, text: 'a'}]};
+  window.Plotly.newPlot(document.createElement('div'), [trace, {...trace, mode: 'lines'}], layout, {displayModeBar: false});
+};
+idle(async () => {
+  if (!element.isConnected) return;
+  await read(place.dataset.early).catch(() => {});
+  if (window.Plotly && !window.loratoryPlotly.isWarm) window.loratoryPlotly.isWarm = idle(warmUp);
+});
