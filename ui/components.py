@@ -130,10 +130,8 @@ def module_text(path: str) -> str:
 
 def shared_scripts() -> str:
     """Return the scripts that many components run; the first component of the page defines them once."""
-    definitions = (
-        f"window.loratory_{name} = (element, props, trigger, watch, server) => {{{script(name)}}};" for name in _SHARED
-    )
-    return "\n".join(definitions)
+    take = "(element, props, trigger, watch, server) =>"
+    return "\n".join(f"window.loratory_{name} = {take} {{{script(name)}}};" for name in _SHARED)
 
 
 @functools.cache
@@ -146,24 +144,8 @@ def shared_script(name: str, *more: str) -> str:
 run();"""
 
 
-def save_csv_script(file_name: str) -> str:
-    """Return a script that saves a text in the browser, without a file on the server."""
-    return f"""(text) => {{
-  if (!text) return '';
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], {{type: 'text/csv;charset=utf-8'}}));
-  link.download = '{file_name}';
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  return '';
-}}"""
-
-
 def pick_list(value: str = "", *, more: Sequence[str] = (), **presentation: Any) -> gr.HTML:
-    """Return HTML whose elements with `data-pick` send their id on a `.click` event; see `picked_value`.
-
-    `more` names other scripts.
-    """
+    """Return HTML whose elements with `data-pick` send their id on `.click`, see `picked_value`; `more` names other scripts."""
     return gr.HTML(value, js_on_load=shared_script("pick", *more), **presentation)
 
 
@@ -183,15 +165,9 @@ def picked_page(event: gr.EventData, number: int) -> int:
     return int(page) if kind == "page" and page.isdecimal() and len(page) < 10 else number
 
 
-def live_html(
-    value: str = "", *, elem_id: str, follows_end: bool = False, more: Sequence[str] = (), **presentation: Any
-) -> gr.HTML:
-    """Return HTML that is an output of events like any other, and that a poll can fill by its `elem_id`.
-
-    With `follows_end`, what is higher than its box scrolls, and its end is kept in sight; `more` names other scripts.
-    """
-    scripts = "".join(map(script, ("place", *(["follow_end"] if follows_end else []), *more)))
-    return gr.HTML(value, elem_id=elem_id, js_on_load=scripts, **presentation)
+def live_html(value: str = "", *, elem_id: str, more: Sequence[str] = (), **presentation: Any) -> gr.HTML:
+    """Return HTML that is an output of events like any other, and that a poll can fill by its `elem_id`; `more` names scripts."""
+    return gr.HTML(value, elem_id=elem_id, js_on_load="".join(map(script, ("place", *more))), **presentation)
 
 
 def browser_state(value: Any, name: str) -> gr.BrowserState:
@@ -215,8 +191,8 @@ def chart(waiting: str = "", *, every_trace: bool = False, **presentation: Any) 
         f'data-{name}="gradio_api/file={escape(path.as_posix(), quote=True)}"'
         for name, path in (("library", library), ("early", _PLOTLY_BASIC))
     )
-    kinds = ("png", "svg", "csv")
-    saves = "".join(f'<button type="button" class="link" data-save="{kind}">{kind.upper()}</button>' for kind in kinds)
+    button = '<button type="button" class="link" data-save="{}">{}</button>'
+    saves = "".join(button.format(kind, kind.upper()) for kind in ("png", "svg", "csv"))
     template = (
         f'<div class="chart" data-waiting="{escape(waiting, quote=True)}" {" ".join(sources)}></div>'
         '<div class="chart-tools" hidden><label>x axis <select></select></label>'

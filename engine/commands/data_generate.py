@@ -52,8 +52,7 @@ def generate(
         line.say(f"Job {name}: {count:,} passages, at most {sum(tokens):,} tokens.")
         if not dry_run:
             key = os.environ.get(key_variable, "").strip() if key_variable else None
-            most, target = limit_tokens or float("inf"), Endpoint(job.settings, key, timeout)
-            job.run(target, most, line.show)
+            job.run(Endpoint(job.settings, key, timeout), limit_tokens or float("inf"), line.show)
     at_most = {"prompt_tokens": tokens[0], "answer_tokens": tokens[1], "cost": cost}
     result = {"job": name, "passages": count, "at_most": at_most, "notes": notes, "candidates": len(job.rows())}
     report({**result, "next": f"loratory data review {name} --export FILE"}, as_json)

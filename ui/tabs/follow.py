@@ -109,7 +109,7 @@ class FollowPart:
             with gr.Accordion("Timeline", open=False):
                 self.timeline = live_html(elem_id=f"{prefix}run-timeline")
             with gr.Accordion("Worker log", open=False) as self.log_fold:
-                self.log = live_html(elem_id=f"{prefix}run-log", follows_end=True)
+                self.log = live_html(elem_id=f"{prefix}run-log", more=("follow_end",))
         self._log_open = gr.State(False)
         # Kept in the browser: buttons act on the visible run, even if another one was chosen since.
         self.run_shown = gr.Textbox("", visible=False)

@@ -17,7 +17,7 @@ from loratory.ui.components import (
     chart,
     pick_list,
     picked_value,
-    save_csv_script,
+    script,
     shown_as_message,
     shown_in_place,
     visible_if,
@@ -111,7 +111,7 @@ class LabUsagePart:
         open_event.then(shown_as_message(self._show), None, [self.usage, self.chart], **SLOW)
         make_csv = shown_as_message(lambda: views.usage_csv(self._admin.usage()))
         csv_event = self.csv.click(make_csv, None, self._csv_text, **SLOW)
-        csv_event.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-usage.csv"), **QUICK)
+        csv_event.then(None, self._csv_text, self._csv_text, js=script("save_csv"), **QUICK)
 
     def _show(self) -> Updates:
         usage = self._admin.usage()

@@ -26,6 +26,7 @@ from loratory.ui.components import (
     nothing,
     pick_list,
     picked_value,
+    script,
     visible_if,
 )
 from loratory.ui.gradio_internals import Dropdown, changed_by_hand
@@ -47,10 +48,6 @@ _BLINK_SECONDS = 0.4  # a cached tokenizer is found in that time, without a flic
 _STOPPED = "The download was stopped."
 _LONGEST_NAME = 400
 _TOO_LONG = f"A model's name has at most {_LONGEST_NAME} characters."
-_SCROLL_TO_ANSWER = """() => {
-  const error = document.querySelector('#hub-results [role=alert]');
-  (error ?? document.getElementById('model-details')).scrollIntoView({block: error ? 'center' : 'nearest'});
-}"""
 _JUDGED_TOGETHER = 8  # models per redraw: each redraw sends the whole catalogue
 _NONE_JUDGED = stamp(0, False)  # the initial catalogue
 _AND = "|"  # between the device and the rows that the poll asks about
@@ -113,7 +110,7 @@ class ModelTab:
         submit_event = self.own.submit(lambda text: id_of_page(text.strip()), self.own, self._name_to_find, **QUICK)
         # Next to the box, as the details are below the catalogue.
         name_event = self._choose_after(submit_event, self.hub)
-        name_event.then(None, None, None, js=_SCROLL_TO_ANSWER, **QUICK)
+        name_event.then(None, None, None, js=script("scroll_to_answer"), **QUICK)
         if self.own_models is not None:
             arrival = self.own_models.arrival
             self._choose_after(self.own_models.wire().then(lambda name: name, arrival, self._name_to_find, **QUICK))

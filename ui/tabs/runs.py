@@ -28,7 +28,7 @@ from loratory.ui.components import (
     chart,
     pick_list,
     picked_value,
-    save_csv_script,
+    script,
     shown_as_message,
     visible_if,
 )
@@ -138,7 +138,7 @@ class RunsTab:
         )  # fmt: skip
         self.confirm.close_by(take_event.then)  # it may be about other runs
         csv_event = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
-        csv_event.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-runs.csv"), **QUICK)
+        csv_event.then(None, self._csv_text, self._csv_text, js=script("save_csv"), **QUICK)
         self._list_after(self.queue.click(shown_as_message(self.order_queue), None, None, **QUICK))
         self.one.copy_by(self.sweep.click, self.one.follow.configuration)
         self.electricity.wire(self.tab)

@@ -27,6 +27,7 @@ from loratory.ui.components import (
     live_html,
     pick_list,
     picked_value,
+    script,
     shown_as_message,
     shown_in_place,
     visible_if,
@@ -88,15 +89,6 @@ class LabQueuePart:
 _NOTHING_SHARED = empty(
     "Nothing shared yet", "Runs of other people appear here once they share them. Yours stay private until you do."
 )
-# The table may be long, and the Lab tab opens runs too: scroll to the run once it is laid out.
-_SCROLL_TO_RUN = """() => {
-  const find = (tries) => {
-    const run = document.getElementById('shared-run');
-    if (run?.offsetParent) run.scrollIntoView({block: 'start'});
-    else if (tries) setTimeout(find, 100, tries - 1);
-  };
-  find(50);
-}"""
 
 
 class SharedRunsPart:
@@ -126,7 +118,7 @@ class SharedRunsPart:
         pick_event = self.table.click(picked_value, None, self.run_name, **QUICK)
         self.list_after(pick_event.then(self.show, self.run_name, self._outputs, **SLOW))
         self.list_after(self.live.submit(self.show, self.run_name, self._outputs, trigger_mode="always_last", **SLOW))
-        self.run_name.change(None, None, None, js=_SCROLL_TO_RUN, **QUICK)
+        self.run_name.change(None, None, None, js=script("scroll_to_run"), **QUICK)
         copy_outputs = [self._change, page.copied_from]
         copy_event = self.copy.click(shown_as_message(self.settings), self.run_name, copy_outputs, **SLOW)
         page.open_tab(page.fill_after(copy_event, self._change, "Settings copied"), "method")

@@ -16,7 +16,17 @@ from loratory.engine.hardware.lease import lease_name
 from loratory.engine.runs.prediction import plan_run
 from loratory.engine.runs.summary import RunSummary
 from loratory.ui.backend.dataset_checks import CheckQuestion, lengths_stamp
-from loratory.ui.components import LATEST, QUICK, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message
+from loratory.ui.components import (
+    LATEST,
+    QUICK,
+    SLOW,
+    Updates,
+    nothing,
+    pick_list,
+    picked_value,
+    script,
+    shown_as_message,
+)  # fmt: skip
 from loratory.ui.draft import Draft, given_by_person
 from loratory.ui.form import section_fields, setting_in
 from loratory.ui.gradio_internals import Dropdown, Radio, enclosing_tab
@@ -43,12 +53,6 @@ _IN_SIGHT: dict[str, dict[str, Any]] = {
 }
 
 _OF_OBJECTIVE = frozenset(f"training.{name}" for name in ObjectiveSettings.model_fields)
-# Where a start leads: to the progress of its run, or to the question or the reason why it did not start.
-_SCROLL_TO_START = """() => {
-  const message = [...document.querySelectorAll('#confirm-start, #start-problems')].find((part) => part.offsetHeight);
-  message ? message.scrollIntoView({block: 'center'}) : window.scrollTo(0, 0);
-}"""
-
 # Not over what a person chose, maybe while the answer was under way; the script `access` notes it.
 _FOLLOW_IF_WANTED = "(wants, view) => ['', wants === 'follow' && !window.loratoryChose ? 'Follow' : view]"
 
@@ -136,7 +140,7 @@ class TrainTab:
         self.start.wire()
         start_outputs = [self.view, page.tabs, self.setup, self.follow_column, *self.follow.outputs]
         start_event = self.start.goes_to.change(self.after_start, start_inputs, start_outputs, **QUICK)
-        start_event.then(None, None, None, js=_SCROLL_TO_START, **QUICK)
+        start_event.then(None, None, None, js=script("scroll_to_start"), **QUICK)
         return start_event
 
     def use_preset_by(self, click: Any) -> None:

@@ -54,7 +54,8 @@ class Endpoint:
             fix = "Give the model, and the endpoint as http://localhost:8000/v1, without user name, key or query."
             raise ModelError("The address of the endpoint or the name of the model cannot be used.", fix)
         path = settings["endpoint"].removeprefix(match[1]).rstrip("/").removesuffix("/chat/completions") or "/v1"
-        self._address, self._timeout, self._takes_schema = f"{match[1]}{path}/chat/completions", timeout, True
+        self._address, self._timeout = f"{match[1]}{path}/chat/completions", timeout
+        self._takes_schema, self._was_reached = True, False
         self._request = {"model": settings["model"], "max_tokens": settings["answer_tokens"]}
         self._key, self._resolve = key or "", resolve
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,10000}", key):
@@ -66,11 +67,12 @@ class Endpoint:
         for wait in _WAITS_SECONDS:
             more = {"response_format": form} if self._takes_schema else {}
             status, text = self._post({**self._request, **more, "messages": messages})
+            self._was_reached |= text != "ConnectError"
             if status in (400, 422) and "max_completion_tokens" in text and "max_tokens" in self._request:
                 self._request["max_completion_tokens"] = self._request.pop("max_tokens")  # its name for newer models
             elif status in (400, 422) and self._takes_schema:
                 self._takes_schema = False  # not every server knows response_format
-            elif wait is None or (status not in (0, 429) and status < 500):
+            elif wait is None or not self._was_reached or (status not in (0, 429) and status < 500):
                 break
             else:
                 time.sleep(wait)

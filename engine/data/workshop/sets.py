@@ -19,15 +19,7 @@ from pydantic import BaseModel, ValidationError
 from loratory.engine.config.run import SET_PREFIX, DatasetConfig
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.records import MAX_ROW_BYTES, Record, one_line
-from loratory.engine.data.workshop.operations import (
-    REMARKS,
-    Edit,
-    Operation,
-    Replace,
-    RowRanges,
-    Undo,
-    shared_rows,
-)
+from loratory.engine.data.workshop.operations import REMARKS, Edit, Operation, Replace, RowRanges, Undo, shared_rows
 from loratory.engine.errors import DatasetError, StorageError
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome

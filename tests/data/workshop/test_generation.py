@@ -283,6 +283,20 @@ def test_a_busy_endpoint_is_asked_again(home):
     assert len(server.requests) == 3
 
 
+def test_an_endpoint_that_never_answered_is_not_waited_for_and_one_that_did_is(home, monkeypatch):
+    waits = []
+    monkeypatch.setattr(generation.time, "sleep", waits.append)
+    with serving() as server:
+        endpoint = Endpoint(settings_for(server.url), None, 5.0)
+        endpoint.complete([], {})
+    for asked in (Endpoint(settings_for(server.url), None, 5.0), endpoint):
+        with pytest.raises(ModelError, match="did not answer: ConnectError"):
+            asked.complete([], {})
+        waits.append("end")
+
+    assert waits == ["end", 0.0, 0.0, "end"]
+
+
 @pytest.mark.parametrize(
     "address",
     ["ftp://host/v1", "file:///etc/passwd", "host", "http://", "http://user:pass@host/v1", "http://host/v1?key=x", "http://a b",
