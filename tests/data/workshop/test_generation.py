@@ -284,8 +284,8 @@ def test_a_busy_endpoint_is_asked_again(home):
 
 
 def test_an_endpoint_that_never_answered_is_not_waited_for_and_one_that_did_is(home, monkeypatch):
-    waits = []
-    monkeypatch.setattr(generation.time, "sleep", waits.append)
+    waits: list[object] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
     with serving() as server:
         endpoint = Endpoint(settings_for(server.url), None, 5.0)
         endpoint.complete([], {})
