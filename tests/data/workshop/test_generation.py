@@ -289,9 +289,9 @@ def test_an_endpoint_that_never_answered_is_not_waited_for_and_one_that_did_is(h
     with serving() as server:
         endpoint = Endpoint(settings_for(server.url), None, 5.0)
         endpoint.complete([], {})
-    for asked in (Endpoint(settings_for(server.url), None, 5.0), endpoint):
+    for one in (Endpoint(settings_for(server.url), None, 5.0), endpoint):
         with pytest.raises(ModelError, match="did not answer: ConnectError"):
-            asked.complete([], {})
+            one.complete([], {})
         waits.append("end")
 
     assert waits == ["end", 0.0, 0.0, "end"]
