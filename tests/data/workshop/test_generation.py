@@ -287,11 +287,11 @@ def test_an_endpoint_that_never_answered_is_not_waited_for_and_one_that_did_is(h
     waits: list[object] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     with serving() as server:
-        endpoint = Endpoint(settings_for(server.url), None, 5.0)
-        endpoint.complete([], {})
-    for one in (Endpoint(settings_for(server.url), None, 5.0), endpoint):
+        known, new = (Endpoint(settings_for(server.url), None, 5.0) for _ in range(2))
+        known.complete([], {})
+    for endpoint in (new, known):
         with pytest.raises(ModelError, match="did not answer: ConnectError"):
-            one.complete([], {})
+            endpoint.complete([], {})
         waits.append("end")
 
     assert waits == ["end", 0.0, 0.0, "end"]
