@@ -1,5 +1,6 @@
 // All that the person trained on or may train on; a click uses one in the draft.
-let datasets = [];
+let [datasets, showsAll] = [[], false];
+const FEW = 5;  // datasets are in sight at first, so that the rows of the chosen one are not far below
 const KINDS = {upload: 'uploaded', hub: 'on the Hub', votes: 'pairs of answers, from your votes'};
 const ACTIONS = {set: {open: 'Edit rows', download: 'Download', delete: 'Delete'}, upload: {file: 'Download'}, votes: {file: 'Download'}};
 
@@ -40,8 +41,11 @@ const drawList = async (isKnown = true) => {
   if (!element.parentElement.offsetParent || (isKnown && known === wanted)) return;
   known = wanted;
   datasets = (await ask({do: 'list'}))?.datasets ?? [];
-  const source = dataset?.source ?? '', lines = datasets.map((one) => lineOfDataset(one, source.startsWith('set:') ? source.split('@')[0] : source));
-  list.replaceChildren(...(openable ? [make('p', {}, act('make', `Edit rows of ${openable}`))] : []), ...(lines.length ? [tableOf(['My datasets', '#Rows', 'Version', 'Last run', 'Changed'], lines, 'sets')] : []));
+  const source = dataset?.source ?? '', chosen = source.startsWith('set:') ? source.split('@')[0] : source;
+  const few = showsAll || datasets.findIndex((one) => one.source === chosen) >= FEW ? datasets : datasets.slice(0, FEW);
+  const offer = openable ? [make('p', {}, act('make', `Edit rows of ${openable}`))] : [];
+  const more = few.length < datasets.length ? [make('p', {}, act('show-all', `Show all ${figure(datasets.length)} datasets`))] : [];
+  list.replaceChildren(...offer, ...(few.length ? [tableOf(['My datasets', '#Rows', 'Version', 'Last run', 'Changed'], few.map((one) => lineOfDataset(one, chosen)), 'sets')] : []), ...more);
 };
 const saveFile = (parts, name) => {
   const link = make('a', {href: URL.createObjectURL(new Blob(parts)), download: name});
@@ -65,6 +69,7 @@ Object.assign(VERBS, {
     if (isDone) { said.textContent = `Deleted ${name}.`; drawList(false); }
   },
   dismiss: () => { said.textContent = ''; },
+  'show-all': async () => { showsAll = true; await drawList(false); list.querySelectorAll('tr[data-pick]')[FEW].focus(); },
   file: async (source) => {
     said.textContent = 'Reading the file …';
     const answer = await ask({do: 'file', source});
