@@ -7,7 +7,6 @@ from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE_MS = 300_000  # ends a test that hangs; a busy machine takes many times as long as a quiet one
@@ -15,15 +14,6 @@ _ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-# What is wider than the window without scrolling by itself, and cells that are cut.
-_BEYOND_THE_WINDOW = """() => {
-  const width = document.documentElement.clientWidth;
-  const scrolls = (element) => element && (element.matches('.scroll, pre, .tokens') || scrolls(element.parentElement));
-  const beyond = (element) => element.offsetParent && element.innerText?.trim() && element.getBoundingClientRect().right > width + 1;
-  const found = [...document.querySelectorAll('#header, #work *, #side *')].filter((element) => beyond(element) && !scrolls(element));
-  const cards = [...document.querySelectorAll('table.cards td')].filter(beyond);
-  return [...found, ...cards].map((element) => element.outerHTML.slice(0, 200));
-}"""
 
 
 def why_no_browser() -> str | None:
@@ -109,14 +99,6 @@ def open_model_choice(page: Page) -> None:
 def fits_its_window(page: Page) -> None:
     """Wait until nothing makes the page wider than its window; what was just laid out may still be finding its width."""
     page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
-
-
-def nothing_is_beyond_the_window(page: Page) -> None:
-    """Charts find their new width a moment after the window has."""
-    try:
-        page.wait_for_function(f"() => !({_BEYOND_THE_WINDOW})().length")
-    except PlaywrightTimeoutError:
-        assert page.evaluate(_BEYOND_THE_WINDOW) == []
 
 
 def barriers(page: Page) -> list[str]:
