@@ -276,3 +276,22 @@ def test_versions_are_compared_seen_and_trained_on(page, services):
     expect(row(page, 7)).to_contain_text("excluded")
     page.locator(f"#sets [data-pick='set:few@{after}']").click()
     expect(page.locator("#dataset-summary")).to_contain_text(f"set:few@{after}")
+
+
+def test_a_long_list_is_shown_whole_on_demand(page, services, tmp_path):
+    (tmp_path / "row.jsonl").write_text('{"instruction": "Why?", "output": "So."}\n')
+    for number in range(7):
+        config = DatasetConfig(source=str(tmp_path / "row.jsonl"))
+        add_set(services.home, f"z-{number}", config, author="Ann", require_space=lambda _: None)
+    count = len(set_names(services.home))
+    page.reload()
+    open_tab(page, "Data")
+    rows = page.locator("#sets table.sets tbody tr")
+    expect(rows).to_have_count(5)
+
+    page.get_by_role("button", name=f"Show all {count} datasets").press("Enter")
+
+    expect(rows).to_have_count(count)
+    expect(rows.nth(5)).to_be_focused()
+    expect(page.get_by_role("button", name="Show all")).to_have_count(0)
+    assert barriers(page) == []

@@ -42,10 +42,10 @@ const drawList = async (isKnown = true) => {
   known = wanted;
   datasets = (await ask({do: 'list'}))?.datasets ?? [];
   const source = dataset?.source ?? '', chosen = source.startsWith('set:') ? source.split('@')[0] : source;
-  const few = showsAll || datasets.findIndex((one) => one.source === chosen) >= FEW ? datasets : datasets.slice(0, FEW);
+  const listed = showsAll || datasets.findIndex((one) => one.source === chosen) >= FEW ? datasets : datasets.slice(0, FEW);
   const offer = openable ? [make('p', {}, act('make', `Edit rows of ${openable}`))] : [];
-  const more = few.length < datasets.length ? [make('p', {}, act('show-all', `Show all ${figure(datasets.length)} datasets`))] : [];
-  list.replaceChildren(...offer, ...(few.length ? [tableOf(['My datasets', '#Rows', 'Version', 'Last run', 'Changed'], few.map((one) => lineOfDataset(one, chosen)), 'sets')] : []), ...more);
+  const more = listed.length < datasets.length ? [make('p', {}, act('show-all', `Show all ${figure(datasets.length)} datasets`))] : [];
+  list.replaceChildren(...offer, ...(listed.length ? [tableOf(['My datasets', '#Rows', 'Version', 'Last run', 'Changed'], listed.map((one) => lineOfDataset(one, chosen)), 'sets')] : []), ...more);
 };
 const saveFile = (parts, name) => {
   const link = make('a', {href: URL.createObjectURL(new Blob(parts)), download: name});
@@ -69,7 +69,12 @@ Object.assign(VERBS, {
     if (isDone) { said.textContent = `Deleted ${name}.`; drawList(false); }
   },
   dismiss: () => { said.textContent = ''; },
-  'show-all': async () => { showsAll = true; await drawList(false); list.querySelectorAll('tr[data-pick]')[FEW].focus(); },
+  'show-all': async () => {
+    showsAll = true;
+    await drawList(false);
+    const line = list.querySelectorAll('tbody tr')[FEW];
+    (line?.dataset.pick ? line : line?.querySelector('button'))?.focus();  // a damaged set has only that
+  },
   file: async (source) => {
     said.textContent = 'Reading the file …';
     const answer = await ask({do: 'file', source});

@@ -71,7 +71,7 @@ def identify(texts: list[str]) -> list[tuple[str, float]]:
     features = model.tk_output[states[1:]].T
     text, at = np.nonzero((features >= 0) & (np.arange(letters.shape[1]) < lengths[:, None]))
     keys, first, times = np.unique(text * size + features[text, at], return_index=True, return_counts=True)
-    order = np.argsort(first)  # in which `classify` adds them, so that all bits are the same
+    order = np.argsort(first)  # `classify` adds them in this order; another one changes the last bits
     keys, weights = keys[order], np.log1p(times[order].astype(np.float32))
     parts = np.split(np.arange(len(keys)), np.searchsorted(keys, np.arange(1, len(texts)) * size))  # of each text
     sums = [weights[part] @ model.nb_ptc[keys[part] % size] + (model.nb_pc if len(part) else 0) for part in parts]
