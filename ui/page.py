@@ -16,7 +16,18 @@ from loratory.engine.config.derived_defaults import SETTINGS
 from loratory.engine.runs.run import RUN_ID, Run
 from loratory.ui.backend.background import BackgroundWork, WorkProgress
 from loratory.ui.backend.run_reader import FINAL, RunReader, SharedRuns
-from loratory.ui.components import LATEST, QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
+from loratory.ui.components import (
+    LATEST,
+    QUICK,
+    SLOW,
+    TIMER_OFF,
+    UNCHANGED,
+    Updates,
+    browser_state,
+    nothing,
+    pick_list,
+    shown_as_message,
+)
 from loratory.ui.draft import Draft, fill_derived_defaults, known_rows, read_draft, read_settings, shape_of
 from loratory.ui.form import ALL_LINEAR, DERIVED_DEFAULTS, JUDGE_FOR, Form, setting_in, targets_update
 from loratory.ui.form_change import FormChange, Reading
@@ -198,6 +209,16 @@ class Page:
         components, handler = self.form.components, self.change_with_undo if undo else self.change
         outputs = [*self._fill_outputs, self.last_change] if undo else components
         return self.refresh_after(event.success(handler, [change, *components], outputs, **SLOW))
+
+    def change_on(
+        self, trigger: Any, handler: Callable[..., Any], inputs: Any = None, *, undo: bool = False
+    ) -> Dependency:
+        """Set the values that the handler of an event returns, as `change_after` does.
+
+        They are this event's alone: answers of two, such as of a tab that is opened and of a row in it, may cross.
+        """
+        change = gr.State({})
+        return self.change_after(trigger(shown_as_message(handler), inputs, change, **SLOW), change, undo=undo)
 
     def _follow(self, event: Dependency) -> Dependency:
         if not self.later_views:

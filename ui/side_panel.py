@@ -17,7 +17,6 @@ from loratory.engine.places.run_place import ThisMachine
 from loratory.engine.supervision.memory_measurement import config_of_rows
 from loratory.ui.components import (
     QUICK,
-    SLOW,
     UNCHANGED,
     Updates,
     pick_list,
@@ -51,7 +50,6 @@ class SidePanel:
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
         self.stop = gr.Button("Stop measuring", size="sm", variant="secondary", visible=False, elem_id="stop-measuring")
         self.advice = pick_list(elem_id="advice")
-        self._change = gr.State({})
         self._measuring = [*self.job.outputs, self.start, self.stop]
         page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.start_label(draft)))
         for component in self._measuring:
@@ -74,8 +72,7 @@ class SidePanel:
         page.refresh_after(chosen)
         self._place.change(lambda place: gr.update(choices=_devices(place)), self._place, self.judge, **QUICK)
         for component in (self.panel, self.advice):
-            change_event = component.click(shown_as_message(picked_change), None, self._change, **SLOW)
-            page.change_after(change_event, self._change, undo=True)
+            page.change_on(component.click, picked_change, undo=True)
 
     def _measured_view(self, component: Any) -> DraftView:
         return lambda draft: self.measurement(draft)[component]

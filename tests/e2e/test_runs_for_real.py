@@ -146,9 +146,8 @@ def test_a_version_of_a_set_has_the_losses_of_its_exported_file_bit_by_bit(home,
     origins = [read_provenance(folder) for folder in folders]
     assert origins[0].dataset == f"set:faq@{version}"
     assert origins[0].dataset_fingerprint == origins[1].dataset_fingerprint
-    versions = {
-        each["version"]: each["runs"] for each in json.loads(loratory_here("data", "versions", "faq", "--json"))
-    }
+    history = json.loads(loratory_here("data", "show", "faq", "--json"))["history"]
+    versions = {step["version"]: step["runs"] for step in history}
     assert versions.pop(version) == [folders[0].path.name]
     assert not any(versions.values())
 

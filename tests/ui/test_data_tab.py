@@ -94,6 +94,22 @@ def test_one_event_opens_the_rows_and_what_they_are_redraws_the_page(visitor, se
     assert visitor.open(dataset__source="missing/data")["kind"] == ""
 
 
+def test_what_an_event_sets_in_the_form_is_not_replaced_by_an_event_in_between(services):
+    """A tab's address is answered while a sample in it is clicked: its change of nothing came between, and the sample was lost."""
+    app = build_app(services)
+    (tab,) = {event.fn.__self__ for event in app.fns.values() if getattr(event.fn, "__func__", None) is DataTab.open}
+    events = {event._id: event for event in app.fns.values()}
+    changes = [event for event in events.values() if event.fn in (tab.page.change, tab.page.change_with_undo)]
+    by_data = {
+        event.inputs[0]: events[event.trigger_after].fn.__name__
+        for event in changes
+        if events[event.trigger_after].fn.__module__ == DataTab.__module__
+    }
+
+    assert sorted(by_data.values()) == ["_pick_own", "_pick_sample", "_take_path", "_take_upload", "take_address"]
+    assert all(len([event for event in events.values() if state in event.outputs]) == 1 for state in by_data)
+
+
 def test_a_new_dataset_begins_at_its_first_row_and_a_changed_setting_keeps_the_place(visitor):
     assert "Row 1 of" in visitor.open(row=40, shown_source="other.jsonl", dataset__source="rows.jsonl")["row_html"]
     html = visitor.open(row=40, shown_source="rows.jsonl", dataset__source="rows.jsonl")["row_html"]

@@ -25,7 +25,6 @@ from loratory.ui.components import (
     pick_list,
     picked_change,
     picked_value,
-    shown_as_message,
 )
 from loratory.ui.page import Page
 from loratory.ui.tabs.data_sets import SetsPart
@@ -81,7 +80,6 @@ class DataTab:
             self.lengths = pick_list(elem_id="lengths", more=("cut_line",))
         self.timer = gr.Timer(0.5, active=False)
         page.on_fill(self.own, _typed_in)
-        self._change = gr.State({})
         self.shown_source = gr.State("")
         self.last_stamp = gr.State("")  # stamp of the check that the page shows
         self.open_request = gr.Textbox("", visible=False)  # changes to open the dataset again
@@ -94,24 +92,22 @@ class DataTab:
         """Connect the events."""
         page, values = self.page, self.page.form.components
         for chosen in (
-            self.samples.click(shown_as_message(_pick_sample), None, self._change, **SLOW),
-            self.own.submit(shown_as_message(_take_path), self.own, self._change, **SLOW),
-            self.upload.upload(shown_as_message(self._take_upload), self.upload, self._change, **SLOW),
-            self.sets.html.click(shown_as_message(self._pick_own), None, self._change, **SLOW),
+            page.change_on(self.samples.click, _pick_sample),
+            page.change_on(self.own.submit, _take_path, self.own),
+            page.change_on(self.upload.upload, self._take_upload, self.upload),
+            page.change_on(self.sets.html.click, self._pick_own),
         ):
-            self.open_after(page.change_after(chosen, self._change))
+            self.open_after(chosen)
         if self.own_datasets is not None:
             arrival_event = self.own_datasets.wire()
-            chosen = arrival_event.then(_take_path, self.own_datasets.arrival, self._change, **SLOW)
-            self.open_after(page.change_after(chosen, self._change))
+            self.open_after(page.change_on(arrival_event.then, _take_path, self.own_datasets.arrival))
         for trigger in (self.samples.click, self.upload.upload):
             trigger(None, None, self.own, js="() => ''", **QUICK)  # another dataset than the typed path
         self.open_after(self.sets.html.submit(nothing, None, None, **SLOW))  # the open set was changed
         for event in self.format.wire():
             self.open_after(event)
         for component in (self.format.role_map, self.lengths):
-            change_event = component.click(shown_as_message(picked_change), None, self._change, **SLOW)
-            self.open_after(page.change_after(change_event, self._change, undo=True))
+            self.open_after(page.change_on(component.click, picked_change, undo=True))
         self.rows.wire()
         self._wire_opening()
         self.timer.tick(
@@ -131,9 +127,8 @@ class DataTab:
 
     def open_named_by(self, click: Any) -> None:
         """Open the dataset of an address that a click sends, unless it is open already."""
-        source = self.page.form["dataset.source"]
-        named_event = click(shown_as_message(self.take_address), source, self._change, **SLOW)
-        self.open_after(self.page.change_after(named_event, self._change, undo=True))
+        page = self.page
+        self.open_after(page.change_on(click, self.take_address, page.form["dataset.source"], undo=True))
 
     def take_address(self, event: gr.EventData, source: str) -> dict[str, Any]:
         """Return the change to the sample or the uploaded file of an address."""

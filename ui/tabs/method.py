@@ -21,7 +21,7 @@ from loratory.engine.memory.compare import (
     share_among,
 )
 from loratory.engine.memory.estimate import Estimator, Verdict
-from loratory.ui.components import QUICK, SLOW, nothing, pick_list, picked_value, shown_as_message, visible_if
+from loratory.ui.components import QUICK, nothing, pick_list, picked_value, visible_if
 from loratory.ui.draft import Draft
 from loratory.ui.form import ALL_LINEAR, EVERY_LAYER, field_of, group_settings
 from loratory.ui.gradio_internals import CheckboxGroup, Radio
@@ -98,7 +98,6 @@ class MethodTab:
                 form.setting("model.compute_dtype")
                 form.setting("model.attn_implementation")
         self.table = pick_list(elem_id="method-table")
-        self._change = gr.State({})
         # The quantization that was set by hand; one that came with a method leaves with it.
         self._set_quantization = gr.Textbox("", visible=False)
         page.on_fill(self._set_quantization, lambda _: "")
@@ -145,8 +144,7 @@ class MethodTab:
         page.refresh_after(rank.release(nothing, None, None, **QUICK))
         is_twice = "(r, alpha) => alpha === 2 * r"
         gr.on([alpha.input, alpha.release], None, [rank, alpha], self.link_alpha, js=is_twice, **QUICK)
-        use_event = self.table.click(shown_as_message(self._use_row), form.components, self._change, **SLOW)
-        page.change_after(use_event, self._change, undo=True)
+        page.change_on(self.table.click, self._use_row, form.components, undo=True)
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         return change_of_row(self.page.draft(values), picked_value(event))

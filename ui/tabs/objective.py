@@ -13,7 +13,7 @@ from loratory.engine.config.run import AdapterConfig, DatasetConfig
 from loratory.engine.config.training import ObjectiveSettings
 from loratory.engine.data.source import SAMPLE_PREFIX
 from loratory.ui.backend.run_reader import has_adapter
-from loratory.ui.components import QUICK, SLOW, shown_as_message, visible_if
+from loratory.ui.components import QUICK, visible_if
 from loratory.ui.draft import Draft
 from loratory.ui.form import field_of, group_settings, label_of
 from loratory.ui.gradio_internals import CheckboxGroup, Dropdown, Radio
@@ -65,7 +65,6 @@ class ObjectivePart:
                 }
                 for readers, names in group_settings(settings_of).items():
                     self._lay_out(readers, names)
-        self._change = gr.State({})
         page.on_draft(self.choice, _render_choice)
         page.on_draft(self.losses, _render_losses)
         page.on_draft(settings, lambda draft: visible_if(draft.objective.learns_preferences))
@@ -84,8 +83,7 @@ class ObjectivePart:
         weights = form["training.loss_weights"]
         inputs, outputs = [self.choice, losses, weights], [objective, losses, weights]
         page.refresh_after(self.choice.input(_choose, inputs, outputs, **QUICK))
-        start_event = self.start.input(shown_as_message(self.start_from), self.start, self._change, **SLOW)
-        page.change_after(start_event, self._change, undo=True)
+        page.change_on(self.start.input, self.start_from, self.start, undo=True)
 
     def render_start(self, draft: Draft) -> Any:
         """Return the adapters of earlier runs on the same model; the base itself is always offered."""
