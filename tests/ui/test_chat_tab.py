@@ -96,6 +96,13 @@ def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
     assert "with the LoRA result of" in states[-1]
 
 
+def test_the_choice_folds_also_when_the_same_is_loaded_again(tab, run):
+    """Nothing that the page polls changes then: a fold opened by hand stayed open over the conversation."""
+    for _ in range(2):
+        assert {"open": False, "__type__": "update"} in [step.fold for step in load(tab, run.id)]
+    assert all(step.fold == gr.skip() for step in load(tab, A_MODEL))
+
+
 def test_what_is_loaded_stays_in_sight_once_a_wish_to_load_is_over(tab):
     """Gradio takes a handler that yields nothing for one that empties its outputs: a button lost its words."""
     assert list(tab.load_wanted("")) == [gr.skip()]

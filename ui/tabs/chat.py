@@ -90,7 +90,7 @@ class ChatTab:
         clear_error_after(self.state, choice.inputs)
         load_event = gr.on(
             [self.load.click, choice.model.submit, choice.folder.submit], self.load_chosen, choice.inputs,
-            [self.state, self.load, self.unload], trigger_mode="once", **SLOW,
+            [self.state, self.load, self.unload, self.fold], trigger_mode="once", **SLOW,
         )  # fmt: skip
         propose_event, wanted_event = self._open_after(page.wants_result.change, refreshing)
         self.unload.click(shown_in_place(self.unload_model), None, self.state, **SLOW).then(**refreshing)
@@ -106,7 +106,7 @@ class ChatTab:
     def _open_after(self, trigger: Any, refreshing: Mapping[str, Any]) -> tuple[Dependency, Dependency]:
         """Choose and load a run that another tab opens here, and focus the question; return the events of choice and load."""
         page, choice, modes = self.page, self.choice, [self.mode, *self._modes]
-        load_inputs, load_outputs = [page.wants_result, *choice.inputs], [self.state, self.load, self.unload]
+        load_inputs, load_outputs = [page.wants_result, *choice.inputs], [self.state, self.load, self.unload, self.fold]
         outputs = [*choice.outputs, *modes]
         proposal: Dependency = trigger(self.propose, [page.wants_result, page.chosen_run], outputs, **QUICK)
         load_event = proposal.then(self.load_wanted, load_inputs, load_outputs, **SLOW).then(**refreshing)
@@ -142,6 +142,7 @@ class ChatTab:
 
             for progress in run_streaming(load):
                 yield {self.state: render_loading(progress)}
+            yield {self.fold: gr.update(open=False)}  # also where the same model was loaded again
             state = self._render_state(session.state)
         except EngineError as error:
             now = session.state
