@@ -16,7 +16,7 @@ from gradio.components import Component
 from gradio.queueing import Queue
 from gradio.utils import set_task_name
 
-_LOOKS_AGAIN_SECONDS = 1.0  # whether its page was closed
+_LOOKS_AGAIN_SECONDS = 10.0  # whether its page was closed
 
 
 class PageQueue(Queue):  # type: ignore[misc]  # Gradio's types are not read
@@ -29,7 +29,7 @@ class PageQueue(Queue):  # type: ignore[misc]  # Gradio's types are not read
         super().__init__(*arguments, **options)
         self.stopped = False  # as Gradio has it; its type is not read
         self._changed = asyncio.Event()
-        self.progress_update_sleep_when_free = 1.0
+        self.progress_update_sleep_when_free = _LOOKS_AGAIN_SECONDS
         self.ANALYTICS_MAX_EVENTS = 1
         self.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize
 
@@ -85,9 +85,9 @@ gradio.blocks.anyio = SimpleNamespace(to_thread=SimpleNamespace(run_sync=_call))
 
 
 async def _serve_until_told(self: uvicorn.Server) -> None:
-    """Look twice a second whether to end; uvicorn 0.54 looks ten times."""
+    """Look each second whether to end; uvicorn 0.54 looks ten times as often."""
     while not await self.on_tick(0):
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
 
 
 uvicorn.Server.main_loop = _serve_until_told  # type: ignore[method-assign]

@@ -3,8 +3,8 @@
 import asyncio
 import gc
 import signal
+import socket
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -49,7 +49,9 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
     sweep_measurements(home)
     supervisor = Supervisor(home)
     services = build_services(home, local_owner(), (home.uploads, *data_folders()), supervisor)
-    leaving = threading.Event()
+    leaving, (bell, alarm) = threading.Event(), socket.socketpair()
+    alarm.setblocking(False)
+    signal.set_wakeup_fd(alarm.fileno())  # rings for a signal that the system gives to another thread too
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: leaving.set())
     if supervisor.start() == "standing_by":
@@ -60,8 +62,8 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         gc.enable()
         services.inspector.start()
         print(f"Loratory is at http://{host}:{port} (Ctrl+C closes the page; runs continue).", flush=True)
-        while not leaving.is_set():  # a wait would sleep on where the system gives the signal to another thread
-            time.sleep(0.2)
+        while not leaving.is_set():
+            bell.recv(1)
         app.close(verbose=False)
     finally:
         supervisor.stop()

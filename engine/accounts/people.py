@@ -78,12 +78,7 @@ class _Rights:
 
 
 _RIGHTS: dict[Role, _Rights] = {
-    "admin": _Rights(
-        own=RUN_ACTIONS,
-        shared=RUN_ACTIONS,
-        foreign=RUN_ACTIONS,
-        lab=_LAB_ACTIONS,
-    ),
+    "admin": _Rights(own=RUN_ACTIONS, shared=RUN_ACTIONS, foreign=RUN_ACTIONS, lab=_LAB_ACTIONS),
     "member": _Rights(
         own=RUN_ACTIONS,
         shared=frozenset({Action.READ, Action.CHAT, Action.COPY}),
@@ -91,10 +86,7 @@ _RIGHTS: dict[Role, _Rights] = {
         lab=frozenset({Action.START, Action.USE_OWN_DATA, Action.USE_JOBS}),
     ),
     "guest": _Rights(
-        own=RUN_ACTIONS - {Action.PUSH, Action.SHARE},
-        shared=_NOTHING,
-        foreign=_NOTHING,
-        lab=frozenset({Action.START}),
+        own=RUN_ACTIONS - {Action.PUSH, Action.SHARE}, shared=_NOTHING, foreign=_NOTHING, lab=frozenset({Action.START})
     ),
 }
 

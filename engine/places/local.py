@@ -157,8 +157,8 @@ class LocalJob(Job):
         return JobStatus("alive")
 
     def poll_seconds(self) -> float:
-        """Return a second once the worker is a minute old, and less before: half a second is little of a long run."""
-        return min(1.0, (time.monotonic() - self.since) / 60)
+        """Return two seconds once the worker is 40 s old, and less before: two seconds are little of a long run."""
+        return min(2.0, (time.monotonic() - self.since) / 20)
 
     def renew_lease(self) -> None:
         """Lease its devices to the worker as soon as that is known."""

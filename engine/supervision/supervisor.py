@@ -111,7 +111,7 @@ class Supervisor:
             except Exception as error:
                 # A full disk, a missing folder: the runs still need a supervisor.
                 self._problems.report("runs", f"Runs cannot be supervised at present; trying again: {error}")
-            self._ending.wait(self._settings.tick_seconds)
+            self._ending.wait(loop.pause_seconds())
         loop.close()
 
 
@@ -144,6 +144,13 @@ class SupervisorLoop:
             reasons = self._start_waiting(turn)
         if turn is not None:
             self._lab.publish(turn, reasons, self._active())
+
+    def pause_seconds(self) -> float:
+        """Return when to look again: while no run waits, starts or stops, for as long as the last polls are valid."""
+        active, least = self._scheduler.active.values(), self._settings.tick_seconds
+        if self._scheduler.waiting or any(monitor.state.state != "running" for monitor in active):
+            return least
+        return max(least, min((monitor.job.poll_seconds() for monitor in active), default=least))
 
     def _active(self) -> dict[str, tuple[Run, RunState]]:
         return {run_id: (monitor.run, monitor.state) for run_id, monitor in self._scheduler.active.items()}

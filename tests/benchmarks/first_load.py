@@ -3,7 +3,9 @@
 Starts `app.py` on an empty home, opens the page in a browser without a cache, and prints the requests and bytes (as they
 came over the wire, with headers) until ten seconds after its tabs can be clicked, when the page was painted first and
 usable, and the processor time of the server while that one page stays open, first without a run, then in front of one that
-logs a step every second. `--also` measures other checkouts in turn with this one.
+logs a step every second. Beside it stands what a process takes that only sleeps and wakes up five times a second, as often as
+the server in front of a run: on a shared virtual machine that alone varies by a factor of five. `--also` measures other
+checkouts in turn with this one.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from tests.browser.real_server import ROOT, real_server
 
 _LOAD_SECONDS = 10  # from when the tabs can be clicked, so a busy machine counts no fewer
 _SETTLE_SECONDS = 10
+_SLEEPER = "import time\nwhile True: time.sleep(0.2)"
 FIRST_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 
@@ -43,6 +46,7 @@ class Load:
     usable: float = 0.0  # seconds until the tabs are there
     idle: float = 0.0  # share of a core, without a run
     following: float = 0.0  # the same in front of an active run
+    sleeper: float = 0.0  # of `_SLEEPER` meanwhile
     resident_mib: float = 0.0
 
     def watch(self, page: Page) -> None:
@@ -93,19 +97,26 @@ def visit(browser: Browser, checkout: Path, idle_seconds: float) -> Load:
         page.wait_for_timeout(1000 * _SETTLE_SECONDS)
         if idle_seconds:
             load.idle = share_of_a_core(process, idle_seconds)
-            load.following = _follow(page, url, Path(folder), process, idle_seconds)
+            load.following, load.sleeper = _follow(page, url, Path(folder), process, idle_seconds)
         load.resident_mib = process.memory_info().rss / 2**20
     # What was asked while nothing happened comes in when the page is closed.
     load.urls, load.bytes_of = requests, defaultdict(int, received)
     return load
 
 
-def _follow(page: Page, url: str, home: Path, process: psutil.Process, seconds: float) -> float:
-    with steps_each_second([Work(RunStore(LoratoryHome(home), local_owner()))]):
+def _follow(page: Page, url: str, home: Path, process: psutil.Process, seconds: float) -> tuple[float, float]:
+    with (
+        steps_each_second([Work(RunStore(LoratoryHome(home), local_owner()))]),
+        psutil.Popen([sys.executable, "-c", _SLEEPER]) as sleeper,
+    ):
         page.goto(url)
         page.locator("#run-heading").wait_for()
         page.wait_for_timeout(1000 * _SETTLE_SECONDS)
-        return share_of_a_core(process, seconds)
+        before = sum(sleeper.cpu_times()[:2])
+        share = share_of_a_core(process, seconds)
+        slept = (sum(sleeper.cpu_times()[:2]) - before) / seconds
+        sleeper.kill()
+        return share, slept
 
 
 @contextmanager
@@ -163,6 +174,7 @@ def main() -> None:
         _say("tabs usable, s", [load.usable for load in visits], ".2f")
         _say("server, one page open, % of a core", [100 * load.idle for load in visits], ".2f")
         _say("server, one page on a run, % of a core", [100 * load.following for load in visits], ".2f")
+        _say("a process that sleeps, % of a core", [100 * load.sleeper for load in visits], ".2f")
         _say("server, resident MiB", [load.resident_mib for load in visits], ".0f")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from loratory.engine.errors import StorageError
 from loratory.engine.hardware.lease import LeaseBook
+from loratory.engine.places.local import LocalJob
 from loratory.engine.processes.liveness import ProcessIdentity
 from loratory.engine.runs.control import request_cancel, request_stop
 from loratory.engine.runs.run import Run, RunFolder
@@ -84,6 +85,22 @@ def test_a_server_that_starts_rebuilds_the_state_of_a_run_at_work(store, home, l
     after = run.folder.read_saved_state()
     assert (after.state, after.attempt, after.device) == (before.state, before.attempt, before.device)
     ends_once(later, run)
+
+
+def test_a_supervisor_looks_less_often_while_all_that_there_is_is_a_run_at_work(store, home, loop, monkeypatch):
+    assert loop.pause_seconds() == 0.05
+    run = working(store, loop)
+    with monkeypatch.context() as later:
+        later.setattr(LocalJob, "poll_seconds", lambda _: 2.0)
+        assert loop.pause_seconds() == 2.0
+        other = store.create(config_for())
+        loop._scheduler.poll()
+        assert list(loop._scheduler.waiting) == [other.id]
+        assert loop.pause_seconds() == 0.05
+
+    request_cancel(other)
+    ends_once(loop, run)
+    assert loop.pause_seconds() == 0.05
 
 
 def test_a_state_that_cannot_be_read_is_reported_and_its_run_left_alone(store, home, loop, monkeypatch, caplog):

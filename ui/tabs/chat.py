@@ -142,13 +142,13 @@ class ChatTab:
 
             for progress in run_streaming(load):
                 yield {self.state: render_loading(progress)}
-            yield {self.fold: gr.update(open=False)}  # also where the same model was loaded again
-            state = self._render_state(session.state)
+            state, fold = self._render_state(session.state), gr.update(open=False)  # also of the same model as before
         except EngineError as error:
             now = session.state
-            state = self._render_state(now) if now.failure is error else error_box(error)
+            state, fold = self._render_state(now) if now.failure is error else error_box(error), UNCHANGED
         unload = gr.update(value="Unload", visible=session.state.model is not None)
-        yield {self.state: state, self.load: gr.update(value="Load", interactive=True), self.unload: unload}
+        load_button = gr.update(value="Load", interactive=True)
+        yield {self.state: state, self.load: load_button, self.unload: unload, self.fold: fold}
 
     def unload_model(self) -> str:
         self.page.services.chat.unload()

@@ -17,13 +17,7 @@ from loratory.engine.accounts.audit import AuditKind
 from loratory.engine.config.derived_defaults import given_settings
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.errors import EngineError
-from loratory.engine.runs.control import (
-    change_notes,
-    read_notes,
-    request_cancel,
-    request_start_anyway,
-    request_stop,
-)
+from loratory.engine.runs.control import change_notes, read_notes, request_cancel, request_start_anyway, request_stop
 from loratory.engine.runs.provenance import read_provenance
 from loratory.engine.runs.run import LIVE_STATES, Run
 from loratory.ui.backend.background import Cache, stamp

@@ -48,13 +48,7 @@ class SupervisedLoop(SFTTrainer):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        model: Any,
-        args: Any,
-        tokenizer: Any,
-        rows: TrainerRows,
-        setup: TrainerSetup,
-        hooks: TrainerHooks,
+        self, model: Any, args: Any, tokenizer: Any, rows: TrainerRows, setup: TrainerSetup, hooks: TrainerHooks
     ) -> None:
         self._rows = rows
         self._setup = setup
