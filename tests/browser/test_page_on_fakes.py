@@ -421,6 +421,11 @@ def test_every_tab_is_open_to_everyone(page, services):
     expect(page.locator("#model-details .facts")).to_be_visible()
     assert barriers(page) == []
 
+    page.locator("#judge-for input").focus()
+    expect(page.locator("[role=listbox]")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(page.locator("[role=listbox]")).to_have_count(0)  # Gradio's opens again for the Tab
+
     page.get_by_role("tab", name="Model").focus()
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("tab", name="Data")).to_be_focused()

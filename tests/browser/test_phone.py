@@ -21,8 +21,16 @@ _FAULTS = """() => {
   const targetOf = (part) => part.matches('[type=radio], [type=checkbox]') ? part.closest('label') : part;
   const isSmall = ({offsetWidth, offsetHeight}) => offsetWidth < 44 || offsetHeight < 44;
   const targets = [...document.querySelectorAll(pressed)].filter((part) => isVisible(part) && !part.closest('.visually-hidden, svg, .plotly'));
+  const isCovered = (head) => {
+    const [words, box] = [document.createRange(), head.querySelector('input').getBoundingClientRect()];
+    const texts = document.createTreeWalker(head.querySelector('label'), NodeFilter.SHOW_TEXT);
+    const rects = [];
+    while (texts.nextNode()) { words.selectNode(texts.currentNode); rects.push(...words.getClientRects()); }
+    return rects.some((line) => line.right > box.left && line.bottom > box.top && line.top < box.bottom);
+  };
   return [
     ...(document.documentElement.scrollWidth > innerWidth ? ['wider than the window'] : []),
+    ...[...document.querySelectorAll('.block .head')].filter((head) => isVisible(head) && isCovered(head)).map((head) => `covered: ${head.innerText}`),
     ...scrollers.map((part) => `scrolls: ${name(part)}`),
     ...targets.map(targetOf).filter(isSmall).map((part) => `${part.offsetWidth} x ${part.offsetHeight}: ${name(part)}`),
   ];

@@ -7,6 +7,8 @@ let named = 0;
 let held = null; // what has the focus, or had it last
 let working = null; // a button that had the focus when it was disabled
 document.addEventListener('focusin', ({target}) => { held = target; });
+// A list of choices opens again for the Tab that leaves its box, and then nothing closes it.
+document.addEventListener('keydown', (event) => { if (event.key === 'Tab' && event.target.ariaAutoComplete) event.stopPropagation(); }, true);
 const opened = new Set(); // folds with an id, which are drawn again with what they are about
 
 const arrange = () => {
