@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.errors import shorten
 from loratory.ui.views.html import pick_button, setting_title, short_name
 
@@ -75,7 +76,7 @@ class FormChange:
         names = [name for name in self.active_names(now) if before.get(name) != values.get(name)]
         if not names:
             return ""
-        changes = [f"{_term(name)} {_display(before.get(name))} → {_display(values.get(name))}" for name in names]
+        changes = [f"{_term(name)} {_display(name, before)} → {_display(name, values)}" for name in names]
         more = changes[_MOST_NAMES:]
         count_text = f"changed {len(changes)} settings" if more else ""
         titles = ("Undone" if self.undoes else "", self.title, count_text, ", ".join(changes[:_MOST_NAMES]))
@@ -91,8 +92,11 @@ def _term(name: str) -> str:
     return _TERMS.get(name) or setting_title(name) or name.rpartition(".")[2]
 
 
-def _display(value: Any) -> str:
-    """Return a value as it is typed into the form."""
+def _display(name: str, values: Mapping[str, Any]) -> str:
+    """Return a value as it is typed into the form, a method by its label."""
+    value = values.get(name)
+    if name == "adapter.method" and value in METHODS:
+        return METHODS[value].label
     if value is None or value in ("", [], {}):
         return "empty"
     if isinstance(value, bool):

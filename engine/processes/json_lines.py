@@ -209,12 +209,7 @@ class JsonLinesProcess:
                 self._running.write_if_alive({"cancel": request_id})
 
     def stream(
-        self,
-        method: str,
-        params: JsonObject,
-        *,
-        request_id: int | None = None,
-        begins_within: float | None = None,
+        self, method: str, params: JsonObject, *, request_id: int | None = None, begins_within: float | None = None
     ) -> Iterator[JsonObject]:
         """Ask, and yield each `{"progress": …}` and at last the `{"result": …}`; closing it early cancels the request.
 

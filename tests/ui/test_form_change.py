@@ -108,6 +108,12 @@ def test_a_change_is_confirmed_in_words_and_undone(visitor):
     assert visitor.mapping["training"]["max_length"] == 144
 
 
+def test_a_method_is_named_by_its_label(visitor):
+    visitor.fill(a_config().model_dump(mode="json"))
+    visitor.change({"adapter": {"method": "none"}})
+    assert "LoRA → Full fine-tuning" in visitor.applied_notice
+
+
 def test_undo_leaves_what_was_set_by_hand_since(visitor):
     visitor.fill(a_config(training__max_length=640, training__learning_rate=3e-4).model_dump(mode="json"))
     visitor.change({"training": {"max_length": 144, "gradient_checkpointing": True}})

@@ -41,7 +41,7 @@ from loratory.ui.views.html import small
 SET_UP, FOLLOW = "Set up", "Follow"
 # The settings in sight, and how each is shown.
 _IN_SIGHT: dict[str, dict[str, Any]] = {
-    "run.name": {"placeholder": "made from model, method and data", "elem_id": "run-name"},
+    "run.name": {"placeholder": "automatic", "elem_id": "run-name"},
     "training.num_train_epochs": {"elem_id": "epochs"},
     "training.max_steps": {"elem_id": "max-steps"},
     "training.learning_rate": {"elem_id": "learning-rate"},
