@@ -294,9 +294,9 @@ def test_an_endpoint_that_never_answered_is_not_waited_for_and_one_that_did_is(h
     with serving() as server:
         known, new = (Endpoint(settings_for(server.url), None, 5.0) for _ in range(2))
         known.complete([], {})
-    with socket.socket() as held:  # the port, which another test might take
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", urlsplit(server.url).port or 0))
+    with socket.socket() as holder:  # the port, which another test might take
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", urlsplit(server.url).port or 0))
         for endpoint in (new, known):
             with pytest.raises(ModelError, match="did not answer: ConnectError"):
                 endpoint.complete([], {})
