@@ -66,6 +66,7 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
             bell.recv(1)
         app.close(verbose=False)
     finally:
+        signal.set_wakeup_fd(-1)
         supervisor.stop()
         close_services(services)
 

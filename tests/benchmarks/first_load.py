@@ -3,9 +3,8 @@
 Starts `app.py` on an empty home, opens the page in a browser without a cache, and prints the requests and bytes (as they
 came over the wire, with headers) until ten seconds after its tabs can be clicked, when the page was painted first and
 usable, and the processor time of the server while that one page stays open, first without a run, then in front of one that
-logs a step every second. Beside it stands what a process takes that only sleeps and wakes up five times a second, as often as
-the server in front of a run: on a shared virtual machine that alone varies by a factor of five. `--also` measures other
-checkouts in turn with this one.
+logs a step every second. Beside the last stands what a process takes meanwhile that only wakes up five times a second: where it
+varies from visit to visit, the machine does. `--also` measures other checkouts in turn with this one.
 """
 
 import argparse
@@ -121,7 +120,9 @@ def _follow(page: Page, url: str, home: Path, process: psutil.Process, seconds: 
 
 @contextmanager
 def _server(checkout: Path, home: Path) -> Iterator[tuple[str, psutil.Process]]:
-    with real_server(home, root=checkout, python=other_python(checkout)) as server:
+    # Its own modules, also where it has no environment of its own.
+    path = str(checkout / ".package")
+    with real_server(home, root=checkout, python=other_python(checkout), PYTHONPATH=path) as server:
         yield server.url, psutil.Process(server.process.pid)
 
 

@@ -84,7 +84,6 @@ class TrainTab:
             self.start = StartPart(page, self.seconds_of)
         with gr.Column(visible=False, elem_id="train-follow") as self.follow_column:
             self.follow = FollowPart(page, choice)
-        self._change = gr.State({})
         self.counting = gr.Timer(0.5, active=False)
         page.on_draft_later(self.plan, self.render_draft_plan)
         self._count_outputs = [self.plan, self.counting, self.page.data_trouble, self.page.data_lengths]
@@ -149,9 +148,10 @@ class TrainTab:
 
     def fill_by(self, trigger: Any, handler: Callable[..., Any], title: str) -> None:
         """Fill the form with the settings that a handler returns for the form's values."""
-        settings_event = trigger(shown_as_message(handler), self.page.form.components, self._change, **SLOW)
+        change = gr.State({})  # of this event alone, see `change_on`
+        settings_event = trigger(shown_as_message(handler), self.page.form.components, change, **SLOW)
         alone = settings_event.success(lambda: "", None, self.page.copied_from, **QUICK)
-        self._count_after(self.page.fill_after(alone, self._change, title))
+        self._count_after(self.page.fill_after(alone, change, title))
 
     def _count_after(self, event: Any) -> None:
         event.then(self.count, self.page.form.components, self._count_outputs, **LATEST)
