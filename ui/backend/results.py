@@ -96,10 +96,13 @@ class ResultWork:
         job = self.push(PushRequest(target=target, repository=repository, settings=settings, token=token))
         return self._start_export(run, checkpoint, "hub", "A push to the Hub", job)
 
-    def under_way(self, run_id: str) -> dict[str, float | None]:
-        """Return which steps of `steps_done` a run's result takes at the moment, and their fraction where it is known."""
+    def under_way(self, run_id: str) -> frozenset[str]:
+        """Return which steps of `steps_done` a run's result takes at the moment.
+
+        Not how far they are: a job counts each of its phases from 0.
+        """
         works = (("measure", self.measuring.find(run_id)), ("export", self.exporting.find(run_id)))
-        return {step: work.fraction for step, work in works if work is not None and work.is_under_way}
+        return frozenset(step for step, work in works if work is not None and work.is_under_way)
 
     def _start_export(self, run: Run, checkpoint: str | None, kind: str, title: str, job: Job[Any]) -> Work[Any]:
         def keep(result: ExportResult | PushResult) -> None:

@@ -1,7 +1,7 @@
 """The line of a run in the bar: how far it is while it works, then what to do with its result."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from html import escape
 
 from loratory.engine.runs.history.steps import StepSeries
@@ -29,10 +29,8 @@ def next_of(run: Run) -> tuple[str, str]:
     return name, f"{target}:{run.id}"
 
 
-def render_run_line(
-    snapshot: RunSnapshot, now: float | None = None, *, under_way: Mapping[str, float | None] = {}
-) -> str:
-    """Return the line of the run in hand, with its next step; steps that are `under_way` show their fraction."""
+def render_run_line(snapshot: RunSnapshot, now: float | None = None, *, under_way: Collection[str] = ()) -> str:
+    """Return the line of the run in hand, with its next step; steps that are `under_way` are not offered."""
     run_id, state = snapshot.run.id, snapshot.state
     # With a checkpoint, even while it trains.
     more = pick_button(f"chat:{run_id}", "Chat") if can_chat(snapshot.run) else ""
@@ -52,8 +50,7 @@ def render_run_line(
             button = pick_button(f"{target}:{run_id}", name, css="go" if is_next else "link")
             in_front = f'<span class="hint">{name}</span>'
             if target in under_way:
-                fraction = under_way[target]
-                in_front += f" <span>{'under way' if fraction is None else f'{fraction:.0%}'}</span>"
+                in_front += " <span>under way</span>"
             elif is_next:
                 in_front = press_button(presses, action_name)
             more += f"<li>{mark}{button}{in_front}</li>"
