@@ -63,7 +63,7 @@ METHOD = Toy(
     new={
         "engine/config/methods/toy.py": '''
 from loratory.engine.config.methods.base import PeftMethod
-from loratory.engine.config.section import Section, setting
+from loratory.engine.section import Section, setting
 
 
 class ToySettings(Section):

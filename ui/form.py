@@ -15,10 +15,10 @@ from loratory.engine.config import derived_defaults
 from loratory.engine.config.load import SectionType, parse_partial_config, section_from_mapping, setting_names
 from loratory.engine.config.run import RunConfig
 from loratory.engine.config.run import field_of as field_of
-from loratory.engine.config.section import BY_DECADES
 from loratory.engine.errors import ConfigError, Problem
 from loratory.engine.hardware.device import KnownDevice, find_known_device
 from loratory.engine.models.shape import ModelShape
+from loratory.engine.section import BY_DECADES
 from loratory.ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
 
 # Every linear layer, under any name that the model gives it: ticked before a model's own layers are known.

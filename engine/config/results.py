@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from loratory.engine.config.section import Section, setting
+from loratory.engine.section import Section, setting
 
 ExportKind = Literal["adapter", "merged", "gguf"]
 ExportDtype = Literal["auto", "bfloat16", "float16", "float32"]

@@ -10,8 +10,8 @@ from pydantic.fields import FieldInfo
 
 from loratory.engine.config.methods.base import PeftMethod
 from loratory.engine.config.methods.registry import DEFAULT_METHOD, METHODS, MethodSettings
-from loratory.engine.config.section import Section, setting
 from loratory.engine.config.training import TrainingConfig
+from loratory.engine.section import Section, setting
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]

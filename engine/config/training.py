@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from loratory.engine.config.section import Magnitude, Section, setting
+from loratory.engine.section import Magnitude, Section, setting
 
 ObjectiveName = Literal["sft", "dpo", "kto", "orpo"]
 PreferenceLoss = Literal[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from loratory.engine.config.section import Section, setting
+from loratory.engine.section import Section, setting
 
 if TYPE_CHECKING:
     from loratory.engine.config.run import AdapterConfig, RunConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loratory.engine.config.methods.base import PeftMethod, cross_field_rule
-from loratory.engine.config.section import Section, setting
+from loratory.engine.section import Section, setting
 
 if TYPE_CHECKING:
     from loratory.engine.config.run import RunConfig

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loratory.engine.config.methods.base import ComparisonRow, PeftMethod, cross_field_rule
-from loratory.engine.config.section import Magnitude, Section, setting
+from loratory.engine.section import Magnitude, Section, setting
 
 if TYPE_CHECKING:
     from loratory.engine.config.run import AdapterConfig, RunConfig

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from loratory.engine.config.methods.base import PeftMethod
-from loratory.engine.config.section import Section, setting
+from loratory.engine.section import Section, setting
 
 
 class LycorisSettings(Section):

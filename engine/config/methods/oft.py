@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from loratory.engine.config.methods.base import PeftMethod
-from loratory.engine.config.section import Magnitude, Section, setting
+from loratory.engine.section import Magnitude, Section, setting
 
 if TYPE_CHECKING:
     from loratory.engine.config.run import AdapterConfig

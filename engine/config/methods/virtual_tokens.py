@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loratory.engine.config.methods.base import PeftMethod, VirtualTokens, cross_field_rule
-from loratory.engine.config.section import Section, setting
+from loratory.engine.section import Section, setting
 
 if TYPE_CHECKING:
     from loratory.engine.config.run import AdapterConfig, RunConfig

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from loratory.engine.config.section import Section, setting
+from loratory.engine.section import Section, setting
 
 OWN_PHRASES = Path(__file__).with_name("refusals.txt").read_text(encoding="utf-8")
 
