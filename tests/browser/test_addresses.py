@@ -109,7 +109,7 @@ def test_the_bar_alone_leads_by_keyboard_from_the_first_view_to_an_export(browse
             is_at(other, f"/train/{run.id}", "Train")
             expect(other.locator("#run-heading")).to_be_visible()
             open_tab(other, "Method")
-            expect(other.locator("#next-step .active")).to_have_text(re.compile(r"\d+% · .* left · Open"))
+            expect(other.locator("#next-step .active")).to_have_text(re.compile(r"\d+% · .* left"))
             expect(other.locator("#next-step .in-hand")).to_be_hidden()
 
         press(page, bar.get_by_role("button", name="Stop and save"))

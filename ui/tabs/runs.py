@@ -239,8 +239,9 @@ class RunsTab:
             return self.one.show(run_id, *how) if run_id == how[-1] else UNCHANGED
         if not pick.startswith(run_table.COMPARE_PREFIX):
             return {self.page.chosen_run: run_id, **self.one.show(run_id, *how)}
-        others = [other for other in ticked_ids if other != run_id]
-        return self._tick(others if run_id in ticked_ids else [*ticked_ids, run_id], log_axis)
+        # In place: the next tick may be read before this answer is written.
+        (ticked_ids.remove if run_id in ticked_ids else ticked_ids.append)(run_id)
+        return self._tick(ticked_ids, log_axis)
 
     def _tick(self, run_ids: list[str], log_axis: bool) -> Updates:
         return {self.ticked_runs: run_ids, **self.compare(run_ids, log_axis)}

@@ -61,8 +61,9 @@ def render_run_line(snapshot: RunSnapshot, now: float | None = None, *, under_wa
 
 def render_active(snapshot: RunSnapshot, now: float | None = None) -> str:
     """Return the short piece of an active run, next to the draft."""
-    link = pick_button(f"follow:{snapshot.run.id}", "Open", label=f"Open {snapshot.title}")
-    return f'<div class="active" title="{escape(snapshot.title, quote=True)}">{progress(snapshot, now)} · {link}</div>'
+    text = progress(snapshot, now)
+    link = pick_button(f"follow:{snapshot.run.id}", text, css="inline", label=f"{text}: open {snapshot.title}")
+    return f'<div class="active" title="{escape(snapshot.title, quote=True)}">{link}</div>'
 
 
 def progress(snapshot: RunSnapshot, now: float | None = None) -> str:
