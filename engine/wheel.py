@@ -35,7 +35,10 @@ def build_wheel() -> Wheel:
     files[f"{about}/METADATA"] = metadata_text.encode()
     files[f"{about}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: loratory\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{about}/entry_points.txt"] = (distribution.read_text("entry_points.txt") or "").encode()
-    record = "".join(f"{name},sha256={_wheel_digest(data)},{len(data)}\n" for name, data in files.items())
+    digests = {
+        n: base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode() for n, data in files.items()
+    }
+    record = "".join(f"{name},sha256={digests[name]},{len(data)}\n" for name, data in files.items())
     files[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -43,10 +46,6 @@ def build_wheel() -> Wheel:
             archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), data, zipfile.ZIP_DEFLATED)
     number = hashlib.sha256(record.encode()).hexdigest()[:12]
     return Wheel(f"loratory-{distribution.version}-py3-none-any.whl", number, wheel.getvalue())
-
-
-def _wheel_digest(data: bytes) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
 def _sources() -> Iterator[tuple[str, Path]]:

@@ -155,7 +155,7 @@ class NextStepBar:
         if tab == "data":
             return UNCHANGED  # its tab looks the name up
         if name and not page.reader.exists(name):
-            raise RunError(f"There is no run {name[:40]!r} here.", "Choose one in the Runs tab.")
+            raise RunError(f"Run {name[:40]!r} was not found here.", "Choose one in the Runs tab.")
         updates = self._open(_OF_ADDRESS.get(tab, tab) if name else tab, name)
         return {part: value for part, value in updates.items() if part is not page.tabs}
 

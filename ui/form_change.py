@@ -76,7 +76,8 @@ class FormChange:
         names = [name for name in self.active_names(now) if before.get(name) != values.get(name)]
         if not names:
             return ""
-        changes = [f"{_term(name)} {_display(name, before)} → {_display(name, values)}" for name in names]
+        terms = {name: _TERMS.get(name) or setting_title(name) or name.rpartition(".")[2] for name in names}
+        changes = [f"{term} {_display(name, before)} → {_display(name, values)}" for name, term in terms.items()]
         more = changes[_MOST_NAMES:]
         count_text = f"changed {len(changes)} settings" if more else ""
         titles = ("Undone" if self.undoes else "", self.title, count_text, ", ".join(changes[:_MOST_NAMES]))
@@ -86,10 +87,6 @@ class FormChange:
         rest = f" <details><summary>{len(more)} more</summary>{escape(', '.join(more))}</details>" if more else ""
         note = f"{escape(self.note)} " if self.note else ""
         return f'<div class="notice" role="status">{note}{escape(text)}{rest} · {link}</div>'
-
-
-def _term(name: str) -> str:
-    return _TERMS.get(name) or setting_title(name) or name.rpartition(".")[2]
 
 
 def _display(name: str, values: Mapping[str, Any]) -> str:
@@ -103,6 +100,8 @@ def _display(name: str, values: Mapping[str, Any]) -> str:
         return "on" if value else "off"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, dict):
+        value = [f"{name}: {entry}" for name, entry in value.items()]
     if isinstance(value, list):
         return shorten(", ".join(map(str, value)), _LONGEST)
     text = short_name(value) if isinstance(value, str) else str(value)

@@ -114,7 +114,7 @@ class RunStore:
             return self._run(matches[0])
         if matches:
             raise RunError(f"{shorten(run_id)!r} means {len(matches)} runs.", "Give more of the id.")
-        raise RunError(f"There is no run {shorten(run_id)!r}.", "List the runs with `loratory runs`.")
+        raise RunError(f"Run {shorten(run_id)!r} was not found.", "List the runs with `loratory runs`.")
 
     def find_by_key(self, key: str) -> Run | None:
         """Return the run that an earlier `create` with this key made; None where there was none, or it was deleted."""

@@ -79,7 +79,9 @@ class OwnPageOnly:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        opens_page = scope["type"] == "http" and scope["method"] == "GET" and _is_navigation(headers)
+        # A browser opens the page in a tab, where the linking site cannot read it.
+        is_navigation = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+        opens_page = scope["type"] == "http" and scope["method"] == "GET" and is_navigation
         foreign = None
         if not _is_called_by_its_name(headers):
             foreign = "Loratory is reached as 127.0.0.1 or localhost only. Open it under one of these names."
@@ -114,11 +116,6 @@ def _comes_from_itself(headers: Headers) -> bool:
     if origin is not None and origin != f"http://{headers.get('host', '')}":
         return False
     return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
-
-
-def _is_navigation(headers: Headers) -> bool:
-    """Return whether a browser opens the page in a tab, where the linking site cannot read it."""
-    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 
 def _refusal(method: str, headers: Headers) -> RefusedRequestError | None:

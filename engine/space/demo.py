@@ -73,7 +73,7 @@ class Demo:
     launcher: Launcher  # files runs of `DEMO_OWNER`
     inspector: Inspector  # of `DEMO_OWNER`
     chat: DemoChat
-    problem: str = field(default="", init=False)  # why there is no run, in words for visitors
+    problem: str = field(default="", init=False)  # why no run started, in words for visitors
 
     def __post_init__(self) -> None:
         self.runs = RunStore(self.home, DEMO_OWNER)

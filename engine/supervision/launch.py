@@ -36,7 +36,7 @@ from loratory.engine.runs.prediction import Prediction, predict
 from loratory.engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import RunStore
-from loratory.engine.runs.summary import RunIndex, RunSummary
+from loratory.engine.runs.summary import RunIndex
 from loratory.engine.runs.sweep import sweep_origins
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,9 @@ class Preflight:
         self._home = home
         self._inspector = inspector
         self._resolve = resolve
-        self._places = places_at(home, devices, flavors, lambda: _earlier_runs(home))
+        store = RunStore(home, home.owner or local_owner())
+        # Earlier runs estimate the speed; not all of them if reading takes long.
+        self._places = places_at(home, devices, flavors, lambda: RunIndex(store).glance(patience_seconds=2.0).rows)
 
     def check(
         self,
@@ -137,11 +139,6 @@ class Preflight:
                 "predicted_memory": predicted_figures(prediction.need, prediction.devices[0].kind),
             }
         return CheckedRun(config, Provenance.model_validate(facts), report)
-
-
-def _earlier_runs(home: LoratoryHome) -> Sequence[RunSummary]:
-    """Return a person's runs, to estimate speed; not all of them if reading takes long."""
-    return RunIndex(RunStore(home, home.owner or local_owner())).glance(patience_seconds=2.0).rows
 
 
 def counted_length(config: RunConfig) -> int:

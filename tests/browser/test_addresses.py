@@ -77,7 +77,9 @@ def test_an_address_shows_the_same_in_another_browser_and_after_back_and_forward
 def test_a_run_that_is_not_there_is_reported_and_nothing_else_changes(browser: Browser, address, run):
     page = open_page(browser, address, "/runs/20260101-000000-000-abcd")
 
-    expect(page.locator("[data-testid=toast-body]")).to_contain_text("There is no run '20260101-000000-000-abcd' here.")
+    expect(page.locator("[data-testid=toast-body]")).to_contain_text(
+        "Run '20260101-000000-000-abcd' was not found here."
+    )
     is_at(page, "/runs", "Runs")
     page.context.close()
 

@@ -161,7 +161,7 @@ def test_a_run_that_is_not_there_is_two_sentences(loratory, home, command):
     code, out, err = loratory(command, "20260101-000000-000-abcd")
 
     assert (code, out) == (1, "")
-    assert err == "There is no run '20260101-000000-000-abcd'. List the runs with `loratory runs`.\n"
+    assert err == "Run '20260101-000000-000-abcd' was not found. List the runs with `loratory runs`.\n"
 
 
 def test_stopping_what_has_ended_reports_it(store, loratory):

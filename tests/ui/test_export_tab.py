@@ -243,7 +243,7 @@ def test_a_run_that_was_deleted_is_reported_as_gone(tab):
     updates = tab.job.shown_in_status(tab.show)("20250101-000000-000-abcd", FINAL, ADAPTER, 0)
 
     assert list(updates) == [tab.job.status]
-    assert "There is no run" in updates[tab.job.status]
+    assert "was not found" in updates[tab.job.status]
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_a_run_that_is_deleted_while_it_is_followed_is_reported_as_gone(follow, 
     assert answer(follow, view, reply["stamp"]) is None, "it is said once"
 
     view = refresh(follow, run.id)
-    assert "There is no run" in view.heading
+    assert "was not found" in view.heading
     assert view.live == ""
 
 

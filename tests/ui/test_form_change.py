@@ -114,6 +114,12 @@ def test_a_method_is_named_by_its_label(visitor):
     assert "LoRA → Full fine-tuning" in visitor.applied_notice
 
 
+def test_a_mapping_is_named_as_it_is_typed(visitor):
+    visitor.fill(a_config().model_dump(mode="json"))
+    visitor.change({"dataset": {"role_map": {"customer": "user", "agent": "assistant"}}})
+    assert "customer: user, agent: assistant" in visitor.applied_notice
+
+
 def test_undo_leaves_what_was_set_by_hand_since(visitor):
     visitor.fill(a_config(training__max_length=640, training__learning_rate=3e-4).model_dump(mode="json"))
     visitor.change({"training": {"max_length": 144, "gradient_checkpointing": True}})

@@ -201,7 +201,7 @@ def test_an_address_chooses_its_run_and_leaves_the_tab_to_the_browser(bar, servi
         assert page.tabs not in updates
     assert opened("/train")[bar.train.view] == SET_UP
     for name in ("20260101-000000-000-abcd", "..", "%2e%2e", "ann/20260101-000000-000-abcd"):
-        with pytest.raises(RunError, match="There is no run"):
+        with pytest.raises(RunError, match="was not found"):
             opened(f"/runs/{name}")
 
 

@@ -121,19 +121,19 @@ def test_a_click_on_a_title_sorts_by_it_and_another_one_the_other_way_round(tab,
 
 
 def test_a_tick_while_another_is_answered_is_not_lost(tab, history, monkeypatch):
-    ticked: list[str] = []  # Gradio hands the session's own list to every event
+    ticks: list[str] = []  # Gradio hands the session's own list to every event
     rest = (False, 100, "", "All", ANY_METHOD, ANY_MODEL, "Newest first", "")
     compare = tab.compare
 
     def compare_while_another_is_ticked(run_ids, log_axis):
         monkeypatch.setattr(tab, "compare", compare)
-        tab.take(pick(f"{COMPARE_PREFIX}{history[1]}"), ticked, *rest)
+        tab.take(pick(f"{COMPARE_PREFIX}{history[1]}"), ticks, *rest)
         return compare(run_ids, log_axis)
 
     monkeypatch.setattr(tab, "compare", compare_while_another_is_ticked)
 
-    assert tab.take(pick(f"{COMPARE_PREFIX}{history[0]}"), ticked, *rest)[tab.ticked_runs] == [history[0], history[1]]
-    assert tab.take(pick(f"{COMPARE_PREFIX}{history[0]}"), ticked, *rest)[tab.ticked_runs] == [history[1]]
+    assert tab.take(pick(f"{COMPARE_PREFIX}{history[0]}"), ticks, *rest)[tab.ticked_runs] == [history[0], history[1]]
+    assert tab.take(pick(f"{COMPARE_PREFIX}{history[0]}"), ticks, *rest)[tab.ticked_runs] == [history[1]]
 
 
 def test_a_tie_has_no_winner(tab, history):

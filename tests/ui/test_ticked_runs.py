@@ -43,7 +43,7 @@ def test_the_sweep_of_the_chosen_run_is_concluded_and_its_best_settings_are_copi
     (copy,) = [event.fn for event in tab.tab.parent.parent.fns.values() if (tab.sweep._id, "click") in event.targets]
     mapping, run_id = copy(pick(runs[16]))
     assert (mapping["adapter"]["r"], mapping["run"]["name"], run_id) == (16, "", runs[16])
-    with pytest.raises(gr.Error, match="There is no run"):
+    with pytest.raises(gr.Error, match="was not found"):
         copy(pick("../../etc/passwd"))
 
 

@@ -237,8 +237,9 @@ def _with_security_headers(send: Send, framed_by: str = _NO_SITE) -> Send:
     async def send_hardened(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            policy = headers.get("Content-Security-Policy", "default-src 'none'")
-            headers["Content-Security-Policy"] = f"{_without_ancestors(policy)}; frame-ancestors {framed_by}"
+            rules = map(str.strip, headers.get("Content-Security-Policy", "default-src 'none'").split(";"))
+            others = [rule for rule in rules if not rule.startswith("frame-ancestors")]
+            headers["Content-Security-Policy"] = "; ".join([*others, f"frame-ancestors {framed_by}"])
             headers.update(_SECURITY_HEADERS)
             if framed_by == _NO_SITE:
                 headers["X-Frame-Options"] = "DENY"
@@ -250,7 +251,3 @@ def _with_security_headers(send: Send, framed_by: str = _NO_SITE) -> Send:
         await send(message)
 
     return send_hardened
-
-
-def _without_ancestors(policy: str) -> str:
-    return "; ".join(rule.strip() for rule in policy.split(";") if not rule.strip().startswith("frame-ancestors"))

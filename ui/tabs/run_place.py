@@ -232,7 +232,11 @@ class JobsPanel(PlacePanel):
         with contextlib.suppress(EngineError):  # stored, and shown with the draft
             # A draft that was read before the answer starts the timer once more.
             flavors = hardware.known() if hardware.is_known else hardware.refresh()
-        choices = [self._CHEAPEST, *((_describe(flavor), flavor.name) for flavor in flavors)]
+        choices = [self._CHEAPEST]
+        choices += [
+            (f"{f.title} · {gib(f.device.total_bytes)} GiB · {dollars(f.price_per_hour_usd)}/h", f.name)
+            for f in flavors
+        ]
         return {self.flavor: gr.update(choices=choices), self.timer: gr.update(active=False)}
 
     def render_offer(self, draft: Draft) -> str:
@@ -357,7 +361,3 @@ def render_hardware(flavor: Flavor, limit_hours: float | None, draft: Draft) -> 
         f"{needs}Hugging Face bills your account by the minute. Data, settings and results go through a private bucket, "
         "which is emptied when the run ends."
     )
-
-
-def _describe(flavor: Flavor) -> str:
-    return f"{flavor.title} · {gib(flavor.device.total_bytes)} GiB · {dollars(flavor.price_per_hour_usd)}/h"

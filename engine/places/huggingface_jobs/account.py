@@ -104,7 +104,10 @@ def read_flavors(hardware: Iterable[JobHardwareInfo]) -> tuple[Flavor, ...]:
 
 
 def _flavor_of(hardware: JobHardwareInfo) -> Flavor | None:
-    price, ram = price_per_hour_usd(hardware), _bytes_of(hardware.ram)
+    price, ram = (
+        price_per_hour_usd(hardware),
+        round(_number(hardware.ram) * (1e12 if "TB" in hardware.ram.upper() else 1e9)),
+    )
     accelerator = hardware.accelerator
     if accelerator is None:
         cores = int(_number(hardware.cpu))
@@ -121,10 +124,6 @@ def _flavor_of(hardware: JobHardwareInfo) -> Flavor | None:
 def _number(text: str) -> float:
     match = re.search(r"\d+(\.\d+)?", text)
     return float(match[0]) if match else 0.0
-
-
-def _bytes_of(text: str) -> int:
-    return round(_number(text) * (1e12 if "TB" in text.upper() else 1e9))
 
 
 _LONGEST_HOURS = 72.0

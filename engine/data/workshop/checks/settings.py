@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from pydantic import field_validator
+
 from loratory.engine.section import Section, setting
 
 OWN_PHRASES = Path(__file__).with_name("refusals.txt").read_text(encoding="utf-8")
@@ -25,3 +27,14 @@ class CheckSettings(Section):
     """Turns whose language is less certain than this get none."""
     phone_regions: str = setting("US,GB,DE,FR", "Phone regions", pattern=r"^[A-Z]{2}(,[A-Z]{2}){0,9}$")
     """Countries whose national phone numbers are found. International ones, with +, are found from everywhere."""
+
+    @field_validator("phone_regions")
+    @classmethod
+    def _refuse_unknown_regions(cls, regions: str) -> str:
+        from phonenumbers import SUPPORTED_REGIONS  # only checks need its tables
+
+        if unknown := set(regions.split(",")) - SUPPORTED_REGIONS:
+            raise ValueError(
+                f"no phone numbers are known of {', '.join(sorted(unknown))}; give ISO codes such as US or GB."
+            )
+        return regions

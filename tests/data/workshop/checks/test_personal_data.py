@@ -1,7 +1,9 @@
 """Personal data and what looks like it."""
 
 import pytest
+from pydantic import ValidationError
 
+from loratory.engine.data.workshop.checks.settings import CheckSettings
 from tests.data.workshop.checks.reports import findings_of, talk
 
 
@@ -54,3 +56,8 @@ def test_the_arguments_of_a_call_and_a_rejected_answer_are_searched(tmp_path):
     ) == [(0, "mail")]
     rating = {"prompt": "Who?", "completion": "bob@gmail.com", "label": False}
     assert findings_of(tmp_path, [rating], "personal_data") == [(0, "mail")]
+
+
+def test_a_country_without_phone_numbers_is_refused_instead_of_finding_nothing():
+    with pytest.raises(ValidationError, match="no phone numbers are known of UK, XX; give ISO codes"):
+        CheckSettings(phone_regions="GB,XX,UK")
