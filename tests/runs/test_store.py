@@ -61,7 +61,7 @@ def test_a_clock_that_was_years_ahead_once_does_not_bind_later_runs(home):
 )
 def test_ids_from_outside_are_looked_up_and_never_made_into_paths(store, bad):
     run = store.create(config_for())
-    with pytest.raises(RunError, match="not found|means"):
+    with pytest.raises(RunError, match=r"not found|means"):
         store.get(bad)
     with pytest.raises(RunError):
         store.delete(bad)
