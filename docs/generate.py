@@ -4,10 +4,11 @@ Every setting, command and event is described once, in its source. A test fails 
 """
 
 import inspect
+import json
 import re
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -26,6 +27,7 @@ from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.config.results import EvaluationConfig, ExportConfig, PushConfig, SamplingConfig
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.workshop.checks.settings import CheckSettings
+from loratory.engine.errors import shorten
 from loratory.engine.hardware.device import known_device
 from loratory.engine.memory.compare import compare_methods
 from loratory.engine.models.inventory_cache import known_inventory
@@ -33,6 +35,8 @@ from loratory.engine.paths import LoratoryHome
 from loratory.engine.places.slurm.place import ClusterPlace
 from loratory.engine.quantities import GIB
 from loratory.engine.runs.history.events import EVENT_KINDS, Event
+from loratory.engine.scoring.base import Example, SandboxedScorer, Scorer
+from loratory.engine.scoring.registry import SCORERS
 from loratory.engine.serve.contract import IGNORED, NEUTRAL, ChatCompletionRequest
 
 DOCS = Path(__file__).parent
@@ -173,7 +177,42 @@ def endpoint_part() -> str:
     )
 
 
-PAGES = {"settings.md": settings_page, "cli.md": commands_page, "events.md": events_page}
+def scorers_page() -> str:
+    """Return every scorer with its settings and examples."""
+    lines = [
+        "# Scorers",
+        "",
+        "A scorer gives an answer a score from 0 to 1, or none with a reason. Test sets, rewards and quality columns use the same "
+        "scorers. The total of several is the sum of their scores times their weights; a missing score counts as 0.",
+        "",
+        "Columns of a row are those of its dataset, such as the reference. Scorers that run code do so in a sandbox: processes of "
+        "their own without network, secrets or files, with limits on time, memory and output.",
+        "",
+        "## Settings of all",
+        "",
+        *_settings_table(Scorer, exclude=("scorer",)),
+        "",
+        "## Settings of those with a sandbox",
+        "",
+        *_settings_table(SandboxedScorer, exclude=Scorer.model_fields),
+    ]
+    for name, kind in sorted(SCORERS.items()):
+        common = {*Scorer.model_fields, *(SandboxedScorer.model_fields if issubclass(kind, SandboxedScorer) else ())}
+        lines += ["", f"## {name}", "", f"**{kind.label}.** {kind.sentence}", ""]
+        lines += [*_settings_table(kind, exclude=common), ""] if kind.model_fields.keys() - common else []
+        lines += ["| answer | columns | settings | score |", "|---|---|---|---|", *map(_example, kind.examples)]
+        if hasattr(kind, "example_file"):
+            lines += ["", "`score.py` of the examples:", "", "```python", kind.example_file.rstrip(), "```"]
+    return _page(lines)
+
+
+def _example(example: Example) -> str:
+    cells = [example.answer, *(json.dumps(part, ensure_ascii=False) if part else "" for part in example[2:])]
+    texts = [f"`{_cell(repr(shorten(cell, 200))[1:-1].replace('`', 'ˋ'))}`" if cell else "" for cell in cells]
+    return f"| {' | '.join(texts)} | {'none' if example.score is None else f'{example.score:.3g}'} |"
+
+
+PAGES = {"settings.md": settings_page, "cli.md": commands_page, "events.md": events_page, "scorers.md": scorers_page}
 PARTS = {"methods.md": methods_part, "openai-endpoint.md": endpoint_part}  # between two comments of the page
 
 
@@ -181,11 +220,13 @@ def _page(lines: list[str]) -> str:
     return _GENERATED + "\n".join(lines) + "\n"
 
 
-def _settings_table(model: type[BaseModel], section: str = "") -> Iterator[str]:
+def _settings_table(model: type[BaseModel], section: str = "", exclude: Collection[str] = ()) -> Iterator[str]:
     yield "| setting | type | default | bounds | help |"
     yield "|---|---|---|---|---|"
     rule_settings = {rule.setting for rule in RULES}
     for name, field in model.model_fields.items():
+        if name in exclude:
+            continue
         if not field.description:
             raise ValueError(f"{section or model.__name__}.{name} has no help")
         default = _default(field) + (", derived" if f"{section}.{name}" in rule_settings else "")

@@ -11,7 +11,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-REFERENCES = {"settings.md", "cli.md", "events.md"}
+REFERENCES = {"settings.md", "cli.md", "events.md", "scorers.md"}
 ABOUT_THE_WHOLE = {"map.md", "decisions.md", "log.md"}  # of the design: no subject that could go wrong
 NOT_OURS = {"train.py"}  # of an exported script
 

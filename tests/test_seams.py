@@ -481,6 +481,41 @@ assert report["checks"][0]["finds"] == "Turns in capitals."
 """,
 )
 
+SCORER = Toy(
+    most_files=1,
+    new={
+        "engine/scoring/scorers/toy.py": '''
+from typing import Literal
+
+from loratory.engine.scoring.base import Example, Scorer
+from loratory.engine.section import setting
+
+
+class Shouting(Scorer):
+    """Capitals."""
+
+    label, sentence, examples = "Shouting", "1 where the answer shouts.", (Example("HEY", 1.0),)
+    scorer: Literal["shouting"]
+    marks: int = setting(0, "Marks", ge=0)
+    """Exclamation marks that it needs."""
+
+    def rate(self, row):
+        return row.answer.isupper() and row.answer.count("!") >= self.marks
+'''
+    },
+    proof="""
+from loratory.engine.scoring.base import ScoredAnswer
+from loratory.engine.scoring.registry import SCORERS, scorer_from
+from loratory.engine.scoring.session import ScoringSession
+
+shouting = scorer_from({"scorer": "shouting", "marks": 1, "weight": 0.5})
+assert type(shouting) is SCORERS["shouting"]
+with ScoringSession([shouting]) as session:
+    verdicts = session.score([ScoredAnswer("", text) for text in ("HEY!", "HEY", "hey!")])
+assert [verdict.score for (verdict,) in verdicts] == [1, 0, 0]
+""",
+)
+
 TOYS = {
     "method": METHOD,
     "objective": OBJECTIVE,
@@ -492,6 +527,7 @@ TOYS = {
     "export": EXPORT,
     "event": EVENT,
     "row check": ROW_CHECK,
+    "scorer": SCORER,
 }
 
 

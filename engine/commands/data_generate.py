@@ -35,7 +35,8 @@ def generate(
 ) -> None:
     """Make candidates for rows out of documents, with a model behind an endpoint."""
     from loratory.engine.data.workshop.documents import read_passages
-    from loratory.engine.data.workshop.generation import Endpoint, Job
+    from loratory.engine.data.workshop.generation import Job
+    from loratory.engine.endpoint import Endpoint
 
     home, notes = LoratoryHome.from_environment(), list[str]()
     require_disk_space(home, home.owner or local_owner())

@@ -9,8 +9,8 @@ from loratory.engine.data.workshop.generation import Job
 from loratory.engine.data.workshop.sets import find_set
 from tests.browser.chromium import barriers, fits_its_window, open_page, open_tab
 from tests.browser.show_fake import page_of
-from tests.data.workshop.local_endpoint import GOOD, serving
 from tests.fake_services import fake_services
+from tests.local_endpoint import GOOD, serving
 
 pytestmark = pytest.mark.browser
 SECRET = "sk-this/is+the=secret-of-a-test"

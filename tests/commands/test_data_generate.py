@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from loratory.engine.cli import build_app
 from loratory.engine.errors import DatasetError, ModelError, RunError
-from tests.data.workshop.local_endpoint import GOOD, completion, serving
 from tests.data.workshop.made_sets import read
+from tests.local_endpoint import GOOD, completion, serving
 
 MODULES = tuple(f"loratory.engine.commands.{name}" for name in ("data", "data_sets", "data_generate"))
 

@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import pytest
 
-from loratory.engine.data.workshop import generation
+from loratory.engine import endpoint
 from loratory.engine.data.workshop.generation import Job
 from loratory.engine.data.workshop.sets import find_set, set_names
 from loratory.engine.errors import DatasetError, StorageError
 from loratory.ui.backend.background import BackgroundWork
 from loratory.ui.tabs import data_documents
 from loratory.ui.tabs.data import DataTab
-from tests.data.workshop.local_endpoint import GOOD, completion, send, serving
 from tests.data.workshop.made_documents import write_pdf
 from tests.fake_services import fake_services
+from tests.local_endpoint import GOOD, completion, send, serving
 from tests.waiting import wait_until
 
 SECRET = "sk-this/is+the=secret-of-a-test"
@@ -27,7 +27,7 @@ PARTS = "".join(f"# Part {n}\n\n{f'Part {n} has many screws. ' * 60}\n\n" for n 
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch):
-    monkeypatch.setattr(generation, "_WAITS_SECONDS", (0.0, None))
+    monkeypatch.setattr(endpoint, "_WAITS_SECONDS", (0.0, None))
 
 
 @pytest.fixture

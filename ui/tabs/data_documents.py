@@ -8,7 +8,8 @@ from typing import Any
 
 from loratory.engine.data.records import one_line
 from loratory.engine.data.workshop.documents import read_passages
-from loratory.engine.data.workshop.generation import RECIPES, Endpoint, Job
+from loratory.engine.data.workshop.generation import RECIPES, Job
+from loratory.engine.endpoint import Endpoint
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import REFUSAL, local_owner
 from loratory.engine.runs.disk import require_disk_space
