@@ -141,7 +141,7 @@ class Doubled(TrainingObjective):
         "engine/config/training.py": {'ObjectiveName = Literal["sft", ': '"toy", '},
         "engine/config/objectives.py": {
             "# next-token loss over the answers of a conversation\n": (
-                'TOY = Objective("toy", "Toy", "Learns everything twice.", frozenset({"answers"}))\n'
+                'TOY = Objective("toy", "Toy", "Learns everything twice.", ("answers",))\n'
             ),
             "for objective in (SUPERVISED, ": "TOY, ",
         },
@@ -306,7 +306,7 @@ ROW_KIND = Toy(
         "engine/config/objectives.py": {
             'RowKind = Literal["answers", ': '"toys", ',
             "ROW_KINDS: Mapping[RowKind, RowTraits] = {\n": '    "toys": RowTraits("toys", "toy"),\n',
-            '"Learns to give the answers in the rows.", frozenset({"answers"': ', "toys"',
+            '"Learns to give the answers in the rows.", ("answers",': ' "toys"',
         },
         "engine/data/conversation.py": {
             '        return {**Conversation.preview(self, clip), "rejected": _clipped(self.rejected, clip)}\n': (

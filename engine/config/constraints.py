@@ -165,7 +165,7 @@ def _completion_of_conversations(config: RunConfig) -> str | None:
 @_rule("training.packing")
 def _packed_preferences(config: RunConfig) -> str | None:
     objective = objective_of(config)
-    if config.training.packing and objective.learns_preferences:
+    if config.training.packing and not objective.learns_answers:
         return (
             f"{objective.label} keeps the answers of a row apart, and joins them without padding anyway where the model can; "
             "switch packing off."
@@ -176,8 +176,9 @@ def _packed_preferences(config: RunConfig) -> str | None:
 @_rule("training.objective")
 def _reference_without_adapter(config: RunConfig) -> str | None:
     objective = objective_of(config)
-    if objective.has_reference and config.adapter.traits.trains_all:
-        return f"{objective.label} compares with the model without its adapter, and full fine-tuning has none; choose LoRA, or ORPO."
+    if objective.compares(config) and config.adapter.traits.trains_all:
+        instead = "set beta to 0" if objective.samples_answers else "ORPO"
+        return f"{objective.label} compares with the model without its adapter, and full fine-tuning has none; choose LoRA, or {instead}."
     return None
 
 
@@ -185,7 +186,7 @@ def _reference_without_adapter(config: RunConfig) -> str | None:
 def _losses_of_another_objective(config: RunConfig) -> str | None:
     objective, losses = objective_of(config), config.training.loss_type
     unknown = [name for name in losses if name not in objective.losses]
-    if not objective.learns_preferences or not losses:
+    if objective.learns_answers or not losses:
         return None
     if not objective.losses:
         return f"{objective.label} has one loss of its own; leave this empty."
@@ -193,6 +194,37 @@ def _losses_of_another_objective(config: RunConfig) -> str | None:
         return f"{objective.label} has no loss {', '.join(unknown)}; choose among {', '.join(objective.losses)}."
     if len(set(losses)) < len(losses) or (len(losses) > 1 and not objective.adds_losses):
         return f"{objective.label} takes {'each loss once' if objective.adds_losses else 'one loss'}."
+    return None
+
+
+@_rule("training.beta")
+def _beta_of_zero(config: RunConfig) -> str | None:
+    objective = objective_of(config)
+    if config.training.beta == 0 and "beta" in objective.settings and not objective.samples_answers:
+        return f"{objective.label} has no loss with a beta of 0; 0.1 is usual."
+    return None
+
+
+@_rule("training.rewards")
+def _no_rewards(config: RunConfig) -> str | None:
+    if objective_of(config).samples_answers and not config.training.rewards:
+        return "grpo learns from rewards alone, and there are none; add at least one scorer, such as equals."
+    return None
+
+
+@_rule("adapter.method")
+def _method_that_cannot_answer(config: RunConfig) -> str | None:
+    method = config.adapter.traits
+    if objective_of(config).samples_answers and method.virtual_tokens != "none":
+        return f"grpo samples answers in batches, which {method.label} with its virtual tokens cannot; choose LoRA."
+    return None
+
+
+@_rule("training.objective")
+def _answers_of_several_processes(config: RunConfig) -> str | None:
+    processes = count_processes(config)
+    if objective_of(config).samples_answers and (processes > 1 or config.run.spread_over > 1):
+        return "grpo trains on one device so far, and this run takes several; choose one device in run.devices, or dpo."
     return None
 
 

@@ -13,7 +13,6 @@ from loratory.engine.config.run import RunConfig, by_section, field_of
 
 _LARGE_BATCH = 32  # rows a step
 _SHORT_RUN = 300  # optimizer steps
-_PREFERENCE_RATE = 0.05  # of the rate of supervised fine-tuning
 HIGH_RATE_FACTOR = 20  # a learning rate beyond so many times the usual one is rarely meant
 _PATIENCE = 3  # of about ten evaluations
 _LENGTH_MULTIPLE = 16  # tokens
@@ -61,19 +60,23 @@ def _objective(_: RunConfig, rows: DatasetKind | None) -> DerivedDefault | None:
     if rows is None:
         return DerivedDefault(field_of("training.objective").default, "", awaits_rows=True)
     objective = objectives_for(rows.kind)[0]
-    return DerivedDefault(objective.name, ROW_KINDS[rows.kind].content) if objective.learns_preferences else None
+    return DerivedDefault(objective.name, ROW_KINDS[rows.kind].content) if not objective.learns_answers else None
+
+
+def _beta(config: RunConfig, _: DatasetKind | None) -> DerivedDefault | None:
+    """Leave the reference out where rewards are learned from, as TRL's `GRPOConfig` does: it costs a pass of the base."""
+    return DerivedDefault(0.0, "grpo") if objective_of(config).samples_answers else None
 
 
 def usual_learning_rate(config: RunConfig) -> float:
-    """Return the learning rate of the method, and a twentieth of it for preferences."""
-    rate = config.adapter.traits.learning_rate
-    return rate * _PREFERENCE_RATE if objective_of(config).learns_preferences else rate
+    """Return the learning rate of the method, and a twentieth of it for other objectives than supervised fine-tuning."""
+    return config.adapter.traits.learning_rate * objective_of(config).rate
 
 
 def objective_and_method(config: RunConfig) -> str:
     """Return what the usual learning rate depends on, such as `dpo with LoRA`."""
-    learns_preferences = objective_of(config).learns_preferences
-    return f"{config.training.objective} with {config.method_name}" if learns_preferences else config.method_name
+    is_lower = objective_of(config).rate < 1
+    return f"{config.training.objective} with {config.method_name}" if is_lower else config.method_name
 
 
 def learning_rate_factor(config: RunConfig) -> float:
@@ -82,10 +85,7 @@ def learning_rate_factor(config: RunConfig) -> float:
 
 
 def _learning_rate(config: RunConfig, _: DatasetKind | None) -> DerivedDefault | None:
-    """By method, and a twentieth of that for preferences; the sources are with each method's `learning_rate`.
-
-    TRL's default for whole models is 1e-6 for DPO, KTO and ORPO, and 2e-5 for supervised fine-tuning: a twentieth.
-    """
+    """By method, and a twentieth of that for preferences and rewards; the sources are with each method's `learning_rate`."""
     return DerivedDefault(usual_learning_rate(config), objective_and_method(config))
 
 
@@ -142,6 +142,7 @@ def _patience(config: RunConfig, _: DatasetKind | None) -> DerivedDefault | None
 
 RULES = (
     Rule("training.objective", _objective),
+    Rule("training.beta", _beta),
     Rule("training.learning_rate", _learning_rate),
     Rule("training.gradient_accumulation_steps", _accumulation),
     Rule("training.warmup_steps", _warmup),
@@ -159,7 +160,9 @@ def planned_steps(config: RunConfig, rows: DatasetKind | None) -> int | None:
     if not isinstance(rows, DatasetStats) or training.packing:
         return None
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return max(1, round(rows.count * training.num_train_epochs / per_step))
+    return max(1, round(rows.count * training.num_train_epochs / per_step)) * objective_of(config).steps_per_batch(
+        training
+    )
 
 
 def derive_defaults(config: RunConfig, rows: DatasetKind | None = None) -> dict[str, DerivedDefault]:

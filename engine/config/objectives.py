@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from loratory.engine.config.run import RunConfig
-from loratory.engine.config.training import ObjectiveName, ObjectiveSettings, PreferenceLoss
+from loratory.engine.config.training import LossName, ObjectiveName, ObjectiveSettings
 
-RowKind = Literal["answers", "pairs", "ratings"]
+RowKind = Literal["answers", "pairs", "ratings", "prompts"]
 
 
 class RowTraits(NamedTuple):
@@ -27,6 +27,7 @@ ROW_KINDS: Mapping[RowKind, RowTraits] = {
     "answers": RowTraits("conversations or text"),
     "pairs": RowTraits("pairs of a chosen and a rejected answer", "pair", "chosen", "rejected", sequences=2),
     "ratings": RowTraits("answers with a label, good or bad", "rated answer"),
+    "prompts": RowTraits("prompts without answers", "prompt"),
 }
 _REWARDS = (
     "rewards/chosen",
@@ -36,6 +37,8 @@ _REWARDS = (
     "logps/chosen",
     "logps/rejected",
 )
+# TRL's default for whole models is 1e-6 for DPO, KTO, ORPO and GRPO, and 2e-5 for supervised fine-tuning.
+_LOW_RATE = 0.05
 # Not of TRL: the share of pairs, of two lengths, whose longer answer has the higher reward.
 LONGER_PREFERRED = "rewards/longer_preferred"
 
@@ -47,22 +50,23 @@ class Objective:
     name: ObjectiveName
     label: str  # for people
     help: str  # one sentence: what it learns
-    rows: frozenset[RowKind]  # what it learns from; the first format of a dataset decides
+    rows: tuple[RowKind, ...]  # what it learns from, its own first; the first format of a dataset decides
     metrics: tuple[str, ...] = ()  # measured next to the loss, by TRL's names
-    losses: tuple[PreferenceLoss, ...] = ()  # those to choose from, the default first
+    losses: tuple[LossName, ...] = ()  # those to choose from, the default first
     adds_losses: bool = False  # several may be chosen
-    kl_losses: frozenset[PreferenceLoss] = frozenset()  # those that need an estimate of the KL
+    kl_losses: frozenset[LossName] = frozenset()  # those that need an estimate of the KL
     loop: str = "supervised"  # of `loratory.engine.training.loops`: where its steps come from
     has_reference: bool = False  # compares with the model that training starts from
     shardable: bool = True  # False where the processes would pass different numbers of batches through the model
     trains_prompts: bool = False  # the loss is over the prompt as well
+    rate: float = 1.0  # of the learning rate, which is that of supervised fine-tuning times this
     trl: str = "SFT"  # how the names of TRL's trainer and its configuration begin
     settings: tuple[str, ...] = ()  # of `ObjectiveSettings`, that it reads
 
     @property
     def row_traits(self) -> RowTraits:
         """The traits of its rows."""
-        return ROW_KINDS[next(iter(self.rows))]
+        return ROW_KINDS[self.rows[0]]
 
     @property
     def sequences_per_example(self) -> int:
@@ -72,14 +76,37 @@ class Objective:
     @property
     def learns_preferences(self) -> bool:
         """Whether rows say which answer is better, and not only what the answer is."""
-        return "answers" not in self.rows
+        return not {"answers", "prompts"} & {*self.rows}
+
+    @property
+    def learns_answers(self) -> bool:
+        """Whether the loss is the likelihood of the answers in the rows."""
+        return self.rows[0] == "answers"
+
+    @property
+    def samples_answers(self) -> bool:
+        """Whether the model that is trained answers the prompts of the rows, and rewards say how well."""
+        return "prompts" in self.rows
+
+    def compares(self, config: RunConfig) -> bool:
+        """Return whether a run computes its reference; a beta of 0 leaves it out."""
+        return self.has_reference and config.training.beta > 0
+
+    def steps_per_batch(self, settings: ObjectiveSettings) -> int:
+        """Return the optimizer steps on the same rows before the next ones come."""
+        return settings.num_iterations if "num_iterations" in self.settings else 1
+
+    def longest_sequence(self, config: RunConfig) -> int:
+        """Return the most tokens of a sequence that passes through the model."""
+        training = config.training
+        return training.max_length + (training.max_completion_length if self.samples_answers else 0)
 
     @property
     def precomputes(self) -> bool:
         """Whether its reference can be asked about every row before training."""
         return "precompute_ref_log_probs" in self.settings
 
-    def losses_of(self, config: RunConfig) -> tuple[PreferenceLoss, ...]:
+    def losses_of(self, config: RunConfig) -> tuple[LossName, ...]:
         """Return the chosen losses; the default where none is chosen."""
         return config.training.loss_type or self.losses[:1]
 
@@ -91,13 +118,13 @@ class Objective:
 
 
 SUPERVISED = Objective(
-    "sft", "Supervised (SFT)", "Learns to give the answers in the rows.", frozenset({"answers"})
+    "sft", "Supervised (SFT)", "Learns to give the answers in the rows.", ("answers",)
 )  # next-token loss over the answers of a conversation
 DPO = Objective(
     "dpo",
     "DPO",
     "Learns to prefer the chosen answer of each pair, compared with the model that training starts from.",
-    frozenset({"pairs"}),
+    ("pairs",),
     metrics=(*_REWARDS, LONGER_PREFERRED),
     losses=(
         "sigmoid",
@@ -115,6 +142,7 @@ DPO = Objective(
     ),
     adds_losses=True,
     has_reference=True,
+    rate=_LOW_RATE,
     trl="DPO",
     settings=("beta", "loss_type", "loss_weights", "label_smoothing", "disable_dropout", "precompute_ref_log_probs"),
 )  # Rafailov et al. 2023, arXiv:2305.18290
@@ -122,9 +150,10 @@ ORPO = Objective(
     "orpo",
     "ORPO",
     "Learns the chosen answer of each pair and to prefer it, without a reference model.",
-    frozenset({"pairs"}),
+    ("pairs",),
     metrics=(*_REWARDS, "nll_loss", "log_odds_ratio", "log_odds_chosen", LONGER_PREFERRED),
     trains_prompts=True,
+    rate=_LOW_RATE,
     trl="ORPO",
     settings=("beta", "disable_dropout"),
 )  # Hong et al. 2024, arXiv:2403.07691
@@ -132,16 +161,37 @@ KTO = Objective(
     "kto",
     "KTO",
     "Learns from single answers that were rated good or bad.",
-    frozenset({"ratings"}),
+    ("ratings",),
     metrics=("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "kl"),
     losses=("kto", "apo_zero_unpaired"),
     kl_losses=frozenset({"kto"}),
     has_reference=True,
     shardable=False,
+    rate=_LOW_RATE,
     trl="KTO",
     settings=("beta", "loss_type", "desirable_weight", "undesirable_weight", "disable_dropout"),
 )  # Ethayarajh et al. 2024, arXiv:2402.01306
-OBJECTIVES: Mapping[str, Objective] = {objective.name: objective for objective in (SUPERVISED, DPO, KTO, ORPO)}
+GRPO = Objective(
+    "grpo",
+    "GRPO",
+    "Learns from rewards: it answers each prompt several times, and prefers the answers that scorers rate higher.",
+    ("prompts", "answers"),
+    metrics=(
+        "kl", "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean",
+        "sampling/importance_sampling_ratio/mean", "sampling/sampling_logp_difference/mean",
+    ),
+    losses=("dapo", "grpo", "bnpo", "dr_grpo"),
+    loop="rollouts",
+    has_reference=True,
+    shardable=False,
+    rate=_LOW_RATE,
+    trl="GRPO",
+    settings=(
+        "rewards", "beta", "loss_type", "disable_dropout", "num_generations", "max_completion_length", "temperature", "top_p",
+        "epsilon", "epsilon_high", "num_iterations", "scale_rewards", "mask_truncated_completions",
+    ),
+)  # fmt: skip  # Shao et al. 2024, arXiv:2402.03300
+OBJECTIVES: Mapping[str, Objective] = {objective.name: objective for objective in (SUPERVISED, DPO, KTO, ORPO, GRPO)}
 
 
 def objectives_for(kind: RowKind) -> tuple[Objective, ...]:
@@ -155,9 +205,9 @@ def objective_of(config: RunConfig) -> Objective:
 
 
 def preference_name(config: RunConfig) -> str:
-    """Return what a run learns preferences by, such as DPO; empty for supervised fine-tuning, which needs no words."""
+    """Return what a run learns preferences or rewards by, such as DPO; empty for supervised fine-tuning."""
     objective = objective_of(config)
-    return objective.label if objective.learns_preferences else ""
+    return "" if objective.learns_answers else objective.label
 
 
 # Measured by any objective, in a fixed order.

@@ -24,6 +24,11 @@ JOINED_MULTIPLE = 16
 # time between products.
 QUERY_TILE = 128
 
+# Keys and values of answers that are written side by side, at 32 bits. Fixed numbers: a resumed run repeats its batches.
+ANSWER_CACHE_BYTES = {"cpu": 2 << 30, "cuda": 8 << 30}
+# Weights of a model on a processor that are copied while it answers, in the order of its kernels.
+COPIED_WEIGHT_BYTES = 4 << 30
+
 MEASUREMENTS = 10  # during a run, where the setting is empty
 CHECKPOINTS = 5
 MIN_LEARNING_RATE_SHARE = 0.1  # of the first learning rate, where a cosine_with_min_lr schedule ends
@@ -60,6 +65,16 @@ def answer_tokens(training: TrainingConfig, parameters: int, device_kind: str) -
     """Return the most tokens of an answer in an evaluation: by default none for models that would take a minute or more."""
     is_small = parameters <= (1e9 if device_kind == "cpu" else 4e9)
     return training.eval_max_new_tokens if training.eval_max_new_tokens is not None else 64 * is_small
+
+
+def answers_at_once(elements: int, positions: int, device_kind: str) -> int:
+    """Return how many answers are written side by side at most.
+
+    Args:
+        elements: Of keys and values that a position has in all layers.
+        positions: Of the longest prompt with the longest answer.
+    """
+    return max(1, ANSWER_CACHE_BYTES.get(device_kind, ANSWER_CACHE_BYTES["cpu"]) // (4 * elements * positions))
 
 
 @dataclass(frozen=True)

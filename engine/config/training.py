@@ -4,24 +4,25 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from loratory.engine.scoring.registry import AnyScorer
 from loratory.engine.section import Magnitude, Section, setting
 
-ObjectiveName = Literal["sft", "dpo", "kto", "orpo"]
-PreferenceLoss = Literal[
+ObjectiveName = Literal["sft", "dpo", "kto", "orpo", "grpo"]
+LossName = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
-    "sigmoid_norm", "sft", "kto", "apo_zero_unpaired",
+    "sigmoid_norm", "sft", "kto", "apo_zero_unpaired", "dapo", "grpo", "bnpo", "dr_grpo",
 ]  # fmt: skip
 
 
 class ObjectiveSettings(Section):
-    """What is optimized. Names and defaults are those of TRL's DPOConfig, KTOConfig and ORPOConfig; sft ignores all but the first."""
+    """What is optimized. Names are those of TRL's DPOConfig, KTOConfig, ORPOConfig and GRPOConfig; sft ignores all but the first."""
 
     objective: ObjectiveName = setting("sft", "Objective")
-    """sft learns answers; dpo and orpo prefer one answer of a pair to the other; kto learns from answers rated good or bad."""
-    beta: Magnitude = setting(0.1, "Beta", gt=0, le=100)
-    """Strength of the preference: higher stays closer to the reference model (dpo, kto), or weighs the odds ratio more (orpo)."""
-    loss_type: tuple[PreferenceLoss, ...] = setting((), "Preference loss", max_length=4)
-    """Empty takes sigmoid for dpo and kto for kto. Several of dpo are added; sft among them keeps the chosen answers likely."""
+    """sft learns answers; dpo and orpo prefer one answer of a pair; kto learns from ratings; grpo from rewards for answers that it samples."""
+    beta: Magnitude = setting(0.1, "Beta", ge=0, le=100)
+    """Higher stays closer to the reference model (dpo, kto, grpo), or weighs the odds ratio more (orpo). 0 has no reference, for grpo only."""
+    loss_type: tuple[LossName, ...] = setting((), "Loss", max_length=4)
+    """Empty takes sigmoid for dpo, kto for kto and dapo for grpo. Several of dpo are added; sft among them keeps the chosen answers likely."""
     loss_weights: tuple[Annotated[float, Field(gt=0, le=100)], ...] = setting((), "Loss weights", max_length=4)
     """One factor for each preference loss. Empty weighs each with 1."""
     label_smoothing: Magnitude = setting(0.0, "Label smoothing", ge=0, lt=0.5)
@@ -34,6 +35,26 @@ class ObjectiveSettings(Section):
     """Trains without dropout, so model and reference differ by nothing but the adapter."""
     precompute_ref_log_probs: bool = setting(False, "Precompute reference")
     """Asks the reference model once before training instead of at every step: faster from the second epoch on."""
+    rewards: tuple[AnyScorer, ...] = setting((), "Rewards", max_length=20)
+    """Scorers of the answers that grpo samples; their weighted scores add up to the reward."""
+    num_generations: int = setting(8, "Answers per prompt", ge=2, le=256)
+    """Answers that grpo samples for each prompt and compares with each other. More of them give a steadier step and take longer."""
+    max_completion_length: int = setting(512, "Max answer length", ge=1, le=65_536)
+    """Longer answers of grpo are cut off, in tokens. They come on top of max_length, which limits the prompt."""
+    temperature: Magnitude = setting(1.0, "Temperature", gt=0, le=10)
+    """Of the answers that grpo samples: lower makes them more alike, and alike answers teach nothing."""
+    top_p: float = setting(1.0, "Top p", gt=0, le=1)
+    """grpo samples among the likeliest tokens with this share of the probability. 1 samples among all."""
+    epsilon: Magnitude = setting(0.2, "Clip range", gt=0, lt=1)
+    """How far a token's probability may move from that at sampling before grpo stops pushing it. It matters from the second iteration on."""
+    epsilon_high: Magnitude | None = setting(None, "Upper clip range", gt=0, le=10)
+    """The same for rising probabilities; 0.28 lets rare tokens rise more. Empty takes epsilon."""
+    num_iterations: int = setting(1, "Iterations", ge=1, le=64)
+    """Optimizer steps of grpo on the same answers before new ones are sampled. More save time and make a step less exact."""
+    scale_rewards: Literal["group", "batch", "none"] = setting("group", "Scale rewards")
+    """Divides the rewards of grpo by their spread: among the answers to one prompt, among all of a step, or not at all."""
+    mask_truncated_completions: bool = setting(False, "Ignore cut answers")
+    """Leaves answers that were cut off at max_completion_length out of the loss of grpo."""
 
 
 Optimizer = Literal[
@@ -56,9 +77,9 @@ class TrainingConfig(ObjectiveSettings):
     max_steps: int = setting(-1, "Max steps", ge=-1, le=MAX_STEPS_BOUND)
     """Stops after this many optimizer steps. -1 uses the epochs."""
     per_device_train_batch_size: int = setting(2, "Batch size", ge=1, le=4096)
-    """Rows per device and forward pass. Larger batches need more memory."""
+    """Rows per device and forward pass; answers per pass for grpo. Larger batches need more memory."""
     gradient_accumulation_steps: int = setting(4, "Gradient accumulation", ge=1, le=65_536)
-    """Batches per optimizer step. More of them average more rows without more activation memory."""
+    """Batches per optimizer step: more average more rows without more memory. A step of grpo takes batch size × this many prompts."""
     learning_rate: Magnitude = setting(2e-4, "Learning rate", gt=0, le=1.0)
     """1e-4 to 3e-4 suits LoRA, 1e-5 to 5e-5 full fine-tuning, 3e-3 and more IA3 and prefix tuning. dpo, kto and orpo need a twentieth."""
     lr_scheduler_type: Scheduler = setting("cosine", "Scheduler")

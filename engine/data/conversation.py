@@ -116,6 +116,16 @@ class Conversation(Example):
 
 
 @dataclass(frozen=True, slots=True)
+class PromptRow(Conversation):
+    """Turns that the model is to answer; nothing of them is trained."""
+
+    kind: ClassVar[RowKind] = "prompts"
+
+    def warnings(self) -> tuple[RowWarning, ...]:
+        return tuple(warning for warning in _turn_warnings(self.messages) if warning[0] != "unanswered")
+
+
+@dataclass(frozen=True, slots=True)
 class LabeledCompletion(Conversation):
     """A conversation whose answer, from `completion_start` on, was rated."""
 

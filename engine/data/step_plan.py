@@ -5,6 +5,7 @@ counting, on any device. Gradients of a step are summed over all its trained tok
 changes the speed and not the result.
 """
 
+import itertools
 import math
 import random
 from bisect import bisect_left, insort
@@ -56,7 +57,8 @@ class PlanSettings:
     sequences_per_row: int = 1  # of the objective's examples
     pinned_order: RowOrder | None = None  # of the run's beginning, which may have been on another device
     merged: int = 1  # passes of a step that go through the model as one, at most: where the device has room for them
-    shares_prompts: bool = False  # what both sequences of a row begin with goes through the model once
+    shares_prompts: bool = False  # what the sequences of a row begin with goes through the model once
+    repeats: int = 1  # optimizer steps on the same rows, one after the other
 
     def __post_init__(self) -> None:
         if self.training.packing and self.batching != "joined":
@@ -115,11 +117,12 @@ class EpochPlanner:
         units = len(lengths)
         if self._order.packing:
             units = len(pack_rows(range(len(lengths)), lengths, self._order.max_length))
-        self.steps_per_epoch = math.ceil(units / self._order.rows_per_step)
+        self.steps_per_epoch = math.ceil(units / self._order.rows_per_step) * settings.repeats
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """Yield the steps of one epoch, counted from 0, in order; always `steps_per_epoch` of them."""
-        return map(self._step, self.units(epoch))
+        for units in self.units(epoch):
+            yield from itertools.repeat(self._step(units), self._settings.repeats)
 
     def units(self, epoch: int) -> list[list[tuple[int, ...]]]:
         """Return the rows of each step, as single rows or as packed sequences."""

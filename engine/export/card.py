@@ -193,7 +193,7 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
     if fingerprint := run.provenance.dataset_fingerprint:
         yield "Dataset fingerprint", f"`{fingerprint[:16]}`"
     objective = objective_of(config)
-    if objective.learns_preferences:
+    if not objective.learns_answers:
         values = {name: getattr(training, name) for name in objective.settings if name in ("beta", "label_smoothing")}
         losses = " + ".join(objective.losses_of(config))
         settings = [f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if value]
@@ -223,7 +223,7 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
         last = evals[-1].eval_loss
         before = f", {history.base_eval.eval_loss:.4f} before" if history.base_eval is not None else ""
         # A loss over preferences is not a likelihood.
-        likelihood = "" if objective_of(config).learns_preferences else f" (perplexity {perplexity_of(last):.2f})"
+        likelihood = f" (perplexity {perplexity_of(last):.2f})" if objective_of(config).learns_answers else ""
         yield "Held-out loss", f"{last:.4f}{likelihood}{before}"
         if (accuracy := evals[-1].preference_accuracy) is not None:
             yield "Held-out preference accuracy", f"{accuracy:.0%} of {evals[-1].rows:,} pairs"

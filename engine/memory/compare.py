@@ -24,7 +24,7 @@ from loratory.engine.memory.workload import StepPrecision, Workload
 from loratory.engine.models.shape import ModelShape
 from loratory.engine.quantities import GIB
 
-PIECE_TOKENS = 512  # engine/chat/weights.py
+PIECE_TOKENS = 512  # engine/generation/worker/batch.py
 _MOST_ESTIMATES = 12
 _CLOSE_ENOUGH = 128  # a limit is found when it is known to one part in so many
 

@@ -27,6 +27,7 @@ PHASE_WORDS: dict[PeakPhase, str] = {
     "forward": "forward pass",
     "loss_backward": "backward pass of the loss",
     "layer_backward": "backward pass of a layer",
+    "answers": "sampling of answers",
     "optimizer_step": "optimizer step",
 }
 GIB = 2**30

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
+from loratory.engine.config.rules import COPIED_WEIGHT_BYTES, answers_at_once
 from loratory.engine.memory.autograd.tape import Tape
 from loratory.engine.memory.autograd.tensors import Group, Parameter, Value
 from loratory.engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, residual_width
@@ -22,10 +23,11 @@ from loratory.engine.memory.layers.losses import (
 )
 from loratory.engine.memory.layers.modules import normalize
 from loratory.engine.memory.layers.step_context import StepContext
+from loratory.engine.memory.persistent import weight_bytes
 from loratory.engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
 from loratory.engine.memory.workload import Workload
 
-Phase = Literal["forward", "loss_backward", "layer_backward", "optimizer_step"]
+Phase = Literal["forward", "loss_backward", "layer_backward", "optimizer_step", "answers"]
 
 
 class BytesByGroup(NamedTuple):
@@ -117,8 +119,31 @@ def _combine_segments(embedding: Segment, layers: list[Segment], head: Segment, 
             "loss_backward": saved + head.backward_peak,
             "layer_backward": _layer_backward_peak(saved, embedding, layers, head),
             "optimizer_step": BytesByGroup(loss=head.left.loss, gradients=gradients - tied),
+            **({"answers": _answers_peak(context)} if context.workload.answers else {}),
         },
         layer_bytes=max(layer.forward_peak.total + layer.backward_peak.total for layer in layers),
+    )
+
+
+def _answers_peak(context: StepContext) -> BytesByGroup:
+    """Return what answers take that are written side by side: keys and values, logits, and copied weights.
+
+    One layer's keys and values are there twice when rows leave the batch. Source: engine/generation/worker and
+    engine/training/ops/answer_linear.py.
+    """
+    workload, shape = context.workload, context.structure.shape
+    layer = 2 * shape.num_key_value_heads * shape.head_dim
+    most = answers_at_once(layer * shape.num_hidden_layers, workload.length, workload.device)
+    answers, layer = min(workload.answers, most), layer * workload.length * workload.precision.compute
+    logits = shape.vocab_size * (
+        workload.precision.head + 3 * 4
+    )  # as computed, at 32 bits, probabilities, blocks of them
+    weights = sum(weight_bytes(shape.modules, workload))
+    copies = workload.device == "cpu" and workload.precision.compute == 2 and weights <= COPIED_WEIGHT_BYTES
+    return BytesByGroup(
+        activations=answers * layer * (shape.num_hidden_layers + 1),
+        loss=answers * logits,
+        weight_copies=weights if copies else 0,
     )
 
 

@@ -125,6 +125,7 @@ class Workload:
     trained_tokens: int | None = None  # of the pass; None where every token is trained
     pass_sizes: int = 1  # sizes of passes that a run may have, where its products are compiled for each; 1 elsewhere
     has_reference: bool = False  # the step compares with the model that training started from
+    answers: int = 0  # that are sampled before the step, each as long as its longest row
     data_parallel: int = 1  # devices that each hold the whole model and average their gradients (DDP)
     sharded: int = 1  # devices that share weights, gradients and optimizer state among them (FSDP)
     # The device looks tokens up; else hidden states arrive from another one, and gradients go back.
@@ -175,12 +176,36 @@ def workload_of_run(shape: ModelShape, config: RunConfig, device: Device, rows: 
 
     Without known `rows`, all of them are as long as `max_length` allows.
     """
-    ceiling = workload_of_step(shape, config, device)
+    config = _with_answers(config)
+    ceiling = _longest_step(shape, config, device)
     step, sizes = ceiling, _pass_sizes(config, device, ceiling)
     largest = _largest_pass(ceiling, config, device, rows)
     if largest is not None:
         step, sizes = _holding(ceiling, largest, config), min(sizes, largest.sizes)
     return replace(step, loss=replace(step.loss, covers_shorter=True), pass_sizes=sizes)
+
+
+def _with_answers(config: RunConfig) -> RunConfig:
+    """Return a configuration of sequences as long as prompts with the longest answers, where these are sampled."""
+    training = config.training.model_copy(update={"max_length": objective_of(config).longest_sequence(config)})
+    return config.model_copy(update={"training": training})
+
+
+def _answers_of_step(config: RunConfig) -> int:
+    training = config.training
+    prompts = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return prompts * training.num_generations if objective_of(config).samples_answers else 0
+
+
+def _pass_of_answers(ceiling: Workload, config: RunConfig, rows: RowLengths) -> LargestPass:
+    """Return a pass of the longest answers to known prompts; joined ones are as many as a pass has tokens for."""
+    training = config.training
+    longest = min(training.max_length, rows.longest + training.max_completion_length)
+    size = training.per_device_train_batch_size
+    count = size
+    if ceiling.joined:
+        count = min(ceiling.answers, -(-size * training.max_length // longest))
+    return LargestPass((longest,) * count, count * longest, count * longest, count, longest)
 
 
 def _largest_pass(ceiling: Workload, config: RunConfig, device: Device, rows: RowLengths | None) -> LargestPass | None:
@@ -190,6 +215,8 @@ def _largest_pass(ceiling: Workload, config: RunConfig, device: Device, rows: Ro
     """
     if rows is None or (config.training.packing and not ceiling.joined):
         return None
+    if objective_of(config).samples_answers:
+        return _pass_of_answers(ceiling, config, rows)
     settings = PlanSettings(
         training=config.training,
         batching="joined" if ceiling.joined else "padded",
@@ -222,6 +249,7 @@ def _pass_sizes(config: RunConfig, device: Device, step: Workload) -> int:
 
 def workload_of_step(shape: ModelShape, config: RunConfig, device: Device, rows: RowLengths | None = None) -> Workload:
     """Describe the largest pass alone, as the worker will run it on this device; `rows` as in `workload_of_run`."""
+    config = _with_answers(config)
     ceiling = _longest_step(shape, config, device)
     largest = _largest_pass(ceiling, config, device, rows)
     return ceiling if largest is None else _holding(ceiling, largest, config)
@@ -265,7 +293,8 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
         optimizer=_optimizer(config, device),
         layer_kernels=_layer_kernels(config, device),
         accumulates=training.gradient_accumulation_steps > 1,
-        has_reference=objective_of(config).has_reference,
+        has_reference=objective_of(config).compares(config),
+        answers=_answers_of_step(config),
         data_parallel=1 if sharded else processes,
         sharded=processes if sharded else 1,
     )

@@ -138,9 +138,10 @@ def choose_batching(facts: AttentionFacts, attention: str, config: RunConfig, de
 
 
 def shares_prompts(batching: Batching, config: RunConfig, device_kind: str) -> bool:
-    """Whether both answers of a pair follow one prompt, which goes through the model once: in our own attention on a CPU."""
-    is_pair = objective_of(config).sequences_per_example > 1
+    """Whether several answers follow one prompt, which goes through the model once: in our own attention on a CPU."""
+    objective = objective_of(config)
+    has_several = objective.sequences_per_example > 1 or objective.samples_answers
     own_attention = (
         batching == "joined" and device_kind == "cpu" and not config.model.attn_implementation.startswith("flash")
     )
-    return is_pair and own_attention and is_wanted("shared_prompts")
+    return has_several and own_attention and is_wanted("shared_prompts")

@@ -43,7 +43,12 @@ from loratory.engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
 _STEPS = 2  # the second one has the optimizer's state
 _LOOK_SECONDS = 0.25
 _LARGEST_BATCH, _SHORTEST = 4096, 8  # the bounds of TrainingConfig
-_FORMATS: Mapping[RowKind, DataFormatName] = {"answers": "text", "pairs": "preference", "ratings": "kto"}
+_FORMATS: Mapping[RowKind, DataFormatName] = {
+    "answers": "text",
+    "pairs": "preference",
+    "ratings": "kto",
+    "prompts": "prompt",
+}
 # Each of these words has at least one token in any tokenizer.
 _WORDS = "memory tensor adapter gradient layer token batch length weight rank ".split()
 
@@ -238,7 +243,7 @@ def worst_case(config: RunConfig, rows: Path) -> RunConfig:
 
 
 def _row_kind(config: RunConfig) -> RowKind:
-    return next(iter(objective_of(config).rows))
+    return objective_of(config).rows[0]
 
 
 def _passes(config: RunConfig) -> int:
@@ -256,6 +261,7 @@ def write_rows(path: Path, config: RunConfig) -> None:
         "answers": lambda number: {"text": f"{number} {line}"},
         "pairs": lambda number: {"prompt": str(number), "chosen": line, "rejected": other},
         "ratings": lambda number: {"prompt": str(number), "completion": line, "label": number % 2 == 0},
+        "prompts": lambda number: {"prompt": " ".join([str(number), *row[: len(row) // 2]])},
     }
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):

@@ -50,7 +50,11 @@ class Prompt(NamedTuple):
 
 def prompts_of(rows: Iterable[TokenizedRow]) -> list[Prompt]:
     """Return the prompts of the rows that have one."""
-    return [Prompt(row.row, *parts) for row in rows if (parts := split_at_answer(row)) is not None]
+    return [
+        Prompt(row.row, *parts)
+        for row in rows
+        if (parts := (tuple(row.input_ids),) if row.prompt is not None else split_at_answer(row)) is not None
+    ]
 
 
 def choose_prompts(text: str, rows: Sequence[TokenizedRow], tokenizer: ChatTokenizer) -> list[Prompt]:

@@ -25,6 +25,7 @@ from loratory.engine.training.batching.steps import TrainerSetup
 from loratory.engine.training.kernels import use_fused_loss, use_layer_kernels, why_not_compiled
 from loratory.engine.training.methods.registry import method_trainer
 from loratory.engine.training.objectives.base import TrainingObjective
+from loratory.engine.training.objectives.grpo import GroupRelativePolicy
 from loratory.engine.training.objectives.preferences import DirectPreference, KahnemanTversky, OddsRatio
 from loratory.engine.training.objectives.reference import ReferenceModel
 from loratory.engine.training.ops.loss import attach_loss, causal_lm_of
@@ -32,7 +33,8 @@ from loratory.engine.training.placement import Placement, TrainingDtypes
 
 # By the names in `loratory.engine.config.objectives`.
 TRAINING_OBJECTIVES: Mapping[str, type[TrainingObjective]] = {
-    objective.traits.name: objective for objective in (TrainingObjective, DirectPreference, OddsRatio, KahnemanTversky)
+    objective.traits.name: objective
+    for objective in (TrainingObjective, DirectPreference, OddsRatio, KahnemanTversky, GroupRelativePolicy)
 }
 
 
@@ -66,11 +68,14 @@ def assemble(
     Raises:
         ModelError: If the loss is not finite, or if packing is wanted and the model cannot keep joined rows apart.
     """
-    training, method, traits = config.training, method_trainer(config.adapter.method), objective_of(config)
-    if traits.learns_preferences and training.disable_dropout:
+    method, traits = method_trainer(config.adapter.method), objective_of(config)
+    # Sequences of prompts grow by their answers.
+    training = config.training.model_copy(update={"max_length": traits.longest_sequence(config)})
+    config = config.model_copy(update={"training": training})
+    if "disable_dropout" in traits.settings and training.disable_dropout:
         disable_dropout_in_model(model)
     warm_started = config.adapter.warm_start is not None
-    reference = ReferenceModel.from_model(model, warm_started=warm_started) if traits.has_reference else None
+    reference = ReferenceModel.from_model(model, warm_started=warm_started) if traits.compares(config) else None
     causal_lm = causal_lm_of(model)
     notes: list[str] = []
     model.eval()
@@ -101,11 +106,20 @@ def assemble(
     few = join(probe.rows, flash=attention.flash) if joined else probe.padded(masked=attention.masked)
     if training.torch_compile and (reason := why_not_compiled(probe, config, placement, expected, few)):
         notes.append(f"torch.compile is not used: {reason}.")
+    if "temperature" in traits.settings and training.temperature != 1.0:
+        through_logits = optimizations["fused_loss"].endswith("of its own")
+        attach(through_logits=through_logits, fused=not optimizations["fused_loss"], temperature=training.temperature)
     has_shared_prompts = shares_prompts(attention.batching, config, placement.torch_device.type)
-    optimizations["shared_prompts"] = "" if has_shared_prompts else "needs joined pairs on a processor"
+    optimizations["shared_prompts"] = "" if has_shared_prompts else "needs joined answers to one prompt on a processor"
     group, sequences = placement.group, traits.sequences_per_example
     settings = PlanSettings(
-        training, attention.batching, group.world_size, group.rank, sequences, shares_prompts=has_shared_prompts
+        training,
+        attention.batching,
+        group.world_size,
+        group.rank,
+        sequences,
+        shares_prompts=has_shared_prompts,
+        repeats=traits.steps_per_batch(training),
     )
     setup = TrainerSetup(
         settings,

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from loratory.engine.config.rules import Cadence, keeps_best
 from loratory.engine.config.training import TrainingConfig
-from loratory.engine.runs.history.events import EvalData, StepData
+from loratory.engine.runs.history.events import EvalData, RolloutData, StepData
 from loratory.engine.training.failure import DivergedError
 from loratory.engine.training.methods.base import MethodTrainer
 
@@ -59,6 +59,7 @@ class TrainerHooks:
 
     on_logged: Callable[[StepData], None] = lambda _: None
     answer: Callable[[Any, int], None] = lambda _model, _step: None  # prompts, in an evaluation
+    on_rollout: Callable[[RolloutData], None] = lambda _: None
     on_measured: Callable[[EvalData], None] = lambda _: None
     save: Callable[[], None] = lambda: None
     between_passes: Callable[[], None] = lambda: None

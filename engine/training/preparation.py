@@ -161,7 +161,7 @@ class Preparation:
 
     def _reference_cache(self, source: ModelSource, precision: TrainingDtypes) -> ReferenceCache | None:
         config, home = self.attempt.config, self.attempt.home
-        if not (config.training.precompute_ref_log_probs and objective_of(config).has_reference):
+        if not (config.training.precompute_ref_log_probs and objective_of(config).precomputes):
             return None
         start = config.adapter.warm_start
         earlier = find_warm_start(start, self.attempt.folder.path.parent, home) if start is not None else None
@@ -255,7 +255,7 @@ class Preparation:
         events.status("preparing", f"Preparing {config.method_name}.")
         model = add_adapter(model, config, source)
         # A resumed run has weights of its own; those that it started from may be its reference.
-        needs_start = self.resumed_from is None or objective_of(config).has_reference
+        needs_start = self.resumed_from is None or objective_of(config).compares(config)
         if config.adapter.warm_start is None:
             if self.resumed_from is None:
                 method_trainer(config.adapter.method).initialize(model, config.adapter, source)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import time
+from typing import Any
 
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.optimizations import is_wanted
@@ -21,6 +22,7 @@ from loratory.engine.training.checkpoints.state_files import count_parameters, l
 from loratory.engine.training.distribution import trained_weights
 from loratory.engine.training.failure import StopRequests, check_held_out, check_loss
 from loratory.engine.training.loops import LOOPS
+from loratory.engine.training.loops.rollouts import StopInRolloutError
 from loratory.engine.training.loops.supervised import SupervisedLoop
 from loratory.engine.training.objectives.reference import ReferenceModel
 from loratory.engine.training.preparation import Attempt, Preparation, PreparedRun, StoppedBeforeTrainingError
@@ -90,14 +92,20 @@ class TrainingSession:
         resumed_from, total = self._preparation.resumed_from, trainer.total_steps
         if resumed_from is None:
             self._events.status("training", f"Training: {total:,} steps.", total)
-            trainer.train()
+            self._loop(trainer)
         elif resumed_from.step < total and not callback.stopped_early:
             self._events.status("training", f"Training from step {resumed_from.step}: {total:,} steps.", total)
-            trainer.train(resume_from_checkpoint=str(resumed_from.folder))
+            self._loop(trainer, resume_from_checkpoint=str(resumed_from.folder))
         else:
             load_trained(trainer.model, resumed_from.folder)
             return resumed_from.step
         return int(trainer.state.global_step)
+
+    def _loop(self, trainer: SupervisedLoop, **arguments: Any) -> None:
+        try:
+            trainer.train(**arguments)
+        except StopInRolloutError as error:
+            raise StoppedBeforeTrainingError from error
 
     def _finish(self, trainer: SupervisedLoop, callback: RunCallback, prepared: PreparedRun, step: int) -> None:
         """Save the result, where the quota has room for it, and report how the run ended."""
@@ -118,11 +126,9 @@ class TrainingSession:
 
     def _build_trainer(self, prepared: PreparedRun) -> tuple[SupervisedLoop, RunCallback]:
         training, setup, group = self._config.training, prepared.assembly.setup, self._preparation.group
-        rows = choose_rows(prepared.data, setup.settings)
         objective = objective_of(self._config)
-        vocabulary = (
-            int(prepared.model.config.get_text_config().vocab_size) if not objective.learns_preferences else None
-        )
+        rows = choose_rows(prepared.data, setup.settings, objective)
+        vocabulary = int(prepared.model.config.get_text_config().vocab_size) if objective.learns_answers else None
         is_timed = prepared.placement.torch_device.type == "cuda" and is_wanted("timed_logging")
         trainer = LOOPS[objective.loop](
             model=prepared.model,
@@ -144,6 +150,7 @@ class TrainingSession:
         trainer.hooks = TrainerHooks(
             on_logged=functools.partial(self._on_logged, vocabulary=vocabulary),
             answer=self._prompt_answers(prepared).answer,
+            on_rollout=self._events.emit,
             on_measured=self._on_measured,
             save=lambda: self._save_checkpoint(trainer, prepared),
             between_passes=self._requests.check_cancel,
@@ -167,7 +174,7 @@ class TrainingSession:
         self._events.status("evaluating", "Measuring the base model on held-out rows.", trainer.total_steps)
         adapter = self._config.adapter
         # The start of a preference run is its reference, so it is measured.
-        is_other = adapter.warm_start is not None and not objective_of(self._config).has_reference
+        is_other = adapter.warm_start is not None and not objective_of(self._config).compares(self._config)
         off = not adapter.traits.starts_as_identity or is_other
         with ReferenceModel(prepared.replaced).replacing(trainer.model) if off else contextlib.nullcontext():
             first = trainer.measure_held_out()

@@ -47,5 +47,12 @@ def test_every_loss_is_one_of_an_objective():
     for objective in OBJECTIVES.values():
         for loss in objective.losses:
             smoothing = 0.001 if loss == "exo_pair" else 0.0
-            config = make({"objective": objective.name, "loss_type": [loss], "label_smoothing": smoothing})
+            rewards = [{"scorer": "equals"}] if objective.samples_answers else []
+            training = {
+                "objective": objective.name,
+                "loss_type": [loss],
+                "label_smoothing": smoothing,
+                "rewards": rewards,
+            }
+            config = make(training)
             assert objective.losses_of(config) == (loss,)

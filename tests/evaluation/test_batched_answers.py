@@ -10,6 +10,7 @@ from loratory.engine.chat.worker.weights import BranchWeights
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.evaluation.worker import answers as answers_module
 from loratory.engine.evaluation.worker.answers import BatchedAnswers, batches_of_prompts, most_rows
+from loratory.engine.generation.worker import batch as batch_module
 from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter, prefix_tuning
 from tests.tiny_model import make_tiny_model
 
@@ -65,7 +66,7 @@ def test_answers_are_those_of_single_rows(branches, branch, pieces, monkeypatch)
     expected = alone(branches[branch])
     assert len({token for tokens in expected for token in tokens}) > 25  # they wander: a wrong token would show
     branches["base" if branch == "tuned" else "tuned"].new_cache()  # had the last turn
-    monkeypatch.setattr(answers_module, "PIECE_TOKENS", pieces)
+    monkeypatch.setattr(batch_module, "PIECE_TOKENS", pieces)
 
     assert together(branches[branch]) == expected
 

@@ -13,7 +13,7 @@ from loratory.engine.config.presets import list_presets
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.passes.row_form import read_row_form
 from loratory.engine.data.source import SourceOptions
-from loratory.engine.errors import DatasetError, EngineError
+from loratory.engine.errors import DatasetError, EngineError, RunError
 from loratory.engine.export.script.facts import NOT_EXPORTED, TRL_DEFAULTS, ScriptFacts
 from loratory.engine.export.script.model_facts import ModelFacts
 from loratory.engine.export.script.write import exact_head, gather_script_facts, literal, render, write_short_script
@@ -144,13 +144,26 @@ def both_forms(config, home) -> tuple[str, str]:
     return write_short_script(facts, read_row_form(config.dataset, SourceOptions(home=home))), exact
 
 
+# Objectives that sample answers have no script.
+SCRIPTED = [objective for objective in OBJECTIVES.values() if not objective.samples_answers]
+ELSEWHERE = {
+    name for objective in OBJECTIVES.values() if objective.samples_answers for name in objective.settings
+}.difference(*(objective.settings for objective in SCRIPTED))
+
+
+def test_a_run_that_learns_from_rewards_has_no_script(home):
+    training = {"objective": "grpo", "rewards": [{"scorer": "equals"}]}
+    config = config_from_mapping({"model": {"id": "a/b"}, "dataset": {"source": "rows"}, "training": training})
+
+    with pytest.raises(RunError, match="GRPO has no script yet"):
+        gather_script_facts(config, home)
+
+
 @pytest.mark.exhaustive(quick=3)
-@pytest.mark.parametrize("name", TrainingConfig.model_fields)
+@pytest.mark.parametrize("name", [name for name in TrainingConfig.model_fields if name not in ELSEWHERE])
 def test_every_training_setting_reaches_both_forms_or_the_list_of_exceptions(name, home, tmp_path):
     # What an objective alone reads shows in a script of that objective.
-    reads = next(
-        (objective_traits for objective_traits in OBJECTIVES.values() if name in objective_traits.settings), None
-    )
+    reads = next((objective_traits for objective_traits in SCRIPTED if name in objective_traits.settings), None)
     objective = reads.name if reads is not None else "dpo" if name == "objective" else "sft"
     source = str(write_lines(tmp_path / "rows.jsonl", ROWS[objective]))
     base = {"objective": objective} | ({"loss_type": ["sigmoid"]} if reads is not None and objective == "dpo" else {})

@@ -49,7 +49,7 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, shared=0, sizes=None, fold
     from transformers import AutoModelForCausalLM
 
     from loratory.engine.training.assembly import assemble
-    from loratory.engine.training.batching.batches import join, join_pairs, pad
+    from loratory.engine.training.batching.batches import join, join_shared, pad
     from loratory.engine.training.build import add_adapter, load_model
     from loratory.engine.training.placement import Placement, choose_precision
 
@@ -86,8 +86,9 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, shared=0, sizes=None, fold
     model.train()
     settings = assembly.setup.settings
     assert settings.shares_prompts == bool(shared)
-    join_rows = join_pairs if shared else join
-    batch = join_rows(rows) if settings.batching == "joined" else pad(rows, 0)
+    pairs = list(zip(rows[::2], rows[1::2], strict=False))
+    joined = join_shared(pairs) if shared else join(rows)
+    batch = joined if settings.batching == "joined" else pad(rows, 0)
     autocast = assembly.setup.autocast
 
     def step(phase):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from loratory.engine.chat.worker import weights
 from loratory.engine.config.load import config_from_mapping
+from loratory.engine.generation.worker import batch
 from loratory.engine.inspector.worker.inventory import inventory_of
 from loratory.engine.memory import compare
 from loratory.engine.memory.compare import cache_bytes, inference_workload
@@ -82,4 +82,4 @@ def test_a_cache_is_as_large_as_the_estimate_says(family, monkeypatch):
 
 
 def test_the_estimate_knows_the_chats_pieces():
-    assert compare.PIECE_TOKENS == weights.PIECE_TOKENS
+    assert compare.PIECE_TOKENS == batch.PIECE_TOKENS

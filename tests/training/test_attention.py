@@ -1,5 +1,7 @@
 """Joined rows attend to themselves alone, with the values and gradients of PyTorch's own attention."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional
@@ -81,7 +83,7 @@ def test_two_sequences_that_share_their_beginning_see_what_whole_ones_do(shared,
         parts = (states[:, :, :first], states[:, :, :shared], states[:, :, rest], states[:, :, after])
         return torch.cat(parts, dim=2)
 
-    rows = JoinedRows((first + second - shared, 3), (SharedPrefix(shared, first),))
+    rows = JoinedRows((first + second - shared, 3), (SharedPrefix(shared, (first,)),))
     query, key, value = map(without_repetition, inputs)
     shared_output, _ = joined_attention(
         CausalModule(), query, key, value, None, dropout=dropout, scaling=0.3, sliding_window=window,
@@ -229,3 +231,32 @@ def test_joined_rows_copy_heads_where_no_flash_kernel_takes_them(monkeypatch, he
 
     assert heads_given == [(HEADS, HEADS, False)] * 2
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["in tiles", "by PyTorch's kernel"])
+def test_several_sequences_that_share_their_beginning_see_what_whole_ones_do(dropout, window):
+    shared, lengths = 6, (9, 8, 6, QUERY_TILE + 3)  # the third has nothing of its own
+    inputs = random_inputs(lengths)
+    starts = [0, *itertools.accumulate(lengths)]
+    parts = [
+        range(starts[0], starts[1]),
+        *(range(s + shared, s + n) for s, n in zip(starts[1:], lengths[1:], strict=False)),
+    ]
+    chosen = torch.tensor([index for part in parts for index in part])
+    row_starts = tuple(itertools.accumulate(map(len, parts[:-1])))
+
+    # Whole sequences that begin like the first.
+    again = [states.detach().clone() for states in inputs]
+    for states in again:
+        for start in starts[1:-1]:
+            states[:, :, start : start + shared] = states[:, :, :shared]
+    whole = row_by_row(again, lengths, 0.3, window)
+    rows = JoinedRows((len(chosen),), (SharedPrefix(shared, row_starts),))
+    query, key, value = (states[:, :, chosen] for states in inputs)
+    got, _ = joined_attention(
+        CausalModule(), query, key, value, None, dropout=dropout, scaling=0.3,
+        sliding_window=window, joined_rows=rows,
+    )  # fmt: skip
+
+    torch.testing.assert_close(got, whole[:, chosen], rtol=1e-4, atol=1e-5)

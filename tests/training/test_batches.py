@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loratory.engine.config.rules import JOINED_MULTIPLE
-from loratory.engine.training.batching.batches import join, join_pairs, pad
+from loratory.engine.training.batching.batches import join, join_shared, pad
 from loratory.engine.training.ops.attention import SharedPrefix
 from tests.training.tiny_training import Row
 
@@ -39,12 +39,15 @@ def test_joined_tokens_are_filled_up_with_a_row_of_their_own():
 def test_the_beginning_that_two_answers_share_is_there_once():
     other = Row([11, 12, 13, 15, 16], [-100, -100, 13, 15, 16])  # begins like FIRST with a trained token
 
-    batch = join_pairs([FIRST, other, SECOND, SECOND])
+    batch = join_shared([(FIRST, other), (SECOND, SECOND)])
 
     assert batch.inputs["input_ids"][0, :9].tolist() == [11, 12, 13, 14, 15, 16, 21, 22, 23]
     assert batch.inputs["position_ids"][0, :9].tolist() == [0, 1, 2, 3, 3, 4, 0, 1, 2]
     rows = batch.inputs["joined_rows"]
-    assert (rows.lengths, rows.prefixes) == ((6, 3, JOINED_MULTIPLE - 9), (SharedPrefix(3, 4), SharedPrefix(3, 3)))
+    assert (rows.lengths, rows.prefixes) == (
+        (6, 3, JOINED_MULTIPLE - 9),
+        (SharedPrefix(3, (4,)), SharedPrefix(3, (3,))),
+    )
     assert trained_pairs(batch) == [
         (12, 13), (13, 14), (12, 13), (13, 15), (15, 16), (21, 22), (22, 23), (21, 22), (22, 23),
     ]  # fmt: skip

@@ -64,7 +64,9 @@ def test_attention_that_errs_in_its_second_tile_is_noticed(folders, monkeypatch)
     monkeypatch.setattr(
         attention,
         "_tiles",
-        lambda length, _: [attention._Tile(s, min(s + QUERY_TILE, length), s) for s in range(0, length, QUERY_TILE)],
+        lambda length, *_: [
+            attention._Tile(s, min(s + QUERY_TILE, length), 0, s) for s in range(0, length, QUERY_TILE)
+        ],
     )
 
     assert assemble_model(folders["llama"]).setup.settings.batching == "padded"

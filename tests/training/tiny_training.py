@@ -11,6 +11,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.hardware.device import Device
@@ -21,6 +22,7 @@ from loratory.engine.training.batching.steps import TrainerRows
 from loratory.engine.training.build import add_adapter, load_model, training_arguments
 from loratory.engine.training.callbacks import TrainerHooks
 from loratory.engine.training.distribution import shard
+from loratory.engine.training.loops import LOOPS
 from loratory.engine.training.loops.supervised import SupervisedLoop
 from loratory.engine.training.methods.registry import method_trainer
 from loratory.engine.training.placement import Placement, TrainingDtypes, choose_precision
@@ -122,7 +124,7 @@ def make_training(
     hooks = hooks or TrainerHooks()
     previous = hooks.on_logged
     hooks.on_logged = lambda step: (steps.append(step), previous(step))[1]
-    trainer = SupervisedLoop(
+    trainer = LOOPS[objective_of(config).loop](
         model=model,
         args=training_arguments(config.training, folder, precision, placement),
         tokenizer=tokenizer,

@@ -44,7 +44,7 @@ def draft_of(visitor: FormVisitor, source: str = "", **changes):
 
 @pytest.mark.parametrize(
     ("source", "objective", "choices"),
-    [(ANSWERS, "sft", ["sft"]), (PAIRS, "dpo", ["dpo", "orpo"]), (RATINGS, "kto", ["kto"])],
+    [(ANSWERS, "sft", ["sft", "grpo"]), (PAIRS, "dpo", ["dpo", "orpo"]), (RATINGS, "kto", ["kto"])],
 )
 def test_the_objective_follows_the_rows_and_the_rest_is_not_offered(visitor, source, objective, choices):
     draft = draft_of(visitor, source)

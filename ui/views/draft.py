@@ -100,7 +100,7 @@ def _method(draft: Draft) -> str:
     model, adapter = draft.mapping["model"], draft.mapping["adapter"]
     traits, objective = METHODS.get(str(adapter.get("method"))), draft.objective
     method = traits.display_name(model.get("quantization", "none")) if traits is not None else ""
-    return f"{method}, {objective.label}" if method and objective.learns_preferences else method
+    return f"{method}, {objective.label}" if method and not objective.learns_answers else method
 
 
 def _unusable(draft: Draft, setting: str) -> str:

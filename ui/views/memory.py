@@ -68,7 +68,7 @@ def _choices_row(draft: Draft, start_label: str) -> str:
 def _objective(draft: Draft) -> str:
     """Return the preference objective; empty for supervised fine-tuning."""
     training, objective = draft.mapping.get("training", {}), draft.objective
-    if not objective.learns_preferences:
+    if objective.learns_answers:
         return ""
     settings = {name: training[name] for name in ("beta", "loss_type") if training.get(name)}
     try:

@@ -209,7 +209,7 @@ def render_run_settings(snapshot: RunSnapshot) -> str:
 def objective_entries(config: RunConfig) -> list[tuple[str, str]]:
     """Return the preference objective as a definition entry; empty for supervised fine-tuning."""
     objective = objective_of(config)
-    return [("Objective", escape(objective.summary(config.training)))] if objective.learns_preferences else []
+    return [("Objective", escape(objective.summary(config.training)))] if not objective.learns_answers else []
 
 
 def _ingredients(snapshot: RunSnapshot) -> str:

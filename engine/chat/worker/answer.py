@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from loratory.engine.chat.contract import Branch, ChatChunk, FinishReason, PromptView
-from loratory.engine.chat.worker.weights import PIECE_TOKENS, BranchWeights
+from loratory.engine.chat.worker.weights import BranchWeights
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.data.records import RowProblemError
@@ -26,6 +26,7 @@ from loratory.engine.data.render.sequence_plan import prompt_text
 from loratory.engine.data.render.template import ChatTokenizer, rendering_confined, stop_token_ids
 from loratory.engine.data.render.tokenize import prompt_ids
 from loratory.engine.errors import ModelError
+from loratory.engine.generation.worker.batch import PIECE_TOKENS
 from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
 from loratory.engine.models.source import ModelSource
 

@@ -19,6 +19,7 @@ from loratory.engine.chat.worker.static_cache import LentCache
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.errors import DeviceError, EngineError, ModelError
+from loratory.engine.generation.worker.batch import PIECE_TOKENS
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import list_devices
 from loratory.engine.hardware.processor import memory_now
@@ -44,9 +45,6 @@ def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
 
 
 Announce = Callable[[str], None]
-
-# A long prompt is read in pieces: other answers continue, a stop takes effect, and logits stay small.
-PIECE_TOKENS = 512
 
 
 @dataclass(frozen=True)

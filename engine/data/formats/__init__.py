@@ -16,12 +16,14 @@ from loratory.engine.data.formats.base import SYSTEM_NAMES, TURN_FIELDS, Cells, 
 from loratory.engine.data.formats.conversations import MESSAGES, SHAREGPT, TEXT
 from loratory.engine.data.formats.pairs import ALPACA, ANSWER_NAMES, MATERIAL_NAMES, PROMPT_COMPLETION, single_spaced
 from loratory.engine.data.formats.preferences import FORMATS_OF_PREFERENCES
+from loratory.engine.data.formats.prompts import PROMPTS
 from loratory.engine.data.formats.turns import are_single_turns, is_turn, turn_list
 from loratory.engine.data.records import RowProblemError
 from loratory.engine.errors import DatasetError
 
 FORMATS: dict[str, DataFormat] = {
-    format_.name: format_ for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT, *FORMATS_OF_PREFERENCES)
+    format_.name: format_
+    for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT, *FORMATS_OF_PREFERENCES, PROMPTS)
 }
 _ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
 
@@ -59,7 +61,7 @@ class Converter:
         """
         self._cells.value = value
         example = self._format.convert(self._cells)
-        if isinstance(example, Conversation):
+        if isinstance(example, Conversation) and example.kind != "prompts":
             answers = [message for message in example.messages if message.role == "assistant"]
             if not answers:
                 raise RowProblemError("no_assistant_turn", "it has no assistant turn")

@@ -11,13 +11,15 @@ from typing import TypeVar, overload
 from loratory.engine.config.objectives import Objective
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
+from loratory.engine.data.conversation import Conversation
 from loratory.engine.data.formats import require_rows_of
 from loratory.engine.data.passes.check import finish, pass_steps
 from loratory.engine.data.passes.reader import DatasetReader, DatasetRow, Renderer
 from loratory.engine.data.passes.split import Positions
 from loratory.engine.data.render.template import ChatTokenizer
-from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, PromptFacts, TokenizedRow, prompt_ids
 from loratory.engine.data.source import SourceOptions
+from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome
 
 Element = TypeVar("Element")
@@ -32,6 +34,7 @@ class TokenizedRows(Sequence[TokenizedRow]):
         self._trained = bytearray()
         self._ends = array("q", [0])  # a sequence begins where the one before it ends
         self._rows, self._parts, self._desirable = array("q"), array("i"), array("b")
+        self._prompts: list[PromptFacts | None] = []  # of each sequence, where prompts are answered
         self._numbers = array("q")  # numbers of the rows' first sequences in the arrays above
 
     def append(self, row: TokenizedRow, desirable: bool | None = None) -> None:
@@ -44,6 +47,8 @@ class TokenizedRows(Sequence[TokenizedRow]):
         self._rows.append(row.row)
         self._parts.append(row.part)
         self._desirable.append(-1 if desirable is None else desirable)
+        if row.prompt is not None:
+            self._prompts.append(row.prompt)
 
     def select(self, positions: Iterable[int]) -> "TokenizedRows":
         """Return the rows at these positions."""
@@ -78,7 +83,8 @@ class TokenizedRows(Sequence[TokenizedRow]):
         ids = self._ids[span].tolist()
         labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, self._trained[span], strict=True)]
         desirable = None if rating < 0 else bool(rating)
-        return TokenizedRow(self._rows[number], self._parts[number], ids, labels, desirable=desirable)
+        prompt = self._prompts[number] if self._prompts else None
+        return TokenizedRow(self._rows[number], self._parts[number], ids, labels, desirable=desirable, prompt=prompt)
 
     def _span(self, number: int, count: int = 1) -> slice:
         return slice(self._ends[number], self._ends[number + count])
@@ -137,6 +143,10 @@ def prepare_dataset(
     def append_row(row: DatasetRow) -> None:
         assert row.rendering is not None
         assert row.example is not None
+        if objective is not None and objective.samples_answers:
+            rows.append(prompt_row(row, tokenizer))
+            first_rows.append(len(rows))
+            return
         is_compared = len(row.example.sides()) > sequences_per_row
         desirable = getattr(row.example, "desirable", None) if objective is not None else None
         for sequence in row.rendering.rows[:1] if is_compared else row.rendering.rows:
@@ -152,6 +162,23 @@ def prepare_dataset(
         require_rows_of(objective, [part.detection.format for part in reader.parts], config)
     report, split, _ = finish(pass_steps(reader, seed, append_row), on_progress)
     return PreparedDataset(train=select(split.train), held_out=select(split.held_out), report=report)
+
+
+def prompt_row(row: DatasetRow, tokenizer: ChatTokenizer) -> TokenizedRow:
+    """Return the prompt of a row, whose answer in the data, if it has one, is for scorers alone."""
+    example, columns = row.example, dict(row.record.value or {})
+    if not isinstance(example, Conversation):
+        raise DatasetError(
+            "Plain text has no prompts to answer.", "Choose rows with prompts, or training.objective sft."
+        )
+    messages = example.messages
+    last = max((index for index, turn in enumerate(messages) if turn.role == "assistant"), default=len(messages))
+    prompt = messages[: len(messages) if example.kind == "prompts" else last]
+    if last < len(messages) and example.kind != "prompts":
+        columns = {"answer": messages[last].content, **columns}
+    ids = prompt_ids(prompt, tokenizer, example.tools)
+    facts = PromptFacts("\n".join(turn.content for turn in prompt), columns)
+    return TokenizedRow(row.record.row, 0, ids, [IGNORED_LABEL] * len(ids), prompt=facts)
 
 
 def held_out_steps(

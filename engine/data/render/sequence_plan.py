@@ -48,6 +48,7 @@ class SequencePlan:
     text: str
     trained: tuple[RenderedTurn, ...]  # in order; empty where everything counts
     plain: bool = False  # plain text, encoded with the tokenizer's own special tokens
+    is_prompt: bool = False  # to be answered: nothing counts
 
 
 @dataclass(frozen=True)

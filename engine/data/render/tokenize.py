@@ -1,12 +1,13 @@
 """The one renderer: a row becomes text, `input_ids` and `labels`, for the preview, the checks, the trainer and the chat."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, NamedTuple
 
 from loratory.engine.config.run import TrainOn
-from loratory.engine.data.conversation import Conversation, Example, Message, RowWarning
+from loratory.engine.data.conversation import Conversation, Example, Message, PromptRow, RowWarning
 from loratory.engine.data.records import RowProblemError
 from loratory.engine.data.render.sequence_plan import (
     PlannedRow,
@@ -35,6 +36,13 @@ class RenderOptions:
     train_on: TrainOn = "assistant"
 
 
+class PromptFacts(NamedTuple):
+    """What scorers get of a row whose prompt is answered."""
+
+    text: str  # as people read it
+    columns: Mapping[str, Any]  # of the row; `answer` is the answer in the data, unless a column has that name
+
+
 @dataclass(frozen=True)
 class TokenizedRow:
     """One training sequence. `labels[i]` is `input_ids[i]` where the token is trained, else -100."""
@@ -45,6 +53,7 @@ class TokenizedRow:
     labels: list[int]
     rejected: "TokenizedRow | None" = field(default=None, kw_only=True)  # of a pair, whose chosen answer this is
     desirable: bool | None = field(default=None, kw_only=True)  # how the answer was rated
+    prompt: "PromptFacts | None" = field(default=None, kw_only=True)  # where answers to it are sampled and scored
     # Log-probabilities of both answers of a pair by the reference, where they are precomputed.
     reference: tuple[float, float] | None = field(default=None, kw_only=True)
 
@@ -168,7 +177,9 @@ def render_many(
         for (_, side, train_on), size in zip(sides, sizes, strict=True):
             next_row_confined(size)
             try:
-                if isinstance(side, Conversation):
+                if isinstance(side, PromptRow):
+                    plans.append(PlannedRow((SequencePlan(prompt_text(side, tokenizer), (), is_prompt=True),)))
+                elif isinstance(side, Conversation):
                     plans.append(plan_conversation(side, tokenizer, train_on, options.max_length))
                 else:
                     plans.append(plan_text(side.text(), tokenizer))
@@ -254,7 +265,10 @@ def _finish(
         ids, is_trained = encoded.ids[:cut], trained[:cut]
         lost_here = sum(trained[cut:])
         lost_tokens += lost_here
-        if any(is_trained):
+        if sequence.is_prompt and len(encoded.ids) > cut:
+            reason = f"the prompt is longer than max_length ({len(encoded.ids):,} and {cut:,} tokens)"
+            return RowProblemError("cut_away", reason)
+        if any(is_trained) or sequence.is_prompt:
             labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, is_trained, strict=True)]
             rows.append(RenderedRow(row, len(rows), ids, labels, encoded, tokenizer, lost_here))
         else:
@@ -292,6 +306,8 @@ def _mark_trained(
     """
     if sequence.plain and encoded.ids[-2:] == [tokenizer.eos_token_id] * 2:
         del encoded.ids[-1], encoded.spans[-1]  # some tokenizers add a second eos
+    if sequence.is_prompt:
+        return encoded, [False] * len(encoded.ids), []
     if not sequence.trained:  # every token is trained except the first, which has no context
         return encoded, [index > 0 for index in range(len(encoded.ids))], []
     *earlier, last = sequence.trained

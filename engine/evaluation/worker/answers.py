@@ -5,18 +5,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from loratory.engine.chat.contract import Branch, JobProgress
 from loratory.engine.chat.worker.answer import DecodingTokenizer, begin_answer, context_length, end_token_ids
 from loratory.engine.chat.worker.static_cache import free_bytes, logits_agree
-from loratory.engine.chat.worker.weights import PIECE_TOKENS, BranchWeights, Weights
+from loratory.engine.chat.worker.weights import BranchWeights, Weights
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.data.passes.prepare import spread_evenly
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.evaluation.job import AnsweredRow, BranchAnswer, EvaluationOrder
 from loratory.engine.evaluation.worker.scores import score_answer
+from loratory.engine.generation.worker.batch import AnswerBatch
 from loratory.engine.processes.messages import CancelledRequestError, Request
 from loratory.engine.training.answers import Prompt, decode, prompts_of
 
@@ -141,92 +142,36 @@ class _Writer:
 _MOST_ROWS = {"cpu": 8, "cuda": 32}  # more gain little on a CPU, which is then limited by its products
 _MOST_PADDED = 1.25  # times the tokens of the prompts; with more padding, a CPU loses more than it gains
 _MOST_OF_FREE_MEMORY = 0.5
-_TOKENS_AT_ONCE = 4096  # of prompts that a GPU reads together
 
 
-class BatchedAnswers:
-    """Answers of one branch to several prompts.
-
-    Prompts are padded on the left, with a mask and matching positions. Rows leave the batch when they end.
-
-    Args:
-        weights: The model, without virtual tokens.
-        prompts: Their tokens, the longest first.
-        most: The most tokens of each answer.
-        end_ids: Tokens that end an answer.
-    """
+class BatchedAnswers(AnswerBatch):
+    """Answers of one branch to several prompts, the longest first; its model has no virtual tokens."""
 
     def __init__(
         self, weights: BranchWeights, prompts: Sequence[tuple[int, ...]], most: Sequence[int], end_ids: frozenset[int]
     ) -> None:
-        self.tokens: list[list[int]] = [[] for _ in prompts]
         self._weights = weights
-        self._prompts = prompts
-        self._most = most
-        self._end_ids = end_ids
-        self._rows = list(range(len(prompts)))  # those that are not complete
-        self._cache = weights.new_cache()
-        longest, device = len(prompts[0]), weights.holder.model.device
-        padding = [[0] * (longest - len(prompt)) for prompt in prompts]
-        rows = zip(padding, prompts, strict=True)
-        self._ids = torch.tensor([[*before, *prompt] for before, prompt in rows], device=device)
-        self._mask = torch.tensor([[0] * len(zeros) + [1] * (longest - len(zeros)) for zeros in padding], device=device)
-        self._logits = self._read_prompts()
+        self._last_prompt = prompts[-1]
+        cache = weights.new_cache()
+        assert cache is not None  # `most_rows` requires one
+        super().__init__(self._next_logits, cache, weights.holder.model.device, prompts, most, end_ids)
 
     @property
-    def complete_count(self) -> int:
-        """Number of complete answers."""
-        return len(self.tokens) - len(self._rows)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all answers are complete."""
-        return not self._rows
+    def tokens(self) -> list[list[int]]:
+        """The tokens of each answer so far."""
+        return [answer.tokens for answer in self.answers]
 
     def keeps_rows_apart(self) -> bool:
         """Whether the prompt with most padding has the same logits as alone; to be called before `advance`."""
-        prompt = self._prompts[-1]
+        prompt = self._last_prompt
         return logits_agree(self._logits[-1:], self._weights.logits_at(prompt, [len(prompt) - 1]))
 
-    def advance(self) -> None:
-        """Generate the next token of every incomplete answer."""
-        next_tokens: list[int] = self._logits.argmax(dim=-1).tolist()
-        remaining = []
-        for index, (row, token) in enumerate(zip(self._rows, next_tokens, strict=True)):
-            if token not in self._end_ids:
-                self.tokens[row].append(token)
-                if len(self.tokens[row]) < self._most[row]:
-                    remaining.append(index)
-        if len(remaining) < len(self._rows):
-            self._keep(remaining)
-        if remaining:
-            ids = self._mask.new_tensor([[next_tokens[index]] for index in remaining])
-            positions = self._mask.sum(dim=1, keepdim=True)
-            self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
-            self._logits = self._forward(ids, self._mask, positions)
-
-    def _keep(self, kept_rows: Sequence[int]) -> None:
-        self._rows = [self._rows[index] for index in kept_rows]
-        if kept_rows:
-            assert self._cache is not None  # `most_rows` requires one
-            indices = torch.tensor(kept_rows, device=self._mask.device)
-            self._mask = self._mask[indices]
-            self._cache.batch_select_indices(indices)
-
-    def _read_prompts(self) -> torch.Tensor:
-        at_once = PIECE_TOKENS if self._ids.device.type == "cpu" else _TOKENS_AT_ONCE
-        width = max(1, at_once // len(self._prompts))
-        positions = (self._mask.cumsum(dim=1) - 1).clamp_min(0)
-        for start in range(0, self._ids.shape[1], width):
-            end = start + width
-            logits = self._forward(self._ids[:, start:end], self._mask[:, :end], positions[:, start:end])
-        return logits
-
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return logits after the last of `ids`, (rows, vocabulary)."""
+    def _next_logits(
+        self, ids: torch.Tensor, cache: Cache, mask: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
         self._weights.holder.switch_to(self._weights.adapter)
         padding = {"attention_mask": mask, "position_ids": positions}
-        return self._weights.holder.forward(ids, self._cache, **padding)[:, -1].float()
+        return self._weights.holder.forward(ids, cache, **padding)[:, -1].float()
 
 
 def most_rows(weights: BranchWeights, positions: int) -> int:

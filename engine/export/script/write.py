@@ -14,9 +14,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from loratory.engine.config.objectives import preference_name
+from loratory.engine.config.objectives import objective_of, preference_name
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import RowForm
+from loratory.engine.errors import RunError
 from loratory.engine.export.script.facts import ScriptFacts
 from loratory.engine.export.script.model_facts import read_model_facts
 from loratory.engine.paths import LoratoryHome
@@ -33,7 +34,11 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
 
     Raises:
         ModelError: If the model is a path that does not exist.
+        RunError: If the run learns from rewards.
     """
+    if objective_of(config).samples_answers:
+        what = f"{objective_of(config).label} has no script yet: its rewards are scorers of Loratory."
+        raise RunError(what, "Export the adapter, or another run.")
     libraries = (read_provenance(run).libraries if run is not None else None) or environment_facts()["libraries"]
     assert isinstance(libraries, dict)
     title = run_title(config)

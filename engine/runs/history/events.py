@@ -124,6 +124,11 @@ class EvalData(EventData):
         """Share of the held-out pairs whose chosen answer is preferred; None where there are no pairs."""
         return self.metrics.get("rewards/accuracies")
 
+    @property
+    def reward(self) -> float | None:
+        """Mean reward of the answers to held-out prompts, whose negative is the loss; None where nothing is rewarded."""
+        return self.metrics.get("reward")
+
 
 class AnswersData(EventData):
     """Greedy answers to the same prompts at each evaluation; `step` 0 is before the first update."""
@@ -136,6 +141,30 @@ class AnswersData(EventData):
     references: tuple[str, ...]  # in the data; empty for a typed prompt
     answers: tuple[str, ...]
     seconds: float  # which those of the evaluation contain
+
+
+class RolloutSample(BaseModel, frozen=True, ser_json_inf_nan="strings"):
+    """One sampled answer; scores and reasons are those of the scorers, in their order."""
+
+    prompt: str
+    answer: str
+    scores: tuple[float | None, ...]
+    reasons: tuple[str, ...] = ()
+    advantage: float
+
+
+class RolloutData(EventData):
+    """Some of the answers that a step was trained on, at some of the steps; texts are cut."""
+
+    kind = "rollout"
+    may_be_lost = True
+
+    step: int
+    samples: tuple[RolloutSample, ...]
+    answers: int  # of the step, in all
+    tokens: int  # of these answers
+    generation_seconds: float
+    scoring_seconds: float
 
 
 class CheckpointData(EventData):

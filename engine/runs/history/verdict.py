@@ -51,7 +51,7 @@ def judge(history: RunHistory, config: RunConfig, forgetting: float | None = Non
     medians = [float(np.median(part)) for part in (losses[:3], *np.array_split(losses, _WINDOWS))]
     evals = {point.step: point.eval_loss for point in history.evals if math.isfinite(point.eval_loss)}
     points = sorted(evals.items())  # that before training first
-    if not objective_of(config).learns_preferences and (problem := _problem(history, config, medians, points)):
+    if objective_of(config).learns_answers and (problem := _problem(history, config, medians, points)):
         return problem
     return _result(history, config, medians, points, forgetting) if status and status.phase == "finished" else None
 

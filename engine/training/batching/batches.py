@@ -100,25 +100,31 @@ def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
     return PassTensors(inputs, *_trained(rows, offsets))
 
 
-def join_pairs(rows: Sequence[TokenizedRow]) -> PassTensors:
-    """Concatenate sequences as `join` does; each second one without the tokens that it and the one before begin with.
+def join_shared(groups: Sequence[Sequence[TokenizedRow]]) -> PassTensors:
+    """Concatenate sequences as `join` does; in each group, later ones without what all of it begin with.
 
-    Both see these once, so the model gives what it gives for whole sequences, and gradients of both meet there.
+    They see these tokens once, so the model gives what it gives for whole sequences, and gradients of all meet there.
     """
     ids: list[int] = []
     positions: list[int] = []
     offsets: list[Sequence[int]] = []
     lengths: list[int] = []
     prefixes: list[SharedPrefix] = []
-    for first, second in zip(rows[::2], rows[1::2], strict=True):
-        start, length, other = len(ids), len(first.input_ids), len(second.input_ids)
-        shared = shared_length(first.input_ids, second.input_ids)
-        rest = range(start + length, start + length + other - shared)
-        offsets += [range(start, start + length), [*range(start, start + shared), *rest]]
-        ids += [*first.input_ids, *second.input_ids[shared:]]
-        positions += [*range(length), *range(shared, other)]
-        lengths.append(length + len(rest))
-        prefixes.append(SharedPrefix(shared, length))
+    for group in groups:
+        first, *others = (sequence.input_ids for sequence in group)
+        shared = min((shared_length(first, other) for other in others), default=0)
+        start, starts = len(ids), []
+        offsets.append(range(start, start + len(first)))
+        ids += first
+        positions += range(len(first))
+        for other in others:
+            starts.append(len(ids) - start)
+            offsets.append([*range(start, start + shared), *range(len(ids), len(ids) + len(other) - shared)])
+            ids += other[shared:]
+            positions += range(shared, len(other))
+        lengths.append(len(ids) - start)
+        prefixes.append(SharedPrefix(shared, tuple(starts)))
+    rows = [sequence for group in groups for sequence in group]
     return _joined(rows, offsets, ids, positions, JoinedRows(tuple(lengths), tuple(prefixes)))
 
 

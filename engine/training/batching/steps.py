@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from loratory.engine.config.objectives import SUPERVISED, Objective
 from loratory.engine.data.passes.prepare import PreparedDataset
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, divide
-from loratory.engine.training.batching.batches import PassTensors, join, join_pairs, pad
+from loratory.engine.training.batching.batches import PassTensors, join, join_shared, pad
 from loratory.engine.training.methods.base import MethodTrainer
 from loratory.engine.training.objectives.base import TrainingObjective
 
@@ -111,16 +112,17 @@ class StepBatches:
     def _tensors(self, numbers: Sequence[int], order: Sequence[int]) -> PassTensors:
         """Return the pass of some rows; `order` are all rows of the step, in which each has one before it."""
         objective, rows = self._setup.objective, [self._rows[number] for number in numbers]
-        batch = self._batched([sequence for row in rows for sequence in objective.sequences(row)])
+        batch = self._batched(objective.groups(rows))
         before = dict(zip(order, (*order[-1:], *order[:-1]), strict=True)) if objective.needs_estimate else {}
         pairs = ((row, self._rows[before[number]]) for row, number in zip(rows, numbers, strict=True) if before)
         kl_sequences = [sequence for pair in pairs if (sequence := objective.mismatched_sequence(*pair)) is not None]
-        kl_batch = self._batched(kl_sequences) if kl_sequences else None
+        kl_batch = self._batched([kl_sequences]) if kl_sequences else None
         return replace(batch, extras=objective.extras(rows), kl_batch=kl_batch)
 
-    def _batched(self, sequences: Sequence[TokenizedRow]) -> PassTensors:
+    def _batched(self, groups: Sequence[Sequence[TokenizedRow]]) -> PassTensors:
         if self._setup.settings.shares_prompts:
-            return join_pairs(sequences)
+            return join_shared(groups)
+        sequences = [sequence for group in groups for sequence in group]
         if self._setup.settings.batching == "joined":
             return join(sequences, flash=self._setup.flash)
         return pad(sequences, self._setup.pad_token_id, masked=self._setup.masked)
@@ -174,13 +176,16 @@ class PrefetchedSteps:
         return step.pinned() if step is not None and self._pins else step
 
 
-def choose_rows(data: PreparedDataset, settings: PlanSettings) -> TrainerRows:
-    """Return the rows to train on and those to measure on."""
+def choose_rows(data: PreparedDataset, settings: PlanSettings, objective: Objective = SUPERVISED) -> TrainerRows:
+    """Return the rows to train on and those to measure on; prompts cost the tokens of their answers as well."""
     lengths, training = data.train.lengths(), settings.training
+    more = training.max_completion_length if objective.samples_answers else 0
     epochs = training.num_train_epochs
     if training.max_steps > 0:
         epochs = training.max_steps / EpochPlanner(lengths, settings).steps_per_epoch
-    measured = choose_measured(data.held_out.lengths(), int(sum(lengths) * epochs), training.seed)
+    held_out = [length + more for length in data.held_out.lengths()]
+    trained_tokens = (sum(lengths) + more * len(lengths)) * (training.num_generations if more else 1)
+    measured = choose_measured(held_out, int(trained_tokens * epochs), training.seed)
     return TrainerRows(data.train, lengths, [data.held_out[index] for index in measured])
 
 

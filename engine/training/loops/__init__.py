@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from loratory.engine.training.loops.rollouts import RolloutLoop
 from loratory.engine.training.loops.supervised import SupervisedLoop
 
-LOOPS: Mapping[str, type[SupervisedLoop]] = {"supervised": SupervisedLoop}
+LOOPS: Mapping[str, type[SupervisedLoop]] = {"supervised": SupervisedLoop, "rollouts": RolloutLoop}

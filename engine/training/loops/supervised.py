@@ -92,9 +92,14 @@ class SupervisedLoop(SFTTrainer):  # type: ignore[misc]
     def _batches(self) -> StepBatches:
         return StepBatches(self._rows.train, self._setup)
 
+    @property
+    def _planned_rows(self) -> StepBatches:
+        """The rows that the steps of an epoch number."""
+        return self._batches
+
     def get_train_dataloader(self) -> Any:
         """Return batches of one optimizer step each, with this process's share of it."""
-        batches = self._batches
+        batches = self._planned_rows
         order = StepOrder(self._planner, lambda: int(self.state.global_step) // self._planner.steps_per_epoch)
         return DataLoader(batches, batch_sampler=order, collate_fn=lambda batch: batch, generator=torch.Generator())
 
@@ -283,11 +288,15 @@ class SupervisedLoop(SFTTrainer):  # type: ignore[misc]
             tokens=self.progress.tokens,
             trained_tokens=self.progress.trained_tokens,
             tokens_per_second=self._interval.tokens / max(seconds, 1e-9),
-            metrics=self._passes.means(self._interval.metrics),
+            metrics=self._step_metrics(),
         )
         self._interval = LoggedInterval(now)
         self.hooks.on_logged(step)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def _step_metrics(self) -> dict[str, float]:
+        """Return the metrics since the last logged step."""
+        return self._passes.means(self._interval.metrics)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         began = time.perf_counter()

@@ -38,6 +38,10 @@ class TrainingObjective:
         """Return the token sequences of one row, in the order in which `losses` expects them."""
         return row.sequences
 
+    def groups(self, rows: Sequence[TokenizedRow]) -> list[Sequence[TokenizedRow]]:
+        """Return the sequences of the rows of a pass, in their order, grouped by what they may begin with in common."""
+        return [self.sequences(row) for row in rows]
+
     def mismatched_sequence(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:  # noqa: ARG002
         """Return a row's prompt with the answer of another row, if `estimate` needs it."""
         return None

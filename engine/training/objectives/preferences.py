@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from loratory.engine.config.objectives import DPO, KTO, ORPO
-from loratory.engine.config.training import PreferenceLoss
+from loratory.engine.config.training import LossName
 from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from loratory.engine.training.batching.batches import PassTensors
 from loratory.engine.training.objectives.base import (
@@ -71,7 +71,7 @@ def _apo_down(pairs: PairScores) -> torch.Tensor:
     return torch.sigmoid(pairs.beta * pairs.chosen) + 1 - torch.sigmoid(pairs.beta * pairs.margin)
 
 
-PAIR_LOSSES: Mapping[PreferenceLoss, Callable[[PairScores], torch.Tensor]] = {
+PAIR_LOSSES: Mapping[LossName, Callable[[PairScores], torch.Tensor]] = {
     "sigmoid": lambda pairs: -logsigmoid(pairs.beta * pairs.margin),  # Rafailov et al. 2023, arXiv:2305.18290
     "hinge": lambda pairs: torch.relu(1 - pairs.beta * pairs.margin),  # Zhao et al. 2023, arXiv:2305.10425
     "ipo": lambda pairs: (pairs.margin_per_token - 1 / (2 * pairs.beta)) ** 2,  # Azar et al. 2023, arXiv:2310.12036
@@ -138,7 +138,7 @@ class DirectPreference(TrainingObjective):
             reference(**batch.inputs, trained_tokens=batch.trained)
 
     @property
-    def _weights(self) -> dict[PreferenceLoss, float]:
+    def _weights(self) -> dict[LossName, float]:
         names = self.training.loss_type or self.traits.losses[:1]
         return dict(zip(names, self.training.loss_weights or (1.0,) * len(names), strict=True))
 

@@ -8,7 +8,7 @@ grows with the rows and not with the sequence that they are in.
 import functools
 import itertools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +33,10 @@ class UnsupportedAttentionError(Exception):
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Two sequences in one row, with the same beginning: the first one, then what the second one does not share with it."""
+    """Sequences in one row with the same beginning: the first one, then what each other one does not share with it."""
 
-    shared: int  # tokens that both begin with
-    first: int  # tokens of the first sequence
+    shared: int  # tokens that all begin with
+    starts: tuple[int, ...]  # where the rests of the second one and later ones begin in the row
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,20 @@ class _VisibleKeys:
     """Which earlier tokens of its row a token sees: those of its own sequence, within a window."""
 
     window: int | None = None
-    prefix: SharedPrefix | None = None
+    pair: SharedPrefix | None = None  # two sequences in the row; more than two are taken apart
 
     def distances(self, queries: slice, keys: slice, device: torch.device) -> torch.Tensor:
         """Return how far keys are before queries in their sequences, (queries, keys); slices of the row."""
         positions = torch.arange(queries.stop, device=device)
-        if self.prefix is not None:
-            positions[self.prefix.first :] -= self.prefix.first - self.prefix.shared
+        if self.pair is not None:
+            positions[self.pair.starts[0] :] -= self.pair.starts[0] - self.pair.shared
         return positions[queries, None] - positions[None, keys]
+
+    def hide(self, scores: torch.Tensor, first_query: int, value: float | bool) -> None:
+        """Set scores of the second sequence for keys of the first alone, (…, queries, all keys up to the last query)."""
+        if self.pair is not None and self.pair.starts[0] < scores.shape[-1]:
+            start = self.pair.starts[0]
+            scores[..., max(0, start - first_query) :, self.pair.shared : start] = value
 
 
 def copy_shared_heads(compute: torch.dtype, cuda_indexes: Sequence[int]) -> None:
@@ -147,11 +153,30 @@ def joined_attention(
     rows = zip(*(states[0].split(joined_rows.lengths, dim=1) for states in (query, key, value)), strict=True)
     with torch.autocast(query.device.type, enabled=False):
         outputs = [
-            attend(q, k, v, scale, dropout, _VisibleKeys(sliding_window, prefix))
-            for (q, k, v), prefix in itertools.zip_longest(rows, joined_rows.prefixes)
+            attend(q, k, v, scale, dropout, _VisibleKeys(sliding_window, pair))
+            for states, prefix in itertools.zip_longest(rows, joined_rows.prefixes)
+            for q, k, v, pair in _sequences(states, prefix)
         ]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return joined.transpose(0, 1).unsqueeze(0).contiguous(), None
+
+
+def _sequences(states: tuple[torch.Tensor, ...], prefix: SharedPrefix | None) -> Iterator[tuple[Any, ...]]:
+    """Yield queries, keys and values of a row, and the pair that it is; of more sequences those of each, without copies of
+    the queries that are shared.
+
+    The scores of a pair in one product are fewer copies of keys; those of many sequences would mostly be hidden.
+    """
+    q, k, v = states
+    if prefix is None or len(prefix.starts) < 2:
+        yield q, k, v, prefix if prefix is not None and prefix.starts else None
+        return
+    for start, end in itertools.pairwise((0, *prefix.starts, q.shape[1])):
+        if start == 0:
+            yield q[:, :end], k[:, :end], v[:, :end], None
+        elif start < end:
+            keys, values = (torch.cat([each[:, : prefix.shared], each[:, start:end]], dim=1) for each in (k, v))
+            yield q[:, start:end], keys, values, None
 
 
 def require_plain(module: torch.nn.Module, options: Mapping[str, Any], conditions: Mapping[str, bool]) -> None:
@@ -171,14 +196,13 @@ def require_plain(module: torch.nn.Module, options: Mapping[str, Any], condition
 def _attend_fused(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, visible: _VisibleKeys
 ) -> torch.Tensor:
-    length, window, prefix = q.shape[1], visible.window, visible.prefix
+    length, before, window = k.shape[1], k.shape[1] - q.shape[1], visible.window  # `before` the first query
     mask = None
-    if prefix is not None or (window is not None and window < length):
-        mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril_()
+    if before or visible.pair is not None or (window is not None and window < length):
+        mask = torch.ones(q.shape[1], length, dtype=torch.bool, device=q.device).tril_(before)
         if window is not None:
-            mask &= visible.distances(slice(0, length), slice(0, length), q.device) < window
-        if prefix is not None:
-            mask[prefix.first :, prefix.shared : prefix.first] = False
+            mask &= visible.distances(slice(before, length), slice(0, length), q.device) < window
+        visible.hide(mask, 0, value=False)
     groups = q.shape[0] // k.shape[0]
     if groups > 1 and not _takes_shared_heads(q.device, q.dtype, masked=mask is not None):
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
@@ -195,7 +219,9 @@ def _attend_tiled(
 
 
 class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
-    """softmax(scale · q kᵀ) v for one row; scores in float32 as in fused kernels, everything else in the inputs' dtype.
+    """softmax(scale · q kᵀ) v for one sequence; scores in float32 as in fused kernels, everything else in the inputs' dtype.
+
+    Queries are the last tokens of the sequence, mostly all of them.
 
     A row that fits into one tile keeps its probabilities for the backward pass. A longer one computes them again, so
     memory never grows with the square of the length (Dao et al. 2022, section 3.1, arXiv:2205.14135).
@@ -211,12 +237,13 @@ class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
         k32 = k.float()
         output = q.new_empty(shared, heads // shared, length, size)
         probabilities = None
-        for tile in _tiles(length, visible):
+        tiles = _tiles(length, k.shape[1], visible)
+        for tile in tiles:
             probabilities = _probabilities(q4, k32, tile, scale, visible)
-            output[:, :, tile.start : tile.end] = torch.bmm(probabilities, v[:, tile.first : tile.end]).view(
+            output[:, :, tile.start : tile.end] = torch.bmm(probabilities, v[:, tile.keys]).view(
                 shared, -1, tile.end - tile.start, size
             )
-        ctx.save_for_backward(q, k, v, probabilities if length <= QUERY_TILE else None)
+        ctx.save_for_backward(q, k, v, probabilities if tiles[-1].sees_all else None)
         ctx.scale, ctx.visible = scale, visible
         return output.view(heads, length, size)
 
@@ -233,10 +260,9 @@ class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
         if probabilities is None:  # several tiles add up
             dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
             dv = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
-        for tile in _tiles(length, ctx.visible):
+        for tile in _tiles(length, k.shape[1], ctx.visible):
             p = _probabilities(q4, k32, tile, ctx.scale, ctx.visible) if probabilities is None else probabilities
-            rows = slice(tile.start, tile.end)
-            keys = slice(tile.first, tile.end)
+            rows, keys = slice(tile.start, tile.end), tile.keys
             queries = q4[:, :, rows].reshape(shared, -1, size)
             out = grad4[:, :, rows].reshape(shared, -1, size)
             dp = torch.bmm(out, v[:, keys].transpose(1, 2))
@@ -256,16 +282,28 @@ class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
 @dataclass(frozen=True)
 class _Tile:
     start: int  # first query
-    end: int  # after the last query, and after the last key that any of them sees
+    end: int  # after the last query
+    before: int  # keys before the first query of the sequence
     first: int  # first key that any of them sees
 
+    @property
+    def keys(self) -> slice:
+        """The keys that any of its queries sees."""
+        return slice(self.first, self.end + self.before)
 
-def _tiles(length: int, visible: _VisibleKeys) -> list[_Tile]:
+    @property
+    def sees_all(self) -> bool:
+        """Whether it is the only tile of its sequence, and sees every key."""
+        return self.start == self.first == 0
+
+
+def _tiles(queries: int, keys: int, visible: _VisibleKeys) -> list[_Tile]:
     # What two sequences share is near to both.
-    window = length if visible.window is None or visible.prefix is not None else visible.window
+    window = keys if visible.window is None or visible.pair is not None else visible.window
+    before = keys - queries
     return [
-        _Tile(start, min(start + QUERY_TILE, length), max(0, start - window + 1))
-        for start in range(0, length, QUERY_TILE)
+        _Tile(start, min(start + QUERY_TILE, queries), before, max(0, start + before - window + 1))
+        for start in range(0, queries, QUERY_TILE)
     ]
 
 
@@ -274,18 +312,17 @@ def _probabilities(
 ) -> torch.Tensor:
     """Return probabilities of one tile, (key-value heads, heads that share one × queries, keys), in the dtype of `q4`."""
     shared, group, _, size = q4.shape
-    count, key_count = tile.end - tile.start, tile.end - tile.first
-    queries = q4[:, :, tile.start : tile.end].reshape(shared, group * count, size).float()
-    keys = k32[:, tile.first : tile.end].transpose(1, 2)
+    queries = q4[:, :, tile.start : tile.end].reshape(shared, -1, size).float()
+    keys = k32[:, tile.keys].transpose(1, 2)
     scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys, beta=0, alpha=scale)
+    count, key_count = tile.end - tile.start, keys.shape[2]
     by_head = scores.view(shared, group, count, key_count)
     by_head[..., key_count - count :].add_(_later_forbidden(q4.device)[:count, :count])
     if visible.window is not None and key_count > visible.window:
-        distances = visible.distances(slice(tile.start, tile.end), slice(tile.first, tile.end), q4.device)
+        queries_at = slice(tile.start + tile.before, tile.end + tile.before)
+        distances = visible.distances(queries_at, tile.keys, q4.device)
         by_head.masked_fill_(distances >= visible.window, float("-inf"))
-    if visible.prefix is not None and tile.end > visible.prefix.first:
-        second = max(0, visible.prefix.first - tile.start)
-        by_head[..., second:, visible.prefix.shared : visible.prefix.first] = float("-inf")
+    visible.hide(by_head, tile.start, float("-inf"))
     return torch._softmax(scores, -1, False).to(q4.dtype)
 
 

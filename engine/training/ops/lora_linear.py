@@ -309,6 +309,16 @@ def lora_linears(model: Any) -> LoraLinears | None:
     return linears
 
 
+def trained_matrices(group: LinearGroup) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Return A of a group, scaled, (sum of ranks, in_features), and each B, (rank, out_features); empty where it is off."""
+    first, trained = group.layers[0], [matrix.detach() for layer in group.layers for matrix in _trained(layer)]
+    dtype = first.base_layer.weight.dtype
+    if first.disable_adapters or first.merged:
+        return trained[0][:0].to(dtype), ()
+    a = torch.cat(trained[0::2]) * first.scaling[_adapter(first)]
+    return a.to(dtype), tuple(matrix.to(dtype).t() for matrix in trained[1::2])
+
+
 def _is_plain(layer: Any) -> bool:
     """Return whether a LoRA layer has one adapter of two plain matrices: no DoRA or other variant, and no bias of its own."""
     return (

@@ -41,17 +41,18 @@ class LogitTransform:
     scale: float = 1.0
     cap: float | None = None
     fused: bool = False
+    temperature: float = 1.0  # of sampling, by which the rest is divided; 1 where fused and capped
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Transform float32 logits, in place where autograd allows."""
         if self.scale != 1.0:
             logits = logits * self.scale
-        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * (self.cap / self.temperature)
 
     def apply_derivative_(self, gradient: torch.Tensor, logits: torch.Tensor) -> None:
         """Turn the gradient at the transformed logits into that at the head's output, in place."""
         if self.cap is not None:
-            gradient.mul_(1.0 - (logits / self.cap) ** 2)
+            gradient.mul_((1.0 - (logits * self.temperature / self.cap) ** 2) / self.temperature)
         if self.scale != 1.0:
             gradient.mul_(self.scale)
 
@@ -77,7 +78,14 @@ def causal_lm_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs: int = 0, fused: bool = False) -> None:
+def attach_loss(
+    causal_lm: Any,
+    *,
+    through_logits: bool = False,
+    virtual_inputs: int = 0,
+    fused: bool = False,
+    temperature: float = 1.0,
+) -> None:
     """Let `model(..., trained_tokens=…)` return the summed loss of those tokens in place of logits.
 
     With `token_losses=True` it returns the loss of each, (n,), for objectives that do not add them all.
@@ -88,10 +96,15 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
         through_logits: Compute all logits as the model does, for families that change them in ways unknown here.
         virtual_inputs: Embeddings that PEFT puts before every row, which the positions of trained tokens do not count.
         fused: Let the Triton kernel make losses and gradients (`loratory.engine.training.kernels.use_fused_loss`).
+        temperature: Divides the logits, as where tokens were sampled.
     """
     original = getattr(causal_lm, _ORIGINAL_FORWARD, causal_lm.forward)
     setattr(causal_lm, _ORIGINAL_FORWARD, original)
-    transform = replace(logit_transform(causal_lm.config.get_text_config()), fused=fused)
+    transform = logit_transform(causal_lm.config.get_text_config())
+    if transform.cap is None:
+        transform = replace(transform, scale=transform.scale / temperature, fused=fused)
+    else:  # the kernel divides before the cap alone
+        transform = replace(transform, temperature=temperature, fused=fused and temperature == 1.0)
 
     @functools.wraps(type(causal_lm).forward)  # PEFT and generation read the signature
     def forward(
@@ -109,7 +122,9 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
             positions = positions + (positions // (states.shape[1] - virtual_inputs) + 1) * virtual_inputs
         chosen = states.reshape(-1, states.shape[-1])[positions]
         if through_logits:
-            return functional.cross_entropy(chosen.float(), targets, reduction="none" if token_losses else "sum")
+            return functional.cross_entropy(
+                chosen.float() / temperature, targets, reduction="none" if token_losses else "sum"
+            )
         loss = loss_of_each if token_losses else summed_loss
         return loss(chosen, targets, self.get_output_embeddings(), transform)
 

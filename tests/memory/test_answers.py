@@ -1,0 +1,59 @@
+"""What learning from rewards takes: the answers that are sampled side by side, and passes over the longest of them."""
+
+import pytest
+from transformers import LlamaConfig
+
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.data.contract import RowLengths
+from loratory.engine.hardware.device import Device
+from loratory.engine.inspector.worker.inventory import inventory_of
+from loratory.engine.memory.estimate import estimate_memory
+
+CPU = Device("cpu", 0, "a CPU", 16 << 30, 16 << 30, has_fast_bfloat16=True, cores=2)
+GPU = Device("cuda", 0, "a GPU", 16 << 30, 16 << 30, has_fast_bfloat16=True)
+SHAPE = inventory_of(
+    LlamaConfig(
+        vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192,
+    ).to_dict()
+)  # fmt: skip
+PROMPTS = RowLengths(tokens=(45,) * 16, trained=(45,) * 16, count=16, per_row=1)
+
+
+def estimate(device=CPU, rows=PROMPTS, **training):
+    values = {
+        "objective": "grpo", "rewards": [{"scorer": "equals"}], "beta": 0.0, "num_generations": 8,
+        "max_completion_length": 32, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_length": 512,
+    } | training  # fmt: skip
+    adapter = {"r": 16, "lora_dropout": 0.0}
+    settings = {"model": {"id": "tiny"}, "adapter": adapter, "dataset": {"source": "rows"}, "training": values}
+    return estimate_memory(SHAPE, config_from_mapping(settings), device, rows)
+
+
+MEASURED = [(4, 32, 2202), (2, 96, 2015)]
+
+
+# Peaks of the process on two cores, by `python -m tests.benchmarks.grpo_step`, in MiB.
+@pytest.mark.parametrize(("batch", "tokens", "measured"), MEASURED)
+def test_the_bound_covers_what_was_measured(batch, tokens, measured):
+    bound = estimate(per_device_train_batch_size=batch, max_completion_length=tokens)
+
+    assert measured << 20 <= bound.needed_bytes
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=["cpu", "cuda"])
+def test_more_answers_side_by_side_take_more(device):
+    few, many = (estimate(device, num_generations=count).phases_bytes for count in (8, 32))
+
+    cache = 24 * 4 * 2 * 30 * 3 * 64 * (45 + 32) * 2  # of the answers that are more
+    assert many["answers"] - few["answers"] > cache
+
+
+def test_longer_answers_make_longer_passes():
+    short, long = (estimate(GPU, max_completion_length=tokens) for tokens in (32, 256))
+
+    assert long.phases_bytes["layer_backward"] > 1.3 * short.phases_bytes["layer_backward"]
+
+
+def test_other_objectives_sample_nothing():
+    assert "answers" not in estimate(objective="sft").phases_bytes
