@@ -269,7 +269,7 @@ def _type(annotation: Any) -> str:
     if origin is typing.Literal:
         return " \\| ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, UnionType):
-        return " \\| ".join(_type(part) for part in arguments if part is not type(None))
+        return " \\| ".join(dict.fromkeys(_type(part) for part in arguments if part is not type(None)))
     if origin in (tuple, list):
         return f"list of {_type(arguments[0])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -29,7 +29,7 @@ class Endpoint:
         path = settings["endpoint"].removeprefix(match[1]).rstrip("/").removesuffix("/chat/completions") or "/v1"
         self._address, self._timeout = f"{match[1]}{path}/chat/completions", timeout
         self._takes_schema, self._was_reached = True, False
-        self._request = {"model": settings["model"], "max_tokens": settings["answer_tokens"]}
+        self._model, self._tokens, self._limit_name = settings["model"], settings["answer_tokens"], "max_tokens"
         self._key, self._resolve = key or "", resolve
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,10000}", key):
             raise ModelError("The key is empty, or has characters that no key has.", _KEY_FIX)
@@ -38,12 +38,12 @@ class Endpoint:
         """Return text, tokens (0 where they are not counted), and whether it is cut."""
         form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
         for wait in _WAITS_SECONDS:
-            more = {"response_format": form} if self._takes_schema else {}
-            status, text = self._post({**self._request, **more, "messages": messages})
+            limit_name, more = self._limit_name, {"response_format": form} if self._takes_schema else {}
+            status, text = self._post({"model": self._model, limit_name: self._tokens, **more, "messages": messages})
             self._was_reached |= text != "ConnectError"
-            if status in (400, 422) and "max_completion_tokens" in text and "max_tokens" in self._request:
-                self._request["max_completion_tokens"] = self._request.pop("max_tokens")  # its name for newer models
-            elif status in (400, 422) and self._takes_schema:
+            if status in (400, 422) and "max_completion_tokens" in text and limit_name == "max_tokens":
+                self._limit_name = "max_completion_tokens"  # its name for newer models
+            elif status in (400, 422) and more:
                 self._takes_schema = False  # not every server knows response_format
             elif wait is None or not self._was_reached or (status not in (0, 429) and status < 500):
                 break
@@ -55,12 +55,9 @@ class Endpoint:
             tokens = sum(max(0, int(usage.get(name) or 0)) for name in ("prompt_tokens", "completion_tokens"))
             return str(choice["message"]["content"] or ""), tokens, choice["finish_reason"] == "length"
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            what = (
-                "a web page"
-                if text.lstrip().startswith("<")
-                else shorten("".join(filter(str.isprintable, text[:600])), 300)
-            )
-            what = f"The endpoint answered {status}: {what}." if status else f"The endpoint did not answer: {text}."
+            page = shorten("".join(filter(str.isprintable, text[:600])), 300)
+            page = "a web page" if text.lstrip().startswith("<") else page
+            what = f"The endpoint answered {status}: {page}." if status else f"The endpoint did not answer: {text}."
             raise ModelError(what, _KEY_FIX if status in (401, 403) else _ADDRESS_FIX) from None
 
     def _post(self, payload: dict[str, Any]) -> tuple[int, str]:

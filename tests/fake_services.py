@@ -16,6 +16,7 @@ from tests.fake_inspector import FakeInspector
 from tests.fake_launcher import FakeLauncher, a_device
 from tests.fake_measurement import FakeMeasurement
 from tests.fake_results import fake_results
+from tests.fake_try import FakeTry
 from tests.invented_runs import InventedRun, a_config, write_run
 
 
@@ -40,6 +41,7 @@ def fake_services(
         results=fake_results(home, seconds_per_step),
         hardware=HardwareList(lambda: logins_of(home)(owner)),
         measure=lambda config, estimate: FakeMeasurement(config, estimate, seconds_per_step),
+        try_reward=lambda config, settings: FakeTry(home, config, settings, pace=seconds_per_step),
         devices=lambda: (a_device(),),
     )
 

@@ -103,6 +103,7 @@ def _display(name: str, values: Mapping[str, Any]) -> str:
     if isinstance(value, dict):
         value = [f"{name}: {entry}" for name, entry in value.items()]
     if isinstance(value, list):
+        value = [entry.get("scorer", entry) if isinstance(entry, dict) else entry for entry in value]
         return shorten(", ".join(map(str, value)), _LONGEST)
     text = short_name(value) if isinstance(value, str) else str(value)
     return shorten(text, _LONGEST)

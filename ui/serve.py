@@ -16,6 +16,7 @@ from starlette.middleware import Middleware
 from loratory.engine.accounts.people import Action, Logins, Person, may
 from loratory.engine.chat.session import ChatSession
 from loratory.engine.evaluation.job import EvaluationJob
+from loratory.engine.evaluation.try_reward import TryRewardJob
 from loratory.engine.export.job import ExportJob
 from loratory.engine.export.push import PushJob
 from loratory.engine.inspector.session import Inspector, InspectorSlots
@@ -104,6 +105,7 @@ def build_services(
         tokenizers=Tokenizers.on_this_machine(home),
         results=ResultWork(home, partial(EvaluationJob, home), partial(ExportJob, home), partial(PushJob, home)),
         measure=partial(MeasurementJob, home),
+        try_reward=partial(TryRewardJob, home),
         hardware=hardware,
         person=person,
         logins=logins if person is not None and may(person, Action.USE_JOBS) else None,
@@ -118,7 +120,14 @@ def close_services(services: Services) -> None:
     services.chat.unload()
     results, own = services.results, (services.own_models, services.own_datasets)
     others = [services.documents, *(of_kind.downloading for of_kind in own if of_kind is not None)]
-    for works in (results.measuring, results.exporting, services.measurements, services.tokenizers.works, *others):
+    for works in (
+        results.measuring,
+        results.exporting,
+        services.measurements,
+        services.tries,
+        services.tokenizers.works,
+        *others,
+    ):
         works.stop_all()
     services.inspector.close()
 

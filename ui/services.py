@@ -8,6 +8,7 @@ from loratory.engine.accounts.audit import AuditKind
 from loratory.engine.accounts.people import Logins, Person
 from loratory.engine.chat.session import ChatSession
 from loratory.engine.config.run import RunConfig, WorkPlace
+from loratory.engine.evaluation.try_reward import TryRewardConfig, TryRewardResult
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import list_devices
 from loratory.engine.inspector.session import Inspector
@@ -48,12 +49,14 @@ class Services:
     tokenizers: Tokenizers
     results: ResultWork
     measure: Callable[[RunConfig, MemoryEstimate], Job[MeasuredStep]]  # one worst step, on the device
+    try_reward: Callable[[RunConfig, TryRewardConfig], Job[TryRewardResult]]  # before a start, on the device
     hardware: HardwareList  # of Hugging Face, in the person's name
     forecast: ClusterForecast = field(default_factory=ClusterForecast)  # of the cluster that shares the home
     person: Person | None = None  # who is signed in; None where there are no accounts
     fits: KnownFits = field(default_factory=KnownFits)
     shared: SharedReaders = field(default_factory=SharedReaders)
     measurements: BackgroundWork[MeasuredStep] = field(default_factory=BackgroundWork)
+    tries: BackgroundWork[TryRewardResult] = field(default_factory=BackgroundWork)
     documents: BackgroundWork[Any] = field(default_factory=BackgroundWork)  # from which a model makes rows
     devices: Callable[[], tuple[Device, ...]] = list_devices
     # Which process supervises the runs instead of this one; empty where this one does.

@@ -1,10 +1,11 @@
 """`loratory evaluate`: base against tuned on the rows that a run held out; `votes`: which answers people preferred."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from loratory.engine.chat.contract import Branch, ChatTarget
 from loratory.engine.commands.data import DataArgument, data_group
@@ -22,7 +23,7 @@ from loratory.engine.commands.output import (
     with_progress,
 )
 from loratory.engine.config.load import section_from_mapping
-from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.config.results import EvaluationConfig, TestSet
 from loratory.engine.errors import RunError, StorageError, shorten
 from loratory.engine.evaluation.job import (
     EvaluationJob,
@@ -33,9 +34,12 @@ from loratory.engine.evaluation.job import (
     describe_gain,
     preference_sentences,
 )
+from loratory.engine.evaluation.samples import describe_test
 from loratory.engine.evaluation.votes import Vote, Votes, pairs_of_votes
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome
+
+_NAMES: Mapping[Branch, str] = {"base": "base", "second": "start", "tuned": "tuned"}
 
 
 @setting_options(
@@ -48,20 +52,35 @@ from loratory.engine.paths import LoratoryHome
 def evaluate(
     run: RunId,
     settings: dict[str, Any],
+    test: Annotated[
+        list[str] | None, typer.Option("--test", help="A dataset of prompts that both answer, any number of times.")
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option("--scorer", help="Scores the answers to --test: a name, or as {scorer: number, tolerance: 0.1}."),
+    ] = None,
     checkpoint: CheckpointName = None,
     where: WorkWhere = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Measure base and tuned on the held-out rows, and let both answer some of them."""
+    """Measure base and tuned on the held-out rows and on test sets, and let both answer some of them."""
     config = section_from_mapping(EvaluationConfig, settings)
+    tests = tuple(_test_set(source, scorer or ["equals"]) for source in test or ())
     store = own_runs()
     target = ChatTarget.of_run(store.get(run).folder.path, checkpoint).model_copy(update={"where": where})
-    result = with_progress(EvaluationJob(store.home, EvaluationRequest(target=target, settings=config)).run)
+    result = with_progress(
+        EvaluationJob(store.home, EvaluationRequest(target=target, settings=config, tests=tests)).run
+    )
     if as_json:
         values = result.model_dump(mode="json")
         print_json(values.pop("losses") | values | {"gained": result.gain, "forgot": result.forgetting})
     else:
         _report(result)
+
+
+def _test_set(source: str, scorers: list[str]) -> TestSet:
+    settings = [yaml.safe_load(text) if text.startswith("{") else {"scorer": text} for text in scorers]
+    return section_from_mapping(TestSet, {"source": source, "scorers": settings})
 
 
 @data_group.command()
@@ -91,9 +110,10 @@ def _lists(result: EvaluationResult) -> Iterator[str]:
 
 def _report(result: EvaluationResult) -> None:
     header, rows = comparison_table(result)
-    print_table(["", *header], [[_name(branch), *cells] for branch, cells in rows.items()])
-    tokens = next(iter(result.losses.values())).tokens
-    typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered_rows)} answered.")
+    if rows:
+        print_table(["", *header], [[_name(branch), *cells] for branch, cells in rows.items()])
+        tokens = next(iter(result.losses.values())).tokens
+        typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered_rows)} answered.")
     for sentence in preference_sentences(result):
         typer.echo(sentence)
     if result.gain is not None and result.forgetting is not None:
@@ -102,6 +122,9 @@ def _report(result: EvaluationResult) -> None:
             f"{describe_gain(result.gain)}, {describe_forgetting(result.forgetting)}: loss on general text {base.loss:.4f} before, "
             f"{tuned.loss:.4f} after ({tuned.tokens:,} tokens)."
         )
+    for test in result.tests:
+        for sentence in describe_test(test, _NAMES):
+            typer.echo(sentence)
     for note in result.notes:
         typer.echo(note)
     for row in result.answered_rows[:3]:
@@ -111,7 +134,7 @@ def _report(result: EvaluationResult) -> None:
 
 
 def _name(branch: Branch) -> str:
-    return "start" if branch == "second" else branch
+    return _NAMES[branch]
 
 
 def _in_a_line(text: str) -> str:

@@ -33,7 +33,8 @@ from loratory.engine.inspector.session import Inspector
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.quantities import duration, size
 from loratory.engine.runs.control import request_stop
-from loratory.engine.runs.history.preference_health import Finding, preference_findings
+from loratory.engine.runs.history.preference_health import Finding
+from loratory.engine.runs.history.reward_health import health_findings
 from loratory.engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
 from loratory.engine.runs.history.verdict import judge
 from loratory.engine.runs.run import Run
@@ -124,7 +125,7 @@ def findings_of(run: Run, history: RunHistory | None = None) -> tuple[Finding, .
         return ()
     history = history or read_history(run.folder.events)
     verdict = judge(history, config, read_forgetting(run.folder.path))
-    return (*([verdict] if verdict is not None else []), *preference_findings(history, config.training))
+    return (*([verdict] if verdict is not None else []), *health_findings(history, config.training))
 
 
 def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:

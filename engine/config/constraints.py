@@ -215,7 +215,7 @@ def _no_rewards(config: RunConfig) -> str | None:
 @_rule("adapter.method")
 def _method_that_cannot_answer(config: RunConfig) -> str | None:
     method = config.adapter.traits
-    if objective_of(config).samples_answers and method.virtual_tokens != "none":
+    if objective_of(config).samples_answers and method.count_virtual_tokens(config.adapter):
         return f"grpo samples answers in batches, which {method.label} with its virtual tokens cannot; choose LoRA."
     return None
 

@@ -1,7 +1,9 @@
 """Settings of what is done with a trained model: chat, evaluation, export, and the Hub."""
 
+from pathlib import PurePath
 from typing import Literal
 
+from loratory.engine.scoring.registry import AnyScorer
 from loratory.engine.section import Section, setting
 
 ExportKind = Literal["adapter", "merged", "gguf"]
@@ -50,6 +52,41 @@ class EvaluationConfig(Section):
     """Also measures base and tuned on some fifty short general texts, which shows what training unlearned."""
     source: str | None = setting(None, "Dataset", max_length=4_000)
     """Measures all rows of this dataset, instead of the rows that the run held out."""
+
+
+class TestSet(Section):
+    """Prompts apart from the training and held-out rows, and how answers to them are scored."""
+
+    source: str = setting(..., "Dataset", min_length=1, max_length=1000)
+    """A file or folder, a Hub id or set:NAME, with prompts and, where scorers need it, references."""
+    split: str = setting("test", "Split", max_length=200)
+    """The split of a Hub dataset."""
+    scorers: tuple[AnyScorer, ...] = setting(..., "Scorers", min_length=1, max_length=20)
+    """Scorers of the answers; their weighted scores add up."""
+    max_rows: int | None = setting(200, "Max prompts", ge=1, le=100_000)
+    """Answers this many prompts, spread evenly. Empty answers all."""
+    samples: int = setting(1, "Answers per prompt", ge=1, le=64)
+    """1 takes the likeliest answer. More are sampled, for pass@k."""
+    temperature: float = setting(0.7, "Temperature", gt=0, le=5)
+    """Of several answers per prompt."""
+    max_new_tokens: int = setting(256, "Max new tokens", ge=1, le=65_536)
+    """Token limit of an answer."""
+    tag: str = setting("", "Tag column", max_length=200)
+    """A column by which scores are grouped, such as a topic. Empty groups by none."""
+
+    __test__ = False  # for pytest
+
+    @property
+    def title(self) -> str:
+        """The last part of its source."""
+        return PurePath(self.source).name
+
+
+class EvaluationSection(Section):
+    """What every evaluation of a run measures, apart from its held-out rows."""
+
+    tests: tuple[TestSet, ...] = setting((), "Test sets", max_length=20)
+    """Test sets that base, start and tuned model answer in an evaluation of the run."""
 
 
 class ExportConfig(Section):

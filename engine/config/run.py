@@ -10,7 +10,9 @@ from pydantic.fields import FieldInfo
 
 from loratory.engine.config.methods.base import PeftMethod
 from loratory.engine.config.methods.registry import DEFAULT_METHOD, METHODS, MethodSettings
+from loratory.engine.config.results import EvaluationSection
 from loratory.engine.config.training import TrainingConfig
+from loratory.engine.scoring.base import Scorer
 from loratory.engine.section import Section, setting
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
@@ -226,6 +228,7 @@ class RunConfig(Section):
     run: RunSection = RunSection()
     jobs: JobsConfig = JobsConfig()
     slurm: SlurmConfig = SlurmConfig()
+    evaluation: EvaluationSection = EvaluationSection()
 
     @property
     def method_name(self) -> str:
@@ -237,7 +240,14 @@ class RunConfig(Section):
         """Field and text of each setting that may name a file or folder."""
         dataset, start = self.dataset, self.adapter.warm_start
         sources = (("dataset.source", dataset.source), *(("dataset.mix", source) for source in dataset.mix))
-        return (*sources, ("model.id", self.model.id), *((("adapter.warm_start", start),) if start else ()))
+        files = [("training.rewards", path) for scorer in self.scorers if (path := getattr(scorer, "path", ""))]
+        files += [("evaluation.tests", test.source) for test in self.evaluation.tests]
+        return (*sources, ("model.id", self.model.id), *((("adapter.warm_start", start),) if start else ()), *files)
+
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """The rewards of the run, and the scorers of its test sets."""
+        return (*self.training.rewards, *(scorer for test in self.evaluation.tests for scorer in test.scorers))
 
     def with_names(self, replace: Callable[[str, str], str]) -> Self:
         """Return the same with other `names`; `replace` gets field and text, and returns the new text."""
@@ -253,6 +263,20 @@ class RunConfig(Section):
         if self.adapter.warm_start:
             start = replace("adapter.warm_start", self.adapter.warm_start)
             sections["adapter"] = self.adapter.model_copy(update={"warm_start": start})
+
+        def with_files(scorers: tuple[Scorer, ...]) -> tuple[Scorer, ...]:
+            paths = ((scorer, getattr(scorer, "path", "")) for scorer in scorers)
+            return tuple(s.model_copy(update={"path": replace("training.rewards", p)}) if p else s for s, p in paths)
+
+        if self.scorers:
+            tests = tuple(
+                test.model_copy(
+                    update={"source": replace("evaluation.tests", test.source), "scorers": with_files(test.scorers)}
+                )
+                for test in self.evaluation.tests
+            )
+            sections["training"] = self.training.model_copy(update={"rewards": with_files(self.training.rewards)})
+            sections["evaluation"] = EvaluationSection(tests=tests)
         return self.model_copy(update=sections)
 
 

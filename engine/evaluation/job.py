@@ -13,11 +13,11 @@ from loratory.engine.chat.contract import AdapterChoice, Branch, ChatTarget, Fro
 from loratory.engine.chat.target import LoadPlan, plan_load
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.objectives import objective_of
-from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.config.results import EvaluationConfig, EvaluationSection, TestSet
 from loratory.engine.config.run import DatasetConfig, RunConfig, RunSection
 from loratory.engine.data.hub import hub_access
 from loratory.engine.data.workshop.sets import pinned
-from loratory.engine.errors import EngineError, RunError, StorageError
+from loratory.engine.errors import ConfigError, EngineError, RunError, StorageError
 from loratory.engine.evaluation.preference import (
     RATING_COLUMNS,
     PreferenceResult,
@@ -27,10 +27,12 @@ from loratory.engine.evaluation.preference import (
     describe_ratings,
     rating_cells,
 )
+from loratory.engine.evaluation.samples import TestResult
 from loratory.engine.files import read_model, write_atomically
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.device_job import DeviceJob
 from loratory.engine.hardware.devices import choose_device
+from loratory.engine.lab.rules import lab_problems
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.places import machine_of
 from loratory.engine.runs.provenance import read_provenance, start_of
@@ -44,6 +46,7 @@ class EvaluationRequest(FrozenModel):
 
     target: ChatTarget  # a run, with or without a checkpoint
     settings: EvaluationConfig = EvaluationConfig()
+    tests: tuple[TestSet, ...] = ()  # in addition to those of the run
 
 
 class EvaluationOrder(FrozenModel):
@@ -146,6 +149,7 @@ class EvaluationResult(FrozenModel):
     general_losses: dict[Branch, BranchLoss] = Field(default_factory=dict)  # on general text; empty if not requested
     preference: PreferenceResult | None = None  # on held-out pairs, for runs that train on pairs
     ratings: RatingResult | None = None  # on held-out completions, for runs that train on labels
+    tests: tuple[TestResult, ...] = ()  # on the run's test sets
     # Name of what a preference run started from, which is the branch `second`; empty where not measured.
     start: str = ""
 
@@ -302,6 +306,11 @@ class EvaluationJob:
         if source and source != config.dataset.source:
             values = {"source": pinned(source, self.home), "train_on": config.dataset.train_on}
             config = config.model_copy(update={"dataset": section_from_mapping(DatasetConfig, values)})
+        tests = (*config.evaluation.tests, *self.request.tests)
+        config = config.model_copy(update={"evaluation": EvaluationSection(tests=tests)})
+        problems = lab_problems(config, self.home) if tests else []
+        if problems := [problem for problem in problems if problem.field in ("evaluation.tests", "training.rewards")]:
+            raise ConfigError(problems)
         file = evaluation_file(choice.folder, choice.checkpoint, all_rows=source is not None)
         order = EvaluationOrder(
             plan=self._plan(config, run), run=config, settings=settings, device=device, folder=file.parent,

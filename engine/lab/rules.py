@@ -13,7 +13,7 @@ from loratory.engine.config.run import SET_PREFIX, RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SAMPLE_PREFIX
-from loratory.engine.errors import EngineError, Problem, RunError, StorageError
+from loratory.engine.errors import EngineError, Problem, RunError, StorageError, WorkerError
 from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.source import is_hub_id
 from loratory.engine.paths import REFUSAL, AllowedPaths, LoratoryHome
@@ -23,6 +23,9 @@ from loratory.engine.runs.disk import require_disk_space
 from loratory.engine.runs.prediction import plan_run
 from loratory.engine.runs.run import RUN_ID, Run, RunFolder
 from loratory.engine.runs.store import RunStore, list_owners
+from loratory.engine.scoring.base import SandboxedScorer
+from loratory.engine.scoring.sandbox.program import require_isolation
+from loratory.engine.scoring.scorers.judge import Judge
 
 # It would report with a login of the server's account.
 _REMOTE_TRACKERS = frozenset({"wandb"})
@@ -42,10 +45,26 @@ def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
     for tracker in _REMOTE_TRACKERS & set(config.training.report_to):
         message = f"{tracker} needs a login, and the lab's own is not for its people."
         problems.append(Problem("training.report_to", message))
+    problems += _scorer_problems(config)
     if home.is_guest:
         if config.run.is_elsewhere:
             problems.append(Problem("run.where", "a guest trains on the lab's own devices; set local."))
         problems += _guest_problems(config, read_settings(home).limits)
+    return problems
+
+
+def _scorer_problems(config: RunConfig) -> list[Problem]:
+    """Refuse scorers that would run code without a sandbox, or send requests from the lab's machine."""
+    problems = []
+    if any(isinstance(scorer, Judge) for scorer in config.scorers):
+        problems.append(
+            Problem("training.rewards", "a judge would send requests from the lab's machine; use another scorer.")
+        )
+    if any(isinstance(scorer, SandboxedScorer) for scorer in config.scorers):
+        with contextlib.suppress(WorkerError):
+            require_isolation("This scorer")
+            return problems
+        problems.append(Problem("training.rewards", "the lab's machine has no sandbox for code; use another scorer."))
     return problems
 
 
@@ -90,7 +109,11 @@ def may_be_path(field: str, text: str) -> bool:
 
 
 def _is_path(field: str, text: str) -> bool:
-    is_on_the_hub = is_hub_id(text.strip()) if field == "model.id" else field.startswith("dataset.") and is_on_hub(text)
+    is_on_the_hub = (
+        is_hub_id(text.strip())
+        if field == "model.id"
+        else field.startswith(("dataset.", "evaluation.")) and is_on_hub(text)
+    )
     return may_be_path(field, text) and not is_on_the_hub
 
 

@@ -1,17 +1,19 @@
-"""What every scorer shares: an answer and its row, a verdict from 0 to 1 or none with a reason, and settings that are the scorer."""
+"""What every scorer shares: an answer and its row, a verdict, settings, and the reading of fences and JSON."""
 
 import contextlib
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from loratory.engine.errors import brief_repr, shorten
 from loratory.engine.section import Section, setting
 
+if TYPE_CHECKING:
+    from loratory.engine.scoring.sandbox.program import Program
+
 LONGEST_ANSWER = 1_000_000  # characters; a longer one is not scored
-_MOST_WEIGHT = 1000.0
 _FENCE = re.compile(r"^```[ \t]*(\w*)[^\n]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -29,7 +31,7 @@ class ScoredAnswer(NamedTuple):
     def value(self, column: str) -> Any:
         """Return what a column has; a NoScoreError where that is missing or empty."""
         value = self.columns.get(column)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if value is None or not str(value).strip():
             raise NoScoreError(f"The row has no {shorten(column)}.")
         return value
 
@@ -68,55 +70,41 @@ class Scorer(Section):
 
     scorer: str
     """Which scorer this is."""
-    weight: float = setting(1.0, "Weight", ge=-_MOST_WEIGHT, le=_MOST_WEIGHT)
+    weight: float = setting(1.0, "Weight", ge=-1000.0, le=1000.0)
     """What the score is multiplied by in the total. A negative one makes it a penalty."""
     ignore_reasoning: bool = setting(True, "Ignore reasoning")
     """Scores only what follows `</think>`."""
 
-    def score(self, row: ScoredAnswer) -> Verdict:
-        """Score an answer; whatever goes wrong is a verdict without a score."""
-        return self.attempt(row, self.rate)
-
-    def attempt(self, row: ScoredAnswer, rate: Callable[[ScoredAnswer], Any]) -> Verdict:
-        """Score an answer with a function in place of `rate`."""
+    def score(self, row: ScoredAnswer, rate: Callable[[ScoredAnswer], Any] | None = None) -> Verdict:
+        """Score an answer, by `rate` of the scorer or another; whatever goes wrong is a verdict without a score."""
         try:
-            return checked(rate(self.read(row)))
+            if len(row.answer) > LONGEST_ANSWER:
+                raise NoScoreError(f"The answer has {len(row.answer):,} characters; {LONGEST_ANSWER:,} is the most.")
+            answer = without_reasoning(row.answer) if self.ignore_reasoning else row.answer
+            return checked((rate or self.rate)(row._replace(answer=answer)))
         except NoScoreError as error:
             return Verdict(None, str(error))
         except Exception as error:
             return Verdict(None, f"The scorer failed: {type(error).__name__}: {shorten(str(error), 200)}.")
 
-    def read(self, row: ScoredAnswer) -> ScoredAnswer:
-        """Return the row with what is scored of its answer; a NoScoreError where that is too long."""
-        if len(row.answer) > LONGEST_ANSWER:
-            raise NoScoreError(f"The answer has {len(row.answer):,} characters; {LONGEST_ANSWER:,} is the most.")
-        return row._replace(answer=without_reasoning(row.answer)) if self.ignore_reasoning else row
-
-    @abstractmethod
-    def rate(self, row: ScoredAnswer) -> Any:
+    def rate(self, row: ScoredAnswer) -> Any:  # noqa: ARG002
         """Return a score from 0 to 1, or a Verdict; raise NoScoreError where there is none."""
+        raise NoScoreError("This scorer needs a ScoringSession.")
 
 
 class ReferenceScorer(Scorer):
     """Compares with a column of the row; of several references, the best counts."""
 
     column: str = setting("answer", "Reference column", min_length=1, max_length=200)
-    """The column that has the reference; a list has several, of which the best counts."""
+    """The column that has the reference, or a list of several."""
 
     def rate(self, row: ScoredAnswer) -> Any:
         """Return the best score of all references."""
-        return max((self.compare(row.answer, text) for text in row.references(self.column)), default=0.0)
+        return max(self.compare(row.answer, text) for text in row.references(self.column))
 
     @abstractmethod
     def compare(self, answer: str, reference: str) -> float:
         """Return a score from 0 to 1."""
-
-
-class Program(Protocol):
-    """A program in the sandbox."""
-
-    def request(self, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Return the answer to a message; a NoScoreError where none comes in time."""
 
 
 class SandboxedScorer(Scorer):
@@ -130,28 +118,20 @@ class SandboxedScorer(Scorer):
     memory_mib: int = setting(1024, "Memory (MiB)", ge=64, le=65_536)
     """Memory limit of each process."""
 
-    def open(self, programs: Sequence[Program]) -> None:
+    def open(self, programs: Sequence["Program"]) -> None:
         """Prepare programs that have just started."""
 
     @abstractmethod
-    def run(self, row: ScoredAnswer, programs: Sequence[Program]) -> Any:
+    def run(self, row: ScoredAnswer, programs: Sequence["Program"]) -> Any:
         """Return what `rate` does."""
-
-    def rate(self, row: ScoredAnswer) -> Any:  # noqa: ARG002
-        """Refuse: a ScoringSession has the programs."""
-        raise NoScoreError("This scorer needs a sandbox.")
 
 
 def checked(value: Any) -> Verdict:
     """Return what a scorer gave as a verdict; one that is not a number from 0 to 1 is none."""
     score, reason = value if isinstance(value, Verdict) else (value, "")
-    if score is None:
-        return Verdict(None, reason or "The scorer gives no score.")
-    if not isinstance(score, int | float):
-        return Verdict(None, f"The scorer gave {brief_repr(score)}, which is not a number.")
-    if not 0 <= score <= 1:  # nor is NaN
-        return Verdict(None, f"The scorer gave {brief_repr(score)}, which is not between 0 and 1.")
-    return Verdict(float(score), reason)
+    if isinstance(score, int | float) and 0 <= score <= 1:  # NaN is not
+        return Verdict(float(score), reason)
+    return Verdict(None, reason or f"The scorer gave {brief_repr(score)}, which is not a number from 0 to 1.")
 
 
 def without_reasoning(answer: str) -> str:
@@ -160,20 +140,14 @@ def without_reasoning(answer: str) -> str:
     return rest.strip() if end else "" if answer.lstrip().startswith("<think>") else answer
 
 
-def fences(answer: str, *languages: str) -> Iterator[str]:
-    """Yield the contents of fences in these languages, or in none; one that is not closed ends with the answer."""
-    for match in _FENCE.finditer(answer):
-        if match[1].lower() in ("", *languages):
-            yield match[2]
+def fences(answer: str, *languages: str) -> list[str]:
+    """Return the contents of fences in these languages, or in none; one that is not closed ends with the answer."""
+    return [match[2] for match in _FENCE.finditer(answer) if match[1].lower() in ("", *languages)]
 
 
 def json_of(answer: str) -> Any:
     """Return the JSON that an answer is, or has in its last fence of JSON; a ValueError where there is none."""
-    for text in (answer, *reversed(list(fences(answer, "json")))):
+    for text in (answer, *reversed(fences(answer, "json"))):
         with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(text, parse_constant=_refuse_constant)
+            return json.loads(text, parse_constant=int)  # NaN and infinities are not integers, nor JSON
     raise ValueError("It is not JSON.")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -190,7 +190,7 @@ def _require_previewed_data(preview: DatasetReport, report: DatasetReport, confi
 
 
 def _require_trained_tokens(config: RunConfig, report: DatasetReport) -> None:
-    if report.trained_tokens == 0:
+    if report.trained_tokens == 0 and not objective_of(config).samples_answers:
         raise DatasetError(
             f"No token of {config.dataset.source} would be trained on (train_on is {config.dataset.train_on}, "
             f"max_length {config.training.max_length:,}).",

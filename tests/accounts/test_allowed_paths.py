@@ -12,7 +12,7 @@ from loratory.engine.chat.target import plan_load
 from loratory.engine.config.results import ExportConfig
 from loratory.engine.config.run import DatasetConfig, ModelConfig
 from loratory.engine.data.source import SourceOptions, open_source
-from loratory.engine.errors import ConfigError, EngineError, ModelError, StorageError
+from loratory.engine.errors import ConfigError, EngineError, ModelError, StorageError, WorkerError
 from loratory.engine.evaluation.job import EvaluationJob
 from loratory.engine.export.contract import ExportRequest
 from loratory.engine.export.job import ExportJob
@@ -211,6 +211,31 @@ def test_names_on_the_hub_are_not_paths_whatever_lies_in_the_working_folder(home
 
     assert lab_problems(config, home) == []
     assert with_allowed_paths(config, home) == config
+
+
+def test_files_of_scorers_and_test_sets_are_confined_and_judges_refused(home):
+    outside, own = str(home.root / "uploads" / "bea" / "secret.jsonl"), str(home.uploads / "rows.jsonl")
+
+    def problems_of(path: str, **scorer: str) -> list[str]:
+        rewards = [{"scorer": "file", "path": path}] if not scorer else [scorer]
+        test = {"source": path, "scorers": [{"scorer": "equals"}]}
+        config = a_config(training__objective="grpo", training__rewards=rewards, evaluation__tests=[test])
+        return [problem.field for problem in lab_problems(config, home)]
+
+    assert problems_of(outside) == ["training.rewards", "evaluation.tests"]
+    assert problems_of(own) == []
+    judge = {"scorer": "judge", "endpoint": "http://169.254.169.254/v1", "model": "m", "rubric": "good"}
+    assert problems_of(own, **judge) == ["training.rewards"]
+
+
+def test_where_a_lab_has_no_sandbox_code_is_refused(home, monkeypatch):
+    def refuse(_: str) -> None:
+        raise WorkerError("There are no namespaces.", "Use another scorer.")
+
+    monkeypatch.setattr("loratory.engine.lab.rules.require_isolation", refuse)
+    rewards = [{"scorer": "file", "path": str(home.uploads / "rows.jsonl")}]
+    (problem,) = lab_problems(a_config(training__objective="grpo", training__rewards=rewards), home)
+    assert "no sandbox" in problem.message
 
 
 def test_the_run_of_another_is_not_a_start(home):

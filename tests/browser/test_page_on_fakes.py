@@ -451,7 +451,7 @@ def test_every_tab_is_open_to_everyone(page, services):
     page.locator("#presets").get_by_text("Preferences on a CPU").click()
     expect(page.locator("#applied .notice")).to_contain_text("has not been trained here yet")
     is_not_tall(page)
-    page.locator("#preference-settings button").first.click()
+    page.locator("#objective-settings button").first.click()
     expect(page.locator("#loss-type input").first).to_be_visible()
     assert barriers(page) == []
 

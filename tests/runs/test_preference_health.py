@@ -175,11 +175,11 @@ def figure(value):
 
 
 def test_rewards_margin_accuracy_and_length_are_small_charts_of_one_figure(tmp_path):
-    from loratory.ui.views.step_charts import preference_figure
+    from loratory.ui.views.step_charts import reward_figure
 
     history = read_history(log_of(tmp_path, lambda share: rewards(share, -share), chosen_longer=0.6))
 
-    plot, chart = figure(preference_figure(history, DPO, "run-1"))
+    plot, chart = figure(reward_figure(history, DPO, "run-1"))
 
     titles = [annotation.text for annotation in plot.layout.annotations]
     assert [title for title in titles if title not in ("chosen", "rejected")][:3] == [
@@ -192,16 +192,16 @@ def test_rewards_margin_accuracy_and_length_are_small_charts_of_one_figure(tmp_p
     shares = [trace for trace in plot.data if trace.name == "held-out"]
     assert all(0 not in trace.x for trace in shares), "before the first step every pair is a tie"
     assert "held-out rows" in chart["label"]
-    assert preference_figure(history, TrainingConfig(), "run-1") == ""
+    assert reward_figure(history, TrainingConfig(), "run-1") == ""
 
 
 def test_ratings_have_their_kl_and_log_probabilities(tmp_path):
-    from loratory.ui.views.step_charts import preference_figure
+    from loratory.ui.views.step_charts import reward_figure
 
     ratings = {"rewards/chosen": 1.0, "rewards/rejected": -1.0, "rewards/margins": 2.0, "logps/chosen": -9.0, "logps/rejected": -8.0, "kl": 0.4}  # fmt: skip
     history = read_history(log_of(tmp_path, lambda _: ratings))
 
-    plot, _ = figure(preference_figure(history, TrainingConfig(objective="kto"), "run-1"))
+    plot, _ = figure(reward_figure(history, TrainingConfig(objective="kto"), "run-1"))
 
     titles = [annotation.text for annotation in plot.layout.annotations]
     assert any("KL to reference" in title for title in titles)
@@ -210,9 +210,9 @@ def test_ratings_have_their_kl_and_log_probabilities(tmp_path):
 
 
 def test_before_anything_was_measured_there_is_no_chart(tmp_path):
-    from loratory.ui.views.step_charts import preference_figure
+    from loratory.ui.views.step_charts import reward_figure
 
     log = tmp_path / "events.jsonl"
     write_log(log, StatusData(phase="training", total_steps=9))
 
-    assert preference_figure(read_history(log), DPO, "run-1") == ""
+    assert reward_figure(read_history(log), DPO, "run-1") == ""

@@ -50,6 +50,8 @@ ATTACKERS = {
     "writing to libraries": ("import json\nopen(json.__file__, 'a')", "PermissionError"),
     "large file": ("with open('big', 'wb') as f:\n    while True: f.write(bytes(1 << 20))", "OSError"),
     "output": ("import os\nfor fd in range(3, 20):\n  try:\n    while True: os.write(fd, bytes(1 << 20))\n  except OSError: pass", "wrote more than"),
+    "closing the channel": ("import os, socket\nfor fd in range(3, 20):\n  try: socket.socket(fileno=fd).shutdown(2)\n  except OSError: pass\nwhile True: pass", "closed its channel"),
+    "leaving the group": ("import ctypes, os\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\nos.fork()\nwhile True:\n  try: os.setsid()\n  except OSError: pass", "took too long"),
     "killing all": ("import os, signal\nos.kill(-1, signal.SIGKILL)\nwhile True: pass", ""),
     "killing the parent": ("import os, signal\nos.kill(os.getppid() or PARENT, signal.SIGKILL)", ""),
     "namespaces": ("import ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0", "AssertionError"),
@@ -144,20 +146,17 @@ def test_tests_are_not_fooled(manner):
 
 
 STACK = """
-class EmptyError(Exception): pass
 class Stack:
     def __init__(self): self.items = []
     def push(self, item): self.items.append(item)
     def pop(self):
-        if not self.items: raise EmptyError('empty')
+        if not self.items: raise IndexError('empty')
         return self.items.pop()
     def __len__(self): return len(self.items)
-    def __eq__(self, other): return self.items == other.items
-def sort_in_place(items): items.sort()
-def apply(function, items): return [function(item) for item in items]
+def double(items): return [2 * item for item in items]
 def numbers():
     yield from range(3)
-def key(): return {(1, 2): {3}, 'b': b'\\xff', None: 1 + 2j}
+def key(): return {(1, 2): {3}, 'b': b'\\xff', None: 1.5}
 def fail(): raise ValueError('bad value')
 LIMIT = 5
 """
@@ -170,15 +169,10 @@ assert s.pop() == 4
 try:
     s.pop()
     assert False
-except EmptyError:
+except IndexError:
     pass
-assert Stack() == Stack()
-items = [3, 1, 2]
-sort_in_place(items)
-assert items == [1, 2, 3]
-assert apply(lambda n: n * 2, [1, 2]) == [2, 4]
 assert list(numbers()) == [0, 1, 2]
-assert key() == {(1, 2): {3}, 'b': b'\\xff', None: 1 + 2j}
+assert key() == {(1, 2): {3}, 'b': b'\\xff', None: 1.5}
 assert LIMIT == 5
 def test_failing():
     try:
@@ -188,12 +182,12 @@ def test_failing():
     else:
         raise AssertionError
 def check(candidate):
-    assert candidate(lambda n: n, []) == []
+    assert candidate([1, 2]) == [2, 4]
 """
 
 
-def test_objects_exceptions_callbacks_and_arguments_cross_between_code_and_tests():
-    row = ScoredAnswer("", f"```python\n{STACK}\n```", {"tests": TESTS_OF_MANY_KINDS, "entry_point": "apply"})
+def test_values_objects_and_exceptions_cross_between_code_and_tests():
+    row = ScoredAnswer("", f"```python\n{STACK}\n```", {"tests": TESTS_OF_MANY_KINDS, "entry_point": "double"})
     with ScoringSession([scorer_from({"scorer": "code_tests"})], workers=1) as session:
         ((verdict,),) = session.score([row])
 
@@ -207,18 +201,17 @@ def test_tests_that_are_not_python_are_a_reason():
         )
 
     assert first.score is None
-    assert "not Python" in first.reason
+    assert "SyntaxError" in first.reason
     assert second.score is None
 
 
-def test_a_callback_of_the_tests_can_only_be_called():
-    code = "def add(f, b):\n    return f.__globals__"
-    row = ScoredAnswer("", code, {"tests": "assert add(lambda: 1, 2) is not None"})
+def test_functions_of_the_tests_stay_out_of_the_code():
+    row = ScoredAnswer("", "def apply(f): return f(1)", {"tests": "assert apply(lambda n: n) == 1"})
     with ScoringSession([scorer_from({"scorer": "code_tests"})], workers=1) as session:
         ((verdict,),) = session.score([row])
 
     assert verdict.score == 0
-    assert "PermissionError" in verdict.reason
+    assert "cannot pass a function" in verdict.reason
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root is tried as another account")

@@ -8,8 +8,8 @@ import pytest
 from loratory.engine.errors import ModelError
 from loratory.engine.scoring.base import SandboxedScorer, ScoredAnswer, Verdict
 from loratory.engine.scoring.registry import SCORERS, scorer_from
-from loratory.engine.scoring.scorers.file import FileScorer
 from loratory.engine.scoring.scorers.judge import Judge
+from loratory.engine.scoring.scorers.programs import FileScorer
 from loratory.engine.scoring.session import ScoringSession, total
 from tests.local_endpoint import completion, serving
 from tests.scoring.more_examples import MORE_EXAMPLES
@@ -18,7 +18,7 @@ PROCESS_EXAMPLES = [
     pytest.param(name, example, id=f"{name}-{number}")
     for name, kind in SCORERS.items()
     if issubclass(kind, SandboxedScorer) or name == "judge"
-    for number, example in enumerate((*kind.examples, *MORE_EXAMPLES.get(name, ())))
+    for number, example in enumerate((*kind.examples, *MORE_EXAMPLES[name]))
 ]
 JUDGE = {"scorer": "judge", "endpoint": "http://localhost:9/v1", "model": "m", "rubric": "Names Paris."}
 
@@ -51,7 +51,7 @@ def test_an_example_has_its_score(name, example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scorer = scorer_from({"scorer": name, **example.settings})
 
-    with ScoringSession([scorer], ask=lambda _: StrictJudge()) as session:
+    with ScoringSession([scorer], ask=lambda _: StrictJudge().complete) as session:
         ((verdict,),) = session.score([ScoredAnswer("Which city?", example.answer, example.columns)])
 
     assert verdict.score == example.score, verdict.reason
@@ -64,21 +64,21 @@ def test_each_row_has_a_verdict_of_each_scorer_in_order(file_scorer):
         scorer_from({"scorer": "equals"}),
         scorer_from(JUDGE),
     ]
-    with ScoringSession(scorers, workers=2, ask=lambda _: StrictJudge()) as session:
+    with ScoringSession(scorers, workers=2, ask=lambda _: StrictJudge().complete) as session:
         verdicts = session.score(answers("Paris", "Rome", answer="Rome"))
 
     assert [[verdict.score for verdict in row] for row in verdicts] == [[0.9, 0.0, 1.0], [0.8, 1.0, 0.0]]
 
 
 BAD_VALUES = {
-    "float('nan')": "not between 0 and 1",
-    "float('inf')": "not between 0 and 1",
-    "1.5": "not between 0 and 1",
-    "-1": "not between 0 and 1",
-    "'high'": "not a number",
-    "[1]": "not a number",
+    "float('nan')": "not a number from 0 to 1",
+    "float('inf')": "not a number from 0 to 1",
+    "1.5": "not a number from 0 to 1",
+    "-1": "not a number from 0 to 1",
+    "'high'": "not a number from 0 to 1",
+    "[1]": "not a number from 0 to 1",
     "1 / 0": "ZeroDivisionError",
-    "None": "no score",
+    "None": "gave None",
     "exit(1)": "SystemExit",
     "columns['missing']": "KeyError",
 }
@@ -189,7 +189,7 @@ class TestJudge:
             ((401, {"error": "bad key"}), "answered 401"),
             ((200, completion("It is good.")), "has no score"),
             ((200, completion({"score": "ten"})), "has no score"),
-            ((200, completion({"score": 70})), "not between 0 and 1"),
+            ((200, completion({"score": 70})), "not a number from 0 to 1"),
             ((200, completion('{"score": NaN}')), "has no score"),
             ((200, completion('{"score": 7', "length")), "cut at its token limit"),
         ],
@@ -209,7 +209,7 @@ class TestJudge:
                 Failing.requests += 1
                 raise ModelError("The endpoint answered 401.", "Give a key.")
 
-        with ScoringSession([scorer_from(JUDGE)], ask=lambda _: Failing()) as session:
+        with ScoringSession([scorer_from(JUDGE)], ask=lambda _: Failing().complete) as session:
             verdicts = session.score(answers(*map(str, range(50))))
 
         assert {verdict for (verdict,) in verdicts} == {Verdict(None, "The endpoint answered 401. Give a key.")}
@@ -219,10 +219,10 @@ class TestJudge:
         judge = scorer_from({**JUDGE, "answer_tokens": 100})
 
         assert isinstance(judge, Judge)
-        cost = judge.cost(answers("x" * 3000, "y" * 3000))
+        requests, prompt_tokens, answer_tokens = judge.cost(answers("x" * 3000, "y" * 3000))
 
-        assert (cost.requests, cost.answer_tokens) == (2, 200)
-        assert 2000 < cost.prompt_tokens < 3000
+        assert (requests, answer_tokens) == (2, 200)
+        assert 2000 < prompt_tokens < 3000
 
 
 def test_a_total_is_the_weighted_sum_of_the_scores_that_there_are():

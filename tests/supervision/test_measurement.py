@@ -211,7 +211,9 @@ def test_what_a_dead_process_left_of_its_measurement_is_swept_after_a_day(home):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_worst_case_has_rows_that_its_objective_learns_from(objective, tmp_path):
-    config = config_for("x", training={"max_length": 16, "objective": objective, "gradient_accumulation_steps": 4})
+    rewards = [{"scorer": "length"}] if OBJECTIVES[objective].samples_answers else []
+    training = {"max_length": 16, "objective": objective, "gradient_accumulation_steps": 4, "rewards": rewards}
+    config = config_for("x", training=training)
     path = tmp_path / "rows.jsonl"
 
     write_rows(path, config)

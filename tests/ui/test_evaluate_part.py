@@ -6,7 +6,10 @@ import gradio as gr
 import pytest
 
 from loratory.engine.chat.contract import ChatTarget
+from loratory.engine.config.results import TestSet
 from loratory.engine.evaluation.job import EvaluationRequest
+from loratory.engine.evaluation.samples import AnswerSample, PromptSamples, measure_test
+from loratory.engine.scoring.base import Verdict
 from loratory.ui.backend.results import MeasuredRun
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.tabs.chat import ChatTab
@@ -36,10 +39,10 @@ def run(services):
     return write_run(services.runs, a_config(run__name="faq <16>"), InventedRun())
 
 
-def start(part, run_id, checkpoint=FINAL, rows=None, answered_rows=20) -> str:
+def start(part, run_id, checkpoint=FINAL, rows=None, answered_rows=20, test=("", ())) -> str:
     """Return the status after a start, as the page has it."""
     handler = part.job.shown_in_status(part.start)
-    return handler(run_id, checkpoint, 0, "local", rows, answered_rows, 64, True)[part.job.status]
+    return handler(run_id, checkpoint, 0, "local", rows, answered_rows, 64, True, *test)[part.job.status]
 
 
 def show(part, run_id, checkpoint=FINAL, number=0) -> Changes:
@@ -48,7 +51,7 @@ def show(part, run_id, checkpoint=FINAL, number=0) -> Changes:
 
 def pick(part, run_id, what, number=0) -> Changes:
     event = gr.EventData(None, {"pick": what})
-    return Changes(part, part.open_row(event, run_id, FINAL, number, "local", None, 20, 64, True))
+    return Changes(part, part.open_row(event, run_id, FINAL, number, "local", None, 20, 64, True, "", ()))
 
 
 def buttons(part, changes) -> Changes:
@@ -145,6 +148,40 @@ def test_settings_out_of_bounds_are_named_as_their_boxes_are(part, services, run
     assert services.results.measuring.find(run.id) is None
 
 
+def test_a_test_set_is_answered_with_the_scorers_that_are_chosen(part, services, run):
+    assert "at least 1" in start(part, run.id, test=("rows.jsonl", ()))
+    start(part, run.id, test=(" rows.jsonl ", ("number", "length")))
+
+    work = services.results.measuring.find(run.id)
+    assert work.done.wait(WAIT_SECONDS)
+    (test,) = work.job.request.tests
+    assert (test.source, [scorer.scorer for scorer in test.scorers]) == ("rows.jsonl", ["number", "length"])
+    offered = {name for _, name in part.scorers.choices}
+    assert {"equals", "number", "rouge_l"} <= offered
+    assert not {"file", "judge", "regex"} & offered, "they need settings"
+
+
+def test_scores_of_a_test_set_are_shown_with_their_intervals_and_answers_escaped():
+    scorers = TestSet.model_validate({"source": "rows.jsonl", "scorers": [{"scorer": "number"}]})
+
+    def samples(text, score):
+        verdicts = (Verdict(score, "Another <number>."),)
+        answer = AnswerSample.from_verdicts(text, 2, verdicts, scorers.scorers, is_cut=False)
+        return PromptSamples(row=0, prompt="<b>2 + 2?", reference="4", answers=(answer,), tag="easy")
+
+    test = measure_test(scorers, {"base": [samples("<i>5", 0.0)], "tuned": [samples("4", 1.0)]})
+    html = render_evaluation(an_evaluation().model_copy(update={"tests": (test,)}))
+
+    assert "rows.jsonl: Number" in html
+    assert "1.000" in html
+    assert "1 turned right and 0 turned wrong, which may be chance" in html
+    assert "easy" in html
+    assert "<b>2 + 2" not in html
+    assert "<number>" not in html
+    only = an_evaluation().model_copy(update={"losses": {}, "tests": (test,)})
+    assert "rows.jsonl: Number" in render_evaluation(only), "of prompts, which have no loss"
+
+
 def test_all_rows_of_the_runs_data_or_of_a_set_are_measured_by_one_button(part, services, run, tmp_path):
     make_set(services.home, tmp_path, name="support")
     html = show(part, run.id).result
@@ -170,7 +207,7 @@ def test_what_is_picked_names_a_set_and_never_a_file(part, services, run):
     services.results.measuring.start(run.id, "An evaluation", FakeEvaluation(EvaluationRequest(target=ChatTarget()), 5))
     handler = part.job.shown_in_status(part.open_row)
     event = gr.EventData(None, {"pick": "measure:/etc/passwd"})
-    assert "is under way" in handler(event, run.id, FINAL, 0, "local", None, 20, 64, True)[part.job.status]
+    assert "is under way" in handler(event, run.id, FINAL, 0, "local", None, 20, 64, True, "", ())[part.job.status]
     services.results.measuring.stop(run.id)
     assert services.results.measuring.find(run.id).done.wait(WAIT_SECONDS)
 

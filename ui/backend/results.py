@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import SecretStr
 
 from loratory.engine.chat.contract import ChatTarget
-from loratory.engine.config.results import EvaluationConfig, ExportConfig, PushConfig
+from loratory.engine.config.results import EvaluationConfig, ExportConfig, PushConfig, TestSet
 from loratory.engine.config.run import RunConfig, WorkPlace
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.errors import StorageError
@@ -50,14 +50,19 @@ class ResultWork:
     exporting: BackgroundWork[Any] = field(default_factory=BackgroundWork)  # of ExportResult and PushResult
 
     def measure(
-        self, run: Run, checkpoint: str | None, settings: EvaluationConfig, where: WorkPlace = "local"
+        self,
+        run: Run,
+        checkpoint: str | None,
+        settings: EvaluationConfig,
+        where: WorkPlace = "local",
+        tests: tuple[TestSet, ...] = (),
     ) -> Work[EvaluationResult]:
         """Evaluate base against tuned; the job saves its result with the run.
 
         Raises:
             RunError: If an evaluation of this run is under way.
         """
-        request = EvaluationRequest(target=_target(run, checkpoint, where), settings=settings)
+        request = EvaluationRequest(target=_target(run, checkpoint, where), settings=settings, tests=tests)
         return self.measuring.start(run.id, "An evaluation", self.evaluate(request))
 
     def write(

@@ -40,6 +40,7 @@ _SAMPLES = (
     ("sample:loratory-faq", "loratory-faq", "354 instructions, Alpaca"),
     ("sample:lab-chats", "lab-chats", "118 conversations, ShareGPT"),
     ("sample:loratory-preferences", "loratory-preferences", "152 preference pairs"),
+    ("sample:loratory-sums", "loratory-sums", "300 prompts with answers, for GRPO"),
 )
 _LONGEST_SOURCE = 1000  # as in DatasetConfig
 

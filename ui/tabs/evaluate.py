@@ -1,15 +1,18 @@
 """Evaluation in the Chat tab: base and tuned on the held-out set, in the background and across runs; the person's votes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
 
-from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.config.results import EvaluationConfig, TestSet
 from loratory.engine.config.run import SET_PREFIX
 from loratory.engine.data.workshop.sets import set_names
 from loratory.engine.errors import EngineError
 from loratory.engine.evaluation.votes import Votes, pairs_of_votes
+from loratory.engine.scoring.base import Scorer
+from loratory.engine.scoring.registry import SCORERS
 from loratory.ui.backend.results import Evaluations
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.components import (
@@ -24,6 +27,7 @@ from loratory.ui.components import (
     shown_as_message,
 )
 from loratory.ui.form import component_of_field, number_of, section_by_titles
+from loratory.ui.gradio_internals import Dropdown
 from loratory.ui.page import Page
 from loratory.ui.polls import JobPanel
 from loratory.ui.tabs.chat_choice import ChatChoice, checkpoint_of
@@ -55,6 +59,17 @@ class EvaluatePart:
                 component_of_field(EvaluationConfig.model_fields[name], min_width=180, elem_id=f"measure-{name}")
                 for name in _SETTINGS
             ]
+        with gr.Row(elem_id="measure-test"):
+            self.test = gr.Textbox(
+                label="Test set",
+                info="A file, Hub id or set:NAME with prompts and answers. Empty takes none.",
+                max_lines=1,
+            )
+            choices = [(kind.label, name) for name, kind in SCORERS.items() if not _required(kind)]
+            self.scorers = Dropdown(
+                choices, value=["number"], multiselect=True, label="Scorers", info="How its answers are scored."
+            )
+        self._settings += [self.test, self.scorers]
         self.job = JobPanel(
             page.services.results.measuring, "Measure", "Stopped; measured losses are kept.", name="measure", min_width=170,
             seconds=1.0, watch=self._evaluations.stamp,
@@ -113,12 +128,14 @@ class EvaluatePart:
         """Start an evaluation; with a source, of all of its rows, without answers."""
         run = self._choice.run_of(run_id)
         only_losses = {} if source is None else {"answered_rows": 0, "general_text": False, "source": source}
-        values = dict(zip(_SETTINGS, map(number_of, settings), strict=True)) | only_losses
+        *own, test, scorers = settings
+        values = dict(zip(_SETTINGS, map(number_of, own), strict=True)) | only_losses
+        test_sets = _test_sets(str(test or "").strip(), scorers) if source is None else ()
         config = section_by_titles(EvaluationConfig, values)
         results, place = self.page.services.results, chosen_place(where)
         results.measuring.require_none(run.id)
         self.page.services.free_device(place)
-        results.measure(run, checkpoint_of(checkpoint), config, place)
+        results.measure(run, checkpoint_of(checkpoint), config, place, test_sets)
         return self.show(run_id, checkpoint, number)
 
     def open_row(self, event: gr.EventData, run_id: str, checkpoint: str | None, number: int, *values: Any) -> Updates:
@@ -142,6 +159,16 @@ class EvaluatePart:
         if checkpoint in [value for _, value in states["choices"]]:
             updates[self._choice.checkpoint] = {**states, "value": checkpoint}
         return {self._choice.run: run_id, **updates, self.number: 0}
+
+
+def _required(kind: type[Scorer]) -> bool:
+    """Return whether a scorer has settings without a default, which only a configuration can give."""
+    return any(field.is_required() for name, field in kind.model_fields.items() if name != "scorer")
+
+
+def _test_sets(source: str, scorers: Sequence[str]) -> tuple[TestSet, ...]:
+    values = {"source": source, "scorers": [{"scorer": name} for name in scorers]}
+    return (section_by_titles(TestSet, values),) if source else ()
 
 
 _DELETE, _REALLY = "delete:", "really:"

@@ -46,7 +46,7 @@ from loratory.ui.views import run_view
 from loratory.ui.views.answers import render_answers
 from loratory.ui.views.html import error_box
 from loratory.ui.views.loss_chart import ChartView, loss_figure
-from loratory.ui.views.step_charts import preference_figure, small_figures
+from loratory.ui.views.step_charts import reward_figure, small_figures
 
 _MOST_SMOOTHING = 0.99
 _LISTED = 200  # newest runs in the dropdown
@@ -356,7 +356,7 @@ class FollowPart:
 
 def _preferences(snapshot: RunSnapshot) -> str:
     config = snapshot.config
-    return preference_figure(snapshot.history, config.training, snapshot.run.id) if config is not None else ""
+    return reward_figure(snapshot.history, config.training, snapshot.run.id) if config is not None else ""
 
 
 def _view_of(smoothing: float | None, log_axis: bool) -> ChartView:

@@ -18,8 +18,9 @@ from loratory.ui.draft import Draft
 from loratory.ui.form import field_of, group_settings, label_of
 from loratory.ui.gradio_internals import CheckboxGroup, Dropdown, Radio
 from loratory.ui.page import Page
+from loratory.ui.tabs.rewards import RewardsPart
 
-_SETTINGS = [name for name in ObjectiveSettings.model_fields if name != "loss_type"]  # which is laid out by itself
+_SETTINGS = [name for name in ObjectiveSettings.model_fields if name not in ("loss_type", "rewards")]
 _Sections = dict[str, dict[str, Any]]
 _BASE = ""  # the choice that starts from the base model
 _MOST_ADAPTERS = 20  # adapters of earlier runs
@@ -52,7 +53,7 @@ class ObjectivePart:
             form.show_problems_of("training.objective", self.choice)
             form.show_problems_of("adapter.warm_start", self.start)
             with gr.Accordion(
-                "Preference settings", open=False, visible=False, elem_id="preference-settings"
+                "Objective settings", open=False, visible=False, elem_id="objective-settings"
             ) as settings:
                 self.losses = CheckboxGroup(
                     [], value=[], label=label_of("training.loss_type"), info=field_of("training.loss_type").description,
@@ -65,9 +66,10 @@ class ObjectivePart:
                 }
                 for readers, names in group_settings(settings_of).items():
                     self._lay_out(readers, names)
+            self.rewards = RewardsPart(page)
         page.on_draft(self.choice, _render_choice)
         page.on_draft(self.losses, _render_losses)
-        page.on_draft(settings, lambda draft: visible_if(draft.objective.learns_preferences))
+        page.on_draft(settings, lambda draft: visible_if(draft.objective is not SUPERVISED))
         page.on_draft(self.start, self.render_start)
 
     def _lay_out(self, readers: Sequence[str], names: Sequence[str]) -> None:
@@ -84,12 +86,13 @@ class ObjectivePart:
         inputs, outputs = [self.choice, losses, weights], [objective, losses, weights]
         page.refresh_after(self.choice.input(_choose, inputs, outputs, **QUICK))
         page.change_on(self.start.input, self.start_from, self.start, undo=True)
+        self.rewards.wire()
 
     def render_start(self, draft: Draft) -> Any:
         """Return the adapters of earlier runs on the same model; the base itself is always offered."""
         chosen = str(draft.mapping["adapter"].get("warm_start") or _BASE)
         objective = draft.objective
-        if not objective.learns_preferences:
+        if objective is SUPERVISED:
             return gr.update(visible=False)
         model = str(draft.mapping["model"].get("id") or "")
         rows = [row for row in self.page.reader.glance().rows if model and row.model in (model, Path(model).name)]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import islice
 
 from loratory.engine.chat.contract import Branch
 from loratory.engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, BlindCounts, Judgement, Pair
@@ -15,6 +16,7 @@ from loratory.engine.evaluation.job import (
     preference_sentences,
 )
 from loratory.engine.evaluation.preference import RATING_COLUMNS, interval, rating_cells
+from loratory.engine.evaluation.samples import PromptSamples, TestResult, describe_test
 from loratory.engine.evaluation.votes import PairsOfVotes, Vote, VotedAnswer
 from loratory.ui.backend.conversation import BRANCH_WORDS
 from loratory.ui.backend.results import MeasuredRun
@@ -22,6 +24,7 @@ from loratory.ui.views import html
 from loratory.ui.views.chat import LONGEST_SUMMARY, NO_ANSWER, answer_box, answer_html
 
 ROWS_PER_PAGE = 5
+_MOST_TEST_ROWS = 20  # that are shown of a test set
 # Turn separators and roles of common templates; other prompts are shown whole.
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<bos>|\[/?INST\]|<(?:start|end)_of_turn>")
 _ROLE = re.compile(r"^(?:system|user|assistant|model)(?:\n+|$)")
@@ -36,7 +39,7 @@ NO_RESULT = html.empty("Choose a run to measure", "Only a run has a held-out set
 def render_evaluation(result: EvaluationResult) -> str:
     """Return losses, perplexities and scores."""
     if "tuned" not in result.losses or "base" not in result.losses:
-        return ""
+        return "".join(_test(test, _names(result)) for test in result.tests) + html.notices(result.notes)
     base, tuned = result.losses["base"], result.losses["tuned"]
     changes: list[tuple[str, str]] = []
     if (gain := result.gain) is not None and (forgetting := result.forgetting) is not None:
@@ -56,6 +59,49 @@ def render_evaluation(result: EvaluationResult) -> str:
     return (
         f'{html.facts(figures)}<p class="small">{worse}Measured on {sample}.</p>'
         f"{_preference(result)}{_ratings(result)}{_forgetting(result)}{html.notices(result.notes)}{_scores(result)}"
+        f"{''.join(_test(test, _names(result)) for test in result.tests)}"
+    )
+
+
+def _test(test: TestResult, names: Mapping[Branch, str]) -> str:
+    """Return the scores on a test set, and the answers, the worst first."""
+    tags = sorted({tag for score in test.branches.values() for tag in score.by_tag})
+    numbers = [
+        "Score",
+        "95% interval",
+        "pass@1",
+        *([f"pass@{test.samples}"] if test.samples > 1 else []),
+        *map(escape, tags),
+    ]
+    rows = []
+    for branch, figures in test.branches.items():
+        shares = [f"{figures.pass_at_1:.0%}", *([f"{figures.pass_at_k:.0%}"] if test.samples > 1 else [])]
+        by_tag = [f"{figures.by_tag[tag]:.2f}" if tag in figures.by_tag else "–" for tag in tags]
+        interval_text = f"{figures.interval[0]:.2f}–{figures.interval[1]:.2f}"
+        rows.append((escape(names[branch]), f"{figures.score:.3f}", interval_text, *shares, *by_tag))
+    columns = [html.Column("Model"), *map(html.Column.of_numbers, numbers)]
+    sentences = "".join(map(html.small, describe_test(test, names)))
+    prompts = zip(*test.prompts.values(), strict=True)
+    answers = "".join(_test_row(row, list(test.prompts), names) for row in islice(prompts, _MOST_TEST_ROWS))
+    title = f"<h3>{escape(test.name)}: {escape(', '.join(test.scorers))}</h3>"
+    return f'{title}{html.table(columns, rows, css="scores")}{sentences}<div class="answered">{answers}</div>'
+
+
+def _test_row(row: Sequence[PromptSamples], branches: Sequence[Branch], names: Mapping[Branch, str]) -> str:
+    """Return a prompt of a test with the first answer of each model side by side."""
+    first, scores = row[0], ", ".join(f"{samples.score:.2f}" for samples in row)
+    boxes = answer_box("reference", "Reference", answer_html(first.reference)) if first.reference else ""
+    for branch, samples in zip(branches, row, strict=True):
+        reasons = " · ".join(filter(None, (verdict.reason for verdict in samples.answers[0].verdicts)))
+        boxes += answer_box(
+            branch,
+            names[branch],
+            answer_html(samples.answers[0].text),
+            escape(f"score {samples.score:.2f} {reasons}".strip()),
+        )
+    summary = escape(html.shorten(first.prompt, LONGEST_SUMMARY))
+    return (
+        f'<details class="test-row"><summary>{scores} · {summary}</summary><div class="answers">{boxes}</div></details>'
     )
 
 

@@ -11,7 +11,7 @@ from loratory.engine.data.contract import DatasetReport
 from loratory.engine.evaluation.job import read_forgetting
 from loratory.engine.places.huggingface_jobs.layout import JobRecord
 from loratory.engine.quantities import ago
-from loratory.engine.runs.history.preference_health import preference_findings
+from loratory.engine.runs.history.reward_health import health_findings
 from loratory.engine.runs.history.run_history import seconds_left
 from loratory.engine.runs.history.verdict import Verdict, judge
 from loratory.engine.runs.provenance import PeakKind, compare_peaks
@@ -267,7 +267,7 @@ def render_warnings(snapshot: RunSnapshot) -> str:
     """Return problems in the training curves, then warnings of the worker, each once."""
     findings_html = ""
     if snapshot.config is not None:
-        for finding in preference_findings(snapshot.history, snapshot.config.training):
+        for finding in health_findings(snapshot.history, snapshot.config.training):
             findings_html += f'<div class="trouble finding" role="status"><b>{escape(finding.name)}</b>{escape(finding.fact)} {html.with_code(finding.fix)}</div>'
     texts = dict.fromkeys(message.text for message in snapshot.history.messages if message.kind == "warning")
     if not texts:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 from loratory.engine.config.objectives import LONGER_PREFERRED, OBJECTIVES
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.hardware.cuda import GPU_READINGS
 from loratory.engine.runs.history.preference_health import CHOSEN, MARGINS, REJECTED
+from loratory.engine.runs.history.reward_health import reward_names
 from loratory.engine.runs.history.run_history import RunHistory
 from loratory.engine.runs.history.steps import Array, StepColumn, thin
 from loratory.ui.views.html import GIB
@@ -77,8 +79,40 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
     return _panels_json(history, panels, revision, "By step")
 
 
-def preference_figure(history: RunHistory, training: TrainingConfig, revision: str) -> str:
-    """Return the charts of a preference run; empty for other runs and before the first measurement."""
+def reward_figure(history: RunHistory, training: TrainingConfig, revision: str) -> str:
+    """Return the charts of a run that learns preferences or rewards; empty for other runs and before the first measurement."""
+    if not OBJECTIVES[training.objective].samples_answers:
+        return _preference_figure(history, training, revision)
+    if not len(history.steps.metric("reward")[0]):
+        return ""
+    names = [(f"rewards/{name}/mean", name) for name in reward_names(training)]
+    colours = (_BLUE, _VERMILION, _GREEN, _BLUE_THIN)
+    base = next((point.reward for point in history.evals if point.step == 0 and point.reward is not None), None)
+    reward = _metrics(history, "Reward", _Curve("reward", "reward", _BLUE))
+    if base is not None:
+        trace, label = level(history, base, "base", f"base, held-out {base:.2f}")
+        reward = reward._replace(traces=[*reward.traces, trace], labels=[*reward.labels, label])
+    panels = [reward]
+    if len(names) > 1:
+        panels.append(
+            _metrics(
+                history,
+                "By scorer",
+                *(_Curve(*name, colour) for name, colour in zip(names, cycle(colours), strict=False)),
+            )
+        )
+    panels += [
+        _metrics(history, "Tied groups", _Curve("frac_reward_zero_std", "tied", _VERMILION)),
+        _metrics(history, "Tokens an answer", _Curve("completions/mean_length", "length", _BLUE)),
+        _metrics(history, "Cut answers", _Curve("completions/clipped_ratio", "cut", _VERMILION)),
+        _metrics(history, "Entropy, nats", _Curve("entropy", "entropy", _GREEN)),
+    ]
+    if training.beta:
+        panels.append(_metrics(history, "KL to reference, nats", _Curve("kl", "KL", _BLUE)))
+    return _panels_json(history, panels, revision, "By step, with diamonds on held-out prompts")
+
+
+def _preference_figure(history: RunHistory, training: TrainingConfig, revision: str) -> str:
     objective = OBJECTIVES[training.objective]
     measured = (name for name in objective.metrics if len(history.steps.metric(name)[0]) or [*_held_out(history, name)])
     if not objective.learns_preferences or not any(measured):

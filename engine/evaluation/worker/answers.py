@@ -1,7 +1,7 @@
 """Answer held-out rows with every branch: in batches where rows do not affect each other, else one by one."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -174,7 +174,7 @@ class BatchedAnswers(AnswerBatch):
         return self._weights.holder.forward(ids, cache, **padding)[:, -1].float()
 
 
-def most_rows(weights: BranchWeights, positions: int) -> int:
+def most_rows(weights: BranchWeights, positions: int, limits: Mapping[str, int] = _MOST_ROWS) -> int:
     """Return the batch size for answers of so many positions with their prompts; 1 where rows cannot be batched."""
     model, cache = weights.holder.model, weights.new_cache()
     takes = inspect.signature(model.forward).parameters
@@ -190,7 +190,7 @@ def most_rows(weights: BranchWeights, positions: int) -> int:
     a_position = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     a_row = 2 * positions * a_position + 4 * logits.nbytes  # a growing cache is copied as it grows
     fitting = int(_MOST_OF_FREE_MEMORY * free_bytes(model.device) / a_row)
-    return max(1, min(fitting, _MOST_ROWS.get(model.device.type, 1)))
+    return max(1, min(fitting, limits.get(model.device.type, 1)))
 
 
 def batches_of_prompts(lengths: Sequence[int], rows: int, most_tokens: int = 1 << 60) -> list[list[int]]:

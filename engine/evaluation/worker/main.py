@@ -1,20 +1,24 @@
 """The process that evaluates: `python -P -m loratory.engine.evaluation.worker.main HOME`, JSON lines on stdio."""
 
+import itertools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from loratory.engine.chat.contract import Branch, JobProgress
-from loratory.engine.chat.worker.answer import load_chat_tokenizer
+from loratory.engine.chat.target import LoadPlan
+from loratory.engine.chat.worker.answer import DecodingTokenizer, load_chat_tokenizer
 from loratory.engine.chat.worker.weights import ModelSpec, Weights, choose_dtype, memory_errors
-from loratory.engine.config.objectives import objective_of
-from loratory.engine.config.run import RunConfig
+from loratory.engine.config.objectives import GRPO, SUPERVISED, objective_of
+from loratory.engine.config.results import TestSet
+from loratory.engine.config.run import DatasetConfig, RunConfig
 from loratory.engine.data.hub import reads_from_hub
-from loratory.engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_evenly
+from loratory.engine.data.passes.prepare import PreparedDataset, TokenizedRows, prepare_dataset, spread_evenly
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.errors import DatasetError
 from loratory.engine.evaluation.general_text import general_rows
@@ -26,13 +30,18 @@ from loratory.engine.evaluation.preference import (
     measure_preference,
     measure_ratings,
 )
+from loratory.engine.evaluation.samples import PromptSamples, TestResult
+from loratory.engine.evaluation.try_reward import TryRewardOrder
 from loratory.engine.evaluation.worker.answers import Evaluation, answer_rows
 from loratory.engine.evaluation.worker.losses import LossFile
+from loratory.engine.evaluation.worker.samples import answer_test, try_rewards
 from loratory.engine.evaluation.worker.scores import mean_scores
 from loratory.engine.models.source import resolve_model
 from loratory.engine.paths import LoratoryHome
-from loratory.engine.processes.messages import JsonObject, Request, serve
+from loratory.engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
 from loratory.engine.processes.spawn import Access, give_up_access
+
+_LONGEST_PROMPT = 65_536  # tokens, of a test set; what a model cannot read is refused as it is read
 
 
 class EvaluationWorker:
@@ -45,18 +54,9 @@ class EvaluationWorker:
         """Compute losses on the held-out rows, then answer some of them with every branch."""
         start = time.perf_counter()
         order = EvaluationOrder.model_validate(params)
-        home = order.plan.home(self._home)
-        source = resolve_model(order.plan.model, home)
-        if not reads_from_hub(order.run.dataset):
-            give_up_access(Access.HUB)
-        folder = Path(source.location)
-        folders = [weights.folder for weights in order.plan.trained_weights.values()]
-        tokenizer = load_chat_tokenizer(folders, folder, source.name)
-
-        def announce(message: str) -> None:
-            request.progress(JobProgress(phase="starting", message=message).model_dump(mode="json"))
-
-        announce("Reading the held-out rows.")
+        model = self._open(order, request)
+        folder, tokenizer = model.folder, model.tokenizer
+        model.announce("Reading the held-out rows.")
         training, objective = order.run.training, objective_of(order.run)
         is_whole = order.settings.source is not None
         data = prepare_dataset(
@@ -64,8 +64,8 @@ class EvaluationWorker:
             seed=training.seed,
             max_length=training.max_length,
             tokenizer=tokenizer,
-            home=home,
-            objective=objective if objective.learns_preferences and not is_whole else None,
+            home=model.home,
+            objective=objective if objective is not SUPERVISED and not is_whole else None,
         )
         measured = data.train | data.held_out if is_whole else data.held_out
         if not measured:
@@ -73,11 +73,12 @@ class EvaluationWorker:
             raise DatasetError("This run has no held-out rows, so there is nothing to measure on.", fix)
         give_up_access(Access.HUB)
         rows = measured.select(spread_evenly(range(len(measured)), order.settings.max_rows))
-        spec = ModelSpec(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
-        read_weights = torch.inference_mode(mode=False)(lambda: Weights(order.plan, spec, announce))
-        evaluation = Evaluation(order, request, cache(read_weights), tokenizer)
+        spec = model.spec
+        evaluation = Evaluation(order, request, cache(model.read_weights), tokenizer)
         file = LossFile(evaluation, spec, self._home)
         with memory_errors(spec), torch.inference_mode():
+            if objective.samples_answers and not is_whole:
+                return self._evaluate_prompts(order, model, evaluation.weights(), file, rows).model_dump(mode="json")
             row_losses = file.sums(rows, "the loss, row")
             desirable = [number for number, row in enumerate(rows) if row.desirable is not False]
             numbers = desirable or range(len(rows))
@@ -88,6 +89,7 @@ class EvaluationWorker:
             texts = general_rows(tokenizer) if order.settings.general_text else []
             general = file.sums(texts, "forgetting, text")
             answered_rows = answer_rows(evaluation, rows.select(desirable)) if order.settings.answered_rows else []
+            tests = self._answer_tests(order, model, evaluation.weights)
         result = EvaluationResult(
             losses=losses,
             rows=len({rows[number].row for number in numbers}),
@@ -103,7 +105,7 @@ class EvaluationWorker:
             seconds=time.perf_counter() - start,
             notes=(
                 *order.plan.notes,
-                *order.plan.base_changes(folder, source.name, self._home),
+                *order.plan.base_changes(folder, spec.name, self._home),
                 *_about_rows(order, has_desirable=bool(desirable)),
                 *_changes(data, order.data_fingerprint),
             ),
@@ -111,8 +113,124 @@ class EvaluationWorker:
             preference=preference,
             ratings=ratings,
             start=order.plan.second.name if order.plan.second is not None else "",
+            tests=tests,
         )
         return result.model_dump(mode="json")
+
+    def try_reward(self, params: JsonObject, request: Request) -> JsonObject:
+        """Let the model that training starts from answer training prompts, and score the answers."""
+        order = TryRewardOrder.model_validate(params)
+        model, training = self._open(order, request), order.run.training
+        model.announce("Reading the prompts.")
+        data = prepare_dataset(
+            order.run.dataset,
+            seed=training.seed,
+            max_length=training.max_length,
+            tokenizer=model.tokenizer,
+            home=model.home,
+            objective=objective_of(order.run),
+        )
+        give_up_access(Access.HUB)
+        rows = data.train.select(spread_evenly(range(len(data.train)), order.settings.prompts))
+        weights = model.read_weights()
+        with memory_errors(model.spec), torch.inference_mode():
+            branch = weights.branch("tuned" if order.plan.tuned is not None else "base")
+            result = try_rewards(
+                training, branch, model.tokenizer, rows, model.report_answers(len(rows)), model.end_if_stopped
+            )
+        return result.model_copy(update={"notes": order.plan.notes}).model_dump(mode="json")
+
+    def _evaluate_prompts(
+        self, order: EvaluationOrder, model: "_OpenModel", weights: Weights, file: LossFile, rows: TokenizedRows
+    ) -> EvaluationResult:
+        """Score the answers to held-out prompts by the run's rewards; these rows have no loss."""
+        training, started = order.run.training, time.perf_counter()
+        most = training.max_completion_length
+        held_out = TestSet(source="Held-out prompts", scorers=training.rewards, max_new_tokens=most)
+        texts = general_rows(model.tokenizer) if order.settings.general_text else []
+        general = file.sums(texts, "forgetting, text")
+        report = model.report_answers(len(rows) * len(weights.branch_names), "Held-out prompts: ")
+        first = answer_test(held_out, weights, model.tokenizer, rows, report, model.end_if_stopped)
+        return EvaluationResult(
+            losses={}, rows=len(rows), scores={}, tests=(first, *self._answer_tests(order, model, lambda: weights)),
+            general_losses=_mean_losses(general, texts, range(len(texts))) if texts else {},
+            notes=order.plan.notes, seconds=time.perf_counter() - started,
+        )  # fmt: skip
+
+    def _answer_tests(
+        self, order: EvaluationOrder, model: "_OpenModel", weights: Callable[[], Weights]
+    ) -> tuple[TestResult, ...]:
+        return tuple(self._answer_test(test, model, weights()) for test in order.run.evaluation.tests)
+
+    def _answer_test(self, test: TestSet, model: "_OpenModel", weights: Weights) -> TestResult:
+        dataset = DatasetConfig(source=test.source, split=test.split, eval_fraction=0.0)
+        rows = prepare_dataset(
+            dataset,
+            seed=0,
+            max_length=_LONGEST_PROMPT,
+            tokenizer=model.tokenizer,
+            home=model.home,
+            objective=GRPO,
+        ).train
+        rows = rows.select(spread_evenly(range(len(rows)), test.max_rows))
+        report = model.report_answers(len(rows) * len(weights.branch_names), f"{test.title}: ")
+        return answer_test(test, weights, model.tokenizer, rows, report, model.end_if_stopped)
+
+    def _open(self, order: EvaluationOrder | TryRewardOrder, request: Request) -> "_OpenModel":
+        """Find the model of an order and load its tokenizer; gives up the Hub where the data needs none of it."""
+        home = order.plan.home(self._home)
+        source = resolve_model(order.plan.model, home)
+        if not reads_from_hub(order.run.dataset):
+            give_up_access(Access.HUB)
+        folder = Path(source.location)
+        folders = [weights.folder for weights in order.plan.trained_weights.values()]
+        tokenizer = load_chat_tokenizer(folders, folder, source.name)
+        spec = ModelSpec(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
+        return _OpenModel(order.plan, home, spec, tokenizer, request)
+
+
+@dataclass(frozen=True)
+class _OpenModel:
+    """A model that is found, and its tokenizer."""
+
+    plan: LoadPlan
+    home: LoratoryHome
+    spec: ModelSpec
+    tokenizer: DecodingTokenizer
+    request: Request
+
+    @property
+    def folder(self) -> Path:
+        return self.spec.folder
+
+    def announce(self, message: str) -> None:
+        """Report what begins."""
+        self.request.progress(JobProgress(phase="starting", message=message).model_dump(mode="json"))
+
+    def report_answers(self, total: int, title: str = "") -> Callable[[Sequence[PromptSamples]], None]:
+        """Return a function that reports prompts as they are answered, of `total` in all."""
+        count = itertools.accumulate(itertools.repeat(1))
+
+        def report(prompts: Sequence[PromptSamples]) -> None:
+            for prompt in prompts:
+                done = next(count)
+                if not title:
+                    self.request.progress({"prompt": prompt.model_dump(mode="json")})
+            message = f"{title}{done:,} of {total:,} prompts are answered."
+            progress = JobProgress(phase="measuring", message=message, fraction=done / total)
+            self.request.progress(progress.model_dump(mode="json"))
+
+        return report
+
+    def end_if_stopped(self) -> None:
+        """Raise CancelledRequestError once nobody waits for the answer."""
+        if self.request.is_cancelled():
+            raise CancelledRequestError
+
+    def read_weights(self) -> Weights:
+        """Read the weights of the plan, outside of inference mode."""
+        with torch.inference_mode(mode=False):
+            return Weights(self.plan, self.spec, self.announce)
 
 
 def _about_rows(order: EvaluationOrder, *, has_desirable: bool) -> tuple[str, ...]:
@@ -192,4 +310,5 @@ def _start_of(run: RunConfig) -> Branch:
 
 
 if __name__ == "__main__":
-    serve({"evaluate": EvaluationWorker(LoratoryHome(Path(sys.argv[1]))).evaluate})
+    worker = EvaluationWorker(LoratoryHome(Path(sys.argv[1])))
+    serve({"evaluate": worker.evaluate, "try_reward": worker.try_reward})

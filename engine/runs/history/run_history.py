@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from loratory.engine.runs.history.events import (
     ParametersData,
     Phase,
     ResumedData,
+    RolloutData,
     StatusData,
     StepData,
     WarningData,
@@ -55,6 +56,16 @@ class Message(NamedTuple):
     text: str
 
 
+_Point = TypeVar("_Point", AnswersData, RolloutData)
+
+
+def _thin(points: tuple[_Point, ...]) -> tuple[_Point, ...]:
+    """Return points without the one that is closest to its neighbours, where there are many."""
+    gaps = [later.step - earlier.step for earlier, later in zip(points, points[2:], strict=False)]
+    closest = 1 + gaps.index(min(gaps)) if len(points) > _MAX_ANSWERED else len(points)
+    return points[:closest] + points[closest + 1 :]
+
+
 class HistoryFacts(BaseModel):
     """The reports of a run except its steps; small for a run of any length."""
 
@@ -62,6 +73,7 @@ class HistoryFacts(BaseModel):
 
     evals: tuple[EvalData, ...] = ()  # in order of their steps; of step 0 there may be one more, of the base model
     answers: tuple[AnswersData, ...] = ()  # in order of their steps, of some evaluations where there are many
+    rollouts: tuple[RolloutData, ...] = ()  # in order of their steps, of some steps that learn from rewards
     checkpoints: tuple[CheckpointData, ...] = ()
     resumes: tuple[int, ...] = ()  # the steps from which attempts continued
     messages: tuple[Message, ...] = ()  # the newest thousand
@@ -84,16 +96,17 @@ class HistoryFacts(BaseModel):
         if event.attempt > self.attempt:  # what passes between two attempts does not count
             changes |= {"attempt": event.attempt, "failed": None, "phase_seconds": self.phase_seconds}
         is_fresh = self.attempt_is_fresh or event.attempt > self.attempt
-        has_step = isinstance(event.data, ResumedData | StepData | EvalData | AnswersData | CheckpointData)
+        has_step = isinstance(
+            event.data, ResumedData | StepData | EvalData | AnswersData | RolloutData | CheckpointData
+        )
         changes["attempt_is_fresh"] = is_fresh and not has_step
         match event.data:
             case EvalData() as point:
                 changes |= {"evals": (*self.evals, point)} | self.until(event.time, point.seconds, "evaluating")
             case AnswersData() as answers:
-                points = (*self.answers, answers)
-                gaps = [later.step - earlier.step for earlier, later in zip(points, points[2:], strict=False)]
-                closest = 1 + gaps.index(min(gaps)) if len(points) > _MAX_ANSWERED else len(points)
-                changes["answers"] = points[:closest] + points[closest + 1 :]
+                changes["answers"] = _thin((*self.answers, answers))
+            case RolloutData() as rollout:
+                changes["rollouts"] = _thin((*self.rollouts, rollout))
             case CheckpointData() as saved:
                 others = (checkpoint for checkpoint in self.checkpoints if checkpoint.step != saved.step)
                 changes["checkpoints"] = (*others, saved)
@@ -127,7 +140,7 @@ class HistoryFacts(BaseModel):
         match event.data:
             case ResumedData(step=step):
                 return step
-            case StepData() | EvalData() | AnswersData() | CheckpointData() as data if is_fresh:
+            case StepData() | EvalData() | AnswersData() | RolloutData() | CheckpointData() as data if is_fresh:
                 return max(data.step - 1, 0) if data.step else -1  # without `resumed`, the attempt began there
         return None
 
@@ -136,8 +149,15 @@ class HistoryFacts(BaseModel):
         evals = tuple(point for point in self.evals if point.step <= step)
         checkpoints = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
         answers = tuple(point for point in self.answers if point.step <= step)
+        rollouts = tuple(point for point in self.rollouts if point.step <= step)
         resumes = tuple(resumed for resumed in self.resumes if resumed <= step)
-        reports = {"evals": evals, "answers": answers, "checkpoints": checkpoints, "resumes": resumes}
+        reports = {
+            "evals": evals,
+            "answers": answers,
+            "rollouts": rollouts,
+            "checkpoints": checkpoints,
+            "resumes": resumes,
+        }
         return self.model_copy(update=reports)
 
 
@@ -260,7 +280,7 @@ class HistoryReader:
 
     def _restart(self) -> None:
         self._facts = HistoryFacts()
-        self._columns, self._metrics = GrowingColumns(), GrowingColumns(1 + len(MEASURES))
+        self._columns, self._metrics = GrowingColumns(), [GrowingColumns(1 + len(names)) for names in MEASURES]
 
     @property
     def steps_read(self) -> int:
@@ -285,7 +305,7 @@ class HistoryReader:
             return self._history
 
     def _snapshot(self) -> RunHistory:
-        steps = StepSeries(self._columns.array(), self._metrics.array())
+        steps = StepSeries(self._columns.array(), [metrics.array() for metrics in self._metrics])
         return RunHistory.model_construct(steps=steps, **dict(self._facts))
 
     def _take_lines(self, lines: list[bytes], are_steps: bool) -> None:
@@ -299,7 +319,8 @@ class HistoryReader:
             return
         rows, metrics = plain
         self._columns.extend(rows)
-        self._metrics.extend(metrics)
+        for columns, more in zip(self._metrics, metrics, strict=True):
+            columns.extend(more)
         self._facts = self._facts.model_copy(update=self._facts.until(float(rows[1, -1])))
 
     def _take_each(self, lines: list[bytes]) -> None:
@@ -310,14 +331,15 @@ class HistoryReader:
     def _take(self, event: Event) -> None:
         last_valid = self._facts.last_valid_step(event)
         if last_valid is not None:
-            self._columns.truncate(last_valid)
-            self._metrics.truncate(last_valid)
+            for columns in (self._columns, *self._metrics):
+                columns.truncate(last_valid)
             self._facts = self._facts.up_to(last_valid)
         if isinstance(event.data, StepData):
             self._columns.truncate(event.data.step - 1)
             self._columns.extend(row_of(event.data, event.time))
-            self._metrics.truncate(event.data.step - 1)
-            self._metrics.extend(metrics_of(event.data))
+            for columns, more in zip(self._metrics, metrics_of(event.data), strict=True):
+                columns.truncate(event.data.step - 1)
+                columns.extend(more)
         self._facts = self._facts.with_event(event)
 
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ import pydantic_core
 from loratory.engine.config.objectives import METRICS
 from loratory.engine.hardware.cuda import GPU_READINGS
 from loratory.engine.runs.history.events import StepData
+from loratory.engine.scoring.registry import SCORERS
 
 Array = npt.NDArray[np.float64]
 
@@ -47,7 +49,14 @@ StepColumn = Literal[
     "memory_bytes",
 ]
 COLUMNS: tuple[StepColumn, ...] = get_args(StepColumn)
-MEASURES = (*METRICS, *GPU_READINGS)  # that some steps have: of an objective, and of GPUs
+# That some steps have, in groups: a run has columns for those groups alone of which it has values.
+MEASURES: tuple[tuple[str, ...], ...] = (
+    (*METRICS, *GPU_READINGS),
+    (
+        "reward", "reward_std", "frac_reward_zero_std", "entropy", "scorer_errors", "completions/mean_length",
+        "completions/clipped_ratio", *(f"rewards/{name}{more}/mean" for name in SCORERS for more in ("", "#2", "#3")),
+    ),
+)  # fmt: skip
 
 
 class StepSeries:
@@ -56,9 +65,9 @@ class StepSeries:
     Values that a step did not report are NaN.
     """
 
-    def __init__(self, columns: Array, metrics: Array | None = None) -> None:
+    def __init__(self, columns: Array, metrics: Sequence[Array] = ()) -> None:
         self._columns = columns
-        self._metrics = np.empty((1 + len(MEASURES), 0)) if metrics is None else metrics
+        self._metrics = metrics  # of each group of `MEASURES`, the steps first
         self._smoothed: dict[float, Array] = {}  # by weight, so several pages compute one curve once
 
     def __len__(self) -> int:
@@ -71,11 +80,12 @@ class StepSeries:
 
     def metric(self, name: str) -> tuple[Array, Array]:
         """Return the steps that have a finite value of one of the `MEASURES`, and the values."""
-        if name not in MEASURES:
-            return np.empty(0), np.empty(0)
-        values = self._metrics[1 + MEASURES.index(name)]
-        is_finite = np.isfinite(values)
-        return self._metrics[0][is_finite], values[is_finite]
+        for names, rows in zip(MEASURES, self._metrics, strict=False):
+            if name in names:
+                values = rows[1 + names.index(name)]
+                is_finite = np.isfinite(values)
+                return rows[0][is_finite], values[is_finite]
+        return np.empty(0), np.empty(0)
 
     def is_complete(self, name: StepColumn) -> bool:
         """Whether every step has a finite value."""
@@ -120,7 +130,7 @@ class GrowingColumns:
     """Rows appended in amortized constant time; what was handed out before is never written again."""
 
     def __init__(self, columns: int = len(COLUMNS)) -> None:
-        self._buffer = np.empty((columns, 256))  # (columns, capacity); the first one has the steps
+        self._buffer = np.empty((columns, 16))  # (columns, capacity); the first one has the steps
         self._count = 0
 
     def array(self) -> Array:
@@ -156,21 +166,25 @@ def row_of(data: StepData, time: float) -> Array:
     return np.array(values, dtype=np.float64)[:, np.newaxis]  # None becomes NaN
 
 
-def metrics_of(data: StepData) -> Array:
-    """Return the measures of a step as columns, (1 + measures, 1) with the step first; none where it has none."""
+def metrics_of(data: StepData) -> list[Array]:
+    """Return each group of measures of a step as columns, (1 + measures, 1) with the step first; none where it has none."""
     return _metric_rows([(data.step, data.metrics | data.gpu)])
 
 
-def _metric_rows(steps: list[tuple[int, dict[str, float]]]) -> Array:
-    rows = [[step, *(metrics.get(name, math.nan) for name in MEASURES)] for step, metrics in steps if metrics]
-    return np.array(rows, dtype=np.float64).reshape(-1, 1 + len(MEASURES)).T
+def _metric_rows(steps: list[tuple[int, dict[str, float]]]) -> list[Array]:
+    groups = []
+    for names in MEASURES:
+        known = ((step, metrics) for step, metrics in steps if not metrics.keys().isdisjoint(names))
+        rows = [[step, *(metrics.get(name, math.nan) for name in names)] for step, metrics in known]
+        groups.append(np.array(rows, dtype=np.float64).reshape(-1, 1 + len(names)).T)
+    return groups
 
 
 def is_step_line(line: bytes) -> bool:
     return line.find(b'"kind":"step"', 0, 120) >= 0
 
 
-def rows_of_plain_steps(lines: list[bytes], attempt: int) -> tuple[Array, Array] | None:
+def rows_of_plain_steps(lines: list[bytes], attempt: int) -> tuple[Array, list[Array]] | None:
     """Return lines as columns, (columns, lines), and their metrics; None unless each is a step of this attempt.
 
     Building a typed event for each of a million steps would take ten times as long.

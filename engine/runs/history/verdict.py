@@ -13,7 +13,8 @@ from loratory.engine.config.derived_defaults import usual_learning_rate
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.rules import keeps_best
 from loratory.engine.config.run import RunConfig
-from loratory.engine.runs.history.preference_health import Finding, preference_findings
+from loratory.engine.runs.history.preference_health import Finding
+from loratory.engine.runs.history.reward_health import health_findings
 from loratory.engine.runs.history.run_history import RunHistory
 
 _WINDOWS = 10  # of the training loss, of two logged steps at least; their medians ignore outliers
@@ -46,7 +47,7 @@ def judge(history: RunHistory, config: RunConfig, forgetting: float | None = Non
     if len(losses) and (not math.isfinite(losses[-1]) or (failed is not None and failed.cause == "diverged")):
         fact = f"The loss was {losses[0]:.2f} at the beginning and {losses[-1]:.2f} at step {history.last_step:,}."
         return _lower_rate(config, "Diverged", fact)
-    if len(losses) < 2 * _WINDOWS or preference_findings(history, config.training):
+    if len(losses) < 2 * _WINDOWS or health_findings(history, config.training):
         return None
     medians = [float(np.median(part)) for part in (losses[:3], *np.array_split(losses, _WINDOWS))]
     evals = {point.step: point.eval_loss for point in history.evals if math.isfinite(point.eval_loss)}

@@ -14,10 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_NEW_USER = 0x10000000
-_NEW_NAMESPACES = (
-    0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000
-)  # mounts, names, IPC, processes, network
+_NEW_NAMESPACES, _NEW_USER = 0x6C020000, 0x10000000  # of mounts, names, IPC, processes, network
 _BIND, _RECURSIVE, _PRIVATE, _NO_SUID, _NO_DEVICES = 4096, 16384, 1 << 18, 2, 4
 _SET_ATTRIBUTES, _WORKING_FOLDER, _READ_ONLY = 442, -100, 0x1 | 0x2  # mount_setattr, the same on all processors
 _DEATH_SIGNAL, _NO_NEW_PRIVILEGES = 1, 38
@@ -30,14 +27,11 @@ def main(limits: dict[str, Any], program: list[str]) -> None:
     """Become the program."""
     is_root, uid = os.getuid() == 0, limits["uid"]
     if limits["namespaces"]:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(
-                "1000", encoding="utf-8"
-            )  # the first to go where memory is short
-        is_root = _leave(is_root)
+        with contextlib.suppress(OSError):  # the first to go where memory is short
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
+        _leave(is_root)
         _end_with_parent()
-        child = os.fork()
-        if child:
+        if child := os.fork():
             os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
         _end_with_parent()
         _build_root(limits["folder"], limits["readable"])
@@ -57,23 +51,16 @@ def main(limits: dict[str, Any], program: list[str]) -> None:
         os.setresuid(uid, uid, uid)
     if sys.platform == "linux":
         _end_with_parent()  # a change of account dropped it
-        ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        _call("prctl", _NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     os.execv(program[0], program)  # noqa: S606
 
 
-def _leave(is_root: bool) -> bool:
-    """Enter new namespaces; returns whether there is another account to change to."""
-    owner, group = os.getuid(), os.getgid()
-    if is_root:
-        try:
-            _call("unshare", _NEW_NAMESPACES)
-            return True
-        except OSError:
-            pass  # root of a container, without the right to
-    _call("unshare", _NEW_NAMESPACES | _NEW_USER)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{_INSIDE} {owner} 1"), ("gid_map", f"{_INSIDE} {group} 1")):
+def _leave(is_root: bool) -> None:
+    """Enter new namespaces; root needs none of users, as it changes to an account of the sandbox."""
+    ids = {"setgroups": "deny", "uid_map": f"{_INSIDE} {os.getuid()} 1", "gid_map": f"{_INSIDE} {os.getgid()} 1"}
+    _call("unshare", _NEW_NAMESPACES | (0 if is_root else _NEW_USER))
+    for name, text in ({} if is_root else ids).items():
         Path("/proc/self", name).write_text(text, encoding="utf-8")
-    return False
 
 
 def _build_root(folder: str, readable: list[str]) -> None:
@@ -88,10 +75,7 @@ def _build_root(folder: str, readable: list[str]) -> None:
         if outside.is_symlink() and name not in readable:
             inside.symlink_to(outside.readlink())
             continue
-        if outside.is_dir():
-            inside.mkdir()
-        else:
-            inside.touch()
+        inside.mkdir() if outside.is_dir() else inside.touch()
         _call("mount", name.encode(), bytes(inside), None, _BIND | _RECURSIVE, None)
     Path(folder, "sandbox").mkdir()
     attributes = (ctypes.c_uint64 * 4)(_READ_ONLY, 0, 0, 0)

@@ -1,195 +1,86 @@
-"""What runs inside a sandbox: `guest.py` answers JSON lines. Runs on its own, with the standard library alone.
+"""Answers JSON lines inside a sandbox. Runs on its own, with the standard library alone.
 
-Code that is to be tested, and the tests, run in sandboxes of their own. What one calls of the other crosses as plain values, and
-other objects stay where they are: so tested code cannot read its tests, replace what they compare with, or end them.
+Tested code and its tests run in two sandboxes. Plain values cross between them, and other objects stay with the code behind a
+number: so tested code cannot read its tests, replace what they compare with, or end them.
 """
 
 import ast
 import builtins
+import functools
+import itertools
 import json
+import operator
 import os
 import sys
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_PLAIN = {"tuple": tuple, "set": set, "frozenset": frozenset}
-_MOST_ITEMS = 100_000
-# Nothing that compares: an object that equals everything would pass each test.
-_FORWARDED = """len getitem setitem delitem iter str repr enter exit add sub mul truediv floordiv mod pow neg abs radd rmul
-    rsub""".split()
-_COMPARED = "eq ne lt le gt ge".split()
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in (list, tuple, set, frozenset, dict, bytes)}
+_MOST_ITEMS = 100_000  # of an iterator
+# What tests may do with an object. Comparisons and `in` are missing: an object that equals everything would pass each test.
+_NAMES = "call getattr setattr len iter str repr getitem setitem delitem add sub mul truediv neg abs".split()
+_OPERATIONS = {name: getattr(operator, name, None) or getattr(builtins, name) for name in _NAMES}
 
 
 class Remote:
-    """An object of the other side."""
+    """An object of the tested code, as its tests see it."""
 
-    def __init__(self, peer: "Peer", number: int) -> None:
-        self.__dict__.update(_peer=peer, _number=number)
+    def __init__(self, request: Callable[..., Any], number: int) -> None:
+        self.__dict__.update(request=request, number=number)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._peer.request(self._number, "__call__", args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return self._peer.request(self._number, "__getattribute__", (name,))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._peer.request(self._number, "__setattr__", (name, value))
-
-    __hash__ = object.__hash__
+    def _operate(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return vars(self)["request"](name, (self, *args), kwargs)
 
 
-def _forward(name: str, *, compares: bool) -> Callable[..., Any]:
-    def method(self: Any, *args: Any) -> Any:
-        if compares and not isinstance(args[0], Remote):
-            return NotImplemented
-        return self._peer.request(self._number, name, args)
-
-    return method
+for _name in _OPERATIONS:
+    setattr(Remote, f"__{_name}__", functools.partialmethod(Remote._operate, _name))
 
 
-for _name in (*_FORWARDED, *_COMPARED):
-    setattr(Remote, f"__{_name}__", _forward(f"__{_name}__", compares=_name in _COMPARED))
+def encode(value: Any, objects: list[Any] | None) -> Any:
+    """Return a value as JSON; what is not plain goes to `objects`, and tests may not give it to tested code."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Remote):
+        return {"object": vars(value)["number"]}
+    value = list(itertools.islice(value, _MOST_ITEMS)) if isinstance(value, Iterator) else value
+    for name, kind in _KINDS.items():
+        if isinstance(value, kind):
+            return {name: [encode(item, objects) for item in (value.items() if name == "dict" else value)]}
+    if objects is None:
+        raise TypeError(f"tests cannot pass a {type(value).__name__} to the code")
+    objects.append(value)
+    return {"object": len(objects) - 1}
 
 
-class Peer:
-    """One side of a conversation in which each may call what the other gave it.
+def decode(value: Any, object_of: Callable[[int], Any]) -> Any:
+    """Return what the other side encoded."""
+    if not isinstance(value, dict):
+        return value
+    ((name, content),) = value.items()
+    return object_of(content) if name == "object" else _KINDS[name](decode(item, object_of) for item in content)
 
-    Args:
-        is_open: Whether the other side may do anything with an object that it was given, or only call it.
+
+def examine(names: dict[str, Any], tests: list[str], entry_point: str) -> list[Any]:
+    """Run tests; return how many passed, how many there are and what failed.
+
+    Assertions, functions called test_… and `check(candidate)` count.
     """
-
-    def __init__(self, channel: Iterator[bytes], out: Any, is_open: bool) -> None:
-        self._channel, self._out, self._is_open = channel, out, is_open
-        self._objects: list[Any] = []
-        self._errors: dict[str, type[Exception]] = {}
-
-    def send(self, message: dict[str, Any]) -> None:
-        self._out.write(json.dumps(message).encode() + b"\n")
-        self._out.flush()
-
-    def request(self, number: int, name: str, args: Any, kwargs: Any = None) -> Any:
-        self.send({"ref": number, "name": name, "args": self.encode(list(args)), "kwargs": self.encode(kwargs or {})})
-        while "ref" in (message := json.loads(next(self._channel))):
-            self.send(self.serve(message))
-        if "raised" in message:
-            name, text = message["raised"]
-            raise self._error(name)(text)
-        for mine, theirs in zip(args, self.decode(message["args"]), strict=True):
-            if isinstance(mine, list):  # changed in place
-                mine[:] = theirs
-            elif isinstance(mine, dict | set):
-                mine.clear()
-                mine.update(theirs)
-        return self.decode(message["value"])
-
-    def serve(self, message: dict[str, Any]) -> dict[str, Any]:
-        try:
-            target, args, name = self._objects[message["ref"]], self.decode(message["args"]), message["name"]
-            if name == "__call__":
-                value = target(*args, **self.decode(message["kwargs"]))
-            elif self._is_open:
-                value = list(target) if name == "__iter__" else getattr(target, name)(*args)
-            else:
-                raise PermissionError(name)
-            return {"value": self.encode(value), "args": self.encode(args)}
-        except BaseException as error:
-            return {"raised": [type(error).__name__, str(error)[:500]]}
-
-    def encode(self, value: Any) -> Any:
-        """Return a value as JSON; what is not plain stays here, under a number."""
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        if isinstance(value, list):
-            return [self.encode(item) for item in value]
-        for name, kind in _PLAIN.items():
-            if isinstance(value, kind):
-                return {"$": name, "v": [self.encode(item) for item in value]}
-        if isinstance(value, dict):
-            return {"$": "dict", "v": [[self.encode(key), self.encode(item)] for key, item in value.items()]}
-        if isinstance(value, bytes | bytearray):
-            return {"$": "bytes", "v": value.decode("latin-1")}
-        if isinstance(value, complex):
-            return {"$": "complex", "v": [value.real, value.imag]}
-        if isinstance(value, types.GeneratorType | map | filter | zip | range):
-            return {"$": "iter", "v": [self.encode(item) for item, _ in zip(value, range(_MOST_ITEMS), strict=False)]}
-        if isinstance(value, type) and issubclass(value, Exception):
-            return {"$": "error", "v": value.__name__}
-        if isinstance(value, Remote):
-            return {"$": "yours", "v": value._number}
-        self._objects.append(value)
-        return {"$": "mine", "v": len(self._objects) - 1}
-
-    def decode(self, value: Any) -> Any:
-        """Return what the other side encoded."""
-        if isinstance(value, list):
-            return [self.decode(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        kind, content = value["$"], value["v"]
-        if kind in ("mine", "yours"):
-            return Remote(self, content) if kind == "mine" else self._objects[content]
-        if kind == "error":
-            return self._error(content)
-        if kind == "bytes":
-            return content.encode("latin-1")
-        if kind == "dict":
-            return {self.decode(key): self.decode(item) for key, item in content}
-        items = self.decode(content)
-        return complex(*items) if kind == "complex" else iter(items) if kind == "iter" else _PLAIN[kind](items)
-
-    def _error(self, name: str) -> type[Exception]:
-        kind = getattr(builtins, name, None)
-        if isinstance(kind, type) and issubclass(kind, Exception):
-            return kind
-        return self._errors.setdefault(name, type(name, (Exception,), {}))
-
-
-def load(peer: Peer, source: str, namespace: dict[str, Any]) -> dict[str, Any]:
-    """Run source in a namespace; return what it defines, or the error."""
-    try:
-        exec(compile(source, "answer", "exec"), namespace)  # noqa: S102
-        names = {name: value for name, value in namespace.items() if not name.startswith("__")}
-        return {"value": peer.encode({k: v for k, v in names.items() if not isinstance(v, types.ModuleType)})}
-    except BaseException as error:
-        return {"raised": [type(error).__name__, str(error)[:500]]}
-
-
-def rate(namespace: dict[str, Any], question: dict[str, Any]) -> dict[str, Any]:
-    """Call the `score` of a file."""
-    try:
-        if "score" not in namespace:
-            raise NameError("it has no function called score")
-        score = namespace["score"](question["prompt"], question["answer"], **question["columns"])
-        number = score.item() if hasattr(score, "item") else score  # of NumPy
-        return {"value": number if number is None or isinstance(number, int | float) else repr(number)[:60]}
-    except BaseException as error:
-        return {"raised": [type(error).__name__, str(error)[:500]]}
-
-
-def examine(peer: Peer, tests: list[str], names: Any, entry_point: str) -> dict[str, Any]:
-    """Run tests against the names of the other side; count assertions, functions called test_… and `check(candidate)`."""
-    namespace = {**peer.decode(names), "__name__": "tests"}
-    try:
-        nodes = [node for text in tests for node in ast.parse(text).body]
-    except (SyntaxError, ValueError, RecursionError) as error:
-        return {"done": [0, 0, f"The tests are not Python: {error}."]}
-    own = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
-    nodes += [ast.parse(f"{name}()").body[0] for name in own if name.startswith("test")]
-    nodes += ast.parse(f"check({entry_point})").body if "check" in own and entry_point.isidentifier() else []
-    total = passed = 0
-    reason = ""
-    for node in nodes:
+    namespace = {**names, "__name__": "tests"}
+    nodes = [node for text in tests for node in ast.parse(text).body]
+    functions = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
+    calls = [f"{name}()" for name in functions if name.startswith("test")]
+    calls += [f"check({entry_point})"] if "check" in functions and entry_point.isidentifier() else []
+    total, passed, reason = 0, 0, ""
+    for node in [*nodes, *ast.parse("\n".join(calls)).body]:
         counts = isinstance(node, ast.Assert | ast.Expr | ast.For | ast.With | ast.Try)
         try:
             exec(compile(ast.Module([node], []), "tests", "exec"), namespace)  # noqa: S102
-            passed += counts
-            total += counts
+            passed, total = passed + counts, total + counts
         except BaseException as error:
             total += 1
-            what = ast.unparse(node).splitlines()[0][:100]
-            reason = reason or f"{what} failed: {type(error).__name__}: {str(error)[:100]}".rstrip(": ") + "."
-    return {"done": [passed, total, reason]}
+            what = f"{ast.unparse(node).splitlines()[0][:100]} failed: {type(error).__name__}: {str(error)[:100]}"
+            reason = reason or what.rstrip(": ") + "."
+    return [passed, total, reason]
 
 
 def main() -> None:
@@ -200,18 +91,45 @@ def main() -> None:
         os.dup2(null, descriptor)
     sys.set_int_max_str_digits(0)
     namespace: dict[str, Any] = {"__name__": "answer"}
-    peer = Peer(channel, out, is_open=True)
+    objects: list[Any] = []
+
+    def send(message: dict[str, Any]) -> None:
+        out.write(json.dumps(message).encode() + b"\n")
+        out.flush()
+
+    def request(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        send({"operation": operation, "args": encode(args, None), "kwargs": encode(kwargs, None)})
+        reply = json.loads(next(channel))
+        if "raised" not in reply:
+            return decode(reply["value"], object_of)
+        name, text = reply["raised"]
+        kind = getattr(builtins, name, None)
+        raise kind(text) if isinstance(kind, type) and issubclass(kind, Exception) else Exception(f"{name}: {text}")
+
+    object_of = functools.partial(Remote, request)
+
+    def answer(message: dict[str, Any]) -> Any:
+        if "source" in message:
+            exec(compile(message["source"], "answer", "exec"), namespace)  # noqa: S102
+            names = message.get("names") or [name for name in namespace if not name.startswith("__")]
+            return {name: encode(namespace[name], objects) for name in names if name in namespace}
+        if "prompt" in message:
+            score = namespace["score"](message["prompt"], message["answer"], **message["columns"])
+            return encode(score.item() if hasattr(score, "item") else score, objects)  # of NumPy
+        args, kwargs = (decode(message[name], objects.__getitem__) for name in ("args", "kwargs"))
+        return encode(_OPERATIONS[message["operation"]](*args, **kwargs), objects)
+
     for line in channel:
         message = json.loads(line)
-        if "source" in message:
-            peer.send(load(peer, message["source"], namespace))
-        elif "prompt" in message:
-            peer.send(rate(namespace, message))
-        elif "tests" in message:
-            peer = Peer(channel, out, is_open=False)
-            peer.send(examine(peer, message["tests"], message["names"], message["entry_point"]))
-        else:
-            peer.send(peer.serve(message))
+        try:
+            if "tests" in message:
+                names = {name: decode(value, object_of) for name, value in message["names"].items()}
+                reply = {"done": examine(names, message["tests"], message["entry_point"])}
+            else:
+                reply = {"value": answer(message)}
+        except BaseException as error:
+            reply = {"raised": [type(error).__name__, str(error)[:500]]}
+        send(reply)
 
 
 if __name__ == "__main__":

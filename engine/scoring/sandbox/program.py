@@ -4,9 +4,8 @@ import contextlib
 import functools
 import json
 import os
-import select
-import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +25,7 @@ _MOST_BYTES = 4 << 20  # of an answer
 _PROCESSES = 32
 _FIRST_UID = 0x70000000  # accounts that no system hands out; each sandbox that root starts has another
 _STARTS_WITHIN_SECONDS = 20.0
+_ENDS_WITHIN_SECONDS = 1.0
 _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -40,61 +40,49 @@ class Program:
     """Runs `guest.py` in a sandbox, and asks it."""
 
     def __init__(self, memory_mib: int, seconds: float = 0, namespaces: bool | None = None) -> None:
-        self._folder = tempfile.mkdtemp(prefix="loratory-sandbox-")
+        self._folder = tempfile.TemporaryDirectory(prefix="loratory-sandbox-", ignore_cleanup_errors=True)
         namespaces = isolation().namespaces if namespaces is None else namespaces
         prefixes = (sys.prefix, sys.base_prefix, Path(sys.executable).resolve().parents[1], _HERE)
         limits = {
             "namespaces": namespaces,
-            "folder": self._folder,
+            "folder": self._folder.name,
             "readable": sorted(map(str, {*prefixes, sysconfig.get_path("stdlib")}), key=len),
             "memory": memory_mib << 20,
             "seconds": int(seconds + 2) if seconds else 0,
             "processes": _PROCESSES + (0 if namespaces or os.getuid() == 0 else _own_threads()),
             "uid": _FIRST_UID + time.monotonic_ns() // 1000 % 0xFFFFFFF,
         }
-        python = [sys.executable, "-I"]
-        self._process = subprocess.Popen(
-            [*python, "-S", str(_HERE / "enter.py"), json.dumps(limits), *python, "-B", str(_HERE / "guest.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**_ENVIRONMENT, **dict.fromkeys(("HOME", "TMPDIR"), "/sandbox" if namespaces else self._folder)},
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self.is_usable = True  # until something goes wrong
-        self._in, self._out, self._rest = self._process.stdin.fileno(), self._process.stdout.fileno(), b""
-        os.set_blocking(self._in, False)
-        self._poll = select.poll()
-        self._poll.register(self._out, select.POLLIN)
+        home, python = "/sandbox" if namespaces else self._folder.name, [sys.executable, "-I"]
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*python, "-S", str(_HERE / "enter.py"), json.dumps(limits), *python, "-B", str(_HERE / "guest.py")],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                env={**_ENVIRONMENT, "HOME": home, "TMPDIR": home},
+                start_new_session=True,
+            )
+        self._received = b""
 
     def request(self, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """Return the answer to a message; a NoScoreError where none comes in time, and the program is of no more use."""
-        self.is_usable = False
-        answer = self._exchange(message, seconds)
-        self.is_usable = True
-        return answer
-
-    def _exchange(self, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        deadline, pending = time.monotonic() + seconds, json.dumps(message, default=str).encode() + b"\n"
-        while b"\n" not in self._rest:
-            if (left := deadline - time.monotonic()) <= 0:
-                raise NoScoreError("It took too long and was stopped.")
-            self._poll.register(self._in, select.POLLOUT) if pending else None
-            for descriptor, _ in self._poll.poll(left * 1000 + 1):
-                if descriptor == self._in:
-                    with contextlib.suppress(BlockingIOError, BrokenPipeError):
-                        pending = pending[os.write(self._in, pending[:65536]) :]
-                    if not pending:
-                        self._poll.unregister(self._in)
-                elif piece := os.read(self._out, 65536):
-                    self._rest += piece
-                else:
+        deadline = time.monotonic() + seconds
+        try:
+            self._channel.settimeout(max(seconds, 0.001))
+            self._channel.sendall(json.dumps(message, default=str).encode() + b"\n")
+            while b"\n" not in self._received:
+                self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
+                self._received += (piece := self._channel.recv(65536))
+                if not piece:
                     raise NoScoreError(self._end())
-            if len(self._rest) > _MOST_BYTES:
-                raise NoScoreError(f"It wrote more than {_MOST_BYTES:,} bytes and was stopped.")
-        line, _, self._rest = self._rest.partition(b"\n")
+                if len(self._received) > _MOST_BYTES:
+                    raise NoScoreError(f"It wrote more than {_MOST_BYTES:,} bytes and was stopped.")
+        except TimeoutError:
+            raise NoScoreError("It took too long and was stopped.") from None
+        except OSError:
+            raise NoScoreError(self._end()) from None
+        line, _, self._received = self._received.partition(b"\n")
         with contextlib.suppress(ValueError, RecursionError):
             if isinstance(answer := json.loads(line), dict):
                 return answer
@@ -112,15 +100,16 @@ class Program:
     def close(self) -> None:
         """End the program, and remove its folder."""
         self.kill()
-        with self._process:
-            pass
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._process.wait()
+        self._channel.close()
+        self._folder.cleanup()
 
     def _end(self) -> str:
-        code = self._process.wait()
-        return (
-            "It ran out of memory or was killed." if code in (-9 & 0xFF, -9) else f"It ended by itself (code {code})."
-        )
+        try:
+            code = self._process.wait(_ENDS_WITHIN_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "It closed its channel and was stopped."
+        return "It ran out of memory or was killed." if code in (247, -9) else f"It ended by itself (code {code})."
 
 
 @functools.cache

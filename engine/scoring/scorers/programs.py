@@ -22,7 +22,9 @@ class FileScorer(SandboxedScorer):
     """A file of Python."""
 
     label, sentence = "File", "What `def score(prompt, answer, **columns) -> float | None` of a Python file returns."
-    example_file: ClassVar = 'def score(prompt, answer, **_):\n    return answer.count("!") / 2 if answer else None\n'
+    example_file: ClassVar = (
+        'def score(prompt, answer, **columns):\n    return answer.count("!") / 2 if answer else None\n'
+    )
     examples = (Example("Yes!", 0.5, {}, _FILE), Example("", None, {}, _FILE))
     keeps_programs: ClassVar[bool] = True
     scorer: Literal["file"]
@@ -42,8 +44,8 @@ class FileScorer(SandboxedScorer):
 
     def run(self, row: ScoredAnswer, programs: Sequence["Program"]) -> Any:
         """Return what the file's `score` does."""
-        names = {"prompt": "column_prompt", "answer": "column_answer"}
-        columns = {names.get(name, name): value for name, value in row.columns.items()}
+        renamed = {name: f"column_{name}" for name in ("prompt", "answer")}
+        columns = {renamed.get(name, name): value for name, value in row.columns.items()}
         reply = programs[0].request({**row._asdict(), "columns": columns}, self.seconds)
         return reply["value"] if "value" in reply else Verdict(None, f"{Path(self.path).name} {_failure(reply)}.")
 

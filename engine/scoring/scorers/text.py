@@ -1,29 +1,36 @@
-"""Scorers that look for text: equality, parts, a pattern, and a length."""
+"""Scorers that look for text: equality, parts, a pattern, a length, a number, and one of several choices."""
 
+import itertools
+import math
 import re
-from typing import ClassVar, Literal, Self
+import statistics
+from collections import deque
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from loratory.engine.scoring.base import Example, NoScoreError, ReferenceScorer, ScoredAnswer, Scorer
+from loratory.engine.errors import shorten
+from loratory.engine.scoring.base import Example, NoScoreError, ReferenceScorer, ScoredAnswer, Scorer, Verdict
 from loratory.engine.section import setting
 
 _PATTERN_SECONDS = 1.0
 _WORD = re.compile(r"[^\W_]+")
-_PARIS = {"answer": "Paris"}
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])[-+−])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"  # 1,234.5
+)
+_LETTERS = "ABCDEFGHIJ"
+_BARE = re.compile(r"(?:(?<=\()|(?<=\*\*)|(?<![\w'’*(]))([A-J])(?=\)|\*\*|[.:,;]?\s*$|[.:,;]\s)", re.MULTILINE)
+_STATED = re.compile(
+    r"(?:\\boxed\s*\{|\b(?i:answer|choice|option)\b(?i:\s*(?:is|would be|must be))?)[\s:=*(\[{\\a-z_]{0,30}?\b([A-J])\b(?!['’])"
+)
+_PARIS, _B = {"answer": "Paris"}, {"answer": "B"}
 
 
 class Equals(ReferenceScorer):
     """Equality with the reference."""
 
     label, sentence = "Equals", "1 where the answer is the reference, apart from white space."
-    examples: ClassVar[tuple[Example, ...]] = (
-        Example(" Paris\n", 1.0, _PARIS),
-        Example("paris.", 1.0, _PARIS, {"ignore_case": True, "ignore_punctuation": True}),
-        Example("<think>Rome?</think>Paris", 1.0, _PARIS),
-        Example("Paris London Rome", 0.0, _PARIS),
-        Example("", None, {"answer": ""}),
-    )
+    examples = (Example(" Paris\n", 1.0, _PARIS), Example("Paris London Rome", 0.0, _PARIS))
     scorer: Literal["equals"]
     ignore_case: bool = setting(False, "Ignore case")
     """Upper and lower case are the same."""
@@ -40,54 +47,39 @@ class Equals(ReferenceScorer):
         return _WORD.findall(text) if self.ignore_punctuation else text.split()
 
 
-class Contains(Scorer):
+class Contains(ReferenceScorer):
     """The reference as a part of the answer."""
 
-    label, sentence = "Contains", "1 where the answer contains the reference."
-    examples: ClassVar[tuple[Example, ...]] = (
-        Example("It is Paris.", 1.0, _PARIS),
-        Example("Parisian", 0.0, _PARIS),
-        Example("red", 0.5, {"answer": ["red", "blue"]}, {"need": "share"}),
-        Example("red", 0.0, {"answer": ["red", "blue"]}, {"need": "all"}),
-        Example("anything", None, {"answer": "  "}),
-    )
+    label, sentence = "Contains", "1 where the answer contains the reference, in upper or lower case."
+    examples = (Example("It is Paris.", 1.0, _PARIS), Example("Parisian", 0.0, _PARIS))
     scorer: Literal["contains"]
-    column: str = setting("answer", "Reference column", min_length=1, max_length=200)
-    """The column that has the text, or a list of texts, to be found."""
     need: Literal["any", "all", "share"] = setting("any", "Of several")
     """Of several texts, whether one is enough, all are needed, or the share that is found counts."""
-    ignore_case: bool = setting(True, "Ignore case")
-    """Upper and lower case are the same."""
     whole_words: bool = setting(True, "Whole words")
     """Does not find a text inside a longer word. Turn it off for languages without spaces."""
 
     def rate(self, row: ScoredAnswer) -> float:
         """Return how much of the references is found."""
-        patterns = [re.escape(text.strip()) for text in row.references(self.column)]
-        patterns = [rf"(?<!\w){text}(?!\w)" for text in patterns] if self.whole_words else patterns
-        flags = re.IGNORECASE if self.ignore_case else 0
-        share = sum(re.search(text, row.answer, flags) is not None for text in patterns) / len(patterns)
-        return share if self.need == "share" else float(share > 0 if self.need == "any" else share == 1)
+        scores = [self.compare(row.answer, text.strip()) for text in row.references(self.column)]
+        return {"any": max(scores), "all": min(scores), "share": statistics.mean(scores)}[self.need]
+
+    def compare(self, answer: str, reference: str) -> float:
+        """Return 1 for a reference that is found."""
+        pattern = rf"(?<!\w){re.escape(reference)}(?!\w)" if self.whole_words else re.escape(reference)
+        return float(re.search(pattern, answer, re.IGNORECASE) is not None)
 
 
 class Pattern(Scorer):
     """A regular expression."""
 
     label, sentence = "Pattern", "1 where the answer matches a regular expression."
-    examples: ClassVar[tuple[Example, ...]] = (
-        Example("<answer>4</answer>", 1.0, {}, {"pattern": r"<answer>\d+</answer>"}),
-        Example("<answer>5</answer>", 0.0, {"answer": 4}, {"pattern": r"<answer>(.*?)</answer>", "column": "answer"}),
-        Example("<a>1</a><a>4</a>", 1.0, {"answer": 4}, {"pattern": r"<a>(.*?)</a>", "column": "answer"}),
-        Example("a" * 5000 + "!", None, {}, {"pattern": r"(?:a|aa|a?)+$(?<=b)|(a+a+)+b"}),
-        Example("", 0.0, {}, {"pattern": r"\d"}),
+    examples = (
+        Example("<a>1</a><a>4</a>", 1.0, {"answer": 4}, {"pattern": "<a>(.*?)</a>", "column": "answer"}),
+        Example("four", 0.0, {}, {"pattern": r"\d"}),
     )
     scorer: Literal["regex"]
     pattern: str = setting(..., "Pattern", min_length=1, max_length=2000)
-    """A regular expression of Python. `.` matches line ends as well."""
-    whole_answer: bool = setting(False, "Whole answer")
-    """The pattern must match all of the answer, apart from white space around it."""
-    ignore_case: bool = setting(False, "Ignore case")
-    """Upper and lower case are the same."""
+    """A regular expression of Python. `.` matches line ends as well; `(?i)` ignores case."""
     column: str = setting("", "Reference column", max_length=200)
     """The first group of the last match must equal this column. Empty compares nothing."""
 
@@ -107,35 +99,24 @@ class Pattern(Scorer):
         """Return 1 for a match, within a second."""
         import regex
 
-        pattern, text = (
-            regex.compile(self.pattern, regex.DOTALL | regex.IGNORECASE * self.ignore_case),
-            row.answer.strip(),
-        )
+        pattern = regex.compile(self.pattern, regex.DOTALL)
         try:
-            if self.column and not self.whole_answer:
-                match = next(reversed(list(pattern.finditer(text, timeout=_PATTERN_SECONDS))), None)
-            else:
-                match = (pattern.fullmatch if self.whole_answer else pattern.search)(text, timeout=_PATTERN_SECONDS)
+            matches = pattern.finditer(row.answer.strip(), timeout=_PATTERN_SECONDS)
+            last = deque(matches if self.column else itertools.islice(matches, 1), maxlen=1)
         except TimeoutError:
             raise NoScoreError(f"The pattern took longer than {_PATTERN_SECONDS:g} s.") from None
-        texts = [reference.split() for reference in row.references(self.column)] if self.column else []
-        return float(match is not None and (not self.column or (match[1] or "").split() in texts))
+        texts = [text.split() for text in row.references(self.column)] if self.column else []
+        return float(any(not self.column or (match[1] or "").split() in texts for match in last))
 
 
 class Length(Scorer):
     """The length of the answer."""
 
     label, sentence = "Length", "1 where the length is within a band, and less the farther it is outside."
-    examples: ClassVar[tuple[Example, ...]] = (
-        Example("one two three", 1.0, {}, {"at_most": 3}),
-        Example("one two three four", 0.5, {}, {"at_most": 3, "falloff": 2}),
-        Example("one two three four", 0.0, {}, {"at_most": 3}),
-        Example("", 0.0),
-        Example("a" * 1_000_001, None),
-    )
+    examples = (Example("one two three", 1.0), Example("one two", 0.5, {}, {"at_most": 1, "falloff": 2}))
     scorer: Literal["length"]
-    unit: Literal["words", "characters", "tokens"] = setting("words", "Unit")
-    """What is counted. Tokens are what white space separates."""
+    unit: Literal["words", "characters"] = setting("words", "Unit")
+    """What is counted."""
     at_least: int = setting(1, "At least", ge=0, le=1_000_000)
     """The shortest length that scores 1."""
     at_most: int = setting(200, "At most", ge=0, le=1_000_000)
@@ -151,7 +132,67 @@ class Length(Scorer):
 
     def rate(self, row: ScoredAnswer) -> float:
         """Return 1 within the band, and a linear fall-off outside."""
-        text = row.answer.strip()
-        length = {"words": len(_WORD.findall(text)), "characters": len(text), "tokens": len(text.split())}[self.unit]
+        length = len(_WORD.findall(row.answer) if self.unit == "words" else row.answer.strip())
         miss = max(self.at_least - length, length - self.at_most, 0)
         return max(0.0, 1 - miss / self.falloff) if self.falloff else float(miss == 0)
+
+
+class Number(ReferenceScorer):
+    """A number."""
+
+    label, sentence = "Number", "1 where the last number of the answer is the last one of the reference."
+    examples = (
+        Example("So 70 + 2 = **1,072**.", 1.0, {"answer": "She has 1072.\n#### 1072"}),
+        Example("105", 1.0, {"answer": 100}, {"relative_tolerance": 0.05}),
+    )
+    scorer: Literal["number"]
+    tolerance: float = setting(1e-6, "Tolerance", ge=0.0)
+    """How far the number may be off."""
+    relative_tolerance: float = setting(0.0, "Relative tolerance", ge=0.0, le=1.0)
+    """How far it may be off as a share of the larger number, where that is more."""
+
+    def compare(self, answer: str, reference: str) -> float:
+        """Compare the last numbers."""
+        number, expected = _last_number(answer), _last_number(reference)
+        if expected is None:
+            raise NoScoreError(f"The reference has no number: {shorten(reference)}.")
+        tolerances = {"rel_tol": self.relative_tolerance, "abs_tol": self.tolerance}
+        return float(number is not None and math.isclose(number, expected, **tolerances))
+
+
+def _last_number(text: str) -> float | None:
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "").replace("−", "-")) if numbers else None
+
+
+class Choice(Scorer):
+    """Multiple choice."""
+
+    label, sentence = "Choice", "1 where the answer settles on the letter of the right choice."
+    examples = (Example("A) red\nB) blue\n\n**Answer: B**", 1.0, _B), Example("A, B, C, D", 0.0, _B))
+    scorer: Literal["choice"]
+    column: str = setting("answer", "Reference column", min_length=1, max_length=200)
+    """The column that has the right choice: its letter, its text, or its number from 0."""
+    choices_column: str = setting("choices", "Choices column", min_length=1, max_length=200)
+    """The column that lists the texts of the choices, where the row has it."""
+
+    def rate(self, row: ScoredAnswer) -> Verdict:
+        """Return 1 where the answer names the right choice and no other last."""
+        choices = row.columns.get(self.choices_column) or ()
+        texts = [str(text) for text in (choices.get("text", ()) if isinstance(choices, dict) else choices)]
+        right = _letter_of(row.value(self.column), texts)
+        letters = _LETTERS[: len(texts) or max(5, _LETTERS.find(right) + 1)]  # few, as I is a word as well
+        if not right or right not in letters:
+            raise NoScoreError(f"The reference is not one of the choices: {shorten(str(row.columns[self.column]))}.")
+        statements = [letter for letter in _STATED.findall(row.answer) if letter in letters]
+        picks = statements or [letter for letter in _BARE.findall(row.answer) if letter in letters]
+        if len(set(picks)) > 1 and (not statements or len(set(picks)) >= len(texts or "ABCD")):
+            return Verdict(0.0, f"The answer names {len(set(picks))} choices.")
+        pick = picks[-1] if picks else "no choice"
+        return Verdict(float(pick == right), "" if pick == right else f"{pick} instead of {right}.")
+
+
+def _letter_of(value: Any, texts: list[str]) -> str:
+    text = str(value).strip()
+    index = texts.index(text) if text in texts else int(text) if text.isdecimal() else None
+    return text.strip("(). ").upper() if index is None else _LETTERS[index : index + 1]

@@ -1,0 +1,105 @@
+"""Rewards as cards, and a try of them, on a page whose model is invented."""
+
+import pytest
+
+from loratory.engine.evaluation.samples import AnswerSample, PromptSamples
+from loratory.engine.evaluation.try_reward import TryRewardConfig
+from loratory.engine.scoring.base import Verdict
+from loratory.engine.scoring.registry import SCORERS, scorer_from
+from loratory.ui.tabs.rewards import _key
+from loratory.ui.tabs.train import TrainTab
+from loratory.ui.views.rewards import render_rewards, render_tried, render_try
+from tests.fake_try import FakeTry
+from tests.invented_runs import a_config
+from tests.ui.form_visitor import FormVisitor
+from tests.waiting import PATIENCE_SECONDS
+
+GRPO = {"training__objective": "grpo", "training__rewards": [{"scorer": "number"}]}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_every_scorer_has_a_card_with_a_control_for_each_setting(name):
+    kind = SCORERS[name]
+    html = render_rewards([{"scorer": name}])
+
+    assert f'data-scorer="{name}"' in html
+    assert kind.sentence.split("`")[0].replace("'", "&#x27;")[:20] in html
+    for field in kind.model_fields:
+        assert (f'data-field="{field}"' in html) == (field != "scorer")
+
+
+def test_values_of_a_draft_are_in_the_controls_and_strangers_are_left_out():
+    rewards = [{"scorer": "number", "weight": 2.5, "column": '"><script>'}, {"scorer": "<b>"}, "number", 7]
+    html = render_rewards(rewards)
+
+    assert html.count("<fieldset") == 1
+    assert 'value="2.5"' in html
+    assert "<script>" not in html
+    assert "<b>" not in html
+
+
+def test_a_try_has_its_verdict_figures_bad_answers_and_answers(tmp_path):
+    config = a_config(**GRPO)
+    attempt = FakeTry(None, config, TryRewardConfig())
+    html = render_try(attempt.run(), config, 60)
+
+    assert "Can learn" in html
+    assert "The answers of 2 of 4 prompts differ in their reward." in html
+    assert "for 60 steps, about" in html
+    assert "The empty answer" in html
+    assert html.count("<details") == 4
+    assert "no difference" in html
+
+
+def test_texts_of_models_and_reasons_are_escaped():
+    scorers = [scorer_from({"scorer": "number"})]
+    verdicts = (Verdict(None, 'No "number" <i>'),)
+    answer = AnswerSample.from_verdicts("<img src=x>", 3, verdicts, scorers, is_cut=True)
+    html = render_tried([PromptSamples(row=0, prompt="<p>", reference="<q>", answers=(answer,))], ["Number"])
+
+    assert "<img" not in html
+    assert "<q>" not in html
+    assert "&quot;number&quot;" in html
+    assert "cut" in html
+
+
+@pytest.fixture
+def visitor(laid_out):
+    return FormVisitor(laid_out(TrainTab).page)
+
+
+def test_the_cards_of_a_draft_are_shown_and_a_try_of_it_runs_to_its_end(laid_out):
+    tab = laid_out(TrainTab)
+    part, visitor = tab.objective.rewards, FormVisitor(tab.page)
+    assert not part.state(visitor.draft)[part.stop]["visible"]
+
+    visitor.fill(a_config(**GRPO).model_dump(mode="json"))
+    draft = visitor.draft
+    assert draft.objective.samples_answers
+    assert draft.config.training.rewards == (scorer_from({"scorer": "number"}),)
+    part.begin(draft)
+    work = tab.page.services.tries.find(_key(draft.config))
+    assert work.done.wait(PATIENCE_SECONDS)
+
+    assert "Can learn" in part.state(draft)[part.job.status]
+    visitor.change({"training": {"temperature": 0.5}})
+    assert "Can learn" not in part.state(visitor.draft)[part.job.status], "other answers would be sampled"
+
+
+def test_a_try_can_be_stopped_and_keeps_what_was_answered(laid_out, services):
+    tab = laid_out(TrainTab)
+    part, visitor = tab.objective.rewards, FormVisitor(tab.page)
+    visitor.fill(a_config(**GRPO).model_dump(mode="json"))
+    attempt = FakeTry(services.home, visitor.draft.config, TryRewardConfig(), pace=60.0)
+    work = services.tries.start(_key(visitor.draft.config), "A try", attempt)
+
+    part.end(visitor.draft)
+
+    assert work.done.wait(PATIENCE_SECONDS)
+    assert "Stopped." in part.state(visitor.draft)[part.job.status]
+
+
+def test_changed_rewards_are_named_by_their_scorers(visitor):
+    visitor.fill(a_config(**GRPO).model_dump(mode="json"))
+    visitor.change({"training": {"rewards": [{"scorer": "number"}, {"scorer": "length"}]}})
+    assert "number → number, length" in visitor.applied_notice
