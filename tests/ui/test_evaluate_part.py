@@ -156,9 +156,9 @@ def test_a_test_set_is_answered_with_the_scorers_that_are_chosen(part, services,
     assert work.done.wait(WAIT_SECONDS)
     (test,) = work.job.request.tests
     assert (test.source, [scorer.scorer for scorer in test.scorers]) == ("rows.jsonl", ["number", "length"])
-    offered = {name for _, name in part.scorers.choices}
-    assert {"equals", "number", "rouge_l"} <= offered
-    assert not {"file", "judge", "regex"} & offered, "they need settings"
+    choices = {name for _, name in part.scorers.choices}
+    assert {"equals", "number", "rouge_l"} <= choices
+    assert not {"file", "judge", "regex"} & choices, "they need settings"
 
 
 def test_scores_of_a_test_set_are_shown_with_their_intervals_and_answers_escaped():
