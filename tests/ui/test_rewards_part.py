@@ -8,6 +8,7 @@ from loratory.engine.scoring.base import Verdict
 from loratory.engine.scoring.registry import SCORERS, scorer_from
 from loratory.ui.tabs.rewards import _key
 from loratory.ui.tabs.train import TrainTab
+from loratory.ui.views.memory import render_side_panel
 from loratory.ui.views.rewards import render_rewards, render_tried, render_try
 from tests.fake_try import FakeTry
 from tests.invented_runs import a_config
@@ -103,3 +104,8 @@ def test_changed_rewards_are_named_by_their_scorers(visitor):
     visitor.fill(a_config(**GRPO).model_dump(mode="json"))
     visitor.change({"training": {"rewards": [{"scorer": "number"}, {"scorer": "length"}]}})
     assert "number → number, length" in visitor.applied_notice
+
+
+def test_a_beta_of_zero_is_named_in_the_panel(visitor):
+    visitor.fill(a_config(**GRPO, training__beta=0).model_dump(mode="json"))
+    assert "GRPO, dapo, beta 0<" in render_side_panel(visitor.draft, "")

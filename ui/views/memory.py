@@ -70,7 +70,7 @@ def _objective(draft: Draft) -> str:
     training, objective = draft.mapping.get("training", {}), draft.objective
     if objective.learns_answers:
         return ""
-    settings = {name: training[name] for name in ("beta", "loss_type") if training.get(name)}
+    settings = {name: training[name] for name in ("beta", "loss_type") if training.get(name) is not None}
     try:
         return objective.summary(ObjectiveSettings.model_validate(settings))
     except ValueError:  # what is wrong is listed below
