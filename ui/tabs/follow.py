@@ -46,6 +46,7 @@ from loratory.ui.views import run_view
 from loratory.ui.views.answers import render_answers
 from loratory.ui.views.html import error_box
 from loratory.ui.views.loss_chart import ChartView, loss_figure
+from loratory.ui.views.rewards import render_rollout
 from loratory.ui.views.step_charts import reward_figure, small_figures
 
 _MOST_SMOOTHING = 0.99
@@ -323,7 +324,7 @@ class FollowPart:
             self.small: self._figure(snapshot, "small", lambda: small_figures(history, predicted_bytes, run.id)),
             self.made_of: run_view.render_run_settings(snapshot) if self.choice is not None else "",
             self.memory: run_view.render_memory(snapshot) + run_view.render_time(snapshot),
-            self.answers: self._figure(snapshot, "answers", lambda: render_answers(snapshot)),
+            self.answers: self._figure(snapshot, "answers", lambda: _answers(snapshot)),
             self.warnings: run_view.render_warnings(snapshot) + run_view.render_left_out(left_out),
             self.timeline: run_view.render_timeline(snapshot),
             self.stop: gr.update(
@@ -357,6 +358,11 @@ class FollowPart:
 def _preferences(snapshot: RunSnapshot) -> str:
     config = snapshot.config
     return reward_figure(snapshot.history, config.training, snapshot.run.id) if config is not None else ""
+
+
+def _answers(snapshot: RunSnapshot) -> str:
+    rewards = snapshot.config.training.rewards if snapshot.config is not None else ()
+    return render_answers(snapshot) + render_rollout(snapshot.history, rewards)
 
 
 def _view_of(smoothing: float | None, log_axis: bool) -> ChartView:

@@ -21,7 +21,10 @@ def render_answers(snapshot: RunSnapshot) -> str:
         answers = config is not None and config.dataset.eval_fraction and config.training.eval_max_new_tokens != 0
         sentence = "A small model answers held-out prompts at each evaluation, first before training."
         return html.small(sentence) if answers and snapshot.is_live and not history.evals else ""
-    losses = {point.step: f", held-out loss {point.eval_loss:.2f}" for point in history.evals}
+    losses = {
+        point.step: f", held-out loss {point.eval_loss:.2f}" if point.reward is None else f", reward {point.reward:.2f}"
+        for point in history.evals
+    }
     first, newest, rows = history.answers[0], len(history.answers) - 1, ""
     labels = [f"Step {point.step:,}{losses.get(point.step, '')}" for point in history.answers]
     for number, (name, prompt, reference) in enumerate(zip(first.names, first.prompts, first.references, strict=True)):

@@ -11,9 +11,11 @@ from pydantic.fields import FieldInfo
 from loratory.engine.config.run import RunConfig, field_of
 from loratory.engine.evaluation.samples import AnswerSample, PromptSamples
 from loratory.engine.evaluation.try_reward import TryRewardResult, judge
+from loratory.engine.runs.history.events import RolloutSample
+from loratory.engine.runs.history.run_history import RunHistory
 from loratory.engine.scoring.base import Scorer
 from loratory.engine.scoring.registry import SCORERS
-from loratory.ui.views.html import Column, alarm, duration, facts, plural, table
+from loratory.ui.views.html import Column, alarm, duration, facts, plural, small, table
 
 _BEHIND = frozenset({"ignore_reasoning", "seconds", "memory_mib"})  # settings that are folded in
 _LONG = 400  # characters; a setting that takes more gets a larger box
@@ -110,6 +112,26 @@ def render_try(result: TryRewardResult, config: RunConfig, steps: int | None) ->
     bad = [(escape(answer.name.capitalize()), _reward(answer.reward, highest)) for answer in result.bad_answers]
     bad_table = table(["Deliberately bad answers", Column.of_numbers("Earn")], bad)
     return f"{head}{facts(figures)}{''.join(map(_note, result.notes))}{bad_table}{render_tried(result.prompts, result.scorers)}"
+
+
+def render_rollout(history: RunHistory, rewards: Sequence[Scorer]) -> str:
+    """Return some of the answers that the newest logged step was trained on, with their scores and advantages."""
+    if not history.rollouts:
+        return ""
+    newest, prompts = history.rollouts[-1], dict[str, list[RolloutSample]]()
+    for sample in newest.samples:
+        prompts.setdefault(sample.prompt, []).append(sample)
+    columns: list[Column | str] = ["Answer", *(Column.of_numbers(escape(scorer.label)) for scorer in rewards)]
+    columns.append(Column.of_numbers("Advantage"))
+    html = ""
+    for prompt, samples in prompts.items():
+        rows = []
+        for sample in samples:
+            verdicts = zip(sample.scores, sample.reasons or [""] * len(sample.scores), strict=False)
+            text = escape(sample.answer[:_MOST_CHARACTERS]) or "<i>empty</i>"
+            rows.append((text, *(_verdict(*verdict) for verdict in verdicts), f"{sample.advantage:+.2f}"))
+        html += f"{small(prompt[-_MOST_CHARACTERS:])}{table(columns, rows)}"
+    return f'<section aria-label="Answers of a step"><h3>Answers of step {newest.step:,}</h3>{html}</section>'
 
 
 def _note(text: str) -> str:
