@@ -5,13 +5,18 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from loratory.engine.errors import brief_repr, shorten
 from loratory.engine.section import Section, setting
 
-if TYPE_CHECKING:
-    from loratory.engine.scoring.sandbox.program import Program
+
+class Program(Protocol):
+    """A program in the sandbox."""
+
+    def request(self, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        """Return the reply to a message, or raise NoScoreError where none comes in time."""
+
 
 LONGEST_ANSWER = 1_000_000  # characters; a longer one is not scored
 _FENCE = re.compile(r"^```[ \t]*(\w*)[^\n]*\n(.*?)(?:^```|\Z)", re.DOTALL | re.MULTILINE)
@@ -80,7 +85,7 @@ class Scorer(Section):
         try:
             if len(row.answer) > LONGEST_ANSWER:
                 raise NoScoreError(f"The answer has {len(row.answer):,} characters; {LONGEST_ANSWER:,} is the most.")
-            answer = without_reasoning(row.answer) if self.ignore_reasoning else row.answer
+            answer = skip_reasoning(row.answer) if self.ignore_reasoning else row.answer
             return checked((rate or self.rate)(row._replace(answer=answer)))
         except NoScoreError as error:
             return Verdict(None, str(error))
@@ -118,11 +123,11 @@ class SandboxedScorer(Scorer):
     memory_mib: int = setting(1024, "Memory (MiB)", ge=64, le=65_536)
     """Memory limit of each process."""
 
-    def open(self, programs: Sequence["Program"]) -> None:
+    def open(self, programs: Sequence[Program]) -> None:
         """Prepare programs that have just started."""
 
     @abstractmethod
-    def run(self, row: ScoredAnswer, programs: Sequence["Program"]) -> Any:
+    def run(self, row: ScoredAnswer, programs: Sequence[Program]) -> Any:
         """Return what `rate` does."""
 
 
@@ -134,7 +139,7 @@ def checked(value: Any) -> Verdict:
     return Verdict(None, reason or f"The scorer gave {brief_repr(score)}, which is not a number from 0 to 1.")
 
 
-def without_reasoning(answer: str) -> str:
+def skip_reasoning(answer: str) -> str:
     """Return what follows `</think>`; nothing where reasoning begins and does not end."""
     _, end, rest = answer.rpartition("</think>")
     return rest.strip() if end else "" if answer.lstrip().startswith("<think>") else answer

@@ -4,7 +4,7 @@ import functools
 import operator
 import pkgutil
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,16 +13,13 @@ from pydantic import Field, TypeAdapter
 from loratory.engine.scoring import scorers
 from loratory.engine.scoring.base import Scorer
 
-
-def _find_scorers() -> Iterator[tuple[str, type[Scorer]]]:
-    for module in sorted(info.name for info in pkgutil.iter_modules(scorers.__path__)):
-        for kind in vars(import_module(f"{scorers.__name__}.{module}")).values():
-            if isinstance(kind, type) and issubclass(kind, Scorer):
-                for name in typing.get_args(kind.model_fields["scorer"].annotation):
-                    yield name, kind
-
-
-SCORERS: Mapping[str, type[Scorer]] = dict(_find_scorers())
+SCORERS: Mapping[str, type[Scorer]] = {
+    name: kind
+    for module in sorted(info.name for info in pkgutil.iter_modules(scorers.__path__))
+    for kind in vars(import_module(f"{scorers.__name__}.{module}")).values()
+    if isinstance(kind, type) and issubclass(kind, Scorer)
+    for name in typing.get_args(kind.model_fields["scorer"].annotation)
+}
 
 if TYPE_CHECKING:
     AnyScorer = Scorer

@@ -57,7 +57,8 @@ class ScoringSession(AbstractContextManager["ScoringSession"]):
             program.kill()
         self._others.shutdown(wait=False, cancel_futures=True)
         self._sandboxes.shutdown(cancel_futures=True)
-        self._discard(tuple(self._running))
+        for program in tuple(self._running):
+            program.close()
 
     def score(
         self, rows: Sequence[ScoredAnswer], between: Callable[[], None] = lambda: None
@@ -90,27 +91,20 @@ class ScoringSession(AbstractContextManager["ScoringSession"]):
         programs = self._kept.pop(key, ())
         try:
             if not programs:
-                programs = self._start(scorer)
+                seconds = 0 if scorer.keeps_programs else scorer.seconds
+                programs = tuple(Program(scorer.memory_mib, seconds) for _ in range(scorer.programs))
+                self._running.update(programs)
+                if self._is_stopped:
+                    raise NoScoreError(_STOPPED)
                 scorer.open(programs)
             value = scorer.run(row, programs)
             if scorer.keeps_programs:
                 self._kept[key], programs = programs, ()
             return value
         finally:
-            self._discard(programs)
-
-    def _start(self, scorer: SandboxedScorer) -> tuple[Program, ...]:
-        seconds = 0 if scorer.keeps_programs else scorer.seconds
-        programs = tuple(Program(scorer.memory_mib, seconds) for _ in range(scorer.programs))
-        self._running.update(programs)
-        if self._is_stopped:
-            raise NoScoreError(_STOPPED)
-        return programs
-
-    def _discard(self, programs: Sequence[Program]) -> None:
-        self._running.difference_update(programs)
-        for program in programs:
-            program.close()
+            for program in programs:
+                self._running.discard(program)
+                program.close()
 
     def _run_judge(self, judge: Judge, row: ScoredAnswer) -> Verdict:
         failures = self._failures[judge]

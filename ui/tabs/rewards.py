@@ -28,7 +28,6 @@ class RewardsPart:
         self.page = page
         page.form.register("training.rewards", gr.State([]))
         with gr.Column(visible=False, elem_id="rewards-part") as column:
-            gr.HTML("<h3>Rewards</h3>")
             self.cards = pick_list(elem_id="rewards", more=("rewards",))
             page.form.show_problems_of("training.rewards", self.cards)
             with gr.Row():

@@ -32,7 +32,7 @@ def render_rewards(rewards: Sequence[Any]) -> str:
     )
     help_text = f'<p class="small info-text">{escape(field_of("training.rewards").description or "")}</p>'
     add = f'<label class="add-scorer">Add a scorer <select class="add"><option value="">Choose …</option>{options}</select></label>'
-    return f'<div class="rewards">{help_text}{cards}{add}</div>'
+    return f'<div class="rewards"><h3>Rewards</h3>{help_text}{cards}{add}</div>'
 
 
 def _card(number: int, kind: type[Scorer], values: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from loratory.engine.evaluation.job import AnswerScores, MeanScores
-from loratory.engine.scoring.scorers.similarity import chrf, rouge_l
+from loratory.engine.scoring.scorers.text import chrf, rouge_l
 
 
 def score_answer(answer: str, reference: str) -> AnswerScores:

@@ -29,7 +29,12 @@ def main(limits: dict[str, Any], program: list[str]) -> None:
     if limits["namespaces"]:
         with contextlib.suppress(OSError):  # the first to go where memory is short
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
-        _leave(is_root)
+        ids = {"setgroups": "deny", "uid_map": f"{_INSIDE} {os.getuid()} 1", "gid_map": f"{_INSIDE} {os.getgid()} 1"}
+        is_root = is_root and ctypes.CDLL(None).unshare(_NEW_NAMESPACES) == 0  # root may lack the right
+        if not is_root:
+            _call("unshare", _NEW_NAMESPACES | _NEW_USER)
+            for name, text in ids.items():
+                Path("/proc/self", name).write_text(text, encoding="utf-8")
         _end_with_parent()
         if child := os.fork():
             os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
@@ -53,14 +58,6 @@ def main(limits: dict[str, Any], program: list[str]) -> None:
         _end_with_parent()  # a change of account dropped it
         _call("prctl", _NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     os.execv(program[0], program)  # noqa: S606
-
-
-def _leave(is_root: bool) -> None:
-    """Enter new namespaces; root needs none of users, as it changes to an account of the sandbox."""
-    ids = {"setgroups": "deny", "uid_map": f"{_INSIDE} {os.getuid()} 1", "gid_map": f"{_INSIDE} {os.getgid()} 1"}
-    _call("unshare", _NEW_NAMESPACES | (0 if is_root else _NEW_USER))
-    for name, text in ({} if is_root else ids).items():
-        Path("/proc/self", name).write_text(text, encoding="utf-8")
 
 
 def _build_root(folder: str, readable: list[str]) -> None:

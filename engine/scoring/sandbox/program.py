@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
@@ -29,19 +29,12 @@ _ENDS_WITHIN_SECONDS = 1.0
 _ENVIRONMENT = {"PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-class Isolation(NamedTuple):
-    """What the sandbox guarantees on this machine."""
-
-    namespaces: bool
-    missing: tuple[str, ...]  # what code can still do, for people
-
-
 class Program:
     """Runs `guest.py` in a sandbox, and asks it."""
 
     def __init__(self, memory_mib: int, seconds: float = 0, namespaces: bool | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="loratory-sandbox-", ignore_cleanup_errors=True)
-        namespaces = isolation().namespaces if namespaces is None else namespaces
+        namespaces = not isolation() if namespaces is None else namespaces
         prefixes = (sys.prefix, sys.base_prefix, Path(sys.executable).resolve().parents[1], _HERE)
         limits = {
             "namespaces": namespaces,
@@ -63,28 +56,28 @@ class Program:
                 env={**_ENVIRONMENT, "HOME": home, "TMPDIR": home},
                 start_new_session=True,
             )
-        self._received = b""
 
     def request(self, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """Return the answer to a message; a NoScoreError where none comes in time, and the program is of no more use."""
-        deadline = time.monotonic() + seconds
+        deadline, received = time.monotonic() + seconds, b""
         try:
             self._channel.settimeout(max(seconds, 0.001))
             self._channel.sendall(json.dumps(message, default=str).encode() + b"\n")
-            while b"\n" not in self._received:
-                self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
-                self._received += (piece := self._channel.recv(65536))
+            while b"\n" not in received:
+                if (left := deadline - time.monotonic()) <= 0:  # also where bytes come one by one
+                    raise TimeoutError
+                self._channel.settimeout(left)
+                received += (piece := self._channel.recv(65536))
                 if not piece:
                     raise NoScoreError(self._end())
-                if len(self._received) > _MOST_BYTES:
+                if len(received) > _MOST_BYTES:
                     raise NoScoreError(f"It wrote more than {_MOST_BYTES:,} bytes and was stopped.")
         except TimeoutError:
             raise NoScoreError("It took too long and was stopped.") from None
         except OSError:
             raise NoScoreError(self._end()) from None
-        line, _, self._received = self._received.partition(b"\n")
-        with contextlib.suppress(ValueError, RecursionError):
-            if isinstance(answer := json.loads(line), dict):
+        with contextlib.suppress(ValueError, RecursionError):  # also where more than a line came
+            if isinstance(answer := json.loads(received), dict):
                 return answer
         raise NoScoreError("It wrote something else than an answer and was stopped.")
 
@@ -113,24 +106,20 @@ class Program:
 
 
 @functools.cache
-def isolation() -> Isolation:
-    """Try what the sandbox can do on this machine."""
+def isolation() -> tuple[str, ...]:
+    """Try the sandbox; return what code can still do on this machine, for people."""
     if sys.platform == "linux":
         program = Program(memory_mib=512, namespaces=True)
-        try:
+        with contextlib.closing(program), contextlib.suppress(NoScoreError):
             program.request({"source": ""}, _STARTS_WITHIN_SECONDS)
-            return Isolation(True, ())
-        except NoScoreError:
-            pass
-        finally:
-            program.close()
-    missing = ["use the network", "read files that its account may read", "leave processes behind"]
-    return Isolation(False, (*missing, *(["use more memory"] if sys.platform == "darwin" else [])))
+            return ()
+    missing = ("use the network", "read files that its account may read", "leave processes behind")
+    return (*missing, "use more memory") if sys.platform == "darwin" else missing
 
 
 def require_isolation(what: str) -> None:
     """Raise a WorkerError where the sandbox of this machine is not enough for code of people that share it."""
-    if missing := isolation().missing:
+    if missing := isolation():
         raise WorkerError(
             f"{what} needs a sandbox; on this machine code could {', '.join(missing)}.",
             "Let the server run on Linux with user namespaces, or use another scorer.",

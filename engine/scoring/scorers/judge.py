@@ -5,15 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from loratory.engine.errors import shorten
-from loratory.engine.scoring.base import (
-    Example,
-    NoScoreError,
-    ScoredAnswer,
-    Scorer,
-    Verdict,
-    json_of,
-    without_reasoning,
-)
+from loratory.engine.scoring.base import Example, NoScoreError, ScoredAnswer, Scorer, Verdict, json_of, skip_reasoning
 from loratory.engine.section import setting
 
 _PROPERTIES = {"reason": {"type": "string"}, "score": {"type": "number"}}
@@ -52,7 +44,7 @@ class Judge(Scorer):
         """Return what the judge gives."""
         text, _, is_cut = complete(self.messages(row), _SCHEMA)
         try:
-            reply = json_of(without_reasoning(text))
+            reply = json_of(skip_reasoning(text))
             return Verdict(reply["score"] / 10, shorten(str(reply.get("reason", "")), 500))
         except (ValueError, LookupError, TypeError, AttributeError):
             problem = "is cut at its token limit" if is_cut else "has no score"

@@ -3,14 +3,11 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from loratory.engine.errors import shorten
-from loratory.engine.scoring.base import Example, NoScoreError, SandboxedScorer, ScoredAnswer, Verdict, fences
+from loratory.engine.scoring.base import Example, NoScoreError, Program, SandboxedScorer, ScoredAnswer, Verdict, fences
 from loratory.engine.section import setting
-
-if TYPE_CHECKING:
-    from loratory.engine.scoring.sandbox.program import Program
 
 _STARTS_WITHIN_SECONDS = 20.0  # imports, which may take longer than an answer
 _MOST_BYTES = 1 << 20
@@ -22,16 +19,14 @@ class FileScorer(SandboxedScorer):
     """A file of Python."""
 
     label, sentence = "File", "What `def score(prompt, answer, **columns) -> float | None` of a Python file returns."
-    example_file: ClassVar = (
-        'def score(prompt, answer, **columns):\n    return answer.count("!") / 2 if answer else None\n'
-    )
+    example_file: ClassVar = 'def score(prompt, answer, **_):\n    return answer.count("!") / 2 if answer else None\n'
     examples = (Example("Yes!", 0.5, {}, _FILE), Example("", None, {}, _FILE))
     keeps_programs: ClassVar[bool] = True
     scorer: Literal["file"]
     path: str = setting(..., "File", min_length=1, max_length=4000)
     """The Python file, which runs in a sandbox. A column called answer is passed as column_answer."""
 
-    def open(self, programs: Sequence["Program"]) -> None:
+    def open(self, programs: Sequence[Program]) -> None:
         """Let the program run the file."""
         try:
             with Path(self.path).expanduser().open("rb") as file:
@@ -42,10 +37,10 @@ class FileScorer(SandboxedScorer):
         if "score" not in reply.get("value", ()):
             raise NoScoreError(f"{Path(self.path).name} {_failure(reply)}.")
 
-    def run(self, row: ScoredAnswer, programs: Sequence["Program"]) -> Any:
+    def run(self, row: ScoredAnswer, programs: Sequence[Program]) -> Any:
         """Return what the file's `score` does."""
-        renamed = {name: f"column_{name}" for name in ("prompt", "answer")}
-        columns = {renamed.get(name, name): value for name, value in row.columns.items()}
+        names = {"prompt": "column_prompt", "answer": "column_answer"}
+        columns = {names.get(name, name): value for name, value in row.columns.items()}
         reply = programs[0].request({**row._asdict(), "columns": columns}, self.seconds)
         return reply["value"] if "value" in reply else Verdict(None, f"{Path(self.path).name} {_failure(reply)}.")
 
@@ -72,7 +67,7 @@ class CodeTests(SandboxedScorer):
     partial_credit: bool = setting(False, "Partial credit")
     """Gives the share of tests that pass."""
 
-    def run(self, row: ScoredAnswer, programs: Sequence["Program"]) -> Verdict:
+    def run(self, row: ScoredAnswer, programs: Sequence[Program]) -> Verdict:
         """Run the code in one sandbox and the tests in another, and pass their calls on."""
         (code, tests), end = programs, time.monotonic() + self.seconds
         before = f"{row.value(self.before_column)}\n" if self.before_column else ""

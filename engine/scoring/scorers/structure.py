@@ -96,9 +96,8 @@ class ToolCall(Scorer):
         same_name = (Counter(name for name, _ in calls) & Counter(name for name, _ in expected)).total()
         most = max(len(calls), len(expected))
         reason = "" if right == most else f"{len(calls)} calls, {len(expected)} expected; {right} agree."
-        return Verdict(
-            (right + same_name) / (2 * most) if self.partial_credit and most else float(right == most), reason
-        )
+        share = (right + same_name) / (2 * most) if self.partial_credit and most else float(right == most)
+        return Verdict(share, reason)
 
 
 def _calls(value: Any) -> list[tuple[str, str]]:

@@ -1,10 +1,12 @@
-"""Scorers that look for text: equality, parts, a pattern, a length, a number, and one of several choices."""
+"""Scorers of text: equality, parts, a pattern, a length, a number, one of several choices, and similar wording."""
 
+import functools
 import itertools
 import math
 import re
 import statistics
 from collections import deque
+from types import SimpleNamespace
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
@@ -23,7 +25,8 @@ _BARE = re.compile(r"(?:(?<=\()|(?<=\*\*)|(?<![\w'’*(]))([A-J])(?=\)|\*\*|[.:,
 _STATED = re.compile(
     r"(?:\\boxed\s*\{|\b(?i:answer|choice|option)\b(?i:\s*(?:is|would be|must be))?)[\s:=*(\[{\\a-z_]{0,30}?\b([A-J])\b(?!['’])"
 )
-_PARIS, _B = {"answer": "Paris"}, {"answer": "B"}
+_MOST_PAIRS = 25_000_000  # of words that ROUGE-L compares, some seconds
+_PARIS, _B, _CAT = {"answer": "Paris"}, {"answer": "B"}, {"answer": "the cat sat"}
 
 
 class Equals(ReferenceScorer):
@@ -143,21 +146,19 @@ class Number(ReferenceScorer):
     label, sentence = "Number", "1 where the last number of the answer is the last one of the reference."
     examples = (
         Example("So 70 + 2 = **1,072**.", 1.0, {"answer": "She has 1072.\n#### 1072"}),
-        Example("105", 1.0, {"answer": 100}, {"relative_tolerance": 0.05}),
+        Example("105", 1.0, {"answer": 100}, {"tolerance": 0.05}),
     )
     scorer: Literal["number"]
-    tolerance: float = setting(1e-6, "Tolerance", ge=0.0)
-    """How far the number may be off."""
-    relative_tolerance: float = setting(0.0, "Relative tolerance", ge=0.0, le=1.0)
-    """How far it may be off as a share of the larger number, where that is more."""
+    tolerance: float = setting(1e-6, "Tolerance", ge=0.0, lt=1.0)
+    """How far the number may be off, or by what share of the larger number, whichever allows more."""
 
     def compare(self, answer: str, reference: str) -> float:
         """Compare the last numbers."""
         number, expected = _last_number(answer), _last_number(reference)
         if expected is None:
             raise NoScoreError(f"The reference has no number: {shorten(reference)}.")
-        tolerances = {"rel_tol": self.relative_tolerance, "abs_tol": self.tolerance}
-        return float(number is not None and math.isclose(number, expected, **tolerances))
+        is_close = functools.partial(math.isclose, expected, rel_tol=self.tolerance, abs_tol=self.tolerance)
+        return float(number is not None and is_close(number))
 
 
 def _last_number(text: str) -> float | None:
@@ -196,3 +197,52 @@ def _letter_of(value: Any, texts: list[str]) -> str:
     text = str(value).strip()
     index = texts.index(text) if text in texts else int(text) if text.isdecimal() else None
     return text.strip("(). ").upper() if index is None else _LETTERS[index : index + 1]
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """Return F1 of the longest common subsequence of words, in lower case and of any script.
+
+    Source: rouge-score (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3).
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    tokenizer = SimpleNamespace(tokenize=lambda text: _WORD.findall(text.lower()))  # its own knows a to z and digits
+    scores = RougeScorer(["rougeL"], tokenizer=tokenizer).score(target=reference, prediction=answer)
+    return float(scores["rougeL"].fmeasure)
+
+
+def chrf(answer: str, reference: str) -> float:
+    """Return F2 of character n-grams up to six, from 0 to 1.
+
+    Source: sacrebleu's chrF2 (Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation").
+    """
+    from sacrebleu import sentence_chrf
+
+    return float(sentence_chrf(answer, [reference]).score) / 100  # sacrebleu counts to 100
+
+
+class RougeL(ReferenceScorer):
+    """Common words in the same order."""
+
+    label, sentence = "ROUGE-L", "How much of the wording is that of the reference, by common words in the same order."
+    examples = (Example("the dog sat", 2 / 3, _CAT), Example("sat cat the", 1 / 3, _CAT), Example("", 0.0, _CAT))
+    scorer: Literal["rouge_l"]
+
+    def compare(self, answer: str, reference: str) -> float:
+        """Return ROUGE-L; a NoScoreError where that would take long."""
+        pairs = len(_WORD.findall(answer)) * len(_WORD.findall(reference))
+        if pairs > _MOST_PAIRS:
+            raise NoScoreError(f"Answer and reference have {pairs:,} pairs of words; {_MOST_PAIRS:,} is the most.")
+        return rouge_l(answer, reference)
+
+
+class ChrF(ReferenceScorer):
+    """Common groups of characters."""
+
+    label, sentence = "chrF", "How much of the wording is that of the reference, by groups of up to six characters."
+    examples = (Example("the cat sat", 1.0, _CAT), Example("xyz", 0.0, _CAT), Example("", 0.0, _CAT))
+    scorer: Literal["chrf"]
+
+    def compare(self, answer: str, reference: str) -> float:
+        """Return chrF, as sacrebleu does."""
+        return chrf(answer, reference)
