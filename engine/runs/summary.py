@@ -71,6 +71,7 @@ class RunSummary(BaseModel, frozen=True, ser_json_inf_nan="null"):
     eval_loss: float | None = None  # held out, newest
     best_eval_loss: float | None = None
     best_step: int | None = None
+    is_rewarded: bool = False  # held-out losses are negative rewards
     preference_accuracy: float | None = None  # on held-out pairs, newest
     trained_tokens: int = 0
     tokens_per_second: float | None = None  # while training; loading, evaluations and saves do not count
@@ -145,6 +146,7 @@ def _of_history(history: RunHistory) -> dict[str, Any]:
         "eval_loss": tuned[-1].eval_loss if tuned else None,
         "best_eval_loss": best.eval_loss if best is not None else None,
         "best_step": best.step if best is not None else None,
+        "is_rewarded": any(point.reward is not None for point in history.evals[:1]),
         "preference_accuracy": tuned[-1].preference_accuracy if tuned else None,
         "trained_tokens": int(history.steps.last("trained_tokens") or 0),
         "tokens_per_second": history.mean_tokens_per_second(),

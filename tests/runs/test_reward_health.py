@@ -9,7 +9,12 @@ from loratory.engine.runs.history.events import EvalData, RolloutData, RolloutSa
 from loratory.engine.runs.history.log import EventWriter
 from loratory.engine.runs.history.reward_health import health_findings, reward_names
 from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.history.verdict import judge
+from loratory.engine.runs.summary import RunSummary
+from loratory.ui.views.loss_chart import held_out_points
+from loratory.ui.views.run_view import loss_words, run_choices
 from loratory.ui.views.step_charts import reward_figure
+from tests.invented_runs import a_config
 
 STEPS = 20
 NUMBER = {"scorer": "number"}
@@ -127,3 +132,28 @@ def test_reward_curves_have_the_line_of_the_base_and_a_curve_for_each_scorer(tmp
     assert "base, held-out 0.30" in text
     assert "KL to reference" not in text
     assert reward_figure(read_history(log_of(tmp_path / "..", steps=0)), two, "run-1") == ""
+
+
+def test_a_task_that_is_learned_has_no_finding_about_answers_that_became_the_same(tmp_path):
+    def learned(share):
+        return {"reward": min(1.0, 0.2 + share), "frac_reward_zero_std": share, "entropy": 2.0 - 1.95 * share}
+
+    assert findings(log_of(tmp_path, learned)) == ()
+
+
+def test_the_verdict_is_about_the_reward_and_the_lists_name_it(tmp_path):
+    log = log_of(tmp_path)
+    with EventWriter(log, attempt=1) as writer:
+        writer.append(StatusData(phase="finished"))
+    history = read_history(log)
+    config = a_config(training__objective="grpo", training__rewards=[NUMBER])
+
+    verdict = judge(history, config)
+
+    assert verdict.text == "Learned well: The reward on held-out prompts went from 0.30 to 0.80."
+    summary = RunSummary(
+        id="x", owner="ann", name="sums", state="completed", is_rewarded=True, best_eval_loss=-0.8, base_eval_loss=-0.3
+    )
+    assert loss_words(summary) == ("reward 0.800", "0.30 before training")
+    assert "loss" not in run_choices([summary])[0][0]
+    assert held_out_points(history) == []

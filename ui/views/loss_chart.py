@@ -65,7 +65,7 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str, cost: Cost 
     traces += _held_out(history, "held-out", "var(--series-vermilion)", 9)
     layout = _loss_layout(view, revision)
     base = history.base_eval
-    if base is not None and math.isfinite(base.eval_loss):
+    if base is not None and math.isfinite(base.eval_loss) and base.reward is None:
         # A preference run may start from another run's adapter.
         name = "before training" if base.metrics else "base model"
         trace, label = level(history, base.eval_loss, name, f"{name} {base.eval_loss:.2f}", log=view.log_axis)
@@ -221,8 +221,12 @@ def smooth_losses(history: RunHistory, weight: float) -> Array:
 
 
 def held_out_points(history: RunHistory) -> list[EvalData]:
-    """Return held-out losses; they begin with the base model's where that was measured by the same means."""
-    return [point for point in history.evals if math.isfinite(point.eval_loss) and not point.adapter_disabled]
+    """Return held-out losses; they begin with the base model's where that was measured by the same means.
+
+    Held-out rewards have a chart of their own.
+    """
+    points = (point for point in history.evals if point.reward is None and not point.adapter_disabled)
+    return [point for point in points if math.isfinite(point.eval_loss)]
 
 
 def whole(steps: Array) -> list[int]:
@@ -252,7 +256,7 @@ def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
     if len(steps) < 2:
         return ""
     curve, held_out = smooth_losses(history, ChartView().smoothing), held_out_points(history)
-    base = [history.base_eval.eval_loss] if history.base_eval is not None else []
+    base = [point.eval_loss for point in (history.base_eval,) if point is not None and point.reward is None]
     values = [loss for loss in (*losses, *base, *(point.eval_loss for point in held_out)) if math.isfinite(loss)]
     levels, last_step = _ticks(min(values), max(values), 5), max(float(steps[-1]), float(history.total_steps or 0))
     left, right, top, bottom = 40, width - 12, 14, height - 26  # of the plot
@@ -301,7 +305,7 @@ def loss_words(history: RunHistory) -> str:
     if losses[-1] >= losses[0]:
         text = f"Training loss is {losses[0]:.2f} at first and {losses[-1]:.2f} at step {int(steps[-1]):,}"
     base, tuned = history.base_eval, history.tuned_evals
-    if base is not None and tuned:
+    if base is not None and tuned and base.reward is None:
         newest = tuned[-1]
         text += f"; held-out loss {newest.eval_loss:.2f} at step {newest.step:,}, {base.eval_loss:.2f} before training"
     return f"{text}."

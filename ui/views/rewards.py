@@ -121,8 +121,12 @@ def render_rollout(history: RunHistory, rewards: Sequence[Scorer]) -> str:
     newest, prompts = history.rollouts[-1], dict[str, list[RolloutSample]]()
     for sample in newest.samples:
         prompts.setdefault(sample.prompt, []).append(sample)
-    columns: list[Column | str] = ["Answer", *(Column.of_numbers(escape(scorer.label)) for scorer in rewards)]
-    columns.append(Column.of_numbers("Advantage"))
+    count = len(newest.samples[0].scores) if newest.samples else 0
+    # The configuration may be one that this version cannot read.
+    labels = (
+        [scorer.label for scorer in rewards] if len(rewards) == count else [f"Scorer {n + 1}" for n in range(count)]
+    )
+    columns: list[Column | str] = ["Answer", *map(Column.of_numbers, map(escape, [*labels, "Advantage"]))]
     html = ""
     for prompt, samples in prompts.items():
         rows = []

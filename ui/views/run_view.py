@@ -53,7 +53,8 @@ def run_choices(rows: Iterable[RunSummary]) -> list[tuple[str, str]]:
     for row in rows:
         method = row.method if row.method.lower() not in row.name.lower() else ""
         loss = ", ".join(filter(None, loss_words(row))).removesuffix(f" {row.base_eval_loss or 0:.2f}")
-        parts = [row.label, method, STATE_WORDS[row.state], ago(row.created), f"loss {loss}" if loss else ""]
+        loss = f"loss {loss}" if loss and not row.is_rewarded else loss
+        parts = [row.label, method, STATE_WORDS[row.state], ago(row.created), loss]
         choices.append((f"{STATE_MARKS[row.state]} {'★ ' if row.star else ''}{_join(parts)}", row.id))
     return choices
 
@@ -63,6 +64,8 @@ def loss_words(row: RunSummary) -> tuple[str, str]:
     loss, base = row.best_eval_loss, row.base_eval_loss
     if loss is None:
         return ("", "") if row.final_loss is None else (f"{row.final_loss:.3f}", "not held out")
+    if row.is_rewarded:
+        return f"reward {-loss:.3f}", "" if base is None else f"{-base:.2f} before training"
     if not base:
         return f"{loss:.3f}", ""
     if row.preference_accuracy is not None:
@@ -362,8 +365,12 @@ def _held_out(snapshot: RunSnapshot) -> str:
     tuned, base, best = snapshot.history.tuned_evals, snapshot.history.base_eval, snapshot.history.best_eval
     base_loss = base.eval_loss if base is not None and math.isfinite(base.eval_loss) else None
     if not tuned:
-        return f"base model's held-out loss {base_loss:.2f}" if base_loss is not None else ""
+        is_loss = base is not None and base.reward is None
+        return f"base model's held-out loss {base_loss:.2f}" if base_loss is not None and is_loss else ""
     newest = tuned[-1]
+    if newest.reward is not None:
+        before = f", {base.reward:.2f} before training" if base is not None and base.reward is not None else ""
+        return f"reward {newest.reward:.2f} on held-out prompts{before}"
     text = f"held-out loss {newest.eval_loss:.2f}"
     if base_loss is not None:
         text += f", {'before training' if base is not None and base.metrics else 'base'} {base_loss:.2f}"

@@ -15,6 +15,7 @@ _CUT = 0.5  # of the answers
 _ERRORS = 0.02  # of the verdicts
 _ROSE, _FELL, _FLAT = 0.1, 0.05, 0.02  # of the highest reward
 _COLLAPSED = 0.25  # of the entropy at the beginning
+_LEARNED = 0.9  # of the highest reward
 _DRIFT = 2.0  # times the length at the beginning
 
 
@@ -24,9 +25,12 @@ def health_findings(history: RunHistory, training: TrainingConfig) -> tuple[Find
         return preference_findings(history, training)
     if len(history.steps) < _FEWEST_STEPS:
         return ()
-    findings = (
-        _failing_scorer, _tied_groups, _cut_answers, _hacking, _format_only, _entropy_collapse, _length_drift,
-    )  # fmt: skip
+    # A task that is learned has tied groups, little entropy and answers of its own length.
+    is_learned = (_now(history, "reward") or 0.0) >= _LEARNED * _highest(training)
+    was_open = (_first(history, "reward") or 0.0) < _LEARNED * _highest(training)
+    always = (_failing_scorer, _hacking)
+    rest = (_tied_groups, _cut_answers, _format_only, _entropy_collapse, _length_drift)
+    findings = always if is_learned and was_open else (*always, *rest)
     return tuple(finding for find in findings for finding in find(history, training))
 
 
@@ -47,7 +51,7 @@ def _tied_groups(history: RunHistory, training: TrainingConfig) -> Iterator[Find
     fact = f"In {tied:.0%} of the groups all answers earn the same, {reward:.2f} on average, so nothing is learned from them."
     fix = (
         "Choose harder prompts."
-        if reward > 0.9 * _highest(training)
+        if reward > _LEARNED * _highest(training)
         else "Choose easier prompts, or give partial credit."
     )
     yield Finding("Tied groups", fact, fix)

@@ -52,6 +52,8 @@ def judge(history: RunHistory, config: RunConfig, forgetting: float | None = Non
     medians = [float(np.median(part)) for part in (losses[:3], *np.array_split(losses, _WINDOWS))]
     evals = {point.step: point.eval_loss for point in history.evals if math.isfinite(point.eval_loss)}
     points = sorted(evals.items())  # that before training first
+    if objective_of(config).samples_answers:
+        return _reward_result(history) if status and status.phase == "finished" else None
     if objective_of(config).learns_answers and (problem := _problem(history, config, medians, points)):
         return problem
     return _result(history, config, medians, points, forgetting) if status and status.phase == "finished" else None
@@ -109,6 +111,16 @@ def _result(
         fix = "Train fewer epochs, or mix in general data."
         return Verdict(f"Forgot {forgetting:.0%}", f"{fact} That on general text rose.", fix)
     return _other_length(history, config, tuned) or Verdict("Learned well" if tuned else "Learned", fact, "")
+
+
+def _reward_result(history: RunHistory) -> Verdict | None:
+    rewards = [point.reward for point in history.evals if point.reward is not None]
+    if len(rewards) < 2:
+        return None
+    fact = f"The reward on held-out prompts went from {rewards[0]:.2f} to {rewards[-1]:.2f}."
+    if rewards[-1] - rewards[0] > _BARELY:
+        return Verdict("Learned well", fact, "")
+    return Verdict("The held-out reward did not rise", fact, "Try the reward, and read the answers.")
 
 
 def _other_length(history: RunHistory, config: RunConfig, tuned: Points) -> Verdict | None:
