@@ -1,12 +1,14 @@
 """Rewards as cards, and a try of them, on a page whose model is invented."""
 
+import gradio as gr
 import pytest
 
+from loratory.engine.errors import ConfigError
 from loratory.engine.evaluation.samples import AnswerSample, PromptSamples
 from loratory.engine.evaluation.try_reward import TryRewardConfig
 from loratory.engine.scoring.base import Verdict
 from loratory.engine.scoring.registry import SCORERS, scorer_from
-from loratory.ui.tabs.rewards import _key
+from loratory.ui.tabs.rewards import _key, picked_rewards
 from loratory.ui.tabs.train import TrainTab
 from loratory.ui.views.memory import render_side_panel
 from loratory.ui.views.rewards import render_rewards, render_tried, render_try
@@ -109,3 +111,20 @@ def test_changed_rewards_are_named_by_their_scorers(visitor):
 def test_a_beta_of_zero_is_named_in_the_panel(visitor):
     visitor.fill(a_config(**GRPO, training__beta=0).model_dump(mode="json"))
     assert "GRPO, dapo, beta 0<" in render_side_panel(visitor.draft, "")
+
+
+def test_what_a_client_sends_as_rewards_is_a_draft_or_a_message():
+    def send(text):
+        return picked_rewards(gr.EventData(None, {"pick": text}))
+
+    assert send('[{"scorer": "regex"}, 3]') == {"training": {"rewards": [{"scorer": "regex"}]}}, "a pattern is missing"
+    for text in ("", "{}", "[", '"x"'):
+        with pytest.raises(ConfigError, match="not scorers"):
+            send(text)
+
+
+def test_a_scorer_without_its_required_setting_is_a_problem_of_the_draft(visitor):
+    visitor.fill(a_config(**GRPO).model_dump(mode="json"))
+    visitor.change({"training": {"rewards": [{"scorer": "regex"}]}})
+    assert {problem.field for problem in visitor.draft.problems} == {"training.rewards"}
+    assert visitor.draft.config is None

@@ -1,6 +1,7 @@
 """Rewards: the scorers of a run that learns from them, and a try of them before it starts."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import ConfigError, Problem
 from loratory.engine.evaluation.try_reward import TryRewardConfig, TryRewardJob, TryRewardResult
 from loratory.ui.backend.background import Work
-from loratory.ui.components import QUICK, Updates, pick_list, picked_change, shown_as_message, visible_if
+from loratory.ui.components import QUICK, Updates, pick_list, picked_value, shown_as_message, visible_if
 from loratory.ui.draft import Draft
 from loratory.ui.page import Page
 from loratory.ui.polls import WorkStatus
@@ -45,7 +46,7 @@ class RewardsPart:
     def wire(self) -> None:
         """Connect the events."""
         components = self.page.form.components
-        self.page.change_on(self.cards.click, picked_change, undo=True)
+        self.page.change_on(self.cards.click, picked_rewards, undo=True)
         for trigger, handler in (
             (self.start.click, self.begin),
             (self.stop.click, self.end),
@@ -94,6 +95,17 @@ class RewardsPart:
             return render_try(work.result, job.config, planned_steps(job.config, None))
         labels = [reward.label for reward in job.config.training.rewards]
         return work_status(work, "Stopped.") + render_tried(job.prompts[-_MOST_SHOWN:], labels)
+
+
+def picked_rewards(event: gr.EventData) -> dict[str, dict[str, Any]]:
+    """Return the scorers that the cards have, a client's; what is wrong with them is shown with the draft."""
+    try:
+        values = json.loads(picked_value(event))
+    except ValueError:
+        values = None
+    if not isinstance(values, list):
+        raise ConfigError([Problem("training.rewards", "these are not scorers.")])
+    return {"training": {"rewards": [value for value in values if isinstance(value, dict)]}}
 
 
 def _key(config: RunConfig) -> str:
