@@ -4,8 +4,9 @@ Raised in `engine`, shown once: on the page by `loratory.ui.components`, in the 
 secret or the path of another person's files.
 """
 
+import contextlib
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -110,6 +111,15 @@ class GpuQuotaError(DeviceError):
 
 class StorageError(EngineError):
     """A folder cannot be written, or the disk is full."""
+
+
+@contextlib.contextmanager
+def explain_os_errors(what: str, fix: str, error_class: type[EngineError] = StorageError) -> Iterator[None]:
+    """Raise an OSError of the block as an EngineError: `what` with the system's reason in brackets, then `fix`."""
+    try:
+        yield
+    except OSError as error:
+        raise error_class(f"{what} ({error.strerror}).", fix) from error
 
 
 class PushError(EngineError):

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from loratory.engine.errors import StorageError
+from loratory.engine.errors import StorageError, explain_os_errors
 
 Model = TypeVar("Model", bound=BaseModel)
 FileStamp = tuple[int, int, int]  # inode, bytes, and when it was changed in nanoseconds
@@ -110,14 +110,12 @@ def append_model(path: Path, value: BaseModel, what: str, fix: str) -> None:
     Raises:
         StorageError: If it cannot be written.
     """
-    try:
+    with explain_os_errors(f"{what}", fix):
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with path.open("a+b", buffering=0) as lines:
             is_torn = lines.tell() > 0 and lines.seek(-1, os.SEEK_END) >= 0 and lines.read() != b"\n"
             lines.write(b"\n" * is_torn + value.model_dump_json().encode() + b"\n")
             os.fsync(lines.fileno())
-    except OSError as error:
-        raise StorageError(f"{what} ({error.strerror}).", fix) from error
 
 
 def read_models(path: Path, kind: type[Model]) -> tuple[Model, ...]:

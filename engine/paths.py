@@ -11,7 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
-from loratory.engine.errors import EngineError, StorageError
+from loratory.engine.errors import EngineError, StorageError, explain_os_errors
 
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
 SAMPLES_FOLDER = PRESETS_FOLDER / "data"
@@ -51,6 +51,16 @@ def data_folders() -> tuple[Path, ...]:
     # A root of the file system would confine nothing; people who want that name it.
     confining = (folder for folder in folders if folder in extra or folder.resolve() != Path(folder.anchor))
     return tuple(dict.fromkeys(folder.resolve() for folder in confining))
+
+
+class _Folder:
+    """A folder of a `LoratoryHome`; `of_owner`, the part of its person."""
+
+    def __init__(self, name: str, *, of_owner: bool = False) -> None:
+        self._name, self._of_owner = name, of_owner
+
+    def __get__(self, home: "LoratoryHome", _: type | None = None) -> Path:
+        return home.root / self._name / (home.owner if self._of_owner else "")
 
 
 @dataclass(frozen=True)
@@ -102,27 +112,28 @@ class LoratoryHome:
             StorageError: If it cannot.
         """
         probe = self.root / f".write-probe-{os.getpid()}"
-        try:
+        with explain_os_errors(
+            f"The Loratory home {self.root} cannot be written", "Set LORATORY_HOME to a folder that you may write to."
+        ):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe.write_bytes(b"")
             probe.unlink()
-        except OSError as error:
-            what = f"The Loratory home {self.root} cannot be written ({error.strerror})."
-            raise StorageError(what, "Set LORATORY_HOME to a folder that you may write to.") from error
 
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def models(self) -> Path:
-        """Models that were converted or imported here, one folder each."""
-        return self.root / "models"
-
-    @property
-    def own_models(self) -> Path:
-        """Models that a person of a lab fetched with a token of their own, or converted; no other person finds them."""
-        return self.root / "own-models" / self.owner
+    runs = _Folder("runs")
+    models = _Folder("models")  # that were converted or imported here, one folder each
+    # Of one person: models fetched with a token of their own, or converted; no other person finds them.
+    own_models = _Folder("own-models", of_owner=True)
+    exports = _Folder("exports", of_owner=True)  # unless the person names another folder
+    uploads = _Folder("uploads", of_owner=True)  # dataset files that came in through the page
+    datasets = _Folder("datasets", of_owner=True)  # sets of one person: datasets with versions and edits
+    presets = _Folder("presets", of_owner=True)  # that one person saved
+    votes = _Folder("votes", of_owner=True)  # on answers, of one person
+    shared_data = _Folder("shared/data")  # that an admin put there for all people of a lab, who can read it
+    shared_models = _Folder("shared/models")  # the same of models
+    own_runs = _Folder("runs", of_owner=True)  # of the person of a lab whose home this is
+    transfers = _Folder("transfers", of_owner=True)  # on their way into or out of the page; swept after hours
+    shared_cache = _Folder("cache")  # what can be computed again from public data, or is true of this machine
+    server = _Folder("server")  # the supervisor's own files: its lock, the queue
 
     @property
     def own_hub_cache(self) -> Path | None:
@@ -130,64 +141,9 @@ class LoratoryHome:
         return self.own_models / "hub" if self.owner else None
 
     @property
-    def exports(self) -> Path:
-        """Exports, unless the person names another folder."""
-        return self.root / "exports" / self.owner
-
-    @property
-    def uploads(self) -> Path:
-        """Dataset files that came in through the page."""
-        return self.root / "uploads" / self.owner
-
-    @property
-    def datasets(self) -> Path:
-        """Sets of one person: datasets with versions and edits."""
-        return self.root / "datasets" / self.owner
-
-    @property
-    def presets(self) -> Path:
-        """Presets that one person saved."""
-        return self.root / "presets" / self.owner
-
-    @property
-    def votes(self) -> Path:
-        """Votes on answers, of one person."""
-        return self.root / "votes" / self.owner
-
-    @property
-    def shared_data(self) -> Path:
-        """Datasets that an admin put there for all people of a lab, who can read them."""
-        return self.root / "shared" / "data"
-
-    @property
-    def shared_models(self) -> Path:
-        """Models that an admin put there for all people of a lab."""
-        return self.root / "shared" / "models"
-
-    @property
-    def own_runs(self) -> Path:
-        """Runs of the person of a lab whose home this is."""
-        return self.runs / self.owner
-
-    @property
-    def transfers(self) -> Path:
-        """Files on their way into or out of the page; swept after hours."""
-        return self.root / "transfers" / self.owner
-
-    @property
     def cache(self) -> Path:
         """What can be computed again: dataset reports, inventories of modules; in a lab, of one person."""
         return self.root / "page-cache" / self.owner if self.owner else self.shared_cache
-
-    @property
-    def shared_cache(self) -> Path:
-        """What can be computed again from public data, or is true of this machine."""
-        return self.root / "cache"
-
-    @property
-    def server(self) -> Path:
-        """The supervisor's own files: its lock, the queue."""
-        return self.root / "server"
 
     @property
     def logs(self) -> Path:

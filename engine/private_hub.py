@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from loratory.engine.accounts.people import require_token
 from loratory.engine.data.files import kind_of
 from loratory.engine.data.files.access import shown_name
-from loratory.engine.errors import AccountError, DatasetError, EngineError, ModelError, StorageError
+from loratory.engine.errors import AccountError, DatasetError, EngineError, ModelError, explain_os_errors
 from loratory.engine.hub import DATASET
 from loratory.engine.models.cache_space import NEEDS
 from loratory.engine.models.catalog import find_in_catalog
@@ -145,10 +145,8 @@ def remove_private(home: LoratoryHome, kind: PrivateKind, hub_id: str, in_use: C
         raise _ERRORS[kind](f"That {kind} is not among your own.", "Choose one that is listed.")
     if hub_id in in_use if kind == "model" else any(Path(source).is_relative_to(folder) for source in in_use):
         raise _ERRORS[kind](f"{hub_id} is needed by {NEEDS}.", "Wait for its end, or stop it.")
-    try:
+    with explain_os_errors(f"{hub_id} cannot be removed", "Ask an admin of the lab."):
         shutil.rmtree(folder)
-    except OSError as error:
-        raise StorageError(f"{hub_id} cannot be removed ({error.strerror}).", "Ask an admin of the lab.") from error
 
 
 def _root(home: LoratoryHome, kind: PrivateKind) -> Path:

@@ -12,24 +12,12 @@ from loratory.engine.errors import EngineError, RunError
 from loratory.engine.hardware.device import Device
 from loratory.engine.runs.control import request_stop
 from loratory.engine.runs.run import LIVE_STATES
+from loratory.ui import components as ui
 from loratory.ui.addresses import parse_address
 from loratory.ui.backend.background import Cache
 from loratory.ui.backend.models import FitTable
 from loratory.ui.backend.run_reader import RunReader
 from loratory.ui.backend.transfers import LARGEST_FILE_BYTES
-from loratory.ui.components import (
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Updates,
-    live_html,
-    nothing,
-    pick_list,
-    picked_value,
-    shared_scripts,
-    shown_as_message,
-    visible_if,
-)
 from loratory.ui.draft import Draft
 from loratory.ui.gradio_internals import Blocks
 from loratory.ui.page import Page, request_view
@@ -46,15 +34,7 @@ from loratory.ui.tabs.runs import RunsTab
 from loratory.ui.tabs.start import why_not
 from loratory.ui.tabs.train import FOLLOW, SET_UP, TrainTab
 from loratory.ui.theme import STYLESHEETS
-from loratory.ui.views.draft import (
-    OPENING_BAR,
-    QUICK_START_STEP,
-    NextStep,
-    next_step,
-    outlook,
-    render_bar,
-    render_start_here,
-)
+from loratory.ui.views import draft as views
 from loratory.ui.views.html import gib, pick_button, plural
 from loratory.ui.views.run_line import render_active, render_run_line
 from loratory.ui.views.run_view import tab_title
@@ -78,55 +58,57 @@ class NextStepBar:
         self.train = train
         self._lines: Cache[str] = Cache()  # pages with one run in hand share one look at it
         with gr.Row(equal_height=True, elem_id="next-step"):
-            self.line = pick_list(OPENING_BAR, elem_id="next-step-line")
-            self.run = live_html(elem_id="next-step-run")  # the script `access` sends what is picked as the header's
+            self.line = ui.pick_list(views.OPENING_BAR, elem_id="next-step-line")
+            self.run = ui.live_html(elem_id="next-step-run")  # the script `access` sends what is picked as the header's
             self.start = gr.Button(
                 "Start training", variant="primary", visible=False, elem_id="next-step-start", scale=0, min_width=160
             )
         train.start.offer(self.start)
         page.on_draft(self.line, self.render)
-        page.on_draft(self.start, lambda draft: visible_if(self.step(draft).starts))
+        page.on_draft(self.start, lambda draft: ui.visible_if(self.step(draft).starts))
 
     def wire(self, header: gr.HTML, news: gr.HTML) -> None:
         """Connect the events; the header sends what is picked there and addresses, its poll follows the run in hand."""
         self.redraw_after(self.offer(self.line.click))  # a run may have been resumed
         chosen = self.page.chosen_run
-        self.offer(header.click).then(self.render_run, chosen, self.run, **QUICK)
-        chosen.change(None, chosen, news, js="(run) => run ? `header ${run}` : 'header'", **QUICK)
+        self.offer(header.click).then(self.render_run, chosen, self.run, **ui.QUICK)
+        chosen.change(None, chosen, news, js="(run) => run ? `header ${run}` : 'header'", **ui.QUICK)
 
     def offer(self, click: Any) -> Dependency:
         """Open on a click what is picked: a tab, an address, or a run and what to do with it."""
         page, train = self.page, self.train
         opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_result, page.other_run]
         # By the queue: Gradio 6.31 shows no error of an event without it, and starts nothing `then` after one.
-        open_event: Dependency = click(shown_as_message(self.open), None, opening, **SLOW)
+        open_event: Dependency = click(ui.shown_as_message(self.open), None, opening, **ui.SLOW)
         train.follow.show_after(open_event, train.view)
         for end in (open_event.then, open_event.failure):
-            end(None, None, None, js="() => window.loratoryArrive()", **QUICK)
+            end(None, None, None, js="() => window.loratoryArrive()", **ui.QUICK)
         return open_event
 
     def redraw_after(self, event: Any) -> Dependency:
         """Update the next step after an event that changed the active runs."""
         return self.page.redraw_after(event, self.line, self.start)
 
-    def step(self, draft: Draft) -> NextStep:
+    def step(self, draft: Draft) -> views.NextStep:
         # Defaults that depend on the rows are set once these are counted, maybe after the start.
         open_ones = [name for name, default in draft.derived_defaults.items() if default.awaits_rows]
         reader = self.page.reader
         run = reader.newest_of(draft.config, open_ones) if draft.config is not None else None
         if _is_first_visit(self.page, draft):
-            return QUICK_START_STEP
-        return next_step(draft, reader.observe(run.id) if run is not None else None, can_start=why_not(draft) is None)
+            return views.QUICK_START_STEP
+        return views.next_step(
+            draft, reader.observe(run.id) if run is not None else None, can_start=why_not(draft) is None
+        )
 
     def render(self, draft: Draft) -> str:
         """Return the draft's line; a browser without an address lands on the active run, where the draft is, or on the list of runs."""
         step, active = self.step(draft), self.page.reader.newest_active(or_waiting=False)
         here = step.target if step.target in _TABS else "train"
         if draft.is_empty:
-            here = "model" if step == QUICK_START_STEP else "runs"
+            here = "model" if step == views.QUICK_START_STEP else "runs"
         lands = f"train/{active}" if active else here
         name = dataset_name(self.page.services.home, str(draft.mapping["dataset"].get("source") or ""))
-        return render_bar(draft, step, outlook(*self.train.plan_facts(draft)), lands=lands, dataset=name)
+        return views.render_bar(draft, step, views.outlook(*self.train.plan_facts(draft)), lands=lands, dataset=name)
 
     def render_run(self, chosen: str) -> str:
         """Return the lines of the active run, and of the one in hand: the chosen one, unless it is gone."""
@@ -142,24 +124,24 @@ class NextStepBar:
         except EngineError:  # deleted meanwhile
             return ""
 
-    def open(self, event: gr.EventData) -> Updates:
+    def open(self, event: gr.EventData) -> ui.Updates:
         """Open what was picked, if it exists; of an address, the browser opens the tab, unless its person left meanwhile."""
-        pick, page = picked_value(event), self.page
+        pick, page = ui.picked_value(event), self.page
         tab, name = parse_address(pick)
         if not tab:
             target, _, run_id = pick.partition(":")
-            return self._open(target, run_id) if target in _TABS or page.reader.exists(run_id) else UNCHANGED
+            return self._open(target, run_id) if target in _TABS or page.reader.exists(run_id) else ui.UNCHANGED
         if tab == "runs" and "/" in name and page.shared is not None:
             page.shared.observe(name, Action.READ)
             return {page.other_run: name}
         if tab == "data":
-            return UNCHANGED  # its tab looks the name up
+            return ui.UNCHANGED  # its tab looks the name up
         if name and not page.reader.exists(name):
             raise RunError(f"Run {name[:40]!r} was not found here.", "Choose one in the Runs tab.")
         updates = self._open(_OF_ADDRESS.get(tab, tab) if name else tab, name)
         return {part: value for part, value in updates.items() if part is not page.tabs}
 
-    def _open(self, target: str, run_id: str) -> Updates:
+    def _open(self, target: str, run_id: str) -> ui.Updates:
         page, train = self.page, self.train
         if target in _TABS:
             return {page.tabs: gr.Tabs(selected=target), train.view: SET_UP}
@@ -167,11 +149,11 @@ class NextStepBar:
             self._lines = Cache()
         if target == "stop":
             train.follow.send(request_stop, "run stopped", run_id)
-            return UNCHANGED
+            return ui.UNCHANGED
         if target == "resume":
             train.follow.resume.resume(run_id, "", "", None)
         tab = _TAB_OF_VIEW.get(target, "train")
-        opened: Updates = {page.tabs: gr.Tabs(selected=tab), page.chosen_run: run_id}
+        opened: ui.Updates = {page.tabs: gr.Tabs(selected=tab), page.chosen_run: run_id}
         if tab == "train":
             return {**opened, train.view: FOLLOW, page.wants_run: request_view("follow")}
         return {**opened, (page.wants_run if tab == "runs" else page.wants_result): request_view(target)}
@@ -182,7 +164,7 @@ class StartHere:
 
     def __init__(self, page: Page) -> None:
         self.page = page
-        self.card = pick_list(elem_id="start-here")
+        self.card = ui.pick_list(elem_id="start-here")
         page.on_draft(self.card, self.render)
 
     def wire(self, train: TrainTab) -> None:
@@ -191,7 +173,7 @@ class StartHere:
 
     def render(self, draft: Draft) -> str:
         """Return the card on an empty form without runs."""
-        return render_start_here(QUICK_START) if _is_first_visit(self.page, draft) else ""
+        return views.render_start_here(QUICK_START) if _is_first_visit(self.page, draft) else ""
 
 
 def _is_first_visit(page: Page, draft: Draft) -> bool:
@@ -206,8 +188,8 @@ def build_app(services: Services) -> gr.Blocks:
     fits = FitTable(services.shapes.learn, services.devices, services.fits)
     with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
-        header = live_html(_header(services, page.reader).html, elem_id="header", more=("terms", "access", "pick"))
-        header.js_on_load = f"{shared_scripts()}\n{header.js_on_load}"
+        header = ui.live_html(_header(services, page.reader).html, elem_id="header", more=("terms", "access", "pick"))
+        header.js_on_load = f"{ui.shared_scripts()}\n{header.js_on_load}"
         newest: Cache[_Header] = Cache(capacity=1)
 
         def answer(question: str, last_stamp: str) -> str | None:
@@ -246,7 +228,7 @@ def build_app(services: Services) -> gr.Blocks:
         bar = NextStepBar(page, train_tab)
         page.form.complete()
         train_tab.start.enable_after(bar.redraw_after(train_tab.wire()))
-        bar.redraw_after(news.submit(nothing, None, None, **QUICK))
+        bar.redraw_after(news.submit(ui.nothing, None, None, **ui.QUICK))
         data_tab.open_named_by(header.click)
         start_here.wire(train_tab)
         for part in (model_tab, data_tab, *others, side_panel, YamlDrawer(page, train_tab)):

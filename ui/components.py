@@ -3,7 +3,6 @@
 import functools
 import importlib.util
 import json
-import logging
 import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -16,11 +15,10 @@ from gradio.components.base import Component
 
 from loratory.engine.config.load import change_of
 from loratory.engine.errors import EngineError
-from loratory.ui.backend.background import UNEXPECTED
+from loratory.ui.backend.background import as_engine_error
 from loratory.ui.gradio_internals import changed_by_hand
 from loratory.ui.views.html import error_box, with_code
 
-_log = logging.getLogger(__name__)
 _ASSETS = Path(__file__).parent / "assets"
 # plotly.js-basic-dist-min 4.1.1 of the npm registry, as published.
 _PLOTLY_BASIC = (_ASSETS / "plotly-basic.min.js").resolve()
@@ -65,11 +63,8 @@ def shown_in_place(handler: Callable[P, R]) -> Callable[P, R | str]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R | str:
         try:
             return handler(*args, **kwargs)
-        except EngineError as error:
-            return error_box(error)
-        except Exception:
-            _log.exception("a handler of the page failed")
-            return error_box(UNEXPECTED)
+        except Exception as error:
+            return error_box(as_engine_error(error))
 
     return wrapper
 

@@ -14,20 +14,9 @@ from gradio.events import Dependency
 
 from loratory.engine.config.derived_defaults import SETTINGS
 from loratory.engine.runs.run import RUN_ID, Run
+from loratory.ui import components as ui
 from loratory.ui.backend.background import BackgroundWork, WorkProgress
 from loratory.ui.backend.run_reader import FINAL, RunReader, SharedRuns
-from loratory.ui.components import (
-    LATEST,
-    QUICK,
-    SLOW,
-    TIMER_OFF,
-    UNCHANGED,
-    Updates,
-    browser_state,
-    nothing,
-    pick_list,
-    shown_as_message,
-)
 from loratory.ui.draft import Draft, fill_derived_defaults, known_rows, read_draft, read_settings, shape_of
 from loratory.ui.form import ALL_LINEAR, DERIVED_DEFAULTS, JUDGE_FOR, Form, setting_in, targets_update
 from loratory.ui.form_change import FormChange, Reading
@@ -63,20 +52,20 @@ class Page:
         person = services.person
         # Runs of other people of a lab; None without accounts.
         self.shared = SharedRuns.for_person(services.home, person, services.shared) if person is not None else None
-        self.saved_draft = browser_state({}, "draft")
+        self.saved_draft = ui.browser_state({}, "draft")
         # A client's value: read it by `form.judged_device`.
         self.judge_for = self.form.register(JUDGE_FOR, gr.Textbox("", visible=False))
         self._defaults_note = self.form.register(DERIVED_DEFAULTS, gr.Textbox("", visible=False))
-        self.chosen_run = browser_state("", "run")
+        self.chosen_run = ui.browser_state("", "run")
         # Of starts, which the bar makes in any tab: what is within one that was never in front is not laid out, and has no events.
-        self.start_token = browser_state("", "start")
+        self.start_token = ui.browser_state("", "start")
         self.start_goes_to = gr.Textbox("", visible=False)
         self.starts: BackgroundWork[Sequence[Run]] = BackgroundWork(WorkProgress)  # by the key of a start
         self.start_job = WorkStatus(
             self.starts.find, start_status, elem_id="start-problems", live_id="start-live", is_laid_out=False
         )
         self.settings_copy = gr.State({})  # of a run, on their way into the form
-        self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
+        self.copied_from = ui.browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
         # What to show of the chosen run, by `request_view`: in Train or Runs, and of its result in Chat or Export.
         self.wants_run, self.wants_result = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
@@ -91,7 +80,7 @@ class Page:
         self.is_restored = gr.Checkbox(False, visible=False)
         self._turn = gr.Textbox("", visible=False)  # changes when an event changed the form
         # The last change of several settings, with its undo; laid out in the side panel.
-        self.change_line = pick_list(elem_id="applied", render=False)
+        self.change_line = ui.pick_list(elem_id="applied", render=False)
         self.last_change = gr.State(None)
         self.views: dict[Component, DraftView] = {}
         self.later_views: dict[Component, DraftView] = {}
@@ -113,11 +102,11 @@ class Page:
         """Stop timers when their tab is left."""
         others = [other.select for other in self.tabs.children if isinstance(other, gr.Tab) and other is not tab]
         for timer in timers:
-            gr.on(others, None, None, timer, js=TIMER_OFF, **QUICK)
+            gr.on(others, None, None, timer, js=ui.TIMER_OFF, **ui.QUICK)
 
     def open_tab(self, event: Dependency, tab: str) -> None:
         """After an event, bring another tab to the front."""
-        event.then(lambda: gr.Tabs(selected=tab), None, self.tabs, **QUICK)
+        event.then(lambda: gr.Tabs(selected=tab), None, self.tabs, **ui.QUICK)
 
     def draft(self, values: Sequence[Any]) -> Draft:
         return read_draft(self.services, self.form, values)
@@ -154,11 +143,11 @@ class Page:
         # Gradio clamps a number beyond the slider's end when its box loses focus.
         inputs += [component.release for component in components if isinstance(component, gr.Slider)]
         inputs.append(self._turn.change)
-        self._follow(gr.on(inputs, self.redraw, self.redraw_inputs, self._redraw_outputs, **LATEST))
+        self._follow(gr.on(inputs, self.redraw, self.redraw_inputs, self._redraw_outputs, **ui.LATEST))
         data_events: list[Any] = [self.data_trouble.change, self.data_kind.change, self.data_lengths.change]
-        self.refresh_after(gr.on(data_events, nothing, None, None, **QUICK))
+        self.refresh_after(gr.on(data_events, ui.nothing, None, None, **ui.QUICK))
         outputs = [*self._fill_outputs, self.last_change, self.copied_from]
-        return self.refresh_after(self.change_line.click(self.undo, self.redraw_inputs, outputs, **QUICK))
+        return self.refresh_after(self.change_line.click(self.undo, self.redraw_inputs, outputs, **ui.QUICK))
 
     def restore(self, app: gr.Blocks) -> Dependency:
         """Restore this browser's draft when the page opens, and draw all views of it.
@@ -166,7 +155,7 @@ class Page:
         It asks no other process, so it ends before a user can edit. The stored draft is not written before.
         """
         outputs = [*self._fill_outputs, *self.views, self.last_change, self.change_line, self.is_restored]
-        return self._follow(app.load(self.restore_draft, self.saved_draft, outputs, **QUICK))
+        return self._follow(app.load(self.restore_draft, self.saved_draft, outputs, **ui.QUICK))
 
     def refresh_after(self, event: Dependency) -> Dependency:
         """Redraw after an event that set form values.
@@ -174,16 +163,16 @@ class Page:
         By the event of edits, of which one runs at a time: answers of two might arrive in the wrong order. The event that is
         returned ends before the redraw.
         """
-        return event.then(None, None, self._turn, js="() => String(Math.random())", **QUICK)
+        return event.then(None, None, self._turn, js="() => String(Math.random())", **ui.QUICK)
 
     def redraw_after(self, event: Dependency, *components: Component) -> Dependency:
         """Redraw views of the draft after an event that changed something else that they show."""
 
-        def redraw(is_restored: bool, _last_change: FormChange | None, *values: Any) -> Updates:
+        def redraw(is_restored: bool, _last_change: FormChange | None, *values: Any) -> ui.Updates:
             views = {component: self.views[component] for component in components}
-            return _draw_views(views, self.draft(values)) if is_restored else UNCHANGED
+            return _draw_views(views, self.draft(values)) if is_restored else ui.UNCHANGED
 
-        return event.then(redraw, self.redraw_inputs, list(components), **LATEST)
+        return event.then(redraw, self.redraw_inputs, list(components), **ui.LATEST)
 
     def fill_after(self, event: Dependency, mapping: Component, title: str) -> Dependency:
         """Fill the form with the nested values in `mapping` after a successful event, then redraw.
@@ -193,12 +182,12 @@ class Page:
         """
         fill = functools.partial(self.fill_form, title)
         outputs = [*self._fill_outputs, self.last_change]
-        return self.refresh_after(event.success(fill, [mapping, *self.form.components], outputs, **SLOW))
+        return self.refresh_after(event.success(fill, [mapping, *self.form.components], outputs, **ui.SLOW))
 
     def offer_targets_after(self, event: Dependency) -> Dependency:
         """Offer a model's modules as targets after an event that made them known."""
         targets = self.form["adapter.target_modules"]
-        return self.refresh_after(event.then(self.offer_targets, self.form.components, targets, **QUICK))
+        return self.refresh_after(event.then(self.offer_targets, self.form.components, targets, **ui.QUICK))
 
     def change_after(self, event: Dependency, change: Component, *, undo: bool = False) -> Dependency:
         """Set the values in `change`, by section, in the form after a successful event; the rest stays.
@@ -208,7 +197,7 @@ class Page:
         """
         components, handler = self.form.components, self.change_with_undo if undo else self.change
         outputs = [*self._fill_outputs, self.last_change] if undo else components
-        return self.refresh_after(event.success(handler, [change, *components], outputs, **SLOW))
+        return self.refresh_after(event.success(handler, [change, *components], outputs, **ui.SLOW))
 
     def change_on(
         self, trigger: Any, handler: Callable[..., Any], inputs: Any = None, *, undo: bool = False
@@ -218,12 +207,12 @@ class Page:
         They are this event's alone: answers of two, such as of a tab that is opened and of a row in it, may cross.
         """
         change = gr.State({})
-        return self.change_after(trigger(shown_as_message(handler), inputs, change, **SLOW), change, undo=undo)
+        return self.change_after(trigger(ui.shown_as_message(handler), inputs, change, **ui.SLOW), change, undo=undo)
 
     def _follow(self, event: Dependency) -> Dependency:
         if not self.later_views:
             return event
-        return event.then(self._redraw_later, self.redraw_inputs, list(self.later_views), **LATEST)
+        return event.then(self._redraw_later, self.redraw_inputs, list(self.later_views), **ui.LATEST)
 
     @property
     def redraw_inputs(self) -> list[Component]:
@@ -238,9 +227,9 @@ class Page:
     def _fill_outputs(self) -> list[Component]:
         return [*self.form.components, *self._fill_views]
 
-    def redraw(self, is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
+    def redraw(self, is_restored: bool, last_change: FormChange | None, *values: Any) -> ui.Updates:
         if not is_restored:
-            return UNCHANGED
+            return ui.UNCHANGED
         draft = self.draft(values)
         device, default_updates = self.form.judged_device(values), self._update_defaults(draft, values)
         reading = Reading(draft.mapping, frozenset(self.form.values_by_default(values)))
@@ -252,7 +241,7 @@ class Page:
             **_draw_views(self.views, draft), **default_updates, self.change_line: line, self.saved_draft: saved,
         }  # fmt: skip
 
-    def _update_defaults(self, draft: Draft, values: Sequence[Any]) -> Updates:
+    def _update_defaults(self, draft: Draft, values: Sequence[Any]) -> ui.Updates:
         """Return the derived defaults that changed with the rest of the form, and a note of all unset ones."""
         now = self.form.values_by_default(values)
         note = now | {name: default.value for name, default in draft.derived_defaults.items() if name in now}
@@ -263,10 +252,10 @@ class Page:
             **{self.form[name]: components[self.form[name]] for name in names},
         }
 
-    def _redraw_later(self, is_restored: bool, _last_change: FormChange | None, *values: Any) -> Updates:
-        return _draw_views(self.later_views, self.draft(values)) if is_restored else UNCHANGED
+    def _redraw_later(self, is_restored: bool, _last_change: FormChange | None, *values: Any) -> ui.Updates:
+        return _draw_views(self.later_views, self.draft(values)) if is_restored else ui.UNCHANGED
 
-    def restore_draft(self, saved: Any) -> Updates:
+    def restore_draft(self, saved: Any) -> ui.Updates:
         """Restore a stored draft; one that cannot be read leaves an empty form."""
         try:
             return self._opened_with(saved or {})
@@ -274,7 +263,7 @@ class Page:
             _log.exception("the browser's draft cannot be restored")
             return self._opened_with({})
 
-    def _opened_with(self, saved: Mapping[str, Any]) -> Updates:
+    def _opened_with(self, saved: Mapping[str, Any]) -> ui.Updates:
         mapping = self._with_derived_defaults(saved)
         values = self.form.updates(mapping)
         draft, now = self.draft(values), self.read(values)
@@ -312,17 +301,17 @@ class Page:
             note[name] = setting_in(sections, name)
         return {**sections, "page": {**page, "derived_defaults": json.dumps(note)}}
 
-    def fill_form(self, title: str, mapping: Mapping[str, Any] | None, *values: Any) -> Updates:
+    def fill_form(self, title: str, mapping: Mapping[str, Any] | None, *values: Any) -> ui.Updates:
         if not mapping:
-            return UNCHANGED
+            return ui.UNCHANGED
         sections = self._with_derived_defaults(mapping)
         after, note = self.read(self.form.updates(sections)), sections["page"].get("note", "")
         change = FormChange(title, self.read(values), after, note=note)
         return {**self.fill(sections), self.last_change: change}
 
-    def change_with_undo(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
+    def change_with_undo(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> ui.Updates:
         if not change:
-            return UNCHANGED
+            return ui.UNCHANGED
         before, names = self.read(values), {f"{section}.{name}" for section in change for name in change[section]}
         open_ones = {name: value for name, value in self.form.values_by_default(values).items() if name not in names}
         defaults_note = json.dumps(open_ones)
@@ -332,10 +321,10 @@ class Page:
         note = {self._defaults_note: defaults_note, self.last_change: FormChange("", before, after)}
         return {**self.change(change, *values), **views, **note}
 
-    def undo(self, _is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
+    def undo(self, _is_restored: bool, last_change: FormChange | None, *values: Any) -> ui.Updates:
         """Restore the values before the last change, except for settings that were edited since."""
         if last_change is None:
-            return UNCHANGED
+            return ui.UNCHANGED
         now = self.read(values)
         before = last_change.undo(now)
         mapping = self._with_derived_defaults(before.sections, before.open_ones)
@@ -347,17 +336,17 @@ class Page:
         copied_from = "" if last_change.title else gr.skip()
         return {**settings, **views, self.last_change: undone, self.copied_from: copied_from}
 
-    def change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
+    def change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> ui.Updates:
         if not change:
-            return UNCHANGED
+            return ui.UNCHANGED
         names = {f"{section}.{name}" for section, settings in change.items() for name in settings}
         components = self._components(_merge(self.form.mapping(values), change))
         return {self.form[name]: components[self.form[name]] for name in names}
 
-    def fill(self, mapping: Mapping[str, Any] | None) -> Updates:
-        return {**self._components(mapping), **_draw_views(self._fill_views, mapping)} if mapping else UNCHANGED
+    def fill(self, mapping: Mapping[str, Any] | None) -> ui.Updates:
+        return {**self._components(mapping), **_draw_views(self._fill_views, mapping)} if mapping else ui.UNCHANGED
 
-    def _components(self, mapping: Mapping[str, Any]) -> Updates:
+    def _components(self, mapping: Mapping[str, Any]) -> ui.Updates:
         updates = dict(zip(self.form.components, self.form.updates(mapping), strict=True))
         if "judge_for" not in mapping.get("page", {}):  # presets and runs name no device: the choice stays
             del updates[self.judge_for]
@@ -371,7 +360,7 @@ class Page:
         mapping = self.draft(values).mapping
         shape = shape_of(self.services, mapping)
         if shape is None:
-            return UNCHANGED
+            return ui.UNCHANGED
         update, name = targets_update(shape, mapping["adapter"].get("target_modules")), "adapter.target_modules"
         if update["value"] == values[self.form.names.index(name)]:  # a person may have changed them meanwhile
             del update["value"]
@@ -382,7 +371,7 @@ def _merge(mapping: Mapping[str, Any], change: Mapping[str, Mapping[str, Any]]) 
     return {**mapping, **{section: {**mapping.get(section, {}), **settings} for section, settings in change.items()}}
 
 
-def _draw_views(views: Mapping[Component, Callable[[Any], Any]], value: Draft | Mapping[str, Any]) -> Updates:
+def _draw_views(views: Mapping[Component, Callable[[Any], Any]], value: Draft | Mapping[str, Any]) -> ui.Updates:
     return {component: view(value) for component, view in views.items()}
 
 

@@ -15,15 +15,7 @@ from loratory.engine.memory.compare import with_changes
 from loratory.engine.memory.estimate import Estimator
 from loratory.engine.places.run_place import ThisMachine
 from loratory.engine.supervision.memory_measurement import config_of_rows
-from loratory.ui.components import (
-    QUICK,
-    UNCHANGED,
-    Updates,
-    pick_list,
-    picked_change,
-    shown_as_message,
-    visible_if,
-)
+from loratory.ui import components as ui
 from loratory.ui.draft import Draft
 from loratory.ui.gradio_internals import Dropdown
 from loratory.ui.page import DraftView, Page
@@ -40,7 +32,7 @@ class SidePanel:
     def __init__(self, page: Page) -> None:
         self.page = page
         page.change_line.render()
-        self.panel = pick_list(OPENING_PANEL, elem_id="panel")
+        self.panel = ui.pick_list(OPENING_PANEL, elem_id="panel")
         self.judge = Dropdown(_devices(ThisMachine.label), value="", label="Estimate memory for", elem_id="judge-for")
         # Changes with the place: choices are sent only then, not while a user picks one.
         self._place = gr.Textbox(ThisMachine.label, visible=False)
@@ -49,7 +41,7 @@ class SidePanel:
         )
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
         self.stop = gr.Button("Stop measuring", size="sm", variant="secondary", visible=False, elem_id="stop-measuring")
-        self.advice = pick_list(elem_id="advice")
+        self.advice = ui.pick_list(elem_id="advice")
         self._measuring = [*self.job.outputs, self.start, self.stop]
         page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.start_label(draft)))
         for component in self._measuring:
@@ -66,21 +58,21 @@ class SidePanel:
             (self.stop.click, self.end),
             (self.job.changed, self.measurement),
         ):
-            trigger(self._on_draft(handler), components, self._measuring, **QUICK)
+            trigger(self._on_draft(handler), components, self._measuring, **ui.QUICK)
 
-        chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **QUICK)
+        chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **ui.QUICK)
         page.refresh_after(chosen)
-        self._place.change(lambda place: gr.update(choices=_devices(place)), self._place, self.judge, **QUICK)
+        self._place.change(lambda place: gr.update(choices=_devices(place)), self._place, self.judge, **ui.QUICK)
         for component in (self.panel, self.advice):
-            page.change_on(component.click, picked_change, undo=True)
+            page.change_on(component.click, ui.picked_change, undo=True)
 
     def _measured_view(self, component: Any) -> DraftView:
         return lambda draft: self.measurement(draft)[component]
 
-    def _on_draft(self, handler: Callable[[Draft], Updates]) -> Callable[..., Updates]:
-        return shown_as_message(lambda *values: handler(self.page.draft(values)))
+    def _on_draft(self, handler: Callable[[Draft], ui.Updates]) -> Callable[..., ui.Updates]:
+        return ui.shown_as_message(lambda *values: handler(self.page.draft(values)))
 
-    def begin(self, draft: Draft) -> Updates:
+    def begin(self, draft: Draft) -> ui.Updates:
         """Start to measure a step."""
         config = measured_config(draft)
         if config is None or draft.shape is None or draft.device is None:
@@ -90,21 +82,21 @@ class SidePanel:
         services.measurements.start(_key(config), "A measurement", services.measure(config, expected))
         return self.measurement(draft)
 
-    def end(self, draft: Draft) -> Updates:
+    def end(self, draft: Draft) -> ui.Updates:
         """Stop the measurement of a draft."""
         if (config := measured_config(draft)) is not None:
             self.page.services.measurements.stop(_key(config))
         return self.measurement(draft)
 
-    def measurement(self, draft: Draft) -> Updates:
+    def measurement(self, draft: Draft) -> ui.Updates:
         """Return the measurement of a draft, and whether it can be started."""
         config = measured_config(draft)
         updates = self.job.follow(_key(config) if config is not None else None)
         under_way, is_here = bool(updates[self.job.poll]), draft.memory_elsewhere is None and not draft.is_elsewhere
         return {
             **updates,
-            self.start: visible_if(is_here and config is not None and not under_way),
-            self.stop: visible_if(under_way),
+            self.start: ui.visible_if(is_here and config is not None and not under_way),
+            self.stop: ui.visible_if(under_way),
         }
 
 
@@ -119,7 +111,7 @@ def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:
     """Return the device of the estimate in a stored draft; presets and runs keep the current choice."""
     name = mapping.get("page", {}).get("judge_for")
     device = find_known_device(name) if isinstance(name, str) else None
-    return UNCHANGED if device is None else device.name
+    return ui.UNCHANGED if device is None else device.name
 
 
 def _devices(place: str) -> list[tuple[str, str]]:

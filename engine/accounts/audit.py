@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from loratory.engine.errors import StorageError
+from loratory.engine.errors import explain_os_errors
 from loratory.engine.files import read_models
 
 AuditKind = Literal[
@@ -55,17 +55,14 @@ class AuditLog:
             detail=detail[:_LONGEST_DETAIL], address=address,
         )  # fmt: skip
         line = json.dumps(entry.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n"
-        try:
+        with explain_os_errors(
+            "The audit log cannot be written", "Free some space, or check the permissions of LORATORY_HOME."
+        ):
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
                 os.write(descriptor, line.encode("utf-8", "replace"))
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise StorageError(
-                f"The audit log cannot be written ({error.strerror}).",
-                "Free some space, or check the permissions of LORATORY_HOME.",
-            ) from error
 
     def entries(self) -> tuple[AuditEntry, ...]:
         """Return all entries, oldest first; a torn line is left out."""

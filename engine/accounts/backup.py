@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from loratory.engine.accounts.accounts import open_database
 from loratory.engine.accounts.database import DATABASE_FILE, Database
-from loratory.engine.errors import AccountError, StorageError, shorten
+from loratory.engine.errors import AccountError, StorageError, explain_os_errors, shorten
 from loratory.engine.paths import LoratoryHome
 
 _HEAD = "loratory-backup"  # the first member; its content is the format
@@ -86,15 +86,14 @@ def restore_backup(home: LoratoryHome, path: Path) -> BackupSize:
         StorageError: If the home is not empty, or cannot be written.
         AccountError: If the file is not a backup, is damaged, or holds what no backup of a lab does.
     """
-    _require_empty(home.root)
-    try:
+    with explain_os_errors(f"{home.root} cannot be written", "Set LORATORY_HOME to a folder that you may write to."):
         home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(home.root.iterdir()):
+            what = f"The home {home.root} is not empty."
+            raise StorageError(what, "Set LORATORY_HOME to a new folder to restore into.")
         home.root.chmod(0o700)
         # Inside the home: the folder around it may belong to another user, or be another disk.
         temporary = Path(tempfile.mkdtemp(prefix=".restore-", dir=home.root))
-    except OSError as error:
-        what = f"{home.root} cannot be written ({error.strerror})."
-        raise StorageError(what, "Set LORATORY_HOME to a folder that you may write to.") from error
     mask = os.umask(0o077)
     try:
         size = _unpack(path, temporary)
@@ -179,17 +178,6 @@ def _add(tar: tarfile.TarFile, name: str, content: io.IOBase, mtime: float) -> N
     content.seek(0)
     member.mode, member.mtime = 0o600, int(mtime)
     tar.addfile(member, content)
-
-
-def _require_empty(root: Path) -> None:
-    try:
-        is_empty = not any(root.iterdir())
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StorageError(f"{root} cannot be read ({error.strerror}).", "Choose another LORATORY_HOME.") from error
-    if not is_empty:
-        raise StorageError(f"The home {root} is not empty.", "Set LORATORY_HOME to a new folder to restore into.")
 
 
 def _unpack(path: Path, target: Path) -> BackupSize:

@@ -12,6 +12,8 @@ from loratory.engine.errors import AccountError
 _PATH = re.compile(r"(/[A-Za-z0-9._@+-]+)+")  # needs no quoting in a unit, in a Caddyfile or in a shell
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 _SOCKET = "/run/loratory/page.sock"
+# The folder is the group's to enter; the lab makes the socket with mode 0660.
+_RUNTIME_FOLDER = "RuntimeDirectory=loratory\nRuntimeDirectoryMode=0750"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Deployment:
 
     def unit(self) -> str:
         """Return the systemd unit."""
-        return _UNIT.format(
+        return _template("loratory.service").format(
             user=self.user,
             home=self.home,
             program=_program(),
@@ -74,8 +76,8 @@ class Deployment:
 
     def caddyfile(self) -> str:
         """Return the site of a Caddyfile."""
-        site = _CADDYFILE if self.identity_header is None else _CADDYFILE_WITH_NAMES
-        return site.format(host=self.address.host, socket=_SOCKET, header=self.identity_header)
+        site = "Caddyfile" if self.identity_header is None else "Caddyfile.with_names"
+        return _template(site).format(host=self.address.host, socket=_SOCKET, header=self.identity_header)
 
     def steps(self) -> str:
         """Return the commands that put the files in place, as comments."""
@@ -83,7 +85,7 @@ class Deployment:
             f"\n#   usermod --append --groups {self.user} {self.proxy_user or 'caddy'}"
             "   # the proxy may open the socket, and no file of the lab"
         )
-        return _STEPS.format(
+        return _template("steps.txt").format(
             user=self.user, home=self.home, program=_program(), group="" if self.certificate is not None else group
         )
 
@@ -104,87 +106,5 @@ def _program() -> Path:
     return Path(sys.executable).with_name("loratory")
 
 
-_STEPS = """\
-# Once, as root:
-#   useradd --system --home-dir {home} --create-home --shell /usr/sbin/nologin {user}
-#   chmod 0700 {home}{group}
-#   systemctl daemon-reload && systemctl enable --now loratory
-# The first admin, then everyone else on the page:
-#   sudo -u {user} LORATORY_HOME={home} {program} people invite --admin
-"""
-# The folder is the group's to enter; the lab makes the socket with mode 0660.
-_RUNTIME_FOLDER = "RuntimeDirectory=loratory\nRuntimeDirectoryMode=0750"
-_UNIT = """\
-[Unit]
-Description=Loratory, fine-tuning for a lab
-After=network-online.target
-Wants=network-online.target
-
-[Service]
-User={user}
-Group={user}
-Environment=HOME={home} LORATORY_HOME={home} TMPDIR={home}/tmp
-ExecStartPre=/usr/bin/mkdir -p -m 0700 {home}/tmp
-ExecStart={program} ui --lab --public-url {origin} {options}
-{own}
-Restart=on-failure
-RestartSec=5
-TimeoutStopSec=30
-
-# Runs outlive the page: a stop or an update ends the server alone, and a run out of memory ends that run alone.
-KillMode=process
-OOMPolicy=continue
-
-UMask=0077
-NoNewPrivileges=yes
-CapabilityBoundingSet={capabilities}
-AmbientCapabilities={capabilities}
-ProtectSystem=strict
-ReadWritePaths={home}
-ProtectHome=yes
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-LockPersonality=yes
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-SystemCallArchitectures=native
-# Left out on purpose: PrivateTmp (its folder would vanish under a run), PrivateDevices and ProtectClock (they hide GPUs),
-# MemoryDenyWriteExecute (PyTorch compiles kernels), ProtectProc (other programs on a GPU could not be seen).
-
-[Install]
-WantedBy=multi-user.target
-"""
-_CADDYFILE = """\
-{host} {{
-	# tls internal   # a certificate of Caddy's own authority, where the name is not public
-	reverse_proxy unix/{socket} {{
-		# Caddy writes X-Forwarded-For itself, from the connection. Without trusted_proxies, a client's own is dropped.
-		header_up -Forwarded
-		header_up -X-Real-IP
-	}}
-}}
-"""
-# In a route, Caddy keeps this order; elsewhere it asks `forward_auth` before it removes what a client sent.
-_CADDYFILE_WITH_NAMES = """\
-{host} {{
-	# tls internal   # a certificate of Caddy's own authority, where the name is not public
-	route {{
-		# Requests are refused until a service that signs people in is named here; its answer has their name.
-		request_header -{header}
-		# forward_auth 127.0.0.1:9091 {{
-		# 	uri /api/authz/forward-auth
-		# 	copy_headers Remote-User>{header}
-		# }}
-		reverse_proxy unix/{socket} {{
-			# Caddy writes X-Forwarded-For itself, from the connection. Without trusted_proxies, a client's own is dropped.
-			header_up -Forwarded
-			header_up -X-Real-IP
-		}}
-	}}
-}}
-"""
+def _template(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")

@@ -256,15 +256,12 @@ class Provider:
             raise self._error("ID token: no usable subject")
         if claims["iat"] < round_.began - SKEW_SECONDS:
             raise self._error("ID token: older than the sign-in")
-        if round_.purpose == "confirm" and self._reauthenticates:
-            self._require_fresh(claims.get("auth_time"), round_)
-        return claims
-
-    def _require_fresh(self, moment: object, round_: Round) -> None:
+        moment = claims.get("auth_time")
         is_fresh = type(moment) in (int, float) and moment >= round_.began - SKEW_SECONDS  # type: ignore[operator]
-        if not is_fresh:
+        if round_.purpose == "confirm" and self._reauthenticates and not is_fresh:
             what = f"{self.settings.title} does not confirm that you have just signed in there."
             raise ProviderError(self.settings.title, "no fresh sign-in at the provider", what)
+        return claims
 
     async def _request(self, what: str, method: str, url: str, **options: Any) -> dict[str, Any]:
         """Return a JSON object; redirects are not followed, and nothing is read past the limits."""

@@ -11,17 +11,7 @@ from pathlib import Path
 import psutil
 
 from loratory.engine.accounts.lab import RulesReader
-from loratory.engine.chat import zero_gpu
-from loratory.engine.chat.contract import (
-    ChatChunk,
-    ChatRequest,
-    ChatState,
-    ChatTarget,
-    JobProgress,
-    LoadedModel,
-    OnProgress,
-    PromptView,
-)
+from loratory.engine.chat import contract, zero_gpu
 from loratory.engine.chat.target import LoadPlan, LoadRequest, plan_load
 from loratory.engine.chat.zero_gpu import ZeroGpu
 from loratory.engine.config.run import RunSection
@@ -48,31 +38,31 @@ _MOST_EARLY_STOPS = 100
 
 @dataclass(frozen=True)
 class _ActiveModel:
-    target: ChatTarget
+    target: contract.ChatTarget
     plan: LoadPlan
     device: Device
     process: JsonLinesProcess
-    model: LoadedModel
+    model: contract.LoadedModel
     is_here: bool = True  # on this machine
 
     @property
     def is_alive(self) -> bool:
         return self.process.pid is not None
 
-    def has(self, target: ChatTarget, plan: LoadPlan) -> bool:
+    def has(self, target: contract.ChatTarget, plan: LoadPlan) -> bool:
         """Return whether exactly this is loaded."""
         return self.is_alive and (self.target, self.plan) == (target, plan)
 
-    def has_base_of(self, target: ChatTarget, plan: LoadPlan) -> bool:
+    def has_base_of(self, target: contract.ChatTarget, plan: LoadPlan) -> bool:
         """Return whether the base of a plan is in memory, so only adapters have to be loaded."""
         return self.is_alive and (self.plan.model, self.target.where) == (plan.model, target.where)
 
 
 @dataclass
 class _Loading:
-    target: ChatTarget
+    target: contract.ChatTarget
     plan: LoadPlan
-    progress: JobProgress
+    progress: contract.JobProgress
     process: JsonLinesProcess | None = None  # one that has the base gets the new adapters
     stop_event: threading.Event = field(default_factory=threading.Event)
 
@@ -107,20 +97,20 @@ class ChatSession:
         self._failure: EngineError | None = None
 
     @property
-    def state(self) -> ChatState:
+    def state(self) -> contract.ChatState:
         """The current state; cheap to poll."""
         with self._lock:
             active, loading, generating = self._active, self._loading, len(self._under_way)
             note, failure = self._note, self._failure
         if loading is not None:
-            return ChatState(phase="loading", target=loading.target, progress=loading.progress)
+            return contract.ChatState(phase="loading", target=loading.target, progress=loading.progress)
         pid = active.process.pid if active is not None else None
         if active is None or pid is None:
-            return ChatState(phase="empty", note=note, failure=failure)
+            return contract.ChatState(phase="empty", note=note, failure=failure)
         process_bytes = None
         with contextlib.suppress(psutil.Error):
             process_bytes = int(psutil.Process(pid).memory_info().rss) if active.is_here else None
-        return ChatState(
+        return contract.ChatState(
             phase="generating" if generating else "ready",
             target=active.target,
             model=active.model,
@@ -130,7 +120,9 @@ class ChatSession:
             failure=failure,
         )
 
-    def load(self, target: ChatTarget, on_progress: OnProgress = lambda _: None) -> LoadedModel:
+    def load(
+        self, target: contract.ChatTarget, on_progress: contract.OnProgress = lambda _: None
+    ) -> contract.LoadedModel:
         """Load a target and return once it can answer; return at once if it is loaded already.
 
         If only the adapters differ, the base model stays in memory. For another base the process ends, which frees its
@@ -152,7 +144,7 @@ class ChatSession:
             if self._loading is not None:
                 raise RunError("A model is already being loaded.", "Wait until it is loaded, or unload it first.")
             reuse = previous if previous is not None and previous.has_base_of(target, plan) else None
-            loading = _Loading(target, plan, JobProgress(phase="starting", message=starts))
+            loading = _Loading(target, plan, contract.JobProgress(phase="starting", message=starts))
             loading.process = reuse.process if reuse is not None else None
             self._loading, self._active, self._note, self._failure = loading, None, "", None
         try:
@@ -200,7 +192,7 @@ class ChatSession:
             self._idle_since = time.monotonic()
             return True
 
-    def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
+    def stream(self, request: contract.ChatRequest) -> Iterator[contract.ChatChunk]:
         """Yield the answer as it is generated; the branches of a request take turns at every token.
 
         Closing the iterator early stops the generation.
@@ -230,7 +222,7 @@ class ChatSession:
         try:
             for answer in active.process.stream("generate", request.model_dump(mode="json"), request_id=number):
                 if "progress" in answer:
-                    yield ChatChunk.model_validate(answer["progress"])
+                    yield contract.ChatChunk.model_validate(answer["progress"])
         except GpuQuotaError:
             self._lends_again = time.monotonic() + _WITHOUT_QUOTA_SECONDS
             self._release(active, "because no GPU is lent to it. Load it again to chat on the CPU")
@@ -258,7 +250,7 @@ class ChatSession:
             for number in numbers:
                 active.process.cancel(number)
 
-    def prompt(self, messages: Sequence[Message]) -> PromptView:
+    def prompt(self, messages: Sequence[Message]) -> contract.PromptView:
         """Return the prompt that the loaded model gets for this conversation.
 
         Raises:
@@ -266,8 +258,8 @@ class ChatSession:
             ModelError: If the chat template refuses the conversation.
         """
         process = self._ready().process
-        request = ChatRequest(messages=tuple(messages))
-        return PromptView.model_validate(process.call("prompt", request.model_dump(mode="json")))
+        request = contract.ChatRequest(messages=tuple(messages))
+        return contract.PromptView.model_validate(process.call("prompt", request.model_dump(mode="json")))
 
     def unload(self) -> None:
         """End the process, which frees the device; running answers and loads end with an error."""
@@ -299,14 +291,14 @@ class ChatSession:
         return active
 
     def _load_in(
-        self, process: JsonLinesProcess, job: DeviceJob, loading: _Loading, on_progress: OnProgress
-    ) -> LoadedModel:
+        self, process: JsonLinesProcess, job: DeviceJob, loading: _Loading, on_progress: contract.OnProgress
+    ) -> contract.LoadedModel:
         def note(value: JsonObject) -> None:
-            loading.progress = JobProgress.model_validate(value)
+            loading.progress = contract.JobProgress.model_validate(value)
             on_progress(loading.progress)
 
         def on_wait(present: LeaseHolder) -> None:
-            loading.progress = JobProgress(phase="starting", message=present.why_wait)
+            loading.progress = contract.JobProgress(phase="starting", message=present.why_wait)
             on_progress(loading.progress)
 
         with self._lock:
@@ -321,7 +313,9 @@ class ChatSession:
                 seconds = UNTIL_A_CHAT_LEAVES_SECONDS if self.home.owner else _LEAVING_SECONDS
             job.start(process, Wait(seconds, on_wait, loading.stop_event))
             request = LoadRequest(plan=loading.plan, device=job.device)
-            return LoadedModel.model_validate(process.call("load", request.model_dump(mode="json"), on_progress=note))
+            return contract.LoadedModel.model_validate(
+                process.call("load", request.model_dump(mode="json"), on_progress=note)
+            )
         except CancelledRequestError as error:
             raise _loading_ended() from error
         except WorkerError as error:

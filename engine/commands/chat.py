@@ -12,17 +12,8 @@ import typer
 from loratory.engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, JobProgress, LoadedModel
 from loratory.engine.chat.session import ChatSession
 from loratory.engine.chat.target import plan_load
+from loratory.engine.commands import output
 from loratory.engine.commands.configs import named_path
-from loratory.engine.commands.output import (
-    AsJson,
-    BaseModelName,
-    CheckpointName,
-    ProgressLine,
-    WorkWhere,
-    own_runs,
-    print_json,
-    setting_options,
-)
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.config.run import ModelConfig, Quantization
@@ -40,29 +31,29 @@ QuantizationName = Annotated[
 ]
 
 
-@setting_options(SamplingConfig, max_new_tokens="--max-tokens")
+@output.setting_options(SamplingConfig, max_new_tokens="--max-tokens")
 def chat(
     run: TargetName,
     settings: dict[str, Any],
     prompt: Annotated[str | None, typer.Option(help="Ask this once; without it a conversation begins.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Use the base model, adapter disabled.")] = False,
-    checkpoint: CheckpointName = None,
-    model: BaseModelName = None,
+    checkpoint: output.CheckpointName = None,
+    model: output.BaseModelName = None,
     quantization: QuantizationName = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    where: WorkWhere = "local",
-    as_json: AsJson = False,
+    where: output.WorkWhere = "local",
+    as_json: output.AsJson = False,
 ) -> None:
     """Chat with a run, an adapter or a model."""
     if as_json and prompt is None:
         raise typer.BadParameter("--json answers one question; give it with --prompt.")
     sampling = section_from_mapping(SamplingConfig, settings)
-    store = own_runs()
+    store = output.own_runs()
     target = choose_target(run, store, checkpoint, model, quantization).model_copy(update={"where": where})
     opening = (Message("system", system),) if system else ()
     session = ChatSession(store.home)
     try:
-        with ProgressLine() as line:
+        with output.ProgressLine() as line:
             loaded = session.load(target, lambda progress: show_loading(line, progress))
         branch: Branch = "base" if base or "tuned" not in loaded.branches else "tuned"
         if prompt is None:
@@ -127,10 +118,10 @@ def _answer_once(
         return
     facts = {"tokens", "tokens_per_second", "first_token_seconds", "finish_reason", "branch"}
     text = "".join(chunk.text for chunk in chunks)
-    print_json({"prompt_ids": view.ids, "text": text, **chunks[-1].model_dump(include=facts)})
+    output.print_json({"prompt_ids": view.ids, "text": text, **chunks[-1].model_dump(include=facts)})
 
 
-def show_loading(line: ProgressLine, progress: JobProgress) -> None:
+def show_loading(line: output.ProgressLine, progress: JobProgress) -> None:
     """Show how far a model is loaded."""
     if progress.phase != "ready":
         line.show(progress.message, progress.fraction)
@@ -257,9 +248,9 @@ def serve(
     run: TargetName,
     host: Annotated[str, typer.Option("--host", help="Loopback address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes any that is free.")] = 8000,
-    checkpoint: CheckpointName = None,
+    checkpoint: output.CheckpointName = None,
     base: Annotated[bool, typer.Option("--base", help="Serve the base alone, without what was trained.")] = False,
-    model: BaseModelName = None,
+    model: output.BaseModelName = None,
     quantization: QuantizationName = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on stdout once clients may come, nothing else.")
@@ -273,7 +264,7 @@ def serve(
     from loratory.engine.serve.endpoint import serve_model
     from loratory.engine.serve.model import ServedModel
 
-    store = own_runs()
+    store = output.own_runs()
     target = choose_target(run, store, checkpoint, model, quantization)
     plan = plan_load(target)
     if base and target.tuned is None:
@@ -288,12 +279,12 @@ def serve(
     served_model = ServedModel(ChatSession(store.home, on_unload=report_unload), target, name, aliases)
 
     def load() -> None:
-        with ProgressLine() as line:
+        with output.ProgressLine() as line:
             served_model.load(lambda progress: show_loading(line, progress))
 
     def listening(url: str, models: Sequence[str]) -> None:
         if as_json:
-            print_json({"url": url, "models": models})
+            output.print_json({"url": url, "models": models})
         else:
             typer.echo(f"{url} answers as {' and '.join(models)}. Ctrl-C ends it.", err=True)
 

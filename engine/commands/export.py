@@ -9,23 +9,12 @@ import typer
 
 from loratory.engine.chat.contract import ChatTarget
 from loratory.engine.chat.target import plan_load
+from loratory.engine.commands import output
 from loratory.engine.commands.chat import choose_target
 from loratory.engine.commands.configs import load_config_argument, named_path
-from loratory.engine.commands.output import (
-    AsJson,
-    BaseModelName,
-    CheckpointName,
-    ConfigName,
-    Overrides,
-    WorkWhere,
-    own_runs,
-    print_json,
-    setting_options,
-    with_progress,
-)
 from loratory.engine.config.load import config_to_yaml, section_from_mapping
 from loratory.engine.config.results import ExportConfig, PushConfig
-from loratory.engine.errors import EngineError, RunError, StorageError
+from loratory.engine.errors import EngineError, RunError, explain_os_errors
 from loratory.engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest
 from loratory.engine.export.gguf.precisions import predict_sizes
 from loratory.engine.export.job import ExportJob, ScriptJob
@@ -39,31 +28,31 @@ from loratory.engine.quantities import size
 TrainedName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a folder with an adapter.")]
 
 
-@setting_options(ExportConfig, kind="--to")
+@output.setting_options(ExportConfig, kind="--to")
 def export(
     run: TrainedName,
     settings: dict[str, Any],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
-    checkpoint: CheckpointName = None,
-    model: BaseModelName = None,
+    checkpoint: output.CheckpointName = None,
+    model: output.BaseModelName = None,
     llama_cpp: Annotated[
         Path | None,
         typer.Option("--llama-cpp", help="A llama.cpp checkout whose converter writes the GGUF; its code is run."),
     ] = None,
-    where: WorkWhere = "local",
-    as_json: AsJson = False,
+    where: output.WorkWhere = "local",
+    as_json: output.AsJson = False,
 ) -> None:
     """Export a run's result and verify it: as an adapter, a complete model, or a GGUF file."""
     config = section_from_mapping(ExportConfig, settings)
-    store = own_runs()
+    store = output.own_runs()
     target = choose_target(run, store, checkpoint, model).model_copy(update={"where": where})
     if KINDS[config.kind].takes_converter:
         _announce_sizes(target, store.home)
     converter = named_path(llama_cpp) if llama_cpp is not None else None
     request = ExportRequest(target=target, folder=named_path(out), settings=config, llama_cpp=converter)
-    result = with_progress(ExportJob(store.home, request).run)
+    result = output.with_progress(ExportJob(store.home, request).run)
     if as_json:
-        print_json(result)
+        output.print_json(result)
     else:
         _report(result)
     if result.verified is not None and not result.verified.passed:
@@ -104,7 +93,7 @@ def _print_files(files: Sequence[ExportedFile], notes: Sequence[str]) -> None:
         typer.echo(note)
 
 
-@setting_options(
+@output.setting_options(
     PushConfig,
     *("private", "dtype", "verify", "revision", "commit_message"),
     private="--private/--public",
@@ -119,21 +108,21 @@ def push(
     merged: Annotated[
         bool, typer.Option("--merged", help="A complete model with the adapter merged, instead of the adapter.")
     ] = False,
-    checkpoint: CheckpointName = None,
-    model: BaseModelName = None,
-    as_json: AsJson = False,
+    checkpoint: output.CheckpointName = None,
+    model: output.BaseModelName = None,
+    as_json: output.AsJson = False,
 ) -> None:
     """Put a run's result on the Hugging Face Hub.
 
     The token comes from HF_TOKEN or from `hf auth login`, and is kept nowhere.
     """
     config = section_from_mapping(PushConfig, settings | {"kind": "merged" if merged else "adapter"})
-    store = own_runs()
+    store = output.own_runs()
     target = choose_target(run, store, checkpoint, model)
     request = PushRequest(target=target, repository=repository, settings=config)
-    result = with_progress(PushJob(store.home, request).run)
+    result = output.with_progress(PushJob(store.home, request).run)
     if as_json:
-        print_json(result)
+        output.print_json(result)
     else:
         _print_files(result.files, result.notes)
         who = "private" if result.private else "public"
@@ -141,8 +130,8 @@ def push(
 
 
 def script(
-    config: ConfigName,
-    overrides: Overrides = None,
+    config: output.ConfigName,
+    overrides: output.Overrides = None,
     out: Annotated[Path | None, typer.Option(help="A file to write instead of stdout; it must not exist.")] = None,
     exact: Annotated[
         Path | None,
@@ -159,7 +148,7 @@ def script(
     """Print what a run does as a script on plain transformers, PEFT, TRL and datasets; its head lists what differs."""
     from loratory.engine.export.script.write import gather_script_facts, write_short_script
 
-    store = own_runs()
+    store = output.own_runs()
     file_to_write, folder_to_write = (named_path(path) if path is not None else None for path in (out, exact))
     run_config = load_config_argument(config, overrides, store.home)
     run = None
@@ -168,7 +157,7 @@ def script(
             run = store.get(config).folder
     if folder_to_write is not None:
         run_folder = run.path if run is not None else None
-        result = with_progress(ScriptJob(store.home, run_config, folder_to_write, run_folder).run)
+        result = output.with_progress(ScriptJob(store.home, run_config, folder_to_write, run_folder).run)
         _print_files(result.files, result.notes)
         return
     text = config_to_yaml(run_config)
@@ -179,11 +168,11 @@ def script(
     if file_to_write is None:
         typer.echo(text, nl=False)
         return
-    try:
-        with file_to_write.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise StorageError(f"{out} cannot be written ({error.strerror}).", "Choose a new file.") from error
+    with (
+        explain_os_errors(f"{out} cannot be written", "Choose a new file."),
+        file_to_write.open("x", encoding="utf-8") as file,
+    ):
+        file.write(text)
     typer.echo(str(out))
 
 

@@ -15,17 +15,8 @@ from loratory.engine.accounts.people import Person, require_role
 from loratory.engine.commands.output import AsJson, confirm, format_time, print_json, print_result, print_table
 from loratory.engine.errors import ClusterError
 from loratory.engine.paths import LoratoryHome, typed_path
+from loratory.engine.places.slurm import discovery
 from loratory.engine.places.slurm.commands import Slurm
-from loratory.engine.places.slurm.discovery import (
-    ProbeReport,
-    differences,
-    list_groups,
-    probe_node,
-    propose,
-    to_yaml,
-    unknown_types,
-    write_place,
-)
 from loratory.engine.places.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
 from loratory.engine.quantities import size
 
@@ -217,17 +208,20 @@ def discover(
 ) -> None:
     """Write cluster.yaml from what sinfo shows."""
     home = LoratoryHome.from_environment()
-    proposal = propose(list_groups(Slurm()))
+    proposal = discovery.propose(discovery.list_groups(Slurm()))
     if has_place(home) and not replace:
-        different = differences(home, proposal)
+        different = discovery.differences(home, proposal)
         text = "\n".join(f"  {line}" for line in different) or "  nothing"
         raise ClusterError(
             f"There is a {CLUSTER_FILE} already; it differs from what sinfo shows in:\n{text}\n",
             "Edit it, or replace it with --replace.",
         )
-    write_place(home, proposal)
-    lines = [to_yaml(proposal), f"Written to {home.root / CLUSTER_FILE}. Edit it, then run `loratory cluster check`."]
-    if unknown := unknown_types(proposal):
+    discovery.write_place(home, proposal)
+    lines = [
+        discovery.to_yaml(proposal),
+        f"Written to {home.root / CLUSTER_FILE}. Edit it, then run `loratory cluster check`.",
+    ]
+    if unknown := discovery.unknown_types(proposal):
         lines.append(f"Memory assumed, so check it: {', '.join(unknown)}.")
     print_result(proposal.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
 
@@ -247,7 +241,7 @@ def check(
         raise ClusterError(what, f"Its types are {', '.join(names) or 'none'}.")
     kind = gpu_type if gpu_type is not None else next(iter(names), "")
     typer.echo(f"Asking Slurm for a node with {f'1×{kind}' if names else 'CPU'}.", err=True)
-    report = probe_node(home, place, kind, wait)
+    report = discovery.probe_node(home, place, kind, wait)
     problems = find_problems(place, kind, report)
     print_result(
         {**report.model_dump(mode="json"), "problems": problems}, _report_text(report, problems), as_json=as_json
@@ -256,7 +250,7 @@ def check(
         raise typer.Exit(1)
 
 
-def find_problems(place: ClusterPlace, kind: str, report: ProbeReport) -> list[str]:
+def find_problems(place: ClusterPlace, kind: str, report: discovery.ProbeReport) -> list[str]:
     """Return what of a node does not agree with the description, a sentence each."""
     problems = []
     gpu_type = next((gpu for gpu in place.gpu_types if gpu.name == kind), None)
@@ -275,7 +269,7 @@ def find_problems(place: ClusterPlace, kind: str, report: ProbeReport) -> list[s
     return problems
 
 
-def _report_text(report: ProbeReport, problems: list[str]) -> str:
+def _report_text(report: discovery.ProbeReport, problems: list[str]) -> str:
     gpus = ", ".join(f"{gpu.name} ({gpu.memory_gib:.1f} GiB)" for gpu in report.gpus) or "none"
     versions = ", ".join(f"{name} {version or 'missing'}" for name, version in report.versions.items())
     lines = [

@@ -7,30 +7,14 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from loratory.engine.commands.output import (
-    AsJson,
-    ProgressLine,
-    RunId,
-    Where,
-    confirm,
-    own_runs,
-    print_json,
-    print_result,
-)
+from loratory.engine.commands import output
 from loratory.engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report, result_json
 from loratory.engine.errors import RunError
 from loratory.engine.lab.rules import resume_run
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.places.huggingface_jobs.layout import JobRequest
 from loratory.engine.quantities import size
-from loratory.engine.runs.control import (
-    change_notes,
-    read_notes,
-    request_cancel,
-    request_start_anyway,
-    request_stop,
-    request_target,
-)
+from loratory.engine.runs import control
 from loratory.engine.runs.history.run_history import read_history
 from loratory.engine.runs.run import Run, State
 from loratory.engine.runs.store import RunStore, folder_size_bytes
@@ -55,7 +39,7 @@ def runs(
     sort: Annotated[SortKey, typer.Option("--sort", help="A column.")] = "created",
     ascending: Annotated[bool, typer.Option("--ascending", help="Smallest, or oldest, first.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="All columns as CSV.")] = False,
-    as_json: AsJson = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """List the runs, newest first."""
     if unknown := set(state or ()) - set(get_args(State)):
@@ -74,7 +58,7 @@ def runs(
     )
     summaries = select_runs(RunIndex(store).summaries(), query)
     if as_json:
-        print_json([result_json(store.folder / summary.id, summary, None) for summary in summaries])
+        output.print_json([result_json(store.folder / summary.id, summary, None) for summary in summaries])
     elif as_csv:
         typer.echo(summaries_csv(summaries), nl=False)
     elif not summaries:
@@ -85,9 +69,9 @@ def runs(
 
 
 def show(
-    run_id: RunId,
+    run_id: output.RunId,
     as_csv: Annotated[bool, typer.Option("--csv", help="The logged steps as CSV.")] = False,
-    as_json: AsJson = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """Show one run: its state and why, its figures, and the verdict on its curves."""
     store = _store()
@@ -96,20 +80,20 @@ def show(
         typer.echo(steps_csv(read_history(run.folder.events)), nl=False)
     elif as_json:
         findings = [asdict(finding) for finding in findings_of(run)]
-        print_json(result_json(run.folder.path, summarize(run), None) | {"findings": findings})
+        output.print_json(result_json(run.folder.path, summarize(run), None) | {"findings": findings})
     else:
         warnings = [finding.text for finding in findings_of(run)]
         print("\n\n".join([describe(run, summarize(run), store.home), *warnings]))
 
 
-def stop(run_id: RunId, as_json: AsJson = False) -> None:
+def stop(run_id: output.RunId, as_json: output.AsJson = False) -> None:
     """Save what a run has learned so far, and stop it; a waiting run leaves the queue."""
-    _send_request(run_id, request_stop, 2.0, as_json=as_json)
+    _send_request(run_id, control.request_stop, 2.0, as_json=as_json)
 
 
-def cancel(run_id: RunId, as_json: AsJson = False) -> None:
+def cancel(run_id: output.RunId, as_json: output.AsJson = False) -> None:
     """End a run at once; its newest checkpoint stays."""
-    _send_request(run_id, request_cancel, _TRANSITION_SECONDS, as_json=as_json)
+    _send_request(run_id, control.request_cancel, _TRANSITION_SECONDS, as_json=as_json)
 
 
 def _send_request(run_id: str, request: Callable[[Run], None], seconds: float, *, as_json: bool) -> None:
@@ -120,12 +104,12 @@ def _send_request(run_id: str, request: Callable[[Run], None], seconds: float, *
     _wait_until(lambda: run.folder.read_state().is_final, store.home, seconds)
     summary = summarize(run)
     text = f"{run.id} is {summary.state}. {summary.cause} {summary.advice}".rstrip()
-    print_result(result_json(run.folder.path, summary, None), text, as_json=as_json)
+    output.print_result(result_json(run.folder.path, summary, None), text, as_json=as_json)
 
 
 def resume(
-    run_id: RunId,
-    where: Where = None,
+    run_id: output.RunId,
+    where: output.Where = None,
     flavor: Annotated[
         str, typer.Option("--flavor", help="Of a run on Hugging Face Jobs: other hardware from now on.")
     ] = "",
@@ -133,7 +117,7 @@ def resume(
         float | None,
         typer.Option("--limit-hours", min=0.05, max=168, help="Of such a run: another time limit from now on."),
     ] = None,
-    as_json: AsJson = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """Continue a run that was stopped, interrupted or failed, from its newest checkpoint, and follow it."""
     store = _store()
@@ -141,95 +125,99 @@ def resume(
     if flavor or limit_hours is not None:
         JobRequest.with_changes(run.folder, flavor, limit_hours).save(run.folder)
     if where is not None:
-        request_target(run, where)
+        control.request_target(run, where)
     resume_run(store.home, run)
     _wait_until(lambda: not run.folder.read_state().is_final, store.home, _TRANSITION_SECONDS)
-    report(run, follow_to_the_end(store.home, run, ProgressLine()), as_json=as_json)
+    report(run, follow_to_the_end(store.home, run, output.ProgressLine()), as_json=as_json)
 
 
 def delete(
-    run_id: RunId,
+    run_id: output.RunId,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: AsJson = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """Delete a run that has ended, with its adapter, checkpoints and log."""
     store = _store()
     run = store.get(run_id)
     if run.folder.read_state().is_final:
         bytes_ = folder_size_bytes(run.folder.path)
-        confirm(f"Delete {run.id} ({summarize(run).label}, {size(bytes_)})?", yes=yes)
+        output.confirm(f"Delete {run.id} ({summarize(run).label}, {size(bytes_)})?", yes=yes)
     freed = store.delete(run.id)
     text = f"Deleted {run.id}; {size(freed)} are free again."
-    print_result({"run_id": run.id, "status": "deleted", "freed_bytes": freed}, text, as_json=as_json)
+    output.print_result({"run_id": run.id, "status": "deleted", "freed_bytes": freed}, text, as_json=as_json)
 
 
 def rename(
-    run_id: RunId,
+    run_id: output.RunId,
     name: Annotated[str, typer.Argument(help='What to call it; "" gives it back its first name.')],
-    as_json: AsJson = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """Call a run something else; its configuration stays as it is."""
-    _change(own_runs().get(run_id), as_json, name=name)
+    _change(output.own_runs().get(run_id), as_json, name=name)
 
 
 def note(
-    run_id: RunId,
+    run_id: output.RunId,
     text: Annotated[str, typer.Argument(help='What to remember about it; "" removes the note.')],
-    as_json: AsJson = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """Keep a note with a run."""
-    _change(own_runs().get(run_id), as_json, note=text)
+    _change(output.own_runs().get(run_id), as_json, note=text)
 
 
 def tag(
-    run_id: RunId,
+    run_id: output.RunId,
     tags: Annotated[list[str], typer.Argument(help="Tags to add, or to remove.")],
     remove: Annotated[bool, typer.Option("--remove", help="Remove them.")] = False,
-    as_json: AsJson = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """Add tags to a run, or remove them; `loratory runs TAG` finds it by them."""
-    run = own_runs().get(run_id)
-    before = read_notes(run.folder).tags
+    run = output.own_runs().get(run_id)
+    before = control.read_notes(run.folder).tags
     after = tuple(known for known in before if known not in tags) if remove else (*before, *tags)
     _change(run, as_json, tags=after)
 
 
 def star(
-    run_id: RunId, remove: Annotated[bool, typer.Option("--remove", help="Remove it.")] = False, as_json: AsJson = False
+    run_id: output.RunId,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove it.")] = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """Give a run a star, or remove it; `loratory runs --star` lists these runs."""
-    _change(own_runs().get(run_id), as_json, star=not remove)
+    _change(output.own_runs().get(run_id), as_json, star=not remove)
 
 
 def project(
-    run_id: RunId,
+    run_id: output.RunId,
     name: Annotated[str, typer.Argument(help='The project; "" removes the run from its project.')],
-    as_json: AsJson = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """Move a run to a project; `loratory runs --project NAME` lists its runs."""
-    _change(own_runs().get(run_id), as_json, project=name)
+    _change(output.own_runs().get(run_id), as_json, project=name)
 
 
 def move(
-    run_id: RunId, where: Annotated[QueueMove, typer.Argument(metavar="first|up|down|last")], as_json: AsJson = False
+    run_id: output.RunId,
+    where: Annotated[QueueMove, typer.Argument(metavar="first|up|down|last")],
+    as_json: output.AsJson = False,
 ) -> None:
     """Move a waiting run within the queue."""
-    store = own_runs()
+    store = output.own_runs()
     run = store.get(run_id)
     waiting = [other.id for other in store.list() if other.folder.read_state().state == "queued"]
     if run.id not in waiting:
         raise RunError(f"{run.id} is {run.folder.read_state().state} and does not wait.", "Only waiting runs move.")
     order = QueueOrder(store.home).shift(run.id, waiting, where)
     text = "\n".join(f"{number}. {waiting_id}" for number, waiting_id in enumerate(order, start=1))
-    print_result({"queue": order}, text, as_json=as_json)
+    output.print_result({"queue": order}, text, as_json=as_json)
 
 
-def start_anyway(run_id: RunId, as_json: AsJson = False) -> None:
+def start_anyway(run_id: output.RunId, as_json: output.AsJson = False) -> None:
     """Let a waiting run start although the free memory does not cover its estimate."""
-    run = own_runs().get(run_id)
-    request_start_anyway(run)
+    run = output.own_runs().get(run_id)
+    control.request_start_anyway(run)
     text = f"{run.id} starts as soon as its device is free of other Loratory work. It may run out of memory."
-    print_result({"run_id": run.id, "start_anyway": True}, text, as_json=as_json)
+    output.print_result({"run_id": run.id, "start_anyway": True}, text, as_json=as_json)
 
 
 def electricity(
@@ -238,7 +226,7 @@ def electricity(
     watts: Annotated[
         float | None, typer.Option("--watts", help="What the machine draws where no GPU measures it; 0 for unknown.")
     ] = None,
-    as_json: AsJson = False,
+    as_json: output.AsJson = False,
 ) -> None:
     """Show or set the price of electricity, from which runs compute their cost."""
     home = LoratoryHome.from_environment()
@@ -249,21 +237,21 @@ def electricity(
         tariff = save_electricity(home, new_price, tariff.currency if currency is None else currency, new_watts)
     cost = "no price is set" if tariff.price_per_kwh is None else f"{tariff.currency} {tariff.price_per_kwh:g} a kWh"
     power = "unknown where no GPU measures it" if tariff.watts is None else f"{tariff.watts:g} W where none measures"
-    print_result(tariff, f"price: {cost.strip()}\npower: {power}", as_json=as_json)
+    output.print_result(tariff, f"price: {cost.strip()}\npower: {power}", as_json=as_json)
 
 
 def _change(run: Run, as_json: bool, **changes: Any) -> None:
-    notes = change_notes(run.folder, **changes)
+    notes = control.change_notes(run.folder, **changes)
     tags = f" [{', '.join(notes.tags)}]" if notes.tags else ""
     project = f" in project {notes.project}" if notes.project else ""
     name = f"{'★ ' if notes.star else ''}{notes.name or 'no name of its own'}{project}"
     text = f"{run.id}: {name}{tags}{f' – {notes.note}' if notes.note else ''}"
-    print_result({"run_id": run.id, **notes.model_dump()}, text, as_json=as_json)
+    output.print_result({"run_id": run.id, **notes.model_dump()}, text, as_json=as_json)
 
 
 def _store() -> RunStore:
     """Return the runs of this person, with states brought up to date where no server does so."""
-    store = own_runs()
+    store = output.own_runs()
     reconcile(store.home)
     return store
 

@@ -12,14 +12,6 @@ from loratory.engine.config.methods.base import PeftMethod
 from loratory.engine.errors import ModelError
 from loratory.engine.export.gguf.llama_cpp import find_converter
 
-_GENERATE = """
-prompt = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "…"}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
-answer = model.generate(**prompt, max_new_tokens=200)
-print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
-"""
-
 
 def _must_be_mergeable(method: PeftMethod) -> str:
     return "" if method.mergeable else f"{method.label} cannot be merged: {method.why_not_mergeable}."
@@ -40,7 +32,6 @@ class Kind:
     card_noun: str = "a complete model, made from an adapter and"  # in a model card
     relation: str = "finetune"  # to its base, in the Hub's front matter
     library: str  # that loads it, in the Hub's front matter
-    code: str  # example that loads it; `{folder}` and `{base}` are filled in
     goes_to_hub: bool = False
     noun: str = "a complete model"  # in messages
     needed_files: frozenset[str] = frozenset({"README.md"})  # required on the Hub
@@ -48,6 +39,11 @@ class Kind:
     refusal: Callable[[PeftMethod], str] = _must_be_mergeable  # why a method is not supported; empty if it is
     instead: str = "Export the adapter instead."  # the fix if it is not
     takes_converter: bool = False
+
+    @property
+    def code(self) -> str:
+        """Example that loads it; `{folder}` and `{base}` are filled in."""
+        return Path(__file__).with_name("examples").joinpath(f"{self.name}.txt").read_text(encoding="utf-8")
 
     def why_not(self, method: PeftMethod | None) -> str:
         """Return why this kind does not support a method; empty if it does."""
@@ -83,14 +79,6 @@ ADAPTER = Kind(
     weights=r"(vllm/)?(adapter_config\.json|adapter_model\.safetensors)",
     refusal=_must_have_adapter,
     instead="Export it as merged instead.",
-    code=f"""\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{{folder}}")
-model = AutoModelForCausalLM.from_pretrained("{{base}}")
-model = PeftModel.from_pretrained(model, "{{folder}}")
-{_GENERATE}""",
 )
 MERGED = Kind(
     name="merged",
@@ -102,12 +90,6 @@ MERGED = Kind(
     goes_to_hub=True,
     needed_files=frozenset({"README.md", "config.json"}),
     weights=r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json",
-    code=f"""\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{{folder}}")
-model = AutoModelForCausalLM.from_pretrained("{{folder}}")
-{_GENERATE}""",
 )
 GGUF = Kind(
     name="gguf",
@@ -117,15 +99,6 @@ GGUF = Kind(
     settings=("gguf_type", "keep_merged"),
     library="llama.cpp",
     takes_converter=True,
-    code="""\
-import glob
-
-from llama_cpp import Llama
-
-llama = Llama(glob.glob("{folder}/*.gguf")[0])
-answer = llama.create_chat_completion([{{"role": "user", "content": "…"}}], max_tokens=200)
-print(answer["choices"][0]["message"]["content"])
-""",
 )
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (ADAPTER, MERGED, GGUF)}
 

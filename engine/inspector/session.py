@@ -9,20 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from loratory.engine.config.run import DatasetConfig, ModelConfig
-from loratory.engine.data.contract import (
-    CheckProgress,
-    DataRequest,
-    DatasetColumns,
-    DatasetPage,
-    DatasetReport,
-    FoundRow,
-    HeldOutRows,
-    PageRequest,
-    RowForm,
-    SearchProgress,
-    SetQuestion,
-    searchable,
-)
+from loratory.engine.data import contract
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.hub import reads_from_hub
 from loratory.engine.errors import DatasetAccessError, DatasetError, EngineError, ModelAccessError, ModelLimitError
@@ -198,7 +185,7 @@ class Inspector:
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
         edit: JsonObject | None = None,
-    ) -> DatasetPage:
+    ) -> contract.DatasetPage:
         """Return rows of a dataset, as conversations and, with a model, as the tokens that training will see.
 
         The last five are those of a `PageRequest`; without a model, rows have no tokens.
@@ -207,31 +194,33 @@ class Inspector:
             DatasetError: If the dataset cannot be read.
             ModelError: If the tokenizer cannot be loaded.
         """
-        page = PageRequest(first_row=first_row, count=count, rows=rows, brief=brief, edit=edit)
-        request = DataRequest(dataset=dataset, model=model, max_length=max_length, page=page)
-        return self._request(self._data, "preview", request, DatasetPage)
+        page = contract.PageRequest(first_row=first_row, count=count, rows=rows, brief=brief, edit=edit)
+        request = contract.DataRequest(dataset=dataset, model=model, max_length=max_length, page=page)
+        return self._request(self._data, "preview", request, contract.DatasetPage)
 
-    def sets(self, question: SetQuestion, on_progress: OnProgress | None = None) -> JsonObject:
+    def sets(self, question: contract.SetQuestion, on_progress: OnProgress | None = None) -> JsonObject:
         """Return what `SetTables` answers to a question about the person's sets; raises as it does."""
         return result_of(self._stream(self._data, "sets", _dump(question)), on_progress)
 
-    def columns(self, dataset: DatasetConfig) -> DatasetColumns:
+    def columns(self, dataset: DatasetConfig) -> contract.DatasetColumns:
         """Return the columns of a dataset that no format fits, and the format to begin with.
 
         Raises:
             DatasetError: If it cannot be opened.
         """
-        return self._request(self._data, "columns", DataRequest(dataset=dataset), DatasetColumns)
+        return self._request(self._data, "columns", contract.DataRequest(dataset=dataset), contract.DatasetColumns)
 
-    def row_form(self, dataset: DatasetConfig) -> RowForm:
+    def row_form(self, dataset: DatasetConfig) -> contract.RowForm:
         """Return the form of a dataset's rows, as its first ones show it, for a script that reads them with usual readers.
 
         Raises:
             DatasetError: If it cannot be opened, or such readers would read rows otherwise; has the reason.
         """
-        return self._request(self._data, "row_form", DataRequest(dataset=dataset), RowForm)
+        return self._request(self._data, "row_form", contract.DataRequest(dataset=dataset), contract.RowForm)
 
-    def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
+    def find_steps(
+        self, dataset: DatasetConfig, text: str, *, after_row: int
+    ) -> Iterator[contract.SearchProgress | contract.FoundRow]:
         """Find the next row that holds a text, in any case: yields progress, then at last where. Closing it stops it.
 
         The search begins after `after_row`, and continues from the first row up to it.
@@ -239,8 +228,10 @@ class Inspector:
         Raises:
             DatasetError: If the dataset cannot be read, or the text is too long.
         """
-        request = DataRequest(dataset=dataset, text=searchable(text), after_row=after_row)
-        yield from _validated(self._stream(self._data, "find", _dump(request)), SearchProgress, FoundRow)
+        request = contract.DataRequest(dataset=dataset, text=contract.searchable(text), after_row=after_row)
+        yield from _validated(
+            self._stream(self._data, "find", _dump(request)), contract.SearchProgress, contract.FoundRow
+        )
 
     def check(
         self,
@@ -249,8 +240,8 @@ class Inspector:
         max_length: int | None = None,
         *,
         seed: int = 42,
-        on_progress: Callable[[CheckProgress], None] | None = None,
-    ) -> DatasetReport:
+        on_progress: Callable[[contract.CheckProgress], None] | None = None,
+    ) -> contract.DatasetReport:
         """Check every row in one pass; a report that is known already is returned at once.
 
         `on_progress` is called a few times a second; raising out of it stops the check.
@@ -259,10 +250,10 @@ class Inspector:
             DatasetError: If the dataset cannot be read, or nothing in it can be trained on.
             ModelError: If the tokenizer cannot be loaded.
         """
-        request = DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed)
+        request = contract.DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed)
         answers = self._stream(self._whole_reader(dataset), "check", _dump(request), waits_seconds=math.inf)
-        for step in _validated(answers, CheckProgress, DatasetReport):
-            if isinstance(step, DatasetReport):
+        for step in _validated(answers, contract.CheckProgress, contract.DatasetReport):
+            if isinstance(step, contract.DatasetReport):
                 return step
             if on_progress is not None:
                 on_progress(step)
@@ -270,7 +261,7 @@ class Inspector:
 
     def held_out(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None, *, seed: int, count: int = 200
-    ) -> HeldOutRows:
+    ) -> contract.HeldOutRows:
         """Return which rows a run with these settings keeps back from training; one pass over the data.
 
         Returns at most `count` of them, spread evenly.
@@ -279,8 +270,8 @@ class Inspector:
             DatasetError: If the dataset cannot be read, or nothing in it can be trained on.
             ModelError: If the tokenizer cannot be loaded.
         """
-        request = DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed, count=count)
-        return self._request(self._whole_reader(dataset), "held_out", request, HeldOutRows)
+        request = contract.DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed, count=count)
+        return self._request(self._whole_reader(dataset), "held_out", request, contract.HeldOutRows)
 
     def render(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int
@@ -291,7 +282,7 @@ class Inspector:
             DatasetError: If there is no such row, or it is left out, with the reason.
             ModelError: If the tokenizer cannot be loaded.
         """
-        request = DataRequest(dataset=dataset, model=model, max_length=max_length, row=row)
+        request = contract.DataRequest(dataset=dataset, model=model, max_length=max_length, row=row)
         return self._request(self._data, "render", request, RenderedSequences).sequences
 
     def _whole_reader(self, dataset: DatasetConfig) -> ProcessPool:
@@ -328,7 +319,7 @@ def _validated(
     for answer in answers:
         if "result" in answer:
             yield result.model_validate(answer["result"])
-        elif "waiting" in answer and issubclass(progress, CheckProgress):
+        elif "waiting" in answer and issubclass(progress, contract.CheckProgress):
             yield progress(rows=0, bytes_read=0, size_bytes=None, waiting=answer["waiting"])
         elif "progress" in answer:
             yield progress.model_validate(answer["progress"])

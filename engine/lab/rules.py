@@ -13,7 +13,7 @@ from loratory.engine.config.run import SET_PREFIX, RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SAMPLE_PREFIX
-from loratory.engine.errors import EngineError, Problem, RunError, StorageError, WorkerError
+from loratory.engine.errors import EngineError, Problem, RunError, StorageError, WorkerError, explain_os_errors
 from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.source import is_hub_id
 from loratory.engine.paths import REFUSAL, AllowedPaths, LoratoryHome
@@ -211,15 +211,12 @@ def set_shared(run: Run, person: Person, shared: bool, audit: AuditLog) -> None:
         return
     audit.write(person.name, "run shared", f"{run.owner}/{run.id}", "shared" if shared else "no longer shared")
     mark = run.folder.shared_mark
-    try:
+    with explain_os_errors("Sharing cannot be changed", "Check the permissions of the run's folder."):
         if shared:
             mark.parent.mkdir(mode=0o700, exist_ok=True)
             mark.touch(mode=0o600)
         else:
             mark.unlink(missing_ok=True)
-    except OSError as error:
-        what = f"Sharing cannot be changed ({error.strerror})."
-        raise StorageError(what, "Check the permissions of the run's folder.") from error
 
 
 @dataclass(frozen=True)

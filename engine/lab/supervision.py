@@ -19,19 +19,10 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.lease import LeaseHolder, device_words, lease_name
 from loratory.engine.lab.fairness import LabStanding, LabTurn, UrgentSlot, order_fairly, people_over_quota
 from loratory.engine.paths import LoratoryHome
+from loratory.engine.runs import usage
 from loratory.engine.runs.control import request_stop_for_time
 from loratory.engine.runs.disk import free_bytes, is_disk_short
 from loratory.engine.runs.run import Reason, Run, RunState, StateReason
-from loratory.engine.runs.usage import (
-    Attempt,
-    DecayedSeconds,
-    UsageLedger,
-    ended_attempt,
-    live_attempt,
-    local_devices,
-    week_of,
-    weeks_of,
-)
 from loratory.engine.supervision.queue import QueueOrder, StartRules
 
 SNAPSHOT_FILE = "lab-queue.json"
@@ -73,7 +64,7 @@ class LabSupervision:
 
     def note_end(self, run: Run, before: RunState, after: RunState) -> None:
         """Count an attempt that has ended."""
-        attempt = ended_attempt(run, before, after)
+        attempt = usage.ended_attempt(run, before, after)
         if attempt is not None and self._rules.read() is not None:
             self._ledger.add(attempt)
 
@@ -82,9 +73,9 @@ class LabSupervision:
         rules = self._rules.read()
         if rules is None:
             return None
-        now, live = self.clock(), list[Attempt]()
+        now, live = self.clock(), list[usage.Attempt]()
         for run, state in active.values():
-            attempt = live_attempt(run, state, now)
+            attempt = usage.live_attempt(run, state, now)
             if attempt is not None:
                 live.append(attempt)
                 if attempt.devices:  # a job elsewhere has no device of the lab
@@ -129,19 +120,19 @@ class LabSupervision:
         self._published = snapshot
 
     @functools.cached_property
-    def _ledger(self) -> UsageLedger:
-        return UsageLedger(self.home, self.clock)
+    def _ledger(self) -> usage.UsageLedger:
+        return usage.UsageLedger(self.home, self.clock)
 
     def _standing(
-        self, rules: LabRules, active: ActiveRuns, live: Iterable[Attempt], people: Collection[str]
+        self, rules: LabRules, active: ActiveRuns, live: Iterable[usage.Attempt], people: Collection[str]
     ) -> LabStanding:
         now, ledger, weight = self.clock(), self._ledger, rules.limits.weight
-        present, week = DecayedSeconds(now), week_of(now)
+        present, week = usage.DecayedSeconds(now), usage.week_of(now)
         hours = {person: ledger.gpu_hours(person, week) for person in people}
         for attempt in live:
             present.add(attempt)
             if attempt.owner in hours:
-                hours[attempt.owner] += attempt.gpus * dict(weeks_of(attempt)).get(week, 0.0) / 3600
+                hours[attempt.owner] += attempt.gpus * dict(usage.weeks_of(attempt)).get(week, 0.0) / 3600
         used_seconds = ledger.decayed.of_everyone(now, weight)
         for person, seconds in present.of_everyone(now, weight).items():
             used_seconds[person] = used_seconds.get(person, 0.0) + seconds
@@ -150,7 +141,7 @@ class LabSupervision:
             urgent = self._slot.run()
         return LabStanding(
             used_seconds,
-            Counter(run.owner for run, state in active.values() if local_devices(state.device)),
+            Counter(run.owner for run, state in active.values() if usage.local_devices(state.device)),
             hours,
             urgent.run_id if urgent is not None else None,
         )
@@ -160,7 +151,7 @@ class LabSupervision:
         own = QueueOrder(self.home.for_person(owner))
         return (own if own.is_saved else QueueOrder(self.home)).sort(run_ids)
 
-    def _enforce_time(self, run: Run, attempt: Attempt, rules: LabRules) -> None:
+    def _enforce_time(self, run: Run, attempt: usage.Attempt, rules: LabRules) -> None:
         limits, seconds = rules.limits, attempt.seconds
         hours = limits.longest_run_hours
         if run.owner in rules.guests and limits.guest_run_hours is not None:

@@ -176,8 +176,11 @@ class Estimator:
         """
         targets, _ = self._find_targets(workload.adapter)
         steps: list[DeviceStep] = []
+        has_one_kind = len(self.structure.layers) == 1
         for part in self.parts(workload, devices):
-            known = next((step for step in steps if self._is_equal(step.part, part)), None)
+            # As many layers of one kind, and nothing else: a device that does the same.
+            equals = (step for step in steps if step.part.outside == part.outside == ())
+            known = next((step for step in equals if has_one_kind and len(step.part.layers) == len(part.layers)), None)
             if known is not None:
                 steps.append(known._replace(part=part))
                 continue
@@ -197,11 +200,6 @@ class Estimator:
         trained = 0 if workload.trains_adapter else whole.persistent.optimizer + weights
         activation_bytes, times_weights = whole.kept_bytes // self.structure.num_layers, 1 + trained / max(1, weights)
         return divide_layers(self.shape, workload, devices, kept_bytes=activation_bytes, times_weights=times_weights)
-
-    def _is_equal(self, first: DevicePart, second: DevicePart) -> bool:
-        """Return whether two devices do the same: as many layers of one kind, and nothing else."""
-        has_one_kind, have_equal_layers = len(self.structure.layers) == 1, len(first.layers) == len(second.layers)
-        return has_one_kind and have_equal_layers and first.outside == second.outside == ()
 
     def peak(self, workload: Workload) -> Peak:
         """Return the peak of a step; raises as `estimate_memory` does."""

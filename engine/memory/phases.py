@@ -14,13 +14,8 @@ from typing import Literal, NamedTuple
 from loratory.engine.config.rules import COPIED_WEIGHT_BYTES, answers_at_once
 from loratory.engine.memory.autograd.tape import Tape
 from loratory.engine.memory.autograd.tensors import Group, Parameter, Value
+from loratory.engine.memory.layers import losses
 from loratory.engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, residual_width
-from loratory.engine.memory.layers.losses import (
-    logit_width,
-    loss_of_trained_positions,
-    positions_of_larger_chunks,
-    trained_positions,
-)
 from loratory.engine.memory.layers.modules import normalize
 from loratory.engine.memory.layers.step_context import StepContext
 from loratory.engine.memory.persistent import weight_bytes
@@ -85,7 +80,7 @@ class StepRules(NamedTuple):
 
     tape: Callable[[], Tape] = Tape
     layer: Callable[[StepContext, Value, LayerStructure], Value] = decoder_layer
-    loss: Callable[[StepContext, Value], Value] = loss_of_trained_positions
+    loss: Callable[[StepContext, Value], Value] = losses.loss_of_trained_positions
 
 
 _OWN_RULES = StepRules()
@@ -262,8 +257,10 @@ def _head_segments(stage: Callable[[], StepContext], rules: StepRules, width: in
     own = stage()
     loss, vocabulary = own.workload.loss, own.structure.shape.vocab_size
     segment = _head_segment(own, rules, width)
-    logit = logit_width(own.workload, head_is_trained=own.head_is_trained)
-    positions = positions_of_larger_chunks(trained_positions(own.workload), vocabulary, loss.chunk_bytes, logit)
+    logit = losses.logit_width(own.workload, head_is_trained=own.head_is_trained)
+    positions = losses.positions_of_larger_chunks(
+        losses.trained_positions(own.workload), vocabulary, loss.chunk_bytes, logit
+    )
     if not loss.covers_shorter or positions is None:
         return segment
     shorter = replace(own.workload, loss=replace(loss, chunks_of=positions))

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from loratory.engine.accounts.limits import LabLimits
-from loratory.engine.errors import ModelError, StorageError
+from loratory.engine.errors import ModelError, explain_os_errors
 
 NEEDS = "a run that waits or is at work, or by a chat, an evaluation or an export"
 _GB = 10**9
@@ -66,7 +66,7 @@ def remove_cached_model(model_id: str, in_use: Collection[str]) -> int:
 
     if model_id in in_use:
         raise ModelError(f"{model_id} is needed by {NEEDS}.", "Wait for its end, or stop it.")
-    try:
+    with explain_os_errors(f"{model_id} cannot be removed", "Check the permissions of the model cache."):
         model = next(
             (repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.repo_id == model_id), None
         )
@@ -74,9 +74,6 @@ def remove_cached_model(model_id: str, in_use: Collection[str]) -> int:
             raise ModelError(f"{model_id[:100]!r} is not in the model cache.", "Choose one that is listed.")
         # Not by `delete_revisions`: a renamed repository has the same commits under two names, and it takes either.
         shutil.rmtree(model.repo_path)
-    except OSError as error:
-        what = f"{model_id} cannot be removed ({error.strerror})."
-        raise StorageError(what, "Check the permissions of the model cache.") from error
     return model.size_on_disk
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from loratory.engine.errors import ModelError, ModelLimitError, shorten
+from loratory.engine.errors import ModelError, ModelLimitError, explain_os_errors, shorten
 from loratory.engine.models.catalog import is_known_model_type
 
 MAX_CONFIG_BYTES = 5_000_000
@@ -37,6 +37,7 @@ _TOKENIZER_SETTINGS = frozenset(
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Of a pickle itself, and of the zip of pickles that `torch.save` writes.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_READ_FIX = "Check the permissions of the folder and its files."
 _CONVERT = "Choose a copy with safetensors, or convert it on a machine where you trust it (save_pretrained writes safetensors)."
 
 
@@ -72,7 +73,7 @@ def check_model_folder(folder: Path, name: str, part: ModelPart = ModelPart.WEIG
         ModelError: If it is an adapter, has pickled weights only, needs its own Python code, lacks a shard or a
             tokenizer, or holds a damaged file.
     """
-    with _read_errors_explained(name):
+    with explain_os_errors(f"{name} cannot be read", _READ_FIX, ModelError):
         if not folder.is_dir():
             fix = "Check the path, or choose a model from the catalogue."
             raise ModelError(f"The folder {name} does not exist.", fix)
@@ -84,15 +85,6 @@ def check_model_folder(folder: Path, name: str, part: ModelPart = ModelPart.WEIG
             raise ModelError(f"{name} has no tokenizer (none of {', '.join(TOKENIZER_FILES[:3])} …).", fix)
         if part is ModelPart.WEIGHTS:
             _check_weights(folder, name)
-
-
-@contextlib.contextmanager
-def _read_errors_explained(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = f"{name} cannot be read ({error.strerror})."
-        raise ModelError(what, "Check the permissions of the folder and its files.") from error
 
 
 def is_named_template(name: str) -> bool:
@@ -150,7 +142,7 @@ def check_tokenizer_files(folder: Path, name: str) -> None:
     Raises:
         ModelError: If it has, or one is not a regular file; names it.
     """
-    with _read_errors_explained(name):
+    with explain_os_errors(f"{name} cannot be read", _READ_FIX, ModelError):
         files = _tokenizer_files(folder)
         for path in files:
             _check_size(path, name)

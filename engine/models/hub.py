@@ -16,21 +16,8 @@ from pydantic import AliasPath, BaseModel, Field, TypeAdapter, field_validator
 from loratory.engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
 from loratory.engine.files import size_and_time, write_atomically
 from loratory.engine.hub import MODEL
+from loratory.engine.models import folder as model_files
 from loratory.engine.models.catalog import is_causal_lm
-from loratory.engine.models.folder import (
-    ADAPTER_CONFIG,
-    PICKLE_SUFFIXES,
-    SINGLE_WEIGHTS,
-    TOKENIZER_FILES,
-    WEIGHTS_INDEX,
-    ModelPart,
-    check_model_folder,
-    is_named_template,
-    pickled_weights_error,
-    read_config,
-    refuse_own_code,
-    weight_files,
-)
 from loratory.engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, require_space
 from loratory.engine.paths import LoratoryHome
 
@@ -49,7 +36,7 @@ class HubSnapshot(NamedTuple):
 
 
 def cached_snapshot(
-    hub_id: str, revision: str | None, part: ModelPart, cache: Path | None = None
+    hub_id: str, revision: str | None, part: model_files.ModelPart, cache: Path | None = None
 ) -> HubSnapshot | None:
     """Return the model in the Hub's cache, or in another, if everything that is needed of it is there; no request is made.
 
@@ -60,13 +47,15 @@ def cached_snapshot(
         if not _COMMIT.fullmatch(commit):
             commit = (storage / "refs" / commit).read_text(encoding="utf-8").strip()
         folder = storage / "snapshots" / commit
-        check_model_folder(folder, hub_id, part)
+        model_files.check_model_folder(folder, hub_id, part)
     except (OSError, ModelError):
         return None
     return HubSnapshot(folder, commit)
 
 
-def find_snapshot(hub_id: str, revision: str | None, part: ModelPart, home: LoratoryHome) -> HubSnapshot | None:
+def find_snapshot(
+    hub_id: str, revision: str | None, part: model_files.ModelPart, home: LoratoryHome
+) -> HubSnapshot | None:
     """Return the model as a person of a lab fetched it with a token of their own, or as all find it; no request is made."""
     own = home.own_hub_cache
     snapshot = cached_snapshot(hub_id, revision, part, own) if own is not None else None
@@ -76,7 +65,7 @@ def find_snapshot(hub_id: str, revision: str | None, part: ModelPart, home: Lora
 def fetch_from_hub(
     hub_id: str,
     revision: str | None = None,
-    part: ModelPart = ModelPart.WEIGHTS,
+    part: model_files.ModelPart = model_files.ModelPart.WEIGHTS,
     on_progress: OnModelProgress = ignore_progress,
     *,
     timeout_seconds: float = 10.0,
@@ -131,27 +120,31 @@ def _list_files(hub_id: str, revision: str | None, timeout_seconds: float, token
     sizes = {
         file.rfilename: file.size or 0
         for file in info.siblings or ()
-        if "/" not in file.rfilename or is_named_template(file.rfilename)
+        if "/" not in file.rfilename or model_files.is_named_template(file.rfilename)
     }
     if info.sha is None or _COMMIT.fullmatch(info.sha) is None or not sizes:
         raise ModelError(f"{hub_id} is empty on the Hub.", "Check the id, or choose another model.")
     return _Listing(info.sha, sizes)
 
 
-def _refuse_by_list(hub_id: str, listing: _Listing, part: ModelPart) -> None:
+def _refuse_by_list(hub_id: str, listing: _Listing, part: model_files.ModelPart) -> None:
     """Refuse by the names of its files alone what could never be used, before a byte of it is fetched."""
     names = listing.sizes
     if "config.json" not in names:
-        if ADAPTER_CONFIG in names:
+        if model_files.ADAPTER_CONFIG in names:
             raise ModelError(f"{hub_id} holds an adapter, not a model.", "Choose the base model that its card names.")
         if any(name.endswith(".gguf") for name in names):
             fix = "Download one of them and give its path, or choose the original model."
             raise ModelError(f"{hub_id} holds GGUF files only.", fix)
         raise ModelError(f"{hub_id} has no config.json, so it is not a transformers model.", "Choose another model.")
-    if part is ModelPart.WEIGHTS and SINGLE_WEIGHTS not in names and WEIGHTS_INDEX not in names:
-        pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    if (
+        part is model_files.ModelPart.WEIGHTS
+        and model_files.SINGLE_WEIGHTS not in names
+        and model_files.WEIGHTS_INDEX not in names
+    ):
+        pickles = sorted(name for name in names if name.endswith(model_files.PICKLE_SUFFIXES))
         if pickles:
-            raise pickled_weights_error(hub_id, pickles[0])
+            raise model_files.pickled_weights_error(hub_id, pickles[0])
         raise ModelError(f"{hub_id} has no safetensors weights.", "Choose another model.")
 
 
@@ -164,7 +157,7 @@ class _Fetching(NamedTuple):
     token: str | None
     require_room: RequireRoom
 
-    def fetch(self, part: ModelPart) -> Path:
+    def fetch(self, part: model_files.ModelPart) -> Path:
         """Fetch what a part needs, group after group, and return the folder.
 
         What makes a tokenizer look complete comes after all that belongs to it: a download that is cut off in between
@@ -173,17 +166,17 @@ class _Fetching(NamedTuple):
         hub_id = self.hub_id
         folder = _storage_folder(hub_id) / "snapshots" / self.listing.commit
         groups: list[Sequence[str]] = [["config.json", "generation_config.json"]]
-        if part.value >= ModelPart.TOKENIZER.value:
-            groups.append([*_TOKENIZER_SIDE_FILES, *filter(is_named_template, self.listing.sizes)])
-            groups += [name for name in TOKENIZER_FILES if name != "tokenizer.json"], ["tokenizer.json"]
-        if part is ModelPart.WEIGHTS:
-            groups.append([WEIGHTS_INDEX])
+        if part.value >= model_files.ModelPart.TOKENIZER.value:
+            groups.append([*_TOKENIZER_SIDE_FILES, *filter(model_files.is_named_template, self.listing.sizes)])
+            groups += [name for name in model_files.TOKENIZER_FILES if name != "tokenizer.json"], ["tokenizer.json"]
+        if part is model_files.ModelPart.WEIGHTS:
+            groups.append([model_files.WEIGHTS_INDEX])
         for names in groups:
             self._fetch_files(folder, names)
-        refuse_own_code(read_config(folder / "config.json", hub_id), hub_id)
-        if part is ModelPart.WEIGHTS:
-            self._fetch_files(folder, [file.name for file in weight_files(folder, hub_id)])
-        check_model_folder(folder, hub_id, part)
+        model_files.refuse_own_code(model_files.read_config(folder / "config.json", hub_id), hub_id)
+        if part is model_files.ModelPart.WEIGHTS:
+            self._fetch_files(folder, [file.name for file in model_files.weight_files(folder, hub_id)])
+        model_files.check_model_folder(folder, hub_id, part)
         return folder
 
     def _fetch_files(self, folder: Path, names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from loratory.engine.errors import ModelError, StorageError
+from loratory.engine.errors import ModelError, StorageError, explain_os_errors
 from loratory.engine.files import fsync_folder, fsync_tree, read_model, sha256_of, size_and_time
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.json_lines import JsonLinesProcess
@@ -139,12 +139,9 @@ def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = 
         ModelError: If the file is not a readable GGUF file of a causal language model.
         StorageError: If the disk has no space for it.
     """
-    try:
-        with gguf.open("rb") as file:
-            magic, status = file.read(4), os.fstat(file.fileno())
-    except OSError as error:
-        what = f"{gguf.name} cannot be read ({error.strerror})."
-        raise ModelError(what, "Check its name and permissions.") from error
+    errors = explain_os_errors(f"{gguf.name} cannot be read", "Check its name and permissions.", ModelError)
+    with errors, gguf.open("rb") as file:
+        magic, status = file.read(4), os.fstat(file.fileno())
     if magic != b"GGUF":
         what = f"{gguf.name} is not a GGUF file (it starts with {magic!r})."
         raise ModelError(what, "Choose a file written by llama.cpp's tools.")

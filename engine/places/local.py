@@ -10,21 +10,10 @@ from loratory.engine.errors import EngineError
 from loratory.engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from loratory.engine.processes.liveness import ProcessIdentity, end_group
 from loratory.engine.processes.spawn import cap_log
+from loratory.engine.runs import job as jobs
 from loratory.engine.runs.activity import ReportedActivity
 from loratory.engine.runs.history.events import is_last_word
 from loratory.engine.runs.history.log import last_event
-from loratory.engine.runs.job import (
-    EXIT_REFUSED,
-    Activity,
-    Executor,
-    Job,
-    JobEnd,
-    JobSpec,
-    JobStatus,
-    WorkerCommand,
-    start_worker,
-    worker_command,
-)
 from loratory.engine.runs.provenance import run_title
 from loratory.engine.runs.run import RUN_VARIABLE, Run, RunState, StateReason
 
@@ -38,7 +27,7 @@ class LocalContext(NamedTuple):
     unseen_seconds: float = 150.0  # for a worker on another host to obey; file servers show a request after up to 60 s
 
 
-class LocalExecutor(Executor):
+class LocalExecutor(jobs.Executor):
     """Starts one process on this machine.
 
     The devices of a run belong to this process while its worker starts, then to the worker, and are released at its end.
@@ -47,21 +36,21 @@ class LocalExecutor(Executor):
     name = "local"
     uses_local_devices = True
 
-    def __init__(self, context: LocalContext, command: WorkerCommand | None = None) -> None:
+    def __init__(self, context: LocalContext, command: jobs.WorkerCommand | None = None) -> None:
         self.context = context
         self._book = context.book
-        self._command = command or worker_command
+        self._command = command or jobs.worker_command
 
-    def reserve(self, spec: JobSpec) -> None:
+    def reserve(self, spec: jobs.JobSpec) -> None:
         self._book.take(_names(spec), _holder(spec.run, ProcessIdentity.current()))
 
-    def submit(self, spec: JobSpec) -> Job:
-        process = start_worker(spec, self._command)
+    def submit(self, spec: jobs.JobSpec) -> jobs.Job:
+        process = jobs.start_worker(spec, self._command)
         job = LocalJob(spec.run, spec.attempt, _names(spec), self, process, ProcessIdentity.from_pid(process.pid))
         job.renew_lease()
         return job
 
-    def attach(self, run: Run, state: RunState) -> Job:
+    def attach(self, run: Run, state: RunState) -> jobs.Job:
         devices = tuple(state.device.split(", ")) if state.device else self._book.devices_of_run(run.id)
         holder = self._book.holder_of_run(run.id)  # a previous supervisor has saved the worker in the lease
         worker = holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
@@ -89,7 +78,7 @@ class LocalExecutor(Executor):
 
 
 @dataclass(eq=False)
-class LocalJob(Job):
+class LocalJob(jobs.Job):
     """A worker process of this machine, or of another one that shares the home."""
 
     run: Run
@@ -109,7 +98,7 @@ class LocalJob(Job):
             return ProcessIdentity.model_validate(record.model_dump())
         return self.spawned_process
 
-    def poll(self, *, has_reported: bool) -> JobStatus:
+    def poll(self, *, has_reported: bool) -> jobs.JobStatus:
         self.renew_lease()
         if self.process is not None:
             return self._poll_child(self.process)
@@ -118,16 +107,16 @@ class LocalJob(Job):
         if worker is not None and worker.is_of_another_host():
             return self._poll_elsewhere(worker.host, is_locked)
         if is_locked:
-            return JobStatus("alive")
+            return jobs.JobStatus("alive")
         if worker is not None:
-            return JobStatus("alive" if worker.is_alive() else "gone")
+            return jobs.JobStatus("alive" if worker.is_alive() else "gone")
         if has_reported:
-            return JobStatus("gone")
+            return jobs.JobStatus("gone")
         # A previous supervisor may have started a worker without saving its identity; it would appear soon.
         may_come = time.monotonic() - self.since < self.executor.context.claim_seconds
-        return JobStatus("alive" if may_come else "never_started")
+        return jobs.JobStatus("alive" if may_come else "never_started")
 
-    def _poll_elsewhere(self, host: str, is_locked: bool) -> JobStatus:
+    def _poll_elsewhere(self, host: str, is_locked: bool) -> jobs.JobStatus:
         """Poll a worker of another host, whose pids, boots and locks are not visible here.
 
         It is gone if its last event says so, or if a person who cancelled it got no answer.
@@ -136,25 +125,25 @@ class LocalJob(Job):
         is_given_up = cancelled is not None and time.monotonic() - cancelled > self.executor.context.unseen_seconds
         has_ended = last is not None and last.attempt == self.attempt and is_last_word(last.data)
         if not is_locked and (has_ended or is_given_up):
-            return JobStatus("gone")
+            return jobs.JobStatus("gone")
         cause = f"Cannot check from here whether the worker on {host} still runs."
-        return JobStatus(
+        return jobs.JobStatus(
             "unknown", StateReason("executor_unreachable", cause, f"If it is gone on {host}, cancel and resume it.")
         )
 
-    def _poll_child(self, process: subprocess.Popen[bytes]) -> JobStatus:
+    def _poll_child(self, process: subprocess.Popen[bytes]) -> jobs.JobStatus:
         self.exit_code = process.poll()
         if self.exit_code is None:
-            return JobStatus("alive")
-        if self.exit_code != EXIT_REFUSED or not self.run.folder.has_living_worker():
-            return JobStatus("gone")
+            return jobs.JobStatus("alive")
+        if self.exit_code != jobs.EXIT_REFUSED or not self.run.folder.has_living_worker():
+            return jobs.JobStatus("gone")
         # A person or a scheduler had started a worker before ours. If it has our number, it is our job from now on,
         # without the queue: it may end at any moment, and a waiting run would be started.
         record = self.run.folder.read_worker()
         if record is None or record.attempt != self.attempt:
-            return JobStatus("superseded")
+            return jobs.JobStatus("superseded")
         self.process = self.exit_code = self.spawned_process = None
-        return JobStatus("alive")
+        return jobs.JobStatus("alive")
 
     def poll_seconds(self) -> float:
         """Return two seconds once the worker is 40 s old, and less before: two seconds are little of a long run."""
@@ -181,12 +170,12 @@ class LocalJob(Job):
         for group in groups:
             end_group(group, (RUN_VARIABLE, self.run.id))
 
-    def end(self) -> JobEnd:
+    def end(self) -> jobs.JobEnd:
         self._end_group()
         worker = self.worker()
         on_this_boot = worker is None or worker.is_of_this_boot()
         lost_host = worker.host if worker is not None and worker.is_of_another_host() else None
-        return JobEnd(
+        return jobs.JobEnd(
             self.exit_code, on_this_boot, machine_restarted=not on_this_boot and lost_host is None, lost_host=lost_host
         )
 
@@ -198,7 +187,7 @@ class LocalJob(Job):
         if writer is None or not writer.is_of_another_host():  # which would write behind the old end
             cap_log(self.run.folder.log)
 
-    def activity(self) -> Activity | None:
+    def activity(self) -> jobs.Activity | None:
         worker = self.worker()
         if worker is not None and worker.is_of_another_host():
             return ReportedActivity(self.run.folder, self.attempt)
@@ -218,7 +207,7 @@ class LocalJob(Job):
         return _holder(self.run, worker or ProcessIdentity.current())
 
 
-def _names(spec: JobSpec) -> tuple[str, ...]:
+def _names(spec: jobs.JobSpec) -> tuple[str, ...]:
     return tuple(lease_name(device) for device in spec.devices)
 
 

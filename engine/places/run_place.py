@@ -19,15 +19,7 @@ from loratory.engine.places.huggingface_jobs.account import (
     flavor_named,
 )
 from loratory.engine.places.slurm.place import ClusterPlace, JobResources
-from loratory.engine.runs.prediction import (
-    estimated_hours,
-    host_memory_bytes,
-    in_half_hours,
-    measured_hours,
-    needs_of,
-    plan_run,
-    tflops_of,
-)
+from loratory.engine.runs import prediction
 from loratory.engine.runs.summary import RunSummary
 
 Flavors = Callable[[], Sequence[Flavor]]  # asks for the hardware that Hugging Face rents
@@ -67,7 +59,7 @@ class RunPlace(ABC):
         if self.is_chosen(config):
             return options
         try:
-            needs = [(option, needs_of(shape, config, option, rows)[0].needed_bytes) for option in options]
+            needs = [(option, prediction.needs_of(shape, config, option, rows)[0].needed_bytes) for option in options]
         except MemoryUnknownError as error:
             what = "The memory that this model needs is not known, so its hardware cannot be chosen."
             raise DeviceError(what, self.how_to_choose) from error
@@ -130,7 +122,7 @@ class HuggingFaceJobs(RunPlace):
 
     def complete(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
         flavor = next(flavor for flavor in self._flavors() if flavor.device == device)
-        plan, hours = plan_run(config.training, report), config.jobs.limit_hours
+        plan, hours = prediction.plan_run(config.training, report), config.jobs.limit_hours
         if hours is None and plan is not None:
             hours = estimate_limit_hours(flavor, shape.num_parameters, plan.seen_tokens)
         jobs = config.jobs.model_copy(update={"flavor": flavor.name, "limit_hours": hours or DEFAULT_LIMIT_HOURS})
@@ -164,15 +156,15 @@ class SlurmCluster(RunPlace):
         cluster, settings = self._cluster(), config.slurm
         with_gpu_type = settings.model_copy(update={"gpu_type": device.name if device.kind == "cuda" else ""})
         job = JobResources.from_config(config.model_copy(update={"slurm": with_gpu_type}), cluster)
-        processes, plan, hours = max(1, job.gpus), plan_run(config.training, report), settings.limit_hours
+        processes, plan, hours = max(1, job.gpus), prediction.plan_run(config.training, report), settings.limit_hours
         if hours is None and plan is not None:
-            tflops = tflops_of(device) * processes * job.nodes
-            by_flops = estimated_hours(shape.num_parameters, plan.seen_tokens, tflops)
-            by_history = measured_hours(config, plan, job.label, self._earlier())
-            hours = in_half_hours(by_history or by_flops, cluster.limit_hours)
+            tflops = prediction.tflops_of(device) * processes * job.nodes
+            by_flops = prediction.estimated_hours(shape.num_parameters, plan.seen_tokens, tflops)
+            by_history = prediction.measured_hours(config, plan, job.label, self._earlier())
+            hours = prediction.in_half_hours(by_history or by_flops, cluster.limit_hours)
         memory_gib = settings.memory_gib
         if memory_gib is None:
             with contextlib.suppress(MemoryUnknownError):  # then it is the cluster's own figure
-                memory_gib = host_memory_bytes(shape, config, device, processes, report.row_lengths) / GIB
+                memory_gib = prediction.host_memory_bytes(shape, config, device, processes, report.row_lengths) / GIB
         slurm = with_gpu_type.model_copy(update={"memory_gib": memory_gib, "limit_hours": hours})
         return config.model_copy(update={"slurm": slurm})

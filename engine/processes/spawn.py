@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from loratory.engine.errors import WorkerError, shorten
+from loratory.engine.errors import WorkerError, explain_os_errors, shorten
 
 PRODUCT_CACHE_CAPACITY = 128
 LIBRARY_ENVIRONMENT = {
@@ -142,23 +142,24 @@ def spawn(
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     cap_log(log_file)
-    try:
-        with log_file.open("ab") as log:
-            return subprocess.Popen(
-                list(argv),
-                stdin=subprocess.PIPE if answers else subprocess.DEVNULL,
-                stdout=subprocess.PIPE if answers else log,
-                stderr=log,
-                env={**LIBRARY_ENVIRONMENT, **environment_for(access), **(environment or {})},
-                start_new_session=True,
-                close_fds=True,
-                pass_fds=pass_fds,
-            )
-    except OSError as error:
-        raise WorkerError(
-            f"The process {argv[-1]} could not be started ({error.strerror}).",
+    with (
+        explain_os_errors(
+            f"The process {argv[-1]} could not be started",
             "Free some memory or close other programs, then try again.",
-        ) from error
+            WorkerError,
+        ),
+        log_file.open("ab") as log,
+    ):
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE if answers else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if answers else log,
+            stderr=log,
+            env={**LIBRARY_ENVIRONMENT, **environment_for(access), **(environment or {})},
+            start_new_session=True,
+            close_fds=True,
+            pass_fds=pass_fds,
+        )
 
 
 def cap_log(log: Path, most_bytes: int = 20_000_000) -> bool:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, StringConstraints
 
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.run import OneLine, RunConfig, WorkPlace
-from loratory.engine.errors import RunError, StorageError
+from loratory.engine.errors import RunError, explain_os_errors
 from loratory.engine.files import read_model, write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.run import Run, RunFolder
@@ -115,12 +115,11 @@ def _refuse_ended(run: Run, what: str) -> None:
 
 
 def _touch(request: Path) -> None:
-    try:
+    with explain_os_errors(
+        f"The request to {request.name} cannot be written", "Check the permissions of the run's folder."
+    ):
         request.parent.mkdir(mode=0o700, exist_ok=True)
         request.touch(mode=0o600)
-    except OSError as error:
-        what = f"The request to {request.name} cannot be written ({error.strerror})."
-        raise StorageError(what, "Check the permissions of the run's folder.") from error
 
 
 _FOLDER = "resume"

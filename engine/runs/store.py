@@ -14,7 +14,7 @@ from pathlib import Path
 from loratory.engine.config.load import config_to_yaml
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
-from loratory.engine.errors import RunError, StorageError, shorten
+from loratory.engine.errors import RunError, StorageError, explain_os_errors, shorten
 from loratory.engine.files import fsync_folder, write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import FileLock
@@ -69,7 +69,7 @@ class RunStore:
             StorageError: If the disk is full or the home cannot be written.
         """
         now = self._clock()
-        try:
+        with explain_os_errors("The run's folder cannot be made", "Free some space, or check LORATORY_HOME."):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Between looking the key up and having made the run, no other process may do the same.
             with FileLock(self.home.server / f"create-{self.owner}.lock"):
@@ -96,9 +96,6 @@ class RunStore:
                     write_atomically(self._key_file(key), run_id, makes_folder=True)
                 unborn.rename(self.folder / run_id)
                 fsync_folder(self.folder)
-        except OSError as error:
-            what = f"The run's folder cannot be made ({error.strerror})."
-            raise StorageError(what, "Free some space, or check LORATORY_HOME.") from error
         return self._run(run_id)
 
     def get(self, run_id: str) -> Run:
@@ -146,16 +143,13 @@ class RunStore:
         run = self.get(run_id)
         trash = self.folder / f"{_DOOMED_PREFIX}{run.id}"
         key = read_provenance(run.folder).key
-        try:
+        with explain_os_errors(f"{run.id} cannot be removed", "Check the permissions of its folder."):
             self._set_aside(run, trash)
             if key is not None:
                 self._key_file(key).unlink(missing_ok=True)
             size = folder_size_bytes(trash)
             with contextlib.suppress(FileNotFoundError):  # a server that starts sweeps it away at the same time
                 shutil.rmtree(trash)
-        except OSError as error:
-            what = f"{run.id} cannot be removed ({error.strerror})."
-            raise StorageError(what, "Check the permissions of its folder.") from error
         return size
 
     def _set_aside(self, run: Run, trash: Path) -> None:

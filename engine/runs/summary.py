@@ -16,17 +16,11 @@ from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import EngineError, StorageError
 from loratory.engine.files import read_model, size_and_time, write_atomically
 from loratory.engine.hardware.cuda import GPU_READINGS
+from loratory.engine.runs import provenance as origin
 from loratory.engine.runs.control import RunNotes, read_notes
 from loratory.engine.runs.history.run_history import RunHistory, read_history
 from loratory.engine.runs.history.steps import COLUMNS
 from loratory.engine.runs.names import run_label
-from loratory.engine.runs.provenance import (
-    MemoryFigures,
-    Provenance,
-    describe_config,
-    measured_figures,
-    read_provenance,
-)
 from loratory.engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Reason, Run, State
 from loratory.engine.runs.store import RunStore, folder_size_bytes
 
@@ -78,8 +72,8 @@ class RunSummary(BaseModel, frozen=True, ser_json_inf_nan="null"):
     trainable_parameters: int | None = None
     peak_memory_bytes: int | None = None  # reserved on CUDA, resident on CPU
     predicted_bytes: int | None = None  # its counterpart in the estimate
-    measured_memory: MemoryFigures | None = None
-    predicted_memory: MemoryFigures = MemoryFigures()
+    measured_memory: origin.MemoryFigures | None = None
+    predicted_memory: origin.MemoryFigures = origin.MemoryFigures()
     size_bytes: int = 0  # of the run's folder
     energy_joules: float | None = None  # as the GPUs measured it
 
@@ -102,7 +96,7 @@ class RunSummary(BaseModel, frozen=True, ser_json_inf_nan="null"):
 def summarize(run: Run, history: RunHistory | None = None) -> RunSummary:
     """Return the row of one run; reads its log unless the caller passes its content."""
     history = read_history(run.folder.events) if history is None else history
-    provenance = read_provenance(run.folder)
+    provenance = origin.read_provenance(run.folder)
     notes = read_notes(run.folder)
     values: dict[str, Any] = {
         "id": run.id,
@@ -119,12 +113,12 @@ def summarize(run: Run, history: RunHistory | None = None) -> RunSummary:
     return RunSummary.model_validate(values)
 
 
-def _of_config(run: Run, provenance: Provenance, notes: RunNotes) -> dict[str, Any]:
+def _of_config(run: Run, provenance: origin.Provenance, notes: RunNotes) -> dict[str, Any]:
     names = {"title", "method", "objective", "model", "dataset", "held_out"}
     facts: dict[str, Any] = provenance.model_dump(include=names)
     if not provenance.title:  # it was lost
         try:
-            facts = describe_config(run.folder.read_config())
+            facts = origin.describe_config(run.folder.read_config())
         except EngineError:  # lost, edited by hand, or of another version: the run is listed all the same
             facts["title"] = "(configuration unreadable)"
     title = facts.pop("title")
@@ -136,7 +130,7 @@ def _of_config(run: Run, provenance: Provenance, notes: RunNotes) -> dict[str, A
 def _of_history(history: RunHistory) -> dict[str, Any]:
     base, best = history.base_eval, history.best_eval
     tuned = history.tuned_evals
-    figures = measured_figures(history)
+    figures = origin.measured_figures(history)
     return {
         "phase": history.status.phase if history.status is not None else "",
         "steps": history.last_step,

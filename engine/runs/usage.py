@@ -18,6 +18,7 @@ from loratory.engine.files import append_model, read_model, read_models, write_a
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.run import Run, RunState
 from loratory.engine.runs.summary import RunSummary
+from loratory.engine.section import Section, setting
 
 HALF_LIFE_SECONDS = 7 * 24 * 3600.0
 _KEPT_SECONDS = 400 * 24 * 3600.0
@@ -223,20 +224,17 @@ def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[
     )
 
 
-class Electricity(BaseModel, frozen=True):
+class Electricity(Section):
     """`electricity.json` in the home: a price, and what the machine draws where no meter reports it."""
 
-    price_per_kwh: Annotated[float, Field(ge=0, le=1000)] | None = Field(
-        default=None, title="Price of a kilowatt-hour", description="As on your bill. Empty shows no cost."
+    price_per_kwh: Annotated[float, Field(ge=0, le=1000)] | None = setting(None, "Price of a kilowatt-hour")
+    """As on your bill. Empty shows no cost."""
+    currency: Annotated[str, StringConstraints(max_length=8, pattern=r"^[^\x00-\x1f\x7f]*$")] = setting("", "Currency")
+    """A sign or a code, such as € or USD."""
+    watts: Annotated[float, Field(gt=0, le=1_000_000)] | None = setting(
+        None, "Power of the machine while it trains, in watts"
     )
-    currency: Annotated[str, StringConstraints(max_length=8, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
-        default="", title="Currency", description="A sign or a code, such as € or USD."
-    )
-    watts: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(
-        default=None,
-        title="Power of the machine while it trains, in watts",
-        description="Counts where no GPU has measured its energy, as on a CPU. Empty leaves such runs without a cost.",
-    )
+    """Counts where no GPU has measured its energy, as on a CPU. Empty leaves such runs without a cost."""
 
 
 class Cost(NamedTuple):

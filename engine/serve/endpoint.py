@@ -18,13 +18,7 @@ from starlette.types import Receive
 from loratory.engine.accounts.listener import bound_socket
 from loratory.engine.chat.contract import ChatRequest
 from loratory.engine.errors import DeviceError, EngineError, ModelError
-from loratory.engine.serve.contract import (
-    AnswerDelta,
-    ChatCompletionRequest,
-    CompletionForm,
-    RefusedRequestError,
-    read_request,
-)
+from loratory.engine.serve import contract
 from loratory.engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, refuse_unless_usable
 from loratory.engine.serve.model import ServedModel
 
@@ -63,7 +57,7 @@ class _Endpoint:
         name = str(request.path_params["name"])
         try:
             self._model.branch(name)
-        except RefusedRequestError as refusal:
+        except contract.RefusedRequestError as refusal:
             return refusal.response()
         return JSONResponse(self._card(name))
 
@@ -72,13 +66,13 @@ class _Endpoint:
 
     async def complete(self, request: Request) -> Response:
         try:
-            completion = read_request(await _read_json(request))
+            completion = contract.read_request(await _read_json(request))
             branch = self._model.branch(completion.model)
             # The same request as the page's, so the prompt is the same.
             messages = tuple(message.as_message() for message in completion.messages)
             question = ChatRequest(messages=messages, branches=(branch,), sampling=completion.sampling())
             return await _unless_gone(self._answer(completion, question), request.receive)
-        except RefusedRequestError as refusal:
+        except contract.RefusedRequestError as refusal:
             return refusal.response()
         except EngineError as error:
             # If the device is in use, a later request may succeed.
@@ -86,10 +80,10 @@ class _Endpoint:
         except ClientGoneError:
             return Response(status_code=499)  # the client is gone
 
-    async def _answer(self, completion: ChatCompletionRequest, question: ChatRequest) -> Response:
+    async def _answer(self, completion: contract.ChatCompletionRequest, question: ChatRequest) -> Response:
         await self._model.ready()
         ids = await self._model.prompt_ids(question.messages) if completion.return_token_ids else None
-        form = CompletionForm(completion.model, ids, completion.wants_usage)
+        form = contract.CompletionForm(completion.model, ids, completion.wants_usage)
         chunks = self._model.answer(question, completion.stops)
         if not completion.stream:
             text = ""
@@ -106,7 +100,7 @@ class _Endpoint:
 
 
 async def _events(
-    form: CompletionForm, first: AnswerDelta, rest: AsyncGenerator[AnswerDelta, None]
+    form: contract.CompletionForm, first: contract.AnswerDelta, rest: AsyncGenerator[contract.AnswerDelta, None]
 ) -> AsyncGenerator[str, None]:
     last = first
     try:
@@ -155,29 +149,29 @@ async def _read_json(request: Request) -> Any:
         body += piece
         if len(body) > MAX_BODY_BYTES:
             what = f"The body is larger than {MAX_BODY_BYTES // 1_000_000} MB."
-            raise RefusedRequestError(what, code="request_too_large", status=413)
+            raise contract.RefusedRequestError(what, code="request_too_large", status=413)
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise RefusedRequestError("The body is not valid JSON.", code="invalid_json") from None
+        raise contract.RefusedRequestError("The body is not valid JSON.", code="invalid_json") from None
 
 
 def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def _as_refusal(error: EngineError) -> RefusedRequestError:
+def _as_refusal(error: EngineError) -> contract.RefusedRequestError:
     if isinstance(error, ModelError):
-        return RefusedRequestError(str(error))
+        return contract.RefusedRequestError(str(error))
     # The device is in use, or the process ended.
-    return RefusedRequestError(str(error), status=503, kind="server_error")
+    return contract.RefusedRequestError(str(error), status=503, kind="server_error")
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     messages = {404: "Not found. Available: /v1/chat/completions and /v1/models.", 405: "Method not allowed."}
     message = messages.get(error.status_code, error.detail)
-    return RefusedRequestError(message, status=error.status_code).response()
+    return contract.RefusedRequestError(message, status=error.status_code).response()
 
 
 def serve_model(

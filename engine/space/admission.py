@@ -37,7 +37,8 @@ class Visitor:
         """Read what Hugging Face knows of a person: in the ID token, and where it was asked."""
         names = [claims.get("preferred_username") for claims in reversed(sources)]
         name = next((candidate for candidate in names if isinstance(candidate, str)), "")
-        orgs = [org for claims in sources for org in _objects(claims.get("orgs"))]
+        lists = [claims.get("orgs") for claims in sources]
+        orgs = [org for entries in lists if isinstance(entries, list) for org in entries if isinstance(org, dict)]
         organizations = {_name_of(org) for org in orgs if not any(org.get(unmet) for unmet in _UNMET)}
         return cls(HubName(subject, name), tuple(sorted(org for org in organizations if org.subject)))
 
@@ -125,10 +126,6 @@ class Admission:
 
 def _kept_out(done: str, space: SpaceEnvironment) -> AccountError:
     return AccountError(f"An admin of this Space has {done} your account.", f"Ask {space.author}.")
-
-
-def _objects(value: object) -> list[Mapping[str, object]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _name_of(organization: Mapping[str, object]) -> HubName:

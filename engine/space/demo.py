@@ -130,7 +130,8 @@ class Demo:
         run = self.run
         if run is None:
             if computes:
-                self._file()
+                self.launcher.start(find_preset(DEMO_PRESET).load(), key=f"demo {self._began}")
+                self.problem = ""
             return
         if not is_shared(run.folder):  # new, or brought back from elsewhere
             owner = Person(DEMO_OWNER, "member", self._began)
@@ -169,10 +170,6 @@ class Demo:
     def without_paths(self, text: str) -> str:
         """Return words for people who may not know where the files of the Space are."""
         return text.replace(str(self.home.root), "the folder of this Space")
-
-    def _file(self) -> None:
-        self.launcher.start(find_preset(DEMO_PRESET).load(), key=f"demo {self._began}")
-        self.problem = ""
 
     def _continue(self, run: Run, state: RunState) -> None:
         if state.state == "failed":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from loratory.engine.accounts.backup import check_accounts
 from loratory.engine.accounts.database import DATABASE_FILE
-from loratory.engine.errors import AccountError, StorageError
+from loratory.engine.errors import AccountError, explain_os_errors
 from loratory.engine.files import FileStamp, size_and_time, stamp_of, write_atomically
 from loratory.engine.hub import RunBucket
 from loratory.engine.paths import LoratoryHome
@@ -64,19 +64,19 @@ class Restorer:
         Raises:
             EngineError: If the bucket cannot be read, or the home cannot be written; what is there by then is whole.
         """
-        try:
-            with tempfile.TemporaryDirectory(prefix=INCOMING, dir=self._home.root) as folder:
-                self._incoming = Path(folder)
-                paths = self._choose()
-                stamps = self._fetch(paths)
-                self._remove_damaged(paths)
-                for path in dict.fromkeys(run_of(path) or path for path in paths):
-                    if path in self._bucket_files:
-                        self._place(path)
-                    else:
-                        self._place_run(path)
-        except OSError as error:
-            raise StorageError(f"The mirror cannot be restored ({error.strerror}).", "Free some space.") from error
+        with (
+            explain_os_errors("The mirror cannot be restored", "Free some space."),
+            tempfile.TemporaryDirectory(prefix=INCOMING, dir=self._home.root) as folder,
+        ):
+            self._incoming = Path(folder)
+            paths = self._choose()
+            stamps = self._fetch(paths)
+            self._remove_damaged(paths)
+            for path in dict.fromkeys(run_of(path) or path for path in paths):
+                if path in self._bucket_files:
+                    self._place(path)
+                else:
+                    self._place_run(path)
         stamps = {path: stamp for path, stamp in stamps.items() if stamp_of(self._home.root / path) == stamp}
         return RestoreResult(len(self._sizes), sum(self._sizes), tuple(self._left_out), stamps)
 

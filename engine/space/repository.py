@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import yaml
@@ -133,13 +134,18 @@ def _problem(field: str, message: str) -> ConfigError:
 
 def space_files(plan: SpacePlan, wheel: Wheel) -> dict[str, bytes]:
     """Return all files of the repository, by name."""
-    files = {"README.md": _readme(plan).encode(), wheel.file_name: wheel.content}
+    head = yaml.safe_dump(front_matter(plan), sort_keys=False, allow_unicode=True)
+    files = {"README.md": f"---\n{head}---\n{_template('README.md')}".encode(), wheel.file_name: wheel.content}
     files["requirements.txt"] = "".join(f"{line}\n" for line in _requirements(plan)).encode()
     if plan.sdk == "docker":
         files["Dockerfile"] = _dockerfile(plan, wheel).encode()
     else:
-        files["app.py"] = _GRADIO_APP.encode()
+        files["app.py"] = _template("app.py.txt").encode()
     return files
+
+
+def _template(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
 
 def is_ours(name: str) -> bool:
@@ -184,11 +190,6 @@ def front_matter(plan: SpacePlan) -> dict[str, object]:
     }
 
 
-def _readme(plan: SpacePlan) -> str:
-    head = yaml.safe_dump(front_matter(plan), sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n{_README}"
-
-
 def _requirements(plan: SpacePlan) -> Iterator[str]:
     """Yield what Loratory needs besides itself, as pip reads it: in a layer of its own, it is installed once."""
     if plan.sdk == "gradio" and not plan.has_gpu:
@@ -204,7 +205,7 @@ def _requirements(plan: SpacePlan) -> Iterator[str]:
 
 def _dockerfile(plan: SpacePlan, wheel: Wheel) -> str:
     torch = next(line for line in _requirements(plan) if Requirement(line).name == "torch")
-    return _DOCKERFILE.format(
+    return _template("Dockerfile").format(
         packages=_COMPILER if plan.has_gpu else "",
         torch=f"'{torch}'" if plan.has_gpu else f"--index-url {_CPU_TORCH} '{torch}'",
         wheel=wheel.file_name,
@@ -222,61 +223,4 @@ def address_of(name: str) -> str:
 # Triton compiles its kernels with it.
 _COMPILER = """\
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
-"""
-_DOCKERFILE = """\
-# Written by `loratory space create`, replaced by `loratory space update`.
-FROM python:3.12-slim
-{packages}\
-# Hugging Face runs containers as user 1000.
-RUN useradd --create-home --uid 1000 user
-USER user
-ENV HOME=/home/user \\
-    LORATORY_HOME=/home/user/loratory \\
-    PATH=/home/user/venv/bin:$PATH \\
-    PIP_NO_CACHE_DIR=1 \\
-    PIP_DISABLE_PIP_VERSION_CHECK=1 \\
-    PYTHONUNBUFFERED=1
-WORKDIR /home/user
-RUN python -m venv venv
-
-# What changes seldom comes first: the next build takes it from its cache.
-RUN pip install {torch}
-COPY --chown=user requirements.txt .
-RUN pip install --requirement requirements.txt
-COPY --chown=user {wheel} .
-RUN pip install --no-deps ./{wheel}
-RUN loratory space warm {models}
-
-EXPOSE {port}
-# In a Space it listens to everyone, who must sign in; elsewhere to this container alone.
-CMD ["loratory", "ui"]
-"""
-_GRADIO_APP = '''\
-"""Install Loratory from the wheel next to this file, then start it. Written by `loratory space create`.
-
-The requirements are installed before the repository is there, and a private one cannot be fetched by its own build.
-"""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-(wheel,) = Path(__file__).parent.glob("loratory-*.whl")
-pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--force-reinstall"]
-subprocess.run([*pip, str(wheel)], check=True)
-# -P: the working folder has another app.py, this one.
-os.execv(sys.executable, [sys.executable, "-P", "-m", "loratory.engine.cli", "ui"])
-'''
-_README = """
-# Loratory
-
-Fine-tune language models in the browser: see which tokens are trained, know beforehand whether it fits,
-train, compare base and tuned, export.
-
-The owner and whom they admitted sign in with Hugging Face. Everyone else sees a finished run. To have your own,
-duplicate this Space: you are the owner of the copy. It starts with an empty disk after each restart, unless it has
-a secret `HF_TOKEN` with write access, with which it keeps runs in a private bucket.
-
-This repository was written by `loratory space create`; `loratory space update` replaces its files.
 """

@@ -21,18 +21,9 @@ from loratory.engine.runs.job import Executor, JobSpec
 from loratory.engine.runs.provenance import read_provenance, run_title
 from loratory.engine.runs.run import Run, RunState, State, StateReason
 from loratory.engine.runs.store import RunStore, list_owners
+from loratory.engine.supervision import states
 from loratory.engine.supervision.queue import WaitingRun
 from loratory.engine.supervision.seat import SeatTimes
-from loratory.engine.supervision.states import (
-    OwnerFolder,
-    ProblemLog,
-    has_later_worker,
-    put_back,
-    resumes_automatically,
-    start_failure,
-    starting_state,
-    with_progress,
-)
 from loratory.engine.supervision.worker_monitor import Timeouts, WorkerMonitor, with_advice, with_energy
 
 _EXPLAINED_OF_EACH = 3  # reasons are saved for the first runs of each person only; the rest waits for these
@@ -66,10 +57,10 @@ class Scheduler:
         self._on_final = on_final
         self._meter = settings.meter
         self._timeouts = settings.timeouts
-        self._problems = ProblemLog()
+        self._problems = states.ProblemLog()
         context = LocalContext(LeaseBook(home), self._problems.report, settings.timeouts.claim_seconds)
         self._executors = settings.executors(context)
-        self._owners: dict[str, OwnerFolder] = {}
+        self._owners: dict[str, states.OwnerFolder] = {}
         self._stamps: dict[str, object] = {}  # of process.json and log of runs that have ended, by run
         self._explained_at: dict[str, float] = {}  # when the reason of a waiting run was last saved
         self._put_off: dict[str, float] = {}  # when a run that could not be started is next in line again
@@ -97,13 +88,13 @@ class Scheduler:
                 with self._problems.guard(owner, "has a folder that cannot be supervised"):
                     store = RunStore(self._home, owner)
                     store.sweep()
-                    self._owners[owner] = OwnerFolder(store)
+                    self._owners[owner] = states.OwnerFolder(store)
         for owner, folder in self._owners.items():
             with self._problems.guard(owner, "has a folder that cannot be read"):
                 if folder.has_changed():
                     self._scan_folder(folder)
 
-    def _scan_folder(self, folder: OwnerFolder) -> None:
+    def _scan_folder(self, folder: states.OwnerFolder) -> None:
         runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
         for run_id, run in runs.items():
             if run_id not in folder.known or self._was_continued(run):
@@ -124,7 +115,7 @@ class Scheduler:
         if stamp[0] is None or stamp == self._stamps.get(run.id):  # unchanged files cost one `stat` each
             return False
         with self._problems.guard(run.id, "has a worker that cannot be checked"):
-            if has_later_worker(run):
+            if states.has_later_worker(run):
                 return True
             self._stamps[run.id] = stamp
         return False
@@ -137,10 +128,10 @@ class Scheduler:
             state = with_advice(monitor, with_energy(monitor, state, self._meter), self._home)
             self._release(monitor.run)
         if state.is_final:
-            state = with_progress(monitor.state, state)
+            state = states.with_progress(monitor.state, state)
             self._on_end(monitor.run, monitor.state, state)
-        if resumes_automatically(monitor.run.folder, state):
-            state = put_back(state)  # at once, so it never shows as ended
+        if states.resumes_automatically(monitor.run.folder, state):
+            state = states.put_back(state)  # at once, so it never shows as ended
         monitor.run.folder.write_state(state)
         monitor.state = state
         if state.is_final or state.state == "queued":
@@ -232,12 +223,12 @@ class Scheduler:
         except DeviceError:
             return
         try:
-            state = starting_state(before, executor, spec.attempt, device)
+            state = states.starting_state(before, executor, spec.attempt, device)
             state = state.model_copy(update={"energy_meter_joules": self._meter(device)})
             run.folder.write_state(state)
             job = executor.submit(spec)
         except (EngineError, OSError) as error:
-            self._end_waiting(run, "failed", start_failure(run, error))
+            self._end_waiting(run, "failed", states.start_failure(run, error))
             return
         self._unqueue(run.id)  # from here on it has a job, even if something else fails
         monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._timeouts)
@@ -254,7 +245,7 @@ class Scheduler:
         elif record is not None and (record.is_alive() or record.attempt > before.attempt):
             # Its real devices are unknown: assume those that the queue would choose. Another machine's are not ours.
             held_device = device if record.is_alive() else ""
-            state = starting_state(before, self._executor(LocalExecutor.name), record.attempt, held_device)
+            state = states.starting_state(before, self._executor(LocalExecutor.name), record.attempt, held_device)
         else:
             return  # it has the lock, and has not yet written its attempt
         run.folder.write_state(state)
@@ -279,7 +270,7 @@ class Scheduler:
         try:
             return with_requested_target(run.folder.read_config(), run.folder)
         except EngineError as error:
-            self._end_waiting(run, "failed", start_failure(run, error))
+            self._end_waiting(run, "failed", states.start_failure(run, error))
             return None
 
     def needs_local_devices(self, waiting: WaitingRun) -> bool:
@@ -317,7 +308,7 @@ class Scheduler:
             self._attach(run, state)
         elif self._was_continued(run):
             self._attach_found(run, "")
-        elif resumes_automatically(run.folder, state):
+        elif states.resumes_automatically(run.folder, state):
             self._resume(run)
 
     def _resume(self, run: Run, requested_for: int | None = None) -> None:
@@ -326,14 +317,14 @@ class Scheduler:
             state = run.folder.read_state()
             if not is_ours or not state.is_final or state.state == "completed":
                 return
-            if requested_for is None and not resumes_automatically(run.folder, state):
+            if requested_for is None and not states.resumes_automatically(run.folder, state):
                 return
             if requested_for is not None:
                 if requested_for != state.attempt:
                     return
                 clear_requests(run.folder)
                 state = state.model_copy(update={"fruitless_attempts": 0})
-            run.folder.write_state(put_back(run.folder.as_offered(state)))
+            run.folder.write_state(states.put_back(run.folder.as_offered(state)))
             self.waiting[run.id] = run
 
     def _unqueue(self, run_id: str) -> None:

@@ -6,28 +6,20 @@ import time
 from collections.abc import Iterator
 
 from loratory.engine.errors import EngineError
+from loratory.engine.runs import run as run_states
 from loratory.engine.runs.control import end_is_requested
 from loratory.engine.runs.history.log import last_event
 from loratory.engine.runs.job import Executor
-from loratory.engine.runs.run import (
-    ENDED_BY_THE_EXECUTOR,
-    ENDED_BY_THE_SYSTEM,
-    Reason,
-    Run,
-    RunFolder,
-    RunState,
-    StateReason,
-)
 from loratory.engine.runs.store import RunStore
 from loratory.engine.supervision.diagnosis import out_of_memory_kills
 
 _log = logging.getLogger(__name__)
 
 
-def starting_state(before: RunState, executor: Executor, attempt: int, device: str) -> RunState:
+def starting_state(before: run_states.RunState, executor: Executor, attempt: int, device: str) -> run_states.RunState:
     """Return the state of a run whose worker is about to be started, or was found running."""
     now = time.time()
-    return RunState(
+    return run_states.RunState(
         state="starting" if executor.uses_local_devices else "submitted",
         executor=executor.name,
         attempt=attempt,
@@ -42,40 +34,40 @@ def starting_state(before: RunState, executor: Executor, attempt: int, device: s
     )
 
 
-def put_back(state: RunState) -> RunState:
+def put_back(state: run_states.RunState) -> run_states.RunState:
     """Return the state of an ended run that waits for another attempt."""
     step = state.resumable_step
     cause = f"Resumes from step {step}." if step is not None else "Starts over; there is no complete checkpoint."
-    if state.reason in ENDED_BY_THE_EXECUTOR:
+    if state.reason in run_states.ENDED_BY_THE_EXECUTOR:
         cause = f"{state.cause} {cause}"
-    why = StateReason("resumes", cause)._asdict()
+    why = run_states.StateReason("resumes", cause)._asdict()
     return state.model_copy(update={"state": "queued", **why, "ended": None, "changed": time.time()})
 
 
-def start_failure(run: Run, error: EngineError | OSError) -> StateReason:
+def start_failure(run: run_states.Run, error: EngineError | OSError) -> run_states.StateReason:
     """Return why the worker of a run could not be started."""
     if isinstance(error, EngineError):
-        return StateReason("not_started", error.what, error.fix)
+        return run_states.StateReason("not_started", error.what, error.fix)
     what = f"{run.id} could not be started ({error.strerror})."
-    return StateReason("not_started", what, "Check the permissions of its folder.")
+    return run_states.StateReason("not_started", what, "Check the permissions of its folder.")
 
 
 _FRUITLESS_AT_MOST = 3
 
 
-def with_progress(before: RunState, after: RunState) -> RunState:
+def with_progress(before: run_states.RunState, after: run_states.RunState) -> run_states.RunState:
     """Count an attempt that ended without a newer checkpoint: after three in a row, no executor's end is resumed."""
     if (after.resumable_step or 0) > (before.resumable_step or 0):
         return after.model_copy(update={"fruitless_attempts": 0})
     fruitless, advice = before.fruitless_attempts + 1, after.advice
-    if after.reason in ENDED_BY_THE_EXECUTOR and fruitless >= _FRUITLESS_AT_MOST:
+    if after.reason in run_states.ENDED_BY_THE_EXECUTOR and fruitless >= _FRUITLESS_AT_MOST:
         advice += (
             f" It is not resumed automatically any further: {fruitless} attempts in a row saved no newer checkpoint."
         )
     return after.model_copy(update={"fruitless_attempts": fruitless, "advice": advice})
 
 
-def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
+def resumes_automatically(folder: run_states.RunFolder, state: run_states.RunState) -> bool:
     """Whether an ended run is resumed automatically.
 
     One from which an executor took the machine is, until three attempts in a row saved nothing new. One that ended with
@@ -87,7 +79,7 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
     """
     if state.state not in ("stopped", "interrupted"):
         return False
-    if state.reason in ENDED_BY_THE_EXECUTOR:
+    if state.reason in run_states.ENDED_BY_THE_EXECUTOR:
         return state.fruitless_attempts < _FRUITLESS_AT_MOST and not end_is_requested(folder)
     worker = folder.read_worker()
     if worker is None or worker.attempt != state.attempt:
@@ -98,16 +90,16 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
     if end_is_requested(folder):
         return False
     try:
-        return state.reason in ENDED_BY_THE_SYSTEM and folder.read_config().run.resume_after_restart
+        return state.reason in run_states.ENDED_BY_THE_SYSTEM and folder.read_config().run.resume_after_restart
     except EngineError:
         return False
 
 
 # The executor had lost the job, which proves nothing about its worker.
-_GIVEN_UP: frozenset[Reason | None] = frozenset({"unknown", "ended_by_executor"})
+_GIVEN_UP: frozenset[run_states.Reason | None] = frozenset({"unknown", "ended_by_executor"})
 
 
-def has_later_worker(run: Run) -> bool:
+def has_later_worker(run: run_states.Run) -> bool:
     """Whether a run that had ended has or had a worker since, which no supervisor started.
 
     Slurm starts a job again that it preempted, and a worker of an attempt that was given up may go on.

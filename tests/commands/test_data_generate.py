@@ -10,7 +10,7 @@ from loratory.engine.errors import DatasetError, ModelError, RunError
 from tests.data.workshop.made_sets import read
 from tests.local_endpoint import GOOD, completion, serving
 
-MODULES = tuple(f"loratory.engine.commands.{name}" for name in ("data", "data_sets", "data_generate"))
+MODULES = tuple(f"loratory.engine.commands.{name}" for name in ("data", "data_sets"))
 
 
 @pytest.fixture

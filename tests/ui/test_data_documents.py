@@ -13,7 +13,7 @@ from loratory.engine.data.workshop.generation import Job
 from loratory.engine.data.workshop.sets import find_set, set_names
 from loratory.engine.errors import DatasetError, StorageError
 from loratory.ui.backend.background import BackgroundWork
-from loratory.ui.tabs import data_documents
+from loratory.ui.tabs import data_sets
 from loratory.ui.tabs.data import DataTab
 from tests.data.workshop.made_documents import write_pdf
 from tests.fake_services import fake_services
@@ -137,12 +137,12 @@ def test_a_lab_names_the_reviewer_and_a_guest_has_none_of_it(query, ready, servi
     own = replace(services.home, owner="carl", role="member")
     monkeypatch.setattr(Job, "find", lambda home, name: job)
     question = {"verb": "review", "job": ready, "candidate": 1, "verdict": "reject", "reviewer": "Ann"}
-    data_documents.answer_on_documents(replace(services, home=own), question)
+    data_sets.answer_on_documents(replace(services, home=own), question)
     assert {who for _, who in job.verdicts()} == {"Ann", "carl"}
 
     guest = fake_services(tmp_path / "guest", home=replace(services.home, owner="guest", role="guest"))
     with pytest.raises(DatasetError, match="outside the folders"):
-        data_documents.answer_on_documents(guest, {"verb": "list"})
+        data_sets.answer_on_documents(guest, {"verb": "list"})
 
 
 def test_a_stop_and_a_kill_are_continued_with_what_is_left(query, manual, services):
@@ -167,9 +167,9 @@ def test_a_stop_and_a_kill_are_continued_with_what_is_left(query, manual, servic
         assert (facts["candidates"], facts["passages"], facts["left"]) == ([1], 3, [1])
         new_services = replace(services, documents=BackgroundWork())
         question = {"verb": "continue", "key": SECRET, **form_of(None, job=job)}
-        assert data_documents.answer_on_documents(new_services, question)["active"]
-        wait_until(lambda: not data_documents.answer_on_documents(new_services, {"verb": "progress"})["active"])
-        html = data_documents.answer_on_documents(new_services, {"verb": "progress"})["html"]
+        assert data_sets.answer_on_documents(new_services, question)["active"]
+        wait_until(lambda: not data_sets.answer_on_documents(new_services, {"verb": "progress"})["active"])
+        html = data_sets.answer_on_documents(new_services, {"verb": "progress"})["html"]
         assert "2 candidates of 3 passages to review." in html
         assert len(server.requests) == 3
     assert query("list")["jobs"][0]["unusable"] == 1
@@ -259,7 +259,7 @@ def test_what_a_client_forges_is_refused(query, services, manual, tmp_path):
 
 
 def test_a_lab_reaches_no_private_address_unless_its_admin_allows_it(query, manual, monkeypatch):
-    monkeypatch.setattr(data_documents, "allows_private_hosts", lambda home: False)
+    monkeypatch.setattr(data_sets, "allows_private_hosts", lambda home: False)
     with serving() as server:
         assert "is an address of a private network" in result_of(query, server, manual)
     assert server.requests == []
@@ -276,7 +276,7 @@ def test_a_full_disk_refuses_more_rows_and_sets(query, ready, manual, monkeypatc
         full.setattr("loratory.engine.files.os.fsync", is_full)
         assert "cannot be written (No space left on device).</b>Free some space" in result_of(query, server, manual)
         assert server.requests == []
-    monkeypatch.setattr(data_documents, "require_disk_space", refuse)
+    monkeypatch.setattr(data_sets, "require_disk_space", refuse)
     assert "The disk is full" in query("generate", **form_of(None, manual))["error"]
     query("review", job=ready, candidate=1, verdict="accept")
     assert "The disk is full" in query("make", job=ready, name="manual")["error"]

@@ -159,7 +159,7 @@ def test_stop_saves_the_run_as_the_button_of_its_view_does(bar, services):
 
 
 def test_steps_and_time_are_next_to_the_memory_once_they_are_known(bar, monkeypatch):
-    monkeypatch.setattr("loratory.ui.build.outlook", lambda *facts: ["160 steps", "≈ 7 min"])
+    monkeypatch.setattr("loratory.ui.views.draft.outlook", lambda *facts: ["160 steps", "≈ 7 min"])
 
     assert re.search(r">160 steps · ≈ 7 min · [\d.]+ of [\d.]+ GiB", bar.render(draft_of(bar, complete())))
 

@@ -10,6 +10,7 @@ from functools import partial
 
 from pydantic import SecretStr
 
+from loratory.engine import private_hub
 from loratory.engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
 from loratory.engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from loratory.engine.data.contract import RowLengths
@@ -24,14 +25,6 @@ from loratory.engine.models.prepared import ModelProgress, OnModelProgress
 from loratory.engine.models.shape import ModelShape
 from loratory.engine.models.source import resolve_model
 from loratory.engine.paths import LoratoryHome
-from loratory.engine.private_hub import (
-    PrivateCopy,
-    PrivateDownload,
-    PrivateKind,
-    list_private,
-    remove_private,
-    require_private_id,
-)
 from loratory.engine.quantities import gib
 from loratory.engine.runs.disk import models_needed_by
 from loratory.engine.runs.store import RunStore
@@ -251,7 +244,7 @@ class Fits:
 
 
 DOWNLOAD = "own"  # the key of the one download at a time
-MakeJob = Callable[[LoratoryHome, PrivateKind, str, str | None, SecretStr], Job[PrivateCopy]]
+MakeJob = Callable[[LoratoryHome, private_hub.PrivateKind, str, str | None, SecretStr], Job[private_hub.PrivateCopy]]
 
 
 @dataclass(frozen=True)
@@ -259,13 +252,13 @@ class OwnDownloads:
     """Models or datasets that a person downloads from the Hub with tokens of their own; `job` makes a download."""
 
     runs: RunStore  # of the person; downloads go to its home
-    kind: PrivateKind
-    job: MakeJob = PrivateDownload
-    downloading: BackgroundWork[PrivateCopy] = field(
+    kind: private_hub.PrivateKind
+    job: MakeJob = private_hub.PrivateDownload
+    downloading: BackgroundWork[private_hub.PrivateCopy] = field(
         default_factory=lambda: BackgroundWork(describe_download), kw_only=True
     )
 
-    def start(self, name: str, revision: str | None, token: SecretStr) -> Work[PrivateCopy]:
+    def start(self, name: str, revision: str | None, token: SecretStr) -> Work[private_hub.PrivateCopy]:
         """Download what has that id on the Hub; the token serves this one download.
 
         Raises:
@@ -273,13 +266,13 @@ class OwnDownloads:
             DatasetError: If that cannot be a dataset on the Hub.
             RunError: If another is being downloaded.
         """
-        hub_id = require_private_id(self.kind, name, revision)
+        hub_id = private_hub.require_private_id(self.kind, name, revision)
         job = self.job(self.runs.home, self.kind, hub_id, revision, token)
         return self.downloading.start(DOWNLOAD, f"A download of a {self.kind}", job)
 
-    def list(self) -> list[PrivateCopy]:
+    def list(self) -> list[private_hub.PrivateCopy]:
         """Return what the person has."""
-        return list_private(self.runs.home, self.kind)
+        return private_hub.list_private(self.runs.home, self.kind)
 
     def remove(self, hub_id: str) -> None:
         """Remove one of them that nothing needs.
@@ -290,7 +283,7 @@ class OwnDownloads:
             StorageError: If its files cannot be removed.
         """
         in_use = models_needed_by(self.runs) if self.kind == "model" else self._sources_in_use()
-        remove_private(self.runs.home, self.kind, hub_id, in_use)
+        private_hub.remove_private(self.runs.home, self.kind, hub_id, in_use)
 
     def _sources_in_use(self) -> set[str]:
         sources: set[str] = set()

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loratory.engine.errors import StorageError
+from loratory.engine.errors import StorageError, explain_os_errors
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.disk import require_disk_space
 from loratory.engine.runs.store import folder_size_bytes
@@ -43,12 +43,9 @@ class Transfers:
             StorageError: If it cannot be made.
         """
         folder = self.home.transfers
-        try:
+        with explain_os_errors(f"The folder {folder} cannot be used", "Make it writable, then start again."):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
-        except OSError as error:
-            what = f"The folder {folder} cannot be used ({error.strerror})."
-            raise StorageError(what, "Make it writable, then start again.") from error
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         self.sweep()
 
@@ -124,7 +121,7 @@ class Transfers:
         self.require_uploaded(upload)
         folder = self.home.uploads
         name = re.sub(r"[^\w.-]+", "-", upload.name).lstrip("-.")[-120:] or "upload"
-        try:
+        with explain_os_errors(f"The upload {name} cannot be stored", "Free some space, then upload it again."):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             target = folder / name
             number = 1
@@ -135,9 +132,6 @@ class Transfers:
                 number += 1
                 target = folder / f"{number}-{name}"
             shutil.move(upload, target)
-        except OSError as error:
-            what = f"The upload {name} cannot be stored ({error.strerror})."
-            raise StorageError(what, "Free some space, then upload it again.") from error
         return target
 
     def make_archive(self, folder: Path, title: str) -> Path:

@@ -17,22 +17,12 @@ from loratory.engine.accounts.identities import Identities, Identity, Purpose
 from loratory.engine.accounts.people import Person, require_name
 from loratory.engine.accounts.throttle import ThrottledError
 from loratory.engine.errors import AccountError, EngineError
+from loratory.ui.front import forms
 from loratory.ui.front.account import ACCOUNT
-from loratory.ui.front.forms import (
-    JOIN,
-    SIGN_IN_WITH,
-    Form,
-    PlainPages,
-    address_of,
-    field,
-    page,
-    problem_box,
-    read_form,
-)
 from loratory.ui.front.gate import COOKIE, PROXY_USER, SIGN_IN
 
 UNLINK = "/account/unlink"
-_BACK: dict[Purpose, str] = {"sign in": SIGN_IN, "join": JOIN, "link": ACCOUNT, "confirm": ACCOUNT}
+_BACK: dict[Purpose, str] = {"sign in": SIGN_IN, "join": forms.JOIN, "link": ACCOUNT, "confirm": ACCOUNT}
 
 Suggest = Callable[[], Awaitable[str | None]]
 
@@ -56,7 +46,7 @@ class Service(NamedTuple):
 
 
 @dataclass(frozen=True)
-class IdentityPages(PlainPages, ABC):
+class IdentityPages(forms.PlainPages, ABC):
     """The part that does not depend on how the other service proves who a person is."""
 
     identities: Identities  # which account of the service opens whose
@@ -77,7 +67,7 @@ class IdentityPages(PlainPages, ABC):
 
     def routes(self) -> list[Route]:
         """Return the pages."""
-        return [Route(SIGN_IN_WITH, self._start, methods=["POST"]), Route(UNLINK, self._unlink, methods=["POST"])]
+        return [Route(forms.SIGN_IN_WITH, self._start, methods=["POST"]), Route(UNLINK, self._unlink, methods=["POST"])]
 
     async def arrive(
         self, request: Request, intent: Intent, identity: Identity, suggest: Suggest | None = None
@@ -124,8 +114,8 @@ class IdentityPages(PlainPages, ABC):
 
     def problem(self, text: str, purpose: Purpose, status: int) -> HTMLResponse:
         """Return an error page."""
-        body = f'{problem_box(text)}<p><a href="{_BACK[purpose]}">Back</a></p>'
-        return page(f"Sign in with {escape(self.service.title)}", body, status)
+        body = f'{forms.problem_box(text)}<p><a href="{_BACK[purpose]}">Back</a></p>'
+        return forms.page(f"Sign in with {escape(self.service.title)}", body, status)
 
     def links_of(self, person: Person, has_password: bool) -> str:
         """Return the part of the account page about this service."""
@@ -133,13 +123,13 @@ class IdentityPages(PlainPages, ABC):
         if self.identities.subject_of(person, self.service.issuer) is None:
             link = (
                 f'<h2>{name}</h2><p class="small">Sign in with your {name} account as well.</p>'
-                f'<form method="post" action="{SIGN_IN_WITH}">'
-                + field("password", "Current password", "password", "current-password")
+                f'<form method="post" action="{forms.SIGN_IN_WITH}">'
+                + forms.field("password", "Current password", "password", "current-password")
                 + f'<button name="for" value="link">Link {name}</button></form>'
             )
             return link if has_password else ""
         confirm = (
-            f'<form method="post" action="{SIGN_IN_WITH}"><button class="other" name="for" value="confirm">'
+            f'<form method="post" action="{forms.SIGN_IN_WITH}"><button class="other" name="for" value="confirm">'
             f'Confirm with {name}</button></form><p class="small">Needed before you change what people may do.</p>'
         )
         unlink = f'<form method="post" action="{UNLINK}"><button class="other">Unlink {name}</button></form>'
@@ -150,7 +140,7 @@ class IdentityPages(PlainPages, ABC):
         )
 
     async def _start(self, request: Request) -> Response:
-        form = await read_form(request)
+        form = await forms.read_form(request)
         purpose = next((purpose for purpose in self.purposes if form.get("for") == purpose), None)
         if purpose is None:
             return self.problem("Invalid form.", "sign in", 400)
@@ -163,13 +153,13 @@ class IdentityPages(PlainPages, ABC):
         except EngineError as error:
             return self.problem(str(error), purpose, 400)
 
-    async def _intent(self, request: Request, form: Form, purpose: Purpose) -> Intent:
+    async def _intent(self, request: Request, form: forms.Form, purpose: Purpose) -> Intent:
         if purpose == "sign in":
-            self.throttle.begin(address_of(request), f"round {new_token()}")  # no name: by address and in all
+            self.throttle.begin(forms.address_of(request), f"round {new_token()}")  # no name: by address and in all
             return Intent(purpose)
         if purpose == "join":
             code, name = form.get("code", ""), form.get("name", "")
-            self.throttle.begin(address_of(request), f"invitation {code[:16]}")
+            self.throttle.begin(forms.address_of(request), f"invitation {code[:16]}")
             invitation = await asyncio.to_thread(self.accounts.find_invitation, code)
             return Intent(purpose, invitation=code, name=invitation.person or require_name(name))
         signed_in = await self._find_session(request)
@@ -181,7 +171,7 @@ class IdentityPages(PlainPages, ABC):
         elif not self.service.can_confirm:
             raise AccountError(f"{self.service.title} cannot confirm who you are.", "Use your password.")
         else:
-            self.throttle.begin(address_of(request), f"round {new_token()}")
+            self.throttle.begin(forms.address_of(request), f"round {new_token()}")
         return Intent(purpose, signed_in.session)
 
     async def _unlink(self, request: Request) -> Response:

@@ -17,20 +17,9 @@ from loratory.engine.errors import EngineError, RunError
 from loratory.engine.evaluation import blind_test
 from loratory.engine.evaluation.blind_test import Judgement, Pair, Verdict
 from loratory.engine.evaluation.votes import Vote, VotedAnswer, Votes, turns_of
+from loratory.ui import components as ui
 from loratory.ui.backend.conversation import AnswerStream, HeldOutPrompts, RowPrompt
 from loratory.ui.backend.run_reader import FINAL
-from loratory.ui.components import (
-    HIDDEN,
-    ONCE,
-    QUICK,
-    UNCHANGED,
-    Updates,
-    clear_error_after,
-    pick_list,
-    picked_value,
-    script,
-    visible_if,
-)
 from loratory.ui.gradio_internals import Radio
 from loratory.ui.page import Page
 from loratory.ui.tabs.chat_choice import ChatChoice
@@ -92,11 +81,11 @@ class BlindTestPart:
                 label="Your question", lines=1, max_lines=6, visible=False, elem_id="blind-question"
             )
             self.trouble = gr.HTML(elem_id="blind-trouble")
-            self.pair = gr.HTML(elem_id="blind-pair", js_on_load=script("newest"))
+            self.pair = gr.HTML(elem_id="blind-pair", js_on_load=ui.script("newest"))
             with gr.Row(elem_id="blind-buttons", elem_classes="stays"):
                 verdicts = "".join(pick_button(verdict, text, css="verdict") for verdict, text in _VERDICTS.items())
                 buttons = toolbar("Verdict", verdicts, "verdicts")
-                self.choosing = pick_list(buttons, more=("vote_keys",), visible=False, elem_id="blind-verdict")
+                self.choosing = ui.pick_list(buttons, more=("vote_keys",), visible=False, elem_id="blind-verdict")
                 self.next = gr.Button("Next pair", variant="primary", scale=0, min_width=130, elem_id="blind-next")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="blind-stop")
             self.tally = gr.HTML(elem_id="blind-tally")
@@ -107,46 +96,46 @@ class BlindTestPart:
 
     def wire(self, talk: TalkPart) -> None:
         """Connect the events; system prompt and sampling are shared with the chat."""
-        self.source.input(lambda source: visible_if(source == OWN), self.source, self.question, **QUICK)
+        self.source.input(lambda source: ui.visible_if(source == OWN), self.source, self.question, **ui.QUICK)
         inputs = [self.source, self.question, self.judging, talk.sampling.system, *talk.sampling.inputs]
         outputs = [self.pair, self.judging, self.trouble, self.next, self.stop, self.choosing]
-        pairing = {"inputs": inputs, "outputs": outputs, "concurrency_limit": None, **ONCE}
+        pairing = {"inputs": inputs, "outputs": outputs, "concurrency_limit": None, **ui.ONCE}
         judge_outputs = [self.pair, self.judging, self.choosing, self.trouble]
-        judge_event = self.choosing.click(self.judge, self.judging, judge_outputs, **QUICK)
+        judge_event = self.choosing.click(self.judge, self.judging, judge_outputs, **ui.QUICK)
         self.show_tally_after(judge_event)
         for pair_event in (
             gr.on([self.next.click, self.question.submit], self.generate_pair, **pairing),
             judge_event.then(self.generate_next_pair, **pairing),
         ):
             # Not with the pair itself: Gradio ignores a click until the event is over, and shows the last answer again then.
-            ready = pair_event.then(_ready, [self.pair, self.judging], [self.next, self.choosing], **QUICK)
+            ready = pair_event.then(_ready, [self.pair, self.judging], [self.next, self.choosing], **ui.QUICK)
             self.show_tally_after(ready)
-        clear_error_after(self.trouble, [self.source, self.question, talk.sampling.system, *talk.sampling.inputs])
-        self.stop.click(self.stop_answers, None, None, **QUICK)
-        self.show_tally_after(self.sides.input(self.choose_sides, [self.sides, self.judging], self.judging, **QUICK))
+        ui.clear_error_after(self.trouble, [self.source, self.question, talk.sampling.system, *talk.sampling.inputs])
+        self.stop.click(self.stop_answers, None, None, **ui.QUICK)
+        self.show_tally_after(self.sides.input(self.choose_sides, [self.sides, self.judging], self.judging, **ui.QUICK))
 
     def show_tally_after(self, event: Dependency) -> None:
         """Show after an event how the pairs of the loaded target were judged."""
-        event.then(self.show_tally, self.judging, self.tally, **QUICK)
+        event.then(self.show_tally, self.judging, self.tally, **ui.QUICK)
 
-    def clear_outdated(self, judging: Judging) -> Updates:
+    def clear_outdated(self, judging: Judging) -> ui.Updates:
         """Return the updates that clear the page once another target is loaded."""
         target = self.page.services.chat.state.target
         if target is None or not judging.is_about_another(target):
             return {}
         judging = judging.about(target)
         empty_texts = {self.pair: "", self.trouble: "", self.tally: self.show_tally(judging)}
-        return {**empty_texts, self.choosing: HIDDEN, self.judging: judging}
+        return {**empty_texts, self.choosing: ui.HIDDEN, self.judging: judging}
 
     def sides_to_choose(self, target: ChatTarget | None, branches: Sequence[Branch]) -> Any:
         """Return the pairs of sides to choose from if more than two are loaded."""
         if len(branches) < len(_SIDES):
-            return HIDDEN
+            return ui.HIDDEN
         names = self._choice.names(target)
         choices = [(" and ".join(names[side] for side in sides), value) for value, sides in _SIDES.items()]
         return gr.update(choices=choices, value=choices[0][1], visible=True)
 
-    def choose_sides(self, sides: str, judging: Judging) -> Updates:
+    def choose_sides(self, sides: str, judging: Judging) -> ui.Updates:
         target = self.page.services.chat.state.target
         judging = judging.about(target) if target is not None else judging
         return {self.judging: replace(judging, sides=sides if sides in _SIDES else "")}
@@ -160,19 +149,19 @@ class BlindTestPart:
 
     def generate_next_pair(
         self, source: str, question: str, judging: Judging, system: str, request: gr.Request, *sampling: Any
-    ) -> Iterator[Updates]:
+    ) -> Iterator[ui.Updates]:
         """Generate the pair after one that was judged; a question of the person's own is asked once."""
         if source == OWN or judging.pair is not None or not judging.judgements:
-            yield UNCHANGED
+            yield ui.UNCHANGED
         else:
             yield from self.generate_pair(source, question, judging, system, request, *sampling)
 
     def generate_pair(
         self, source: str, question: str, judging: Judging, system: str, request: gr.Request, *sampling: Any
-    ) -> Iterator[Updates]:
+    ) -> Iterator[ui.Updates]:
         """Generate both answers to one question, and show them together."""
         chat = self.page.services.chat
-        end_updates: Updates = {self.stop: HIDDEN, self.choosing: HIDDEN}
+        end_updates: ui.Updates = {self.stop: ui.HIDDEN, self.choosing: ui.HIDDEN}
         try:
             target, sides = sides_to_compare(chat.state, judging.sides)
             prompt, judging = self._question(source, question, judging.about(target))
@@ -189,7 +178,7 @@ class BlindTestPart:
                     self.judging: judging,
                     self.next: gr.update(interactive=False),
                     self.stop: gr.update(visible=True),
-                    self.choosing: HIDDEN,
+                    self.choosing: ui.HIDDEN,
                     self.trouble: "",
                 }
                 for chunk in chunks:
@@ -223,11 +212,11 @@ class BlindTestPart:
         except EngineError as error:
             yield {**end_updates, self.pair: "", self.trouble: error_box(error)}
 
-    def judge(self, event: gr.EventData, judging: Judging) -> Updates:
+    def judge(self, event: gr.EventData, judging: Judging) -> ui.Updates:
         """Save a verdict with the models that answered, and reveal their names."""
-        verdict = next((verdict for verdict in get_args(Verdict) if verdict == picked_value(event)), None)
+        verdict = next((verdict for verdict in get_args(Verdict) if verdict == ui.picked_value(event)), None)
         if judging.pair is None or verdict is None:
-            return UNCHANGED
+            return ui.UNCHANGED
         vote = judging.vote
         try:
             judging = self._with_judgement(judging, judging.pair, verdict)
@@ -240,7 +229,7 @@ class BlindTestPart:
         except EngineError as error:  # counted in the tally
             trouble = error_box(error)
         reveal = view.render_revealed(judging.judgements[-1], self._names(judging.target))
-        return {self.pair: reveal, self.judging: judging, self.choosing: HIDDEN, self.trouble: trouble}
+        return {self.pair: reveal, self.judging: judging, self.choosing: ui.HIDDEN, self.trouble: trouble}
 
     def _names(self, target: ChatTarget | None) -> dict[Branch, str]:
         names = self._choice.names(target)
@@ -306,7 +295,7 @@ class BlindTestPart:
 
 def _ready(pair_html: str, judging: Judging) -> tuple[Any, Any]:
     """Return that the next pair can be asked for, and this one judged, if it is shown."""
-    return gr.update(interactive=True), visible_if(bool(pair_html) and judging.pair is not None)
+    return gr.update(interactive=True), ui.visible_if(bool(pair_html) and judging.pair is not None)
 
 
 def sides_to_compare(state: ChatState, choice: str = "") -> tuple[ChatTarget, tuple[Branch, Branch]]:

@@ -9,17 +9,8 @@ from gradio.events import Dependency
 
 from loratory.engine.chat.contract import ChatState, JobProgress
 from loratory.engine.errors import EngineError
+from loratory.ui import components as ui
 from loratory.ui.backend.conversation import HeldOutPrompts, run_streaming
-from loratory.ui.components import (
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Updates,
-    clear_error_after,
-    script,
-    shown_in_place,
-    visible_if,
-)
 from loratory.ui.gradio_internals import Radio, enclosing_tab
 from loratory.ui.page import Page
 from loratory.ui.tabs.blind_test import BlindTestPart, Judging
@@ -77,28 +68,28 @@ class ChatTab:
         """Connect the events."""
         page, choice = self.page, self.choice
         refreshing: dict[str, Any] = {
-            "fn": self.refresh, "inputs": [self.last_state, self.blind.judging], "outputs": self._refresh_outputs, **QUICK,
+            "fn": self.refresh, "inputs": [self.last_state, self.blind.judging], "outputs": self._refresh_outputs, **ui.QUICK,
         }  # fmt: skip
         page.pause_timers(self._tab, self.timer)
         offering = [page.chosen_run, choice.run, choice.model]
-        offer_event = self._tab.select(choice.offer, offering, choice.outputs, **QUICK)
+        offer_event = self._tab.select(choice.offer, offering, choice.outputs, **ui.QUICK)
         wakes, last = [self.timer, self.last_state], self.last_state
-        awake = offer_event.then(lambda state: (gr.update(active=True), _target_of(state)), last, wakes, **QUICK)
+        awake = offer_event.then(lambda state: (gr.update(active=True), _target_of(state)), last, wakes, **ui.QUICK)
         self.talk.restore_after(awake.then(**refreshing))
         self.timer.tick(**refreshing, trigger_mode="once")
-        chosen = choice.run.input(self.choose, choice.run, [*choice.outputs, page.chosen_run], **QUICK)
-        clear_error_after(self.state, choice.inputs)
+        chosen = choice.run.input(self.choose, choice.run, [*choice.outputs, page.chosen_run], **ui.QUICK)
+        ui.clear_error_after(self.state, choice.inputs)
         load_event = gr.on(
             [self.load.click, choice.model.submit, choice.folder.submit], self.load_chosen, choice.inputs,
-            [self.state, self.load, self.unload, self.fold], trigger_mode="once", **SLOW,
+            [self.state, self.load, self.unload, self.fold], trigger_mode="once", **ui.SLOW,
         )  # fmt: skip
         propose_event, wanted_event = self._open_after(page.wants_result.change, refreshing)
-        self.unload.click(shown_in_place(self.unload_model), None, self.state, **SLOW).then(**refreshing)
+        self.unload.click(ui.shown_in_place(self.unload_model), None, self.state, **ui.SLOW).then(**refreshing)
         self.talk.wire([load_event.then(**refreshing), wanted_event])
         self.blind.wire(self.talk)
-        mode_event = self.mode.input(self.switch_mode, self.mode, self._modes, **QUICK)
+        mode_event = self.mode.input(self.switch_mode, self.mode, self._modes, **ui.QUICK)
         for event in (mode_event, propose_event):
-            event.then(self.leave_blind_test, self.mode, None, **QUICK)
+            event.then(self.leave_blind_test, self.mode, None, **ui.QUICK)
         self.evaluate.wire([awake.then, mode_event.then, propose_event.then], chosen)
         self.votes.wire(mode_event)
         self.blind.show_tally_after(mode_event)
@@ -108,28 +99,28 @@ class ChatTab:
         page, choice, modes = self.page, self.choice, [self.mode, *self._modes]
         load_inputs, load_outputs = [page.wants_result, *choice.inputs], [self.state, self.load, self.unload, self.fold]
         outputs = [*choice.outputs, *modes]
-        proposal: Dependency = trigger(self.propose, [page.wants_result, page.chosen_run], outputs, **QUICK)
-        load_event = proposal.then(self.load_wanted, load_inputs, load_outputs, **SLOW).then(**refreshing)
-        load_event.then(None, page.wants_result, None, js=script("to_question"), **QUICK)
+        proposal: Dependency = trigger(self.propose, [page.wants_result, page.chosen_run], outputs, **ui.QUICK)
+        load_event = proposal.then(self.load_wanted, load_inputs, load_outputs, **ui.SLOW).then(**refreshing)
+        load_event.then(None, page.wants_result, None, js=ui.script("to_question"), **ui.QUICK)
         return proposal, load_event
 
-    def propose(self, wants_result: str, run_id: str) -> Updates:
+    def propose(self, wants_result: str, run_id: str) -> ui.Updates:
         mode = _MODES.get(wants_result.partition(" ")[0])
         if mode is None:
-            return UNCHANGED
+            return ui.UNCHANGED
         return {**self.choice.offer(run_id, "", "", wants_result.split()[1]), self.mode: mode, **self.switch_mode(mode)}
 
-    def load_wanted(self, wants_result: str, *chosen: Any) -> Iterator[Updates]:
+    def load_wanted(self, wants_result: str, *chosen: Any) -> Iterator[ui.Updates]:
         if wants_result.startswith(("chat", "blind")):
             yield from self.load_chosen(*chosen)
         else:  # a generator without a yield would clear its outputs
-            yield UNCHANGED
+            yield ui.UNCHANGED
 
-    def choose(self, run_id: str) -> Updates:
+    def choose(self, run_id: str) -> ui.Updates:
         run_update = {self.page.chosen_run: run_id} if self.page.reader.exists(run_id) else {}
         return {**self.choice.choose(run_id), **run_update}
 
-    def load_chosen(self, *chosen: Any) -> Iterator[Updates]:
+    def load_chosen(self, *chosen: Any) -> Iterator[ui.Updates]:
         busy = gr.update(value="Loading …", interactive=False)
         session = self.page.services.chat
         try:
@@ -145,7 +136,7 @@ class ChatTab:
             state, fold = self._render_state(session.state), gr.update(open=False)  # also of the same model as before
         except EngineError as error:
             now = session.state
-            state, fold = self._render_state(now) if now.failure is error else error_box(error), UNCHANGED
+            state, fold = self._render_state(now) if now.failure is error else error_box(error), ui.UNCHANGED
         unload = gr.update(value="Unload", visible=session.state.model is not None)
         load_button = gr.update(value="Load", interactive=True)
         yield {self.state: state, self.load: load_button, self.unload: unload, self.fold: fold}
@@ -157,7 +148,7 @@ class ChatTab:
     def _render_state(self, state: ChatState) -> str:
         return render_chat_state(state, self.choice.results(state.target))
 
-    def refresh(self, last_state: str, judging: Judging) -> Updates:
+    def refresh(self, last_state: str, judging: Judging) -> ui.Updates:
         """Return the loaded model, from any page; no updates if nothing changed."""
         state = self.page.services.chat.state
         html = self._render_state(state)
@@ -166,15 +157,15 @@ class ChatTab:
         target = state.target.model_dump_json() if ready and state.target is not None else ""
         now = f"{target}\n{html}"
         if now == last_state:
-            return UNCHANGED
+            return ui.UNCHANGED
         branches = state.model.branches if state.model is not None else ()
-        updates: Updates = {
+        updates: ui.Updates = {
             self.last_state: now,
             self.load: gr.update(value="Loading …" if loading else "Load", interactive=not loading),
             self.unload: gr.update(value="Stop loading" if loading else "Unload", visible=ready or loading),
-            self.talk.composer: visible_if(ready),
-            self.talk.panel: visible_if(ready),
-            self.blind.panel: visible_if(len(branches) > 1),
+            self.talk.composer: ui.visible_if(ready),
+            self.talk.panel: ui.visible_if(ready),
+            self.blind.panel: ui.visible_if(len(branches) > 1),
             self.blind.absent: self.blind.why_absent(branches),
             **self.blind.clear_outdated(judging),
         }
@@ -192,19 +183,19 @@ class ChatTab:
             updates[self.blind.sides] = self.blind.sides_to_choose(state.target, branches)
         return updates
 
-    def switch_mode(self, mode: str) -> Updates:
+    def switch_mode(self, mode: str) -> ui.Updates:
         """Show the parts of a mode; Measure loads its own copy and Votes needs no model, so they hide loading."""
-        chatting = visible_if(mode in (TALK, BLIND_TEST))
+        chatting = ui.visible_if(mode in (TALK, BLIND_TEST))
         line = self.choice.line(self.page.services.chat.state) if mode != MEASURE else ""
         return {
             self.fold: gr.update(visible=mode != VOTES, open=not line, label=line or CHOOSE),
             self.load_row: chatting,
             self.state: chatting,
             self.choice.comparing: chatting,
-            self.talk_mode: visible_if(mode == TALK),
-            self.blind_mode: visible_if(mode == BLIND_TEST),
-            self.measure_mode: visible_if(mode == MEASURE),
-            self.votes_mode: visible_if(mode == VOTES),
+            self.talk_mode: ui.visible_if(mode == TALK),
+            self.blind_mode: ui.visible_if(mode == BLIND_TEST),
+            self.measure_mode: ui.visible_if(mode == MEASURE),
+            self.votes_mode: ui.visible_if(mode == VOTES),
         }
 
     def leave_blind_test(self, mode: str, request: gr.Request) -> None:

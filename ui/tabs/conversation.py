@@ -18,44 +18,21 @@ from loratory.engine.data.conversation import Message
 from loratory.engine.errors import EngineError, RunError
 from loratory.engine.evaluation.votes import Votes
 from loratory.engine.runs.provenance import library_versions
+from loratory.ui import components as ui
+from loratory.ui.backend import conversation as talk
 from loratory.ui.backend.background import as_engine_error
-from loratory.ui.backend.conversation import (
-    BRANCH_WORDS,
-    LARGEST_FILE_BYTES,
-    Answer,
-    AnswerStream,
-    HeldOutPrompts,
-    QuestionSettings,
-    RowPrompt,
-    SavedConversation,
-    Turn,
-    messages_of,
-    read_conversation,
-    turns_to_leave_out,
-    versions_of,
-    with_version,
-)
 from loratory.ui.backend.turn_votes import ballot, choose
-from loratory.ui.components import (
-    HIDDEN,
-    ONCE,
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Updates,
-    browser_state,
-    clear_error_after,
-    pick_list,
-    picked_value,
-    shown_as_message,
-    shown_in_place,
-    visible_if,
-)
 from loratory.ui.gradio_internals import Radio
 from loratory.ui.page import Page
 from loratory.ui.tabs.chat_choice import ChatChoice
-from loratory.ui.tabs.prompt_sets import PromptSetsPart
-from loratory.ui.tabs.question_settings import OF_TUNED, SIDE_BY_SIDE, SamplingPart, read_sampling, with_seed
+from loratory.ui.tabs.question_settings import (
+    OF_TUNED,
+    SIDE_BY_SIDE,
+    PromptSetsPart,
+    SamplingPart,
+    read_sampling,
+    with_seed,
+)
 from loratory.ui.views import chat as view
 from loratory.ui.views.html import error_box, plural, small
 
@@ -67,11 +44,11 @@ _KEPT_CHARACTERS = 400_000  # of a conversation, in the browser
 class TalkPart:
     """Lays out the conversation; `wire` connects it."""
 
-    def __init__(self, page: Page, choice: ChatChoice, prompts: HeldOutPrompts) -> None:
+    def __init__(self, page: Page, choice: ChatChoice, prompts: talk.HeldOutPrompts) -> None:
         self.page = page
         self._choice = choice
         self._prompts = prompts
-        self._stream = AnswerStream(page.services.chat)
+        self._stream = talk.AnswerStream(page.services.chat)
         self._votes = Votes(page.services.home)
         self._pages_with_set: set[str] = set()  # that stream a prompt set, until its end or a stop
         with gr.Column(visible=False, elem_id="talk") as self.panel:
@@ -82,8 +59,8 @@ class TalkPart:
                 "Open a saved .json", file_types=[".json"], size="sm", scale=0, min_width=160, elem_id="chat-open",
                 visible=not page.services.home.is_guest,
             )  # fmt: skip
-        self.transcript = pick_list(more=("newest", "copy"), elem_id="transcript")
-        self.suggestions = pick_list(elem_id="suggestions")
+        self.transcript = ui.pick_list(more=("newest", "copy"), elem_id="transcript")
+        self.suggestions = ui.pick_list(elem_id="suggestions")
         with gr.Column(visible=False, elem_id="composer", elem_classes="stays") as self.composer:
             self.trouble = gr.HTML(elem_id="chat-trouble")
             with gr.Row(equal_height=True, elem_id="ask-row"):
@@ -106,7 +83,7 @@ class TalkPart:
         self.suggested_prompts = gr.State([])  # row prompts that are suggested
         self.row = gr.State(None)  # the row prompt that was picked, until it is asked
         # A reload restores the conversation; it never leaves this browser.
-        self.browser_copy = browser_state("", "conversation")
+        self.browser_copy = ui.browser_state("", "conversation")
         # What the handlers of the conversation change.
         self._outputs = [
             self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.clear, self.suggestions,
@@ -118,7 +95,7 @@ class TalkPart:
         system = self.sampling.system
         settings = [self.branches, system, *self.sampling.inputs]
         conversation = [self.turns, self.before_edit]
-        asking = {"outputs": self._outputs, "concurrency_limit": None, **ONCE}
+        asking = {"outputs": self._outputs, "concurrency_limit": None, **ui.ONCE}
         inputs = [self.question, *conversation, self.row, *settings]
         for answer_event in (
             gr.on([self.send.click, self.question.submit], self.stream_answers, inputs, **asking),
@@ -126,30 +103,30 @@ class TalkPart:
             self.sets.list.click(self.stream_set, [*conversation, *settings], **asking),
         ):
             # Not with the last answer: until the event is over, Gradio ignores a click.
-            answer_event.then(lambda: gr.update(interactive=True), None, self.send, **QUICK)
-        self.stop.click(self.stop_answers, None, None, **QUICK)
+            answer_event.then(lambda: gr.update(interactive=True), None, self.send, **ui.QUICK)
+        self.stop.click(self.stop_answers, None, None, **ui.QUICK)
         clear_event = self.clear.click(
             lambda: {**self._turn_updates([]), **self.save([], ""), self.trouble: "", **self._end_edit()}, None,
-            self._outputs, **QUICK,
+            self._outputs, **ui.QUICK,
         )  # fmt: skip
-        clear_event.then(view.render_suggestions, self.suggested_prompts, self.suggestions, **QUICK)
-        self.cancel_button.click(self.cancel_edit, self.before_edit, self._outputs, **QUICK)
+        clear_event.then(view.render_suggestions, self.suggested_prompts, self.suggestions, **ui.QUICK)
+        self.cancel_button.click(self.cancel_edit, self.before_edit, self._outputs, **ui.QUICK)
         for load_event in load_events:
-            load_event.then(self.suggest, None, [self.suggestions, self.suggested_prompts], **SLOW)
+            load_event.then(self.suggest, None, [self.suggestions, self.suggested_prompts], **ui.SLOW)
         suggestion_outputs = [self.question, self.row, system, self.suggestions, self.suggested_prompts]
-        self.suggestions.click(self.take_suggestion, self.suggested_prompts, suggestion_outputs, **QUICK)
-        self.open.upload(shown_as_message(self.open_file), self.open, self._outputs, **SLOW)
+        self.suggestions.click(self.take_suggestion, self.suggested_prompts, suggestion_outputs, **ui.QUICK)
+        self.open.upload(ui.shown_as_message(self.open_file), self.open, self._outputs, **ui.SLOW)
         self.sampling.wire()
-        clear_error_after(self.trouble, [system, *self.sampling.inputs], typed_box=self.question)
+        ui.clear_error_after(self.trouble, [system, *self.sampling.inputs], typed_box=self.question)
 
     def restore_after(self, event: Dependency) -> None:
         """Restore this browser's conversation after an event."""
-        event.then(self.restore, [self.browser_copy, self.turns, self.sampling.system], self._outputs, **QUICK)
+        event.then(self.restore, [self.browser_copy, self.turns, self.sampling.system], self._outputs, **ui.QUICK)
 
     def stream_answers(
-        self, question: str, turns: list[Turn], before_edit: list[Turn], row: RowPrompt | None, branches: str,
+        self, question: str, turns: list[talk.Turn], before_edit: list[talk.Turn], row: talk.RowPrompt | None, branches: str,
         system: str, request: gr.Request, *sampling: Any,
-    ) -> Iterator[Updates]:  # fmt: skip
+    ) -> Iterator[ui.Updates]:  # fmt: skip
         """Stream the answers of the chosen branches; closing the page stops them.
 
         After the first turns of `before_edit`, the question begins another version of it.
@@ -158,22 +135,22 @@ class TalkPart:
         row = row if row is not None and row.question == question else None
         is_alone, reference = (row.is_alone, row.reference) if row is not None else (False, "")
         if not question or self._stream.is_busy(page_id) or (page_id in self._pages_with_set and not is_alone):
-            yield UNCHANGED
+            yield ui.UNCHANGED
             return
         before, redrawn, problem = list(turns), 0.0, ""
-        versions = versions_of(before_edit, len(before))
+        versions = talk.versions_of(before_edit, len(before))
         try:
             chosen_branches, settings = self._branches(branches), with_seed(read_sampling(sampling))
             models = self._choice.answer_models()
-            left_out = () if is_alone else turns_to_leave_out(before, chosen_branches, models)
-            question_settings = QuestionSettings(models, settings, system, left_out, is_alone)
-            answers = tuple(Answer(branch) for branch in chosen_branches)
-            turns = [*before, Turn(question, answers, reference, question_settings, versions, len(versions))]
+            left_out = () if is_alone else talk.turns_to_leave_out(before, chosen_branches, models)
+            question_settings = talk.QuestionSettings(models, settings, system, left_out, is_alone)
+            answers = tuple(talk.Answer(branch) for branch in chosen_branches)
+            turns = [*before, talk.Turn(question, answers, reference, question_settings, versions, len(versions))]
             requests = _requests(turns, chosen_branches, system, settings)
             with self._stream.chunks(requests, page_id, request.headers) as chunks:
                 yield {
                     **dict.fromkeys((self.question, self.trouble, self.suggestions, self.links), ""),
-                    self.clear: HIDDEN,
+                    self.clear: ui.HIDDEN,
                     self.transcript: self.render(turns, writing=True),
                     self.turns: turns,
                     self.send: gr.update(interactive=False),
@@ -202,17 +179,17 @@ class TalkPart:
             **({} if has_answer else {self.question: question, self.row: row}),
             **({self.before_edit: before_edit, self.cancel_button: gr.update(visible=True)} if is_edit else {}),
             self.trouble: problem,
-            self.stop: HIDDEN,
+            self.stop: ui.HIDDEN,
         }
 
     def stream_set(
-        self, event: gr.EventData, turns: list[Turn], before_edit: list[Turn], branches: str, system: str,
+        self, event: gr.EventData, turns: list[talk.Turn], before_edit: list[talk.Turn], branches: str, system: str,
         request: gr.Request, *sampling: Any,
-    ) -> Iterator[Updates]:  # fmt: skip
+    ) -> Iterator[ui.Updates]:  # fmt: skip
         """Stream the answers to each prompt of the picked set, until one fails or is stopped."""
         page_id, prompts = request.session_hash or "", self.sets.prompts_to_ask(event)
         if not prompts or page_id in self._pages_with_set or self._stream.is_busy(page_id):
-            yield UNCHANGED
+            yield ui.UNCHANGED
             return
         self._pages_with_set.add(page_id)
         try:
@@ -221,19 +198,21 @@ class TalkPart:
                 progress = small(f"Prompt {number} of {len(prompts)}", role="status")
                 for updates in self.stream_answers(row.question, turns, *inputs):
                     turns, before_edit = updates.get(self.turns, turns), updates.get(self.before_edit, before_edit)
-                    updates = {**updates, self.stop: visible_if(True), self.clear: HIDDEN}
+                    updates = {**updates, self.stop: ui.visible_if(True), self.clear: ui.HIDDEN}
                     yield {**updates, self.trouble: updates.get(self.trouble) or progress}
                 has_failed = len(turns) == count or any(a.finish_reason == "stopped" for a in turns[-1].answers)
                 if has_failed or page_id not in self._pages_with_set:
                     break
         finally:
             self._pages_with_set.discard(page_id)
-        yield {**self._turn_updates(turns), self.stop: HIDDEN}
+        yield {**self._turn_updates(turns), self.stop: ui.HIDDEN}
 
-    def _turn_updates(self, turns: list[Turn]) -> Updates:
-        return {self.turns: turns, self.transcript: self.render(turns), self.clear: visible_if(bool(turns))}
+    def _turn_updates(self, turns: list[talk.Turn]) -> ui.Updates:
+        return {self.turns: turns, self.transcript: self.render(turns), self.clear: ui.visible_if(bool(turns))}
 
-    def render(self, turns: Sequence[Turn], below: Mapping[int, str] | None = None, *, writing: bool = False) -> str:
+    def render(
+        self, turns: Sequence[talk.Turn], below: Mapping[int, str] | None = None, *, writing: bool = False
+    ) -> str:
         state = self.page.services.chat.state
         context = state.model.context_length if state.model is not None else None
         can_vote = not writing and self._votes.may_save
@@ -254,27 +233,27 @@ class TalkPart:
         self._pages_with_set.discard(request.session_hash or "")
         self._stream.stop(request.session_hash or "")
 
-    def _end_edit(self) -> Updates:
-        return {self.cancel_button: HIDDEN, self.before_edit: []}
+    def _end_edit(self) -> ui.Updates:
+        return {self.cancel_button: ui.HIDDEN, self.before_edit: []}
 
-    def cancel_edit(self, before_edit: list[Turn]) -> Updates:
+    def cancel_edit(self, before_edit: list[talk.Turn]) -> ui.Updates:
         """Restore the conversation from before the edit of a question."""
         if not before_edit:
             return self._end_edit()
         return {**self._turn_updates(before_edit), self.question: "", self.row: None, **self._end_edit()}
 
     def act(
-        self, event: gr.EventData, turns: list[Turn], before_edit: list[Turn], branches: str, system: str,
+        self, event: gr.EventData, turns: list[talk.Turn], before_edit: list[talk.Turn], branches: str, system: str,
         request: gr.Request, *sampling: Any,
-    ) -> Iterator[Updates]:  # fmt: skip
+    ) -> Iterator[ui.Updates]:  # fmt: skip
         """Do what was picked in a turn."""
-        kind, _, rest = picked_value(event).partition(":")
+        kind, _, rest = ui.picked_value(event).partition(":")
         digits, _, value = rest.partition(":")
         number, whole = next((n for n in range(len(turns)) if str(n) == digits), -1), before_edit or turns
         if number < 0:
-            yield UNCHANGED
+            yield ui.UNCHANGED
             return
-        turn, versions = turns[number], versions_of(whole, number)
+        turn, versions = turns[number], talk.versions_of(whole, number)
         if kind == "retry":
             again = (turn.question, turns[:number], whole, _row_of(turn), branches, system, request, *sampling)
             yield from self.stream_answers(*again)
@@ -283,24 +262,24 @@ class TalkPart:
         elif kind == "branch":
             yield self._rewind(turns[: number + 1], whole)
         elif kind == "version" and value in map(str, range(len(versions))):
-            turns = with_version(whole, number, int(value))
+            turns = talk.with_version(whole, number, int(value))
             yield {**self._turn_updates(turns), **self.save(turns, system), **self._end_edit()}
         elif kind == "prompt":
-            prompt = shown_in_place(self.exact_prompt)(turns, number, system)
+            prompt = ui.shown_in_place(self.exact_prompt)(turns, number, system)
             fold = f'<details class="exact" open><summary>Exact prompt</summary>{prompt}</details>'
             yield {self.transcript: self.render(turns, {number: fold})}
         else:
-            yield self._vote(turns, number, value) if kind == "vote" else UNCHANGED
+            yield self._vote(turns, number, value) if kind == "vote" else ui.UNCHANGED
 
-    def _rewind(self, turns: list[Turn], whole: list[Turn]) -> Updates:
+    def _rewind(self, turns: list[talk.Turn], whole: list[talk.Turn]) -> ui.Updates:
         """Return the updates that show the first turns of a conversation, which the next question continues."""
         edit_updates = {self.before_edit: whole, self.cancel_button: gr.update(visible=True)}
         return {**self._turn_updates(turns), **edit_updates, self.question: "", self.row: None}
 
-    def _vote(self, turns: list[Turn], number: int, branch: str) -> Updates:
+    def _vote(self, turns: list[talk.Turn], number: int, branch: str) -> ui.Updates:
         choice = next((candidate for candidate in ballot(self._votes, turns, number) if candidate == branch), None)
         if choice is None:
-            return UNCHANGED
+            return ui.UNCHANGED
         try:
             choose(self._votes, turns, number, choice, self.page.services.runs.owner)
             count = plural(len(self._votes.read()), "vote")
@@ -310,47 +289,49 @@ class TalkPart:
             message = error_box(error)
         return {self.transcript: self.render(turns), self.trouble: message}
 
-    def suggest(self, draw: random.Random | None = None) -> Updates:
+    def suggest(self, draw: random.Random | None = None) -> ui.Updates:
         config = self._choice.config_of(self.page.services.chat.state.target)
-        prompts: list[RowPrompt] = []
+        prompts: list[talk.RowPrompt] = []
         with contextlib.suppress(EngineError):  # the data may be gone; chat works without it
             prompts = view.some_prompts(self._prompts.of_run(config), 3, draw) if config is not None else []
         return {self.suggestions: view.render_suggestions(prompts), self.suggested_prompts: prompts}
 
-    def take_suggestion(self, event: gr.EventData, prompts: list[RowPrompt]) -> Updates:
-        number = picked_value(event)
+    def take_suggestion(self, event: gr.EventData, prompts: list[talk.RowPrompt]) -> ui.Updates:
+        number = ui.picked_value(event)
         if number == "others":
             return self.suggest(random.SystemRandom())
         if not number.isdigit() or int(number) >= len(prompts):
-            return UNCHANGED
+            return ui.UNCHANGED
         prompt = prompts[int(number)]
         system = {self.sampling.system: prompt.system} if prompt.system else {}
         return {self.question: prompt.question, self.row: prompt, **system}
 
-    def exact_prompt(self, turns: list[Turn], number: int, system: str) -> str:
+    def exact_prompt(self, turns: list[talk.Turn], number: int, system: str) -> str:
         """Return the prompts of a turn as its models read them; models with equal histories have one.
 
         Raises:
             RunError: If another model is loaded by now, which may have another chat template.
         """
         turn, loaded = turns[number], self._choice.answer_models()
-        names = turn.names(BRANCH_WORDS)
+        names = turn.names(talk.BRANCH_WORDS)
         for model in turn.models:
             if not any(model.has_weights_of(other) for other in loaded.values()):
                 raise RunError(f"{model.name} of this answer is not loaded.", "Load it again to see its prompt.")
         read = [*turns[:number], replace(turn, answers=())]
         readers: dict[tuple[Message, ...], list[str]] = {}
         for answer in turn.answers:
-            messages = messages_of(read, answer.branch, turn.settings.system if turn.settings is not None else system)
+            messages = talk.messages_of(
+                read, answer.branch, turn.settings.system if turn.settings is not None else system
+            )
             readers.setdefault(messages, []).append(names[answer.branch])
         prompt_of = self.page.services.chat.prompt
         return "".join(view.render_prompt(prompt_of(messages), models) for messages, models in readers.items())
 
-    def save(self, turns: list[Turn], system: str) -> Updates:
+    def save(self, turns: list[talk.Turn], system: str) -> ui.Updates:
         state = self.page.services.chat.state
         model = view.loaded_words(state.model) if state.model is not None else ""
         run = next((author.run for turn in reversed(turns) for author in turn.models if author.run), "")
-        conversation = SavedConversation(
+        conversation = talk.SavedConversation(
             model=model, names=self._choice.names(state.target), system=system or "", turns=tuple(turns),
             title=self._choice.title_of(run), libraries=library_versions(),
         )  # fmt: skip
@@ -358,32 +339,32 @@ class TalkPart:
         browser_copy = text if turns and len(text) <= _KEPT_CHARACTERS else ""
         return {self.browser_copy: browser_copy, self.links: view.render_links(conversation)}
 
-    def restore(self, browser_copy: str, turns: list[Turn], system: str) -> Updates:
+    def restore(self, browser_copy: str, turns: list[talk.Turn], system: str) -> ui.Updates:
         if turns or not browser_copy:
-            return UNCHANGED
+            return ui.UNCHANGED
         with contextlib.suppress(EngineError):  # of another version
-            return self._show_conversation(read_conversation(str(browser_copy).encode()), system)
-        return UNCHANGED
+            return self._show_conversation(talk.read_conversation(str(browser_copy).encode()), system)
+        return ui.UNCHANGED
 
-    def open_file(self, path: str) -> Updates:
+    def open_file(self, path: str) -> ui.Updates:
         with self.page.services.transfers.require_uploaded(Path(path)).open("rb") as file:
-            return self._show_conversation(read_conversation(file.read(LARGEST_FILE_BYTES + 1)))
+            return self._show_conversation(talk.read_conversation(file.read(talk.LARGEST_FILE_BYTES + 1)))
 
-    def _show_conversation(self, conversation: SavedConversation, system: str = "") -> Updates:
+    def _show_conversation(self, conversation: talk.SavedConversation, system: str = "") -> ui.Updates:
         turns, system = [turn.end() for turn in conversation.turns], system or conversation.system
         return {**self._turn_updates(turns), **self.save(turns, system), self.sampling.system: system}
 
 
-def _row_of(turn: Turn) -> RowPrompt | None:
+def _row_of(turn: talk.Turn) -> talk.RowPrompt | None:
     is_alone = turn.settings is not None and turn.settings.is_alone
-    return RowPrompt(-1, turn.question, turn.reference, is_alone=is_alone) if turn.reference or is_alone else None
+    return talk.RowPrompt(-1, turn.question, turn.reference, is_alone=is_alone) if turn.reference or is_alone else None
 
 
 def _requests(
-    turns: Sequence[Turn], branches: tuple[Branch, ...], system: str, sampling: SamplingConfig
+    turns: Sequence[talk.Turn], branches: tuple[Branch, ...], system: str, sampling: SamplingConfig
 ) -> list[ChatRequest]:
     """Return one request for all branches while their histories are equal, else one for each."""
-    histories = {branch: messages_of(turns, branch, system) for branch in branches}
+    histories = {branch: talk.messages_of(turns, branch, system) for branch in branches}
     groups = [branches] if len(set(histories.values())) == 1 else [(branch,) for branch in branches]
     return [
         ChatRequest(messages=histories[group[0]], branches=group, sampling=sampling, id=uuid.uuid4().hex)

@@ -18,19 +18,6 @@ from loratory.ui.page import Page
 from loratory.ui.tabs.train import TrainTab
 from loratory.ui.views.html import copyable, pick_button
 
-# The script `yaml` fills it.
-_DRAWER = f"""<div popover="manual" id="yaml-drawer" role="dialog" aria-labelledby="yaml-title">
-<div class="line"><h2 id="yaml-title">Draft as YAML</h2>
-<button class="link" popovertarget="yaml-drawer" popovertargetaction="hide">Close</button></div>
-<p class="small">What differs from the defaults. Type, paste or drop a file, then apply it (Ctrl+Enter).</p>
-<div class="editor"><pre class="gutter" aria-hidden="true"></pre><textarea aria-label="Draft as YAML" autofocus
- aria-describedby="yaml-problems" wrap="off" spellcheck="false" maxlength="200001"></textarea></div>
-<ul class="todo" id="yaml-problems" aria-live="polite"></ul>
-<div class="line"><button class="go apply">Apply</button> <button class="link discard">Discard edits</button></div>
-<form class="line"><label>Save as my preset <input required maxlength="40" autocomplete="off" spellcheck="false"></label>
-<button class="link">Save</button></form>
-<h3>The form as a command</h3>{copyable("", "command")}</div>"""
-
 
 class YamlDrawer:
     """Lays out the drawer; `wire` connects it."""
@@ -55,7 +42,8 @@ class YamlDrawer:
             return f'<li class="right">Saved as {escape(preset)}.</li>' if preset else ""
 
         self.drawer = gr.HTML(
-            '{"yaml": "", "command": ""}', elem_id="draft-yaml", elem_classes="live", html_template=_DRAWER,
+            '{"yaml": "", "command": ""}', elem_id="draft-yaml", elem_classes="live",
+            html_template=script("yaml", "html").replace("{command}", copyable("", "command")),
             js_on_load=script("yaml") + script("copy"), server_functions=[query],
         )  # fmt: skip
         page.on_draft(self.drawer, render_texts)

@@ -13,19 +13,9 @@ from loratory.engine.errors import EngineError
 from loratory.engine.evaluation.votes import Votes, pairs_of_votes
 from loratory.engine.scoring.base import Scorer
 from loratory.engine.scoring.registry import SCORERS
+from loratory.ui import components as ui
 from loratory.ui.backend.results import Evaluations
 from loratory.ui.backend.run_reader import FINAL
-from loratory.ui.components import (
-    ONCE,
-    QUICK,
-    UNCHANGED,
-    Confirmation,
-    Updates,
-    pick_list,
-    picked_page,
-    picked_value,
-    shown_as_message,
-)
 from loratory.ui.form import component_of_field, number_of, section_by_titles
 from loratory.ui.gradio_internals import Dropdown
 from loratory.ui.page import Page
@@ -74,9 +64,9 @@ class EvaluatePart:
             page.services.results.measuring, "Measure", "Stopped; measured losses are kept.", name="measure", min_width=170,
             seconds=1.0, watch=self._evaluations.stamp,
         )  # fmt: skip
-        self.result = pick_list(view.NOT_MEASURED, more=("row_tokens",), elem_id="measure-result")
-        self.rows = pick_list(elem_id="measure-answers")
-        self.across = pick_list(elem_id="measure-across")
+        self.result = ui.pick_list(view.NOT_MEASURED, more=("row_tokens",), elem_id="measure-result")
+        self.rows = ui.pick_list(elem_id="measure-answers")
+        self.across = ui.pick_list(elem_id="measure-across")
         self.number = gr.State(0)  # of the page of answered rows
         self._target = [self._choice.run, self._choice.checkpoint]
         self._outputs = [self.number, self.result, self.rows, self.across, *self.job.outputs]
@@ -86,18 +76,18 @@ class EvaluatePart:
         selection = [*self._target, self.number]
         inputs = [*selection, self._choice.where, *self._settings]
         for event in (*in_sight, self.job.changed):
-            event(self.show, selection, self._outputs, **QUICK)
+            event(self.show, selection, self._outputs, **ui.QUICK)
         for event in (chosen.then, self._choice.checkpoint.input):
-            event(self.show, self._target, self._outputs, **QUICK)
+            event(self.show, self._target, self._outputs, **ui.QUICK)
         open_row = self.job.shown_in_status(self.open_row)
-        self.rows.click(open_row, inputs, self._outputs, **QUICK)
+        self.rows.click(open_row, inputs, self._outputs, **ui.QUICK)
         self.job.start_by(self.start, inputs, self._outputs)
-        self.job.stop.click(self.job.end, self._choice.run, self.job.outputs, **QUICK)
-        self.result.click(open_row, inputs, self._outputs, **QUICK).then(None, None, None, js=_SHOW_ROW, **QUICK)
-        pick_event = self.across.click(self.pick, None, [*self._choice.outputs, self.number], **QUICK)
-        pick_event.then(self.show, selection, self._outputs, **QUICK)
+        self.job.stop.click(self.job.end, self._choice.run, self.job.outputs, **ui.QUICK)
+        self.result.click(open_row, inputs, self._outputs, **ui.QUICK).then(None, None, None, js=_SHOW_ROW, **ui.QUICK)
+        pick_event = self.across.click(self.pick, None, [*self._choice.outputs, self.number], **ui.QUICK)
+        pick_event.then(self.show, selection, self._outputs, **ui.QUICK)
 
-    def show(self, run_id: str, checkpoint: str | None, number: int = 0) -> Updates:
+    def show(self, run_id: str, checkpoint: str | None, number: int = 0) -> ui.Updates:
         """Return the evaluation's progress and result, with a page of its answered rows."""
         is_run, state = self.page.reader.exists(run_id), checkpoint_of(checkpoint)
         updates = self.job.follow(run_id if is_run else None)
@@ -124,7 +114,7 @@ class EvaluatePart:
 
     def start(
         self, run_id: str, checkpoint: str | None, number: int, where: str, *settings: Any, source: str | None = None
-    ) -> Updates:
+    ) -> ui.Updates:
         """Start an evaluation; with a source, of all of its rows, without answers."""
         run = self._choice.run_of(run_id)
         only_losses = {} if source is None else {"answered_rows": 0, "general_text": False, "source": source}
@@ -138,22 +128,24 @@ class EvaluatePart:
         results.measure(run, checkpoint_of(checkpoint), config, place, test_sets)
         return self.show(run_id, checkpoint, number)
 
-    def open_row(self, event: gr.EventData, run_id: str, checkpoint: str | None, number: int, *values: Any) -> Updates:
+    def open_row(
+        self, event: gr.EventData, run_id: str, checkpoint: str | None, number: int, *values: Any
+    ) -> ui.Updates:
         """Show the page with the answers to the picked row or of that number, or measure all rows of what was picked."""
-        pick, is_run = picked_value(event), self.page.reader.exists(run_id)
+        pick, is_run = ui.picked_value(event), self.page.reader.exists(run_id)
         if pick.startswith(SOURCE_PREFIX):
             name = pick.removeprefix(SOURCE_PREFIX)  # looked up among the sets
             return self.start(run_id, checkpoint, number, *values, source=f"{SET_PREFIX}{name}" if name else "")
         result = self._evaluations.read(run_id, checkpoint_of(checkpoint)) if is_run else None
         rows = [f"{ROW_PREFIX}{row.row}" for row in result.answered_rows] if result is not None else []
-        page = rows.index(pick) // view.ROWS_PER_PAGE if pick in rows else picked_page(event, number)
+        page = rows.index(pick) // view.ROWS_PER_PAGE if pick in rows else ui.picked_page(event, number)
         return self.show(run_id, checkpoint, page)
 
-    def pick(self, event: gr.EventData) -> Updates:
+    def pick(self, event: gr.EventData) -> ui.Updates:
         """Choose a run and checkpoint of the table across runs."""
-        run_id, _, checkpoint = picked_value(event).partition("/")
+        run_id, _, checkpoint = ui.picked_value(event).partition("/")
         if not self.page.reader.exists(run_id):
-            return UNCHANGED
+            return ui.UNCHANGED
         updates = self._choice.choose(run_id)
         states = updates[self._choice.checkpoint]
         if checkpoint in [value for _, value in states["choices"]]:
@@ -196,9 +188,11 @@ class VotesPart:
                     "Use as dataset", variant="primary", scale=0, min_width=170, elem_id="votes-use"
                 )
                 self.delete_all = gr.Button("Delete all", scale=0, min_width=110, elem_id="votes-delete-all")
-            self.confirm = Confirmation("Delete votes", "Keep votes", ("votes-confirm", "votes-really", "votes-keep"))
+            self.confirm = ui.Confirmation(
+                "Delete votes", "Keep votes", ("votes-confirm", "votes-really", "votes-keep")
+            )
         self.status = gr.HTML(elem_id="votes-status")
-        self.list = pick_list(elem_id="votes-list")
+        self.list = ui.pick_list(elem_id="votes-list")
         self.number = gr.State(0)  # of the page
         self.dataset_change = gr.State({})
         self._outputs = [self.counts, self.panel, self.use_button, self.list, self.number, self.confirm.panel]
@@ -207,17 +201,17 @@ class VotesPart:
         """Connect the events; the votes are read after each `mode_event`."""
         page, selection = self.page, [self.with_cut_off, self.number]
         for event in (mode_event.then, self.with_cut_off.input):
-            event(self.show, selection, self._outputs, **QUICK)
-        self.list.click(self.pick, selection, [*self._outputs, self.status], **QUICK)
+            event(self.show, selection, self._outputs, **ui.QUICK)
+        self.list.click(self.pick, selection, [*self._outputs, self.status], **ui.QUICK)
         self.confirm.wire(self.delete_all.click, self._deletion_question, self.number)
-        self.confirm.really.click(self.delete, self.with_cut_off, [*self._outputs, self.status], **QUICK)
+        self.confirm.really.click(self.delete, self.with_cut_off, [*self._outputs, self.status], **ui.QUICK)
         use_outputs = [self.dataset_change, self.status]
-        use_event = self.use_button.click(shown_as_message(self.use), self.with_cut_off, use_outputs, **ONCE)
+        use_event = self.use_button.click(ui.shown_as_message(self.use), self.with_cut_off, use_outputs, **ui.ONCE)
         change_event = page.change_after(use_event, self.dataset_change, undo=True)
-        change_event.then(None, None, page.wants_data, js="() => String(Math.random())", **QUICK)
+        change_event.then(None, None, page.wants_data, js="() => String(Math.random())", **ui.QUICK)
         page.open_tab(use_event, "data")
 
-    def show(self, with_cut_off: bool, number: int = 0, asked_id: str = "") -> Updates:
+    def show(self, with_cut_off: bool, number: int = 0, asked_id: str = "") -> ui.Updates:
         """Return the counts and one page of the votes; the one with `asked_id` waits for a confirmation to delete it."""
         votes = self._votes.read()
         pairs = pairs_of_votes(votes, with_cut_off=bool(with_cut_off))
@@ -231,21 +225,21 @@ class VotesPart:
             self.confirm.panel: gr.update(visible=False),
         }
 
-    def use(self, with_cut_off: bool) -> Updates:
+    def use(self, with_cut_off: bool) -> ui.Updates:
         """Write the pairs of the votes as a dataset, and choose it."""
         path, pairs = self._votes.snapshot(with_cut_off=bool(with_cut_off))
         status = small(f"In use as {path.name}: {pairs.summary}")
         return {self.dataset_change: with_source(str(path)), self.status: status}
 
-    def pick(self, event: gr.EventData, with_cut_off: bool, number: int) -> Updates:
+    def pick(self, event: gr.EventData, with_cut_off: bool, number: int) -> ui.Updates:
         """Turn the page, or delete a vote: ask at the first click, delete at the second."""
-        pick = picked_value(event)
+        pick = ui.picked_value(event)
         if pick.startswith(_REALLY):
             return self.delete(with_cut_off, number, [pick.removeprefix(_REALLY)])
         asked_id = pick.removeprefix(_DELETE) if pick.startswith(_DELETE) else ""
-        return {**self.show(with_cut_off, picked_page(event, number), asked_id), self.status: ""}
+        return {**self.show(with_cut_off, ui.picked_page(event, number), asked_id), self.status: ""}
 
-    def delete(self, with_cut_off: bool, number: int = 0, identifiers: list[str] | None = None) -> Updates:
+    def delete(self, with_cut_off: bool, number: int = 0, identifiers: list[str] | None = None) -> ui.Updates:
         """Delete votes; all of them without identifiers."""
         try:
             message = small(f"{plural(self._votes.remove(identifiers), 'vote')} deleted.", role="status")

@@ -12,19 +12,8 @@ from loratory.engine.errors import RunError
 from loratory.engine.export.contract import ExportRecord, read_records
 from loratory.engine.export.kinds import loads_in_transformers
 from loratory.engine.lab.rules import access_of
+from loratory.ui import components as ui
 from loratory.ui.backend.run_reader import FINAL, FINAL_WORDS, RunSnapshot
-from loratory.ui.components import (
-    HIDDEN,
-    LATEST,
-    QUICK,
-    UNCHANGED,
-    Updates,
-    nothing,
-    pick_list,
-    picked_value,
-    script,
-    visible_if,
-)
 from loratory.ui.form import section_by_titles
 from loratory.ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from loratory.ui.page import Page
@@ -79,10 +68,10 @@ class ExportTab:
                 page.services.results.exporting, "Export", "Stopped; nothing was written.", name="export", seconds=1.0,
                 watch=self._count_exports,
             )  # fmt: skip
-            self.result = gr.HTML(view.NO_EXPORTS, js_on_load=script("copy"), elem_id="export-result")
+            self.result = gr.HTML(view.NO_EXPORTS, js_on_load=ui.script("copy"), elem_id="export-result")
             self.archive = ArchivePart(page)
-            self.use = gr.HTML(js_on_load=script("copy"), elem_id="export-use")
-            self.before = pick_list(elem_id="export-before")
+            self.use = gr.HTML(js_on_load=ui.script("copy"), elem_id="export-use")
+            self.before = ui.pick_list(elem_id="export-before")
         self.number = gr.State(0)  # of the export that is shown, from the newest
         self.exports = gr.State(0)  # how many the page has seen
         self.turn = gr.Textbox("", visible=False)  # changes with run, checkpoint or format
@@ -97,41 +86,41 @@ class ExportTab:
         selection = [*target, self.form, self.number]
         offer_event = gr.on(
             [self._tab.select, page.wants_result.change], self.offer, [page.chosen_run, self.run],
-            [*target, self.number, self.empty, self.whole], **LATEST,
+            [*target, self.number, self.empty, self.whole], **ui.LATEST,
         )  # fmt: skip
-        chosen = self.run.input(self.choose, self.run, [page.chosen_run, self.checkpoint, self.number], **QUICK)
+        chosen = self.run.input(self.choose, self.run, [page.chosen_run, self.checkpoint, self.number], **ui.QUICK)
         for event in (
-            offer_event, chosen, self.checkpoint.input(lambda: 0, None, self.number, **QUICK),
-            self.form.input(nothing, None, None, **QUICK),
+            offer_event, chosen, self.checkpoint.input(lambda: 0, None, self.number, **ui.QUICK),
+            self.form.input(ui.nothing, None, None, **ui.QUICK),
         ):  # fmt: skip
-            event.then(None, None, self.turn, js="() => String(Math.random())", **QUICK)
+            event.then(None, None, self.turn, js="() => String(Math.random())", **ui.QUICK)
         # One event for all choices, so the answer for the last one also arrives last.
         formats = [*forms.panels, self.text.panel, self.text.text, self.text.download, job.buttons]
-        self.turn.change(job.shown_in_status(self.show), selection, [*formats, *self._outputs], **LATEST)
+        self.turn.change(job.shown_in_status(self.show), selection, [*formats, *self._outputs], **ui.LATEST)
         refreshing = [*selection, forms.folder, self.exports]
-        job.changed(job.shown_in_status(self.refresh), refreshing, self._outputs, **QUICK)
+        job.changed(job.shown_in_status(self.refresh), refreshing, self._outputs, **ui.QUICK)
         starting = [*selection, self.where, forms.folder, forms.repository, forms.token, *forms.settings.values()]
         job.start_by(self.start, starting, self._outputs, secret=forms.token)
-        job.stop.click(job.end, self.run, job.outputs, **QUICK)
-        self.before.click(job.shown_in_status(self.pick), [self.run, self.form], self._outputs, **QUICK)
+        job.stop.click(job.end, self.run, job.outputs, **ui.QUICK)
+        self.before.click(job.shown_in_status(self.pick), [self.run, self.form], self._outputs, **ui.QUICK)
         self.archive.wire([self.run, self.number], self.shown_folder)
 
-    def offer(self, chosen_run: str, current: str | None) -> Updates:
+    def offer(self, chosen_run: str, current: str | None) -> ui.Updates:
         """Return the runs with a result; the chosen one is preselected."""
         choices, proposal = offered_runs(self.page.reader, chosen_run, current)
         checkpoint = {self.checkpoint: self._checkpoints(proposal)} if proposal is not None else {}
         return {
             self.run: gr.update(choices=choices, value=proposal),
             self.number: 0,
-            self.empty: visible_if(not choices),
-            self.whole: visible_if(bool(choices)),
+            self.empty: ui.visible_if(not choices),
+            self.whole: ui.visible_if(bool(choices)),
             **checkpoint,
         }
 
-    def choose(self, run_id: str) -> Updates:
+    def choose(self, run_id: str) -> ui.Updates:
         """Return the checkpoints of a run."""
         if not self.page.reader.exists(run_id):
-            return UNCHANGED
+            return ui.UNCHANGED
         return {self.page.chosen_run: run_id, self.checkpoint: self._checkpoints(run_id), self.number: 0}
 
     def _checkpoints(self, run_id: str) -> Any:
@@ -152,27 +141,27 @@ class ExportTab:
         title = snapshot.title if name is None else f"{snapshot.title}-{name}"
         return str(self.page.services.results.proposed_folder(title, form.split(" ")[0].lower()))
 
-    def show(self, run_id: str | None, checkpoint: str | None, form: str, number: int) -> Updates:
+    def show(self, run_id: str | None, checkpoint: str | None, form: str, number: int) -> ui.Updates:
         """Return the settings of a format for a run, or its text, and the selected export of this run."""
         snapshot = self._observe(run_id)
         reason, is_text = why_not(form, snapshot.config), form in TEXTS
         outlook = ""
         if form == GGUF and snapshot.config is not None:
             outlook = gguf_outlook(snapshot.config, self.page.services.home)
-        text = self.text.updates(form, snapshot) if is_text else {self.text.text: "", self.text.download: HIDDEN}
-        folder = self._propose(snapshot, checkpoint, form) if form in (*FOLDERS, EXACT) else UNCHANGED
+        text = self.text.updates(form, snapshot) if is_text else {self.text.text: "", self.text.download: ui.HIDDEN}
+        folder = self._propose(snapshot, checkpoint, form) if form in (*FOLDERS, EXACT) else ui.UNCHANGED
         return {
             **self._state(snapshot, form, number),
             **self.forms.updates(form, reason, outlook),
             **text,
-            self.text.panel: visible_if(is_text),
-            self.job.buttons: visible_if(not is_text and not reason),
+            self.text.panel: ui.visible_if(is_text),
+            self.job.buttons: ui.visible_if(not is_text and not reason),
             self.forms.folder: folder,
         }
 
     def refresh(
         self, run_id: str | None, checkpoint: str | None, form: str, number: int, folder_name: str, exports: int
-    ) -> Updates:
+    ) -> ui.Updates:
         """Return the progress of an export; a new one is shown, even if another was picked, and gets another folder."""
         snapshot = self._observe(run_id)
         records = read_records(snapshot.run.folder.path)
@@ -183,7 +172,7 @@ class ExportTab:
             updates[self.forms.folder] = self._propose(snapshot, checkpoint, form)
         return updates
 
-    def _state(self, snapshot: RunSnapshot, form: str, number: int) -> Updates:
+    def _state(self, snapshot: RunSnapshot, form: str, number: int) -> ui.Updates:
         visible = form not in TEXTS
         updates = self.job.follow(snapshot.run.id if visible else None)
         records = read_records(snapshot.run.folder.path)
@@ -200,8 +189,8 @@ class ExportTab:
             self.number: number,
             self.exports: len(records),
             self.result: result,
-            self.archive.panel: visible_if(shows_result and folder is not None),
-            self.archive.download: HIDDEN,
+            self.archive.panel: ui.visible_if(shows_result and folder is not None),
+            self.archive.download: ui.HIDDEN,
             self.use: self._use(snapshot, record, folder) if shows_result else "",
             self.before: view.render_exports(records, number) if visible else "",
         }
@@ -225,7 +214,7 @@ class ExportTab:
     def start(
         self, run_id: str | None, checkpoint: str | None, form: str, number: int, where: str, folder_name: str,
         repository: str, token: str | None, *values: Any,
-    ) -> Updates:  # fmt: skip
+    ) -> ui.Updates:  # fmt: skip
         """Start an export."""
         snapshot, services = self._observe(run_id), self.page.services
         results = services.results
@@ -253,11 +242,11 @@ class ExportTab:
         services.log("pushed" if is_push else "exported", run.id)
         return self._state(snapshot, form, number)
 
-    def pick(self, event: gr.EventData, run_id: str | None, form: str) -> Updates:
+    def pick(self, event: gr.EventData, run_id: str | None, form: str) -> ui.Updates:
         """Show another export of the run."""
-        number = picked_value(event)
+        number = ui.picked_value(event)
         if not number.isdigit() or len(number) >= 6:
-            return UNCHANGED
+            return ui.UNCHANGED
         return self._state(self._observe(run_id), form, int(number))
 
 

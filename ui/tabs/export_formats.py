@@ -10,7 +10,7 @@ import gradio as gr
 from loratory.engine.config.load import config_to_yaml
 from loratory.engine.config.results import ExportConfig, PushConfig
 from loratory.engine.config.run import RunConfig
-from loratory.engine.errors import EngineError, ModelError, RunError, StorageError
+from loratory.engine.errors import EngineError, ModelError, RunError, explain_os_errors
 from loratory.engine.export.gguf.llama_cpp import find_converter, require_quantizer
 from loratory.engine.export.gguf.precisions import predict_sizes
 from loratory.engine.export.kinds import KINDS
@@ -205,10 +205,8 @@ class TextPart:
     def _file(self, name: str, text: str, run_id: str) -> Path:
         # The page's own cache is served directly and cleaned up.
         folder = Path(self.download.GRADIO_CACHE) / hashlib.sha256(f"{run_id}{text}".encode()).hexdigest()
-        try:
+        with explain_os_errors(f"{name} cannot be written", "Free some space."):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = folder / name
             path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"{name} cannot be written ({error.strerror}).", "Free some space.") from error
         return path

@@ -11,22 +11,8 @@ from loratory.engine.accounts.lab import LabSettings
 from loratory.engine.accounts.limits import LabLimits, Maintenance
 from loratory.engine.accounts.people import ROLES
 from loratory.engine.errors import AccountError
+from loratory.ui import components as ui
 from loratory.ui.backend.lab import Caller, LabAdmin, UnconfirmedError
-from loratory.ui.components import (
-    HIDDEN,
-    LATEST,
-    QUICK,
-    SLOW,
-    TIMER_ON,
-    Confirmation,
-    Updates,
-    pick_list,
-    picked_value,
-    script,
-    shown_as_message,
-    shown_in_place,
-    visible_if,
-)  # fmt: skip
 from loratory.ui.form import component_of_field, number_of, text_of
 from loratory.ui.front.account import ACCOUNT
 from loratory.ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
@@ -72,7 +58,7 @@ class LabTab:
         actions = "change the role, reset the password, or" if has_passwords else "change the role, or"
         lead = f"Pick a person to {actions} disable or remove the account. {escape(who_gets_in)}".strip()
         gr.HTML(f'<h2>People</h2><p class="lead">{lead}</p>')
-        self.people = pick_list(elem_id="lab-people")
+        self.people = ui.pick_list(elem_id="lab-people")
         self.name = gr.Textbox("", visible=False)  # of the person who is picked
         with gr.Column(visible=False, elem_id="lab-person") as self.person:
             self.heading = gr.HTML()
@@ -86,7 +72,7 @@ class LabTab:
                 self.disable = gr.Button("Disable", variant="stop", scale=0, min_width=160, elem_id="lab-disable")
                 self.enable = gr.Button("Enable", scale=0, min_width=160, visible=False, elem_id="lab-enable")
                 self.remove = gr.Button("Remove account", scale=0, min_width=160, elem_id="lab-remove")
-            self.removal = Confirmation("Remove", "Keep", ("lab-removal", "lab-removal-yes", "lab-removal-no"))
+            self.removal = ui.Confirmation("Remove", "Keep", ("lab-removal", "lab-removal-yes", "lab-removal-no"))
         with gr.Row(visible=has_passwords, elem_id="lab-invite-row"):
             self.invited_role = Radio(
                 list(ROLES), value="member", label="New account", scale=0, min_width=380, elem_id="lab-invite-role"
@@ -101,7 +87,7 @@ class LabTab:
                 )
                 self.confirm = gr.Button("Confirm", scale=0, min_width=150, elem_id="lab-confirm-button")
         self.pending = gr.Textbox("", visible=False)  # what waits for the password
-        self.result = gr.HTML(js_on_load=script("copy"), elem_id="lab-result")
+        self.result = gr.HTML(js_on_load=ui.script("copy"), elem_id="lab-result")
 
     def _lay_out_settings(self) -> None:
         with gr.Accordion("Limits", open=False, elem_id="lab-limits"):
@@ -128,12 +114,12 @@ class LabTab:
         filters = [self.search, self.kind]
         list_outputs = [self.people, *self._runs.outputs, self.shared]
         outputs = [*list_outputs, self.result, *settings]
-        open_event = self._tab.select(shown_as_message(self._show), self.name, outputs, **QUICK)
-        open_event.then(shown_in_place(self._show_log), filters, self.log, **QUICK)
+        open_event = self._tab.select(ui.shown_as_message(self._show), self.name, outputs, **ui.QUICK)
+        open_event.then(ui.shown_in_place(self._show_log), filters, self.log, **ui.QUICK)
         self._usage.wire(open_event)
         self._models.wire(open_event, self._log_after)
-        self._tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
-        self.timer.tick(shown_as_message(self._runs.show), None, self._runs.outputs, trigger_mode="once", **QUICK)
+        self._tab.select(None, None, self.timer, js=ui.TIMER_ON, **ui.QUICK)
+        self.timer.tick(ui.shown_as_message(self._runs.show), None, self._runs.outputs, trigger_mode="once", **ui.QUICK)
         self._runs.wire(self._log_after)
 
         self.removal.wire(self.remove.click, self._removal_question, self.name)
@@ -141,29 +127,35 @@ class LabTab:
             self.name, self.person, self.heading, self.role, self.disable, self.enable, self.people, self.removal.panel,
         ]  # fmt: skip
         action_outputs = [*panel, self.pending, self.confirmation, self.password, self.result]
-        self.people.click(shown_as_message(self._pick), None, [*panel, self.result], **QUICK)
+        self.people.click(ui.shown_as_message(self._pick), None, [*panel, self.result], **ui.QUICK)
         for button, action in (
             (self.invite, "invite"), (self.save_role, "role"), (self.reset, "reset"), (self.disable, "disable"),
             (self.enable, "enable"), (self.removal.really, "remove"),
         ):  # fmt: skip
             role = self.invited_role if action == "invite" else self.role
-            self._log_after(button.click(self._action_handler(action), [self.name, role], action_outputs, **SLOW))
+            self._log_after(button.click(self._action_handler(action), [self.name, role], action_outputs, **ui.SLOW))
         action_inputs = [self.password, self.pending, self.name]
         for event in (self.confirm.click, self.password.submit):
-            self._log_after(event(shown_as_message(self._confirm), action_inputs, action_outputs, **SLOW))
+            self._log_after(event(ui.shown_as_message(self._confirm), action_inputs, action_outputs, **ui.SLOW))
 
         for button, handler, inputs in (
             (self.save_limits, self._save_limits, list(self.limits.values())),
             (self.announce, self._announce, [self.announcement]),
             (self.save_maintenance, self._set_maintenance, [self.maintenance, self.maintenance_text]),
         ):
-            self._log_after(button.click(shown_as_message(handler), inputs, None, **SLOW))
-        gr.on([changed_by_hand(part) for part in filters], shown_in_place(self._show_log), filters, self.log, **LATEST)
+            self._log_after(button.click(ui.shown_as_message(handler), inputs, None, **ui.SLOW))
+        gr.on(
+            [changed_by_hand(part) for part in filters],
+            ui.shown_in_place(self._show_log),
+            filters,
+            self.log,
+            **ui.LATEST,
+        )
 
     def _log_after(self, event: Any) -> None:
-        event.then(shown_in_place(self._show_log), [self.search, self.kind], self.log, **QUICK)
+        event.then(ui.shown_in_place(self._show_log), [self.search, self.kind], self.log, **ui.QUICK)
 
-    def _show(self, name: str) -> Updates:
+    def _show(self, name: str) -> ui.Updates:
         settings = self._admin.settings()
         limits = settings.limits
         return {
@@ -184,34 +176,34 @@ class LabTab:
         log_kind = "" if kind == _ANY_KIND else str(kind)
         return views.render_log(self._admin.log_entries(str(search or "")[:200], log_kind, _LOG_ROWS))
 
-    def _pick(self, event: gr.EventData) -> Updates:
-        return {**self._panel(picked_value(event)), self.result: ""}
+    def _pick(self, event: gr.EventData) -> ui.Updates:
+        return {**self._panel(ui.picked_value(event)), self.result: ""}
 
-    def _panel(self, name: str) -> Updates:
+    def _panel(self, name: str) -> ui.Updates:
         people, invitations = self._admin.people()
         chosen = next((person for person in people if person.name == name), None)
         people_html = views.render_people(people, invitations, name)
         if chosen is None:
-            return {self.name: "", self.person: HIDDEN, self.people: people_html, self.removal.panel: HIDDEN}
+            return {self.name: "", self.person: ui.HIDDEN, self.people: people_html, self.removal.panel: ui.HIDDEN}
         return {
-            self.name: chosen.name, self.person: visible_if(True), self.heading: f"<h3>{chosen.name}</h3>",
-            self.role: chosen.role, self.disable: visible_if(chosen.disabled is None),
-            self.enable: visible_if(chosen.disabled is not None), self.people: people_html,
-            self.removal.panel: HIDDEN,
+            self.name: chosen.name, self.person: ui.visible_if(True), self.heading: f"<h3>{chosen.name}</h3>",
+            self.role: chosen.role, self.disable: ui.visible_if(chosen.disabled is None),
+            self.enable: ui.visible_if(chosen.disabled is not None), self.people: people_html,
+            self.removal.panel: ui.HIDDEN,
         }  # fmt: skip
 
-    def _action_handler(self, action: str) -> Callable[..., Updates]:
-        def handler(name: Any, role: Any, request: gr.Request) -> Updates:
+    def _action_handler(self, action: str) -> Callable[..., ui.Updates]:
+        def handler(name: Any, role: Any, request: gr.Request) -> ui.Updates:
             return self._do(f"{action}:{role}", str(name), Caller.from_request(request))
 
-        return shown_as_message(handler)
+        return ui.shown_as_message(handler)
 
-    def _confirm(self, password: Any, pending: Any, name: Any, request: gr.Request) -> Updates:
+    def _confirm(self, password: Any, pending: Any, name: Any, request: gr.Request) -> ui.Updates:
         caller = Caller.from_request(request)
         self._admin.confirm(caller, str(password))
         return self._do(str(pending), str(name), caller) if pending else self._calm()
 
-    def _do(self, request_text: str, name: str, caller: Caller) -> Updates:
+    def _do(self, request_text: str, name: str, caller: Caller) -> ui.Updates:
         """Run a button's action, or ask for the password first; both values are untrusted."""
         action, _, role = request_text.partition(":")
         if action in _NEEDS_NAME and not name:
@@ -233,11 +225,16 @@ class LabTab:
                 self._admin.remove(caller, name)
                 gr.Info(f"The account {name} was removed.", duration=4)
         except UnconfirmedError:
-            return {self.pending: request_text, self.confirmation: visible_if(True), self.password: "", self.result: ""}
+            return {
+                self.pending: request_text,
+                self.confirmation: ui.visible_if(True),
+                self.password: "",
+                self.result: "",
+            }
         return {**self._panel(name), **self._calm(), self.result: result}
 
-    def _calm(self) -> Updates:
-        return {self.pending: "", self.confirmation: HIDDEN, self.password: ""}
+    def _calm(self) -> ui.Updates:
+        return {self.pending: "", self.confirmation: ui.HIDDEN, self.password: ""}
 
     def _save_limits(self, request: gr.Request, *values: Any) -> None:
         limits = {name: _parse(name, value) for name, value in zip(self.limits, values, strict=True)}

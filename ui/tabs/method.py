@@ -12,14 +12,7 @@ from loratory.engine.config.load import change_of
 from loratory.engine.config.methods.base import FOUR_BIT
 from loratory.engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from loratory.engine.config.run import AdapterConfig
-from loratory.engine.memory.compare import (
-    DeviceShare,
-    MethodNeed,
-    as_overrides,
-    compare_methods,
-    recommend,
-    share_among,
-)
+from loratory.engine.memory import compare
 from loratory.engine.memory.estimate import Estimator, Verdict
 from loratory.ui.components import QUICK, nothing, pick_list, picked_value, visible_if
 from loratory.ui.draft import Draft
@@ -153,7 +146,7 @@ class MethodTab:
 def change_of_row(draft: Draft, row: str) -> dict[str, dict[str, Any]]:
     """Return the changes of a picked row, by section: a method, or a way to share this machine's GPUs."""
     methods = (need.overrides for need in _needs(draft) if need.method == row)
-    ways = (as_overrides(way.changes(draft.gpus)) for way in DISTRIBUTIONS.values() if way.label == row)
+    ways = (compare.as_overrides(way.changes(draft.gpus)) for way in DISTRIBUTIONS.values() if way.label == row)
     overrides = next(itertools.chain(methods, ways if len(draft.gpus) > 1 else ()), ())
     return change_of(overrides) if overrides else {}
 
@@ -226,11 +219,11 @@ def render_trainable(draft: Draft) -> str:
     )
 
 
-def _needs(draft: Draft) -> tuple[MethodNeed, ...]:
+def _needs(draft: Draft) -> tuple[compare.MethodNeed, ...]:
     device, config = draft.device_memory.device, draft.config or draft.memory_config
     if draft.shape is None or device is None or config is None:
         return ()
-    return compare_methods(draft.shape, config, device, draft.rows)
+    return compare.compare_methods(draft.shape, config, device, draft.rows)
 
 
 def render_method_table(draft: Draft) -> str:
@@ -253,7 +246,7 @@ def render_method_table(draft: Draft) -> str:
     )
 
 
-def _need(need: MethodNeed, largest_bytes: int, free_bytes: int) -> Row:
+def _need(need: compare.MethodNeed, largest_bytes: int, free_bytes: int) -> Row:
     """Return a row with a bar of the needed memory, of which `largest_bytes` is the whole length."""
     bar = f'<span class="soft">{escape(need.why_not)}</span>'
     if need.needed_bytes is not None:
@@ -278,12 +271,14 @@ def _render_shares_of(draft: Draft) -> str:
         return ""
     if device is None or config is None or config.run.is_elsewhere:
         return ""
-    shares = share_among(Estimator(draft.shape, device, draft.rows), config, len(draft.gpus))
+    shares = compare.share_among(Estimator(draft.shape, device, draft.rows), config, len(draft.gpus))
     chosen = distribution_of(config.run)
     return render_shares(shares, device.free_bytes, chosen.name if chosen is not None else None)
 
 
-def render_shares(shares: Sequence[DeviceShare], free_bytes: int, chosen: DistributionName | None = None) -> str:
+def render_shares(
+    shares: Sequence[compare.DeviceShare], free_bytes: int, chosen: DistributionName | None = None
+) -> str:
     """Return the draft on several GPUs, per GPU, with a recommendation; a row can be picked."""
     rows = (
         Row(
@@ -299,6 +294,6 @@ def render_shares(shares: Sequence[DeviceShare], free_bytes: int, chosen: Distri
     columns = [Column("Strategy"), Column.of_numbers("Each needs, GiB"), Column("Fits")]
     return (
         f"<h3>Your draft on all {shares[0].devices} GPUs</h3>"
-        f'<p class="lead">{escape(recommend(shares, free_bytes))} Pick a row to use it. With a copy on each or sharded, a '
+        f'<p class="lead">{escape(compare.recommend(shares, free_bytes))} Pick a row to use it. With a copy on each or sharded, a '
         f"step has {shares[0].devices} times as many rows.</p>{table(columns, rows)}"
     )

@@ -12,37 +12,16 @@ from loratory.engine.errors import EngineError, ModelError
 from loratory.engine.hardware.device import THIS_MACHINE, find_known_device
 from loratory.engine.models.catalog import find_in_catalog, search_catalog
 from loratory.engine.models.hub import search_hub
+from loratory.ui import components as ui
 from loratory.ui.backend.background import Work, as_engine_error, stamp
 from loratory.ui.backend.dataset_checks import model_of
 from loratory.ui.backend.models import Fits, FitTable, key_of
-from loratory.ui.components import (
-    HIDDEN,
-    LATEST,
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Updates,
-    clear_error_after,
-    nothing,
-    pick_list,
-    picked_value,
-    script,
-    visible_if,
-)
 from loratory.ui.gradio_internals import Dropdown, changed_by_hand
 from loratory.ui.page import Page
 from loratory.ui.polls import WorkStatus, poll, poll_answer
 from loratory.ui.tabs.own_models import OwnPart
+from loratory.ui.views import model as views
 from loratory.ui.views.html import error_box, small, work_status
-from loratory.ui.views.model import (
-    NOT_CHOSEN,
-    ORDERS,
-    SMALLEST,
-    render_catalog,
-    render_details,
-    render_hub_results,
-    render_lookup,
-)
 
 _BLINK_SECONDS = 0.4  # a cached tokenizer is found in that time, without a flicker
 _STOPPED = "The download was stopped."
@@ -72,16 +51,16 @@ class ModelTab:
                 elem_id="model-own",
             )  # fmt: skip
             self.order = Dropdown(
-                list(ORDERS), value=SMALLEST, label="Show", info="What fits depends on the device and your rows.",
+                list(views.ORDERS), value=views.SMALLEST, label="Show", info="What fits depends on the device and your rows.",
                 scale=2, min_width=200, elem_id="model-order",
             )  # fmt: skip
-        self.hub = pick_list(elem_id="hub-results")  # of the search, and what became of a typed name
-        laid_out = render_catalog(search_catalog(""), "", Fits("this machine"))
-        self.catalog = pick_list(laid_out, elem_id="catalog", elem_classes="scroll tall")
+        self.hub = ui.pick_list(elem_id="hub-results")  # of the search, and what became of a typed name
+        laid_out = views.render_catalog(search_catalog(""), "", Fits("this machine"))
+        self.catalog = ui.pick_list(laid_out, elem_id="catalog", elem_classes="scroll tall")
         self._fits_poll = poll(self.fits_news, 1.5, question=THIS_MACHINE, elem_id="fits-live")
         form.register("model.id", gr.Textbox("", visible=False))
         form.show_problems_of("model.id", self.own)
-        self.details = gr.HTML(NOT_CHOSEN, elem_id="model-details")
+        self.details = gr.HTML(views.NOT_CHOSEN, elem_id="model-details")
         own = page.services.own_models
         self.own_models = OwnPart(page, own) if own is not None else None
         self.tokenizer = TokenizerStatus(page, "model")
@@ -101,36 +80,36 @@ class ModelTab:
         filter_inputs = [self.search, model_id, page.judge_for, page.data_lengths, self.order]
         redraw_events: list[Any] = [changed_by_hand(self.search), self.search.submit, self._fits_poll.submit]
         redraw_events += [changed_by_hand(self.order), page.judge_for.change, page.data_lengths.change]
-        gr.on(redraw_events, self.redraw_catalog, filter_inputs, [self.catalog, self._fits_poll], **LATEST)
+        gr.on(redraw_events, self.redraw_catalog, filter_inputs, [self.catalog, self._fits_poll], **ui.LATEST)
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
-        clear_error_after(self.hub, [self.search, self.own])
+        ui.clear_error_after(self.hub, [self.search, self.own])
         for trigger in (self.catalog.click, self.hub.click):
-            self._choose_after(trigger(picked_value, None, self._name_to_find, **QUICK))
-            trigger(None, None, self.own, js="() => ''", **QUICK)  # the typed name is no longer the model
-        submit_event = self.own.submit(lambda text: id_of_page(text.strip()), self.own, self._name_to_find, **QUICK)
+            self._choose_after(trigger(ui.picked_value, None, self._name_to_find, **ui.QUICK))
+            trigger(None, None, self.own, js="() => ''", **ui.QUICK)  # the typed name is no longer the model
+        submit_event = self.own.submit(lambda text: id_of_page(text.strip()), self.own, self._name_to_find, **ui.QUICK)
         # Next to the box, as the details are below the catalogue.
         name_event = self._choose_after(submit_event, self.hub)
-        name_event.then(None, None, None, js=script("scroll_to_answer"), **QUICK)
+        name_event.then(None, None, None, js=ui.script("scroll_to_answer"), **ui.QUICK)
         if self.own_models is not None:
             arrival = self.own_models.arrival
-            self._choose_after(self.own_models.wire().then(lambda name: name, arrival, self._name_to_find, **QUICK))
+            self._choose_after(self.own_models.wire().then(lambda name: name, arrival, self._name_to_find, **ui.QUICK))
         revise_event = gr.on(
             [revision.submit, revision.blur], self.revise, [model_id, revision, self.described_name],
-            [self.details, self.described_name], **SLOW,
+            [self.details, self.described_name], **ui.SLOW,
         )  # fmt: skip
         self._fetch_after(page.refresh_after(revise_event))
-        self._fetch_after(self.tokenizer.again.click(nothing, None, None, **QUICK))
-        tokenizer_event = self.tokenizer.changed(self.describe_form, page.form.components, self.details, **SLOW)
+        self._fetch_after(self.tokenizer.again.click(ui.nothing, None, None, **ui.QUICK))
+        tokenizer_event = self.tokenizer.changed(self.describe_form, page.form.components, self.details, **ui.SLOW)
         self._fetch_after(page.refresh_after(tokenizer_event), again=False)
         # A preset, a run or the browser's draft may put a model into the form. The change fires before the rest of the form,
         # such as the revision, is filled.
-        model_event = model_id.change(nothing, None, None, **QUICK)
+        model_event = model_id.change(ui.nothing, None, None, **ui.QUICK)
         begin_event = model_event.then(
             self.begin_lookup, [model_id, revision, self.described_name, self.search, page.judge_for, page.data_lengths, self.order],
-            [self.catalog, self.details, self.described_name, self.sought], **QUICK,
+            [self.catalog, self.details, self.described_name, self.sought], **ui.QUICK,
         )  # fmt: skip
-        find_event = begin_event.then(self.find, self.sought, self._lookup, **SLOW)
-        show_event = find_event.then(self.show, [self._lookup, model_id, revision], self.details, **QUICK)
+        find_event = begin_event.then(self.find, self.sought, self._lookup, **ui.SLOW)
+        show_event = find_event.then(self.show, [self._lookup, model_id, revision], self.details, **ui.QUICK)
         self._fetch_after(page.offer_targets_after(show_event), again=False)
 
     def open_restored(self, event: Any) -> None:
@@ -138,22 +117,22 @@ class ModelTab:
 
         The catalogue is filled by its poll.
         """
-        event.then(None, self.page.form["model.id"], self._restored_model, js="(chosen) => chosen", **QUICK)
-        self._fetch_after(self._restored_model.change(nothing, None, None, **QUICK))
+        event.then(None, self.page.form["model.id"], self._restored_model, js="(chosen) => chosen", **ui.QUICK)
+        self._fetch_after(self._restored_model.change(ui.nothing, None, None, **ui.QUICK))
 
     def _fetch_after(self, event: Any, *, again: bool = True) -> None:
         """Download the model's tokenizer after an event if it is missing, also `again` after a failure."""
 
-        def fetch(*values: Any) -> Updates:
+        def fetch(*values: Any) -> ui.Updates:
             return self.tokenizer.updates(model_of(self.page.form.mapping(values)), again=again)
 
-        event.then(fetch, self.page.form.components, self.tokenizer.outputs, **SLOW)
+        event.then(fetch, self.page.form.components, self.tokenizer.outputs, **ui.SLOW)
 
     def _choose_after(self, event: Any, status: gr.HTML | None = None) -> Dependency:
         """Choose the named model after an event; `status` shows the look-up and its error, else the details do."""
         page, status = self.page, status or self.details
         own = [self.own_models.panel, self.own_models.model] if self.own_models is not None else []
-        announce_event = event.then(self.announce, self._name_to_find, status, **QUICK)
+        announce_event = event.then(self.announce, self._name_to_find, status, **ui.QUICK)
         choose_event = announce_event.then(
             lambda name, current: self.choose(name, current, status), [self._name_to_find, page.form["model.id"]],
             [*dict.fromkeys((self.details, status)), self.model_change, self.described_name, *own], api_visibility="private",
@@ -163,14 +142,14 @@ class ModelTab:
 
     def begin_lookup(
         self, model_id: str | None, revision: str | None, described_name: str, search: str, *judge_values: str | None
-    ) -> Updates:
+    ) -> ui.Updates:
         """Mark the model in the catalogue, and show its look-up unless its details are shown."""
         model = _model(model_id, revision)
         catalog = self.redraw_catalog(search, model_id, *judge_values)[self.catalog]
         name = _name(model)
         if model is None or name == described_name:
             return {self.catalog: catalog, self.sought: None}
-        looking_up = render_lookup(model.id)
+        looking_up = views.render_lookup(model.id)
         return {self.catalog: catalog, self.details: looking_up, self.described_name: name, self.sought: model}
 
     def find(self, model: ModelConfig | None) -> tuple[str, str]:
@@ -179,7 +158,7 @@ class ModelTab:
     def show(self, lookup: tuple[str, str], model_id: str | None, revision: str | None) -> Any:
         """Return the details, unless another model was chosen meanwhile."""
         name, details = lookup
-        return details if name and name == _name(_model(model_id, revision)) else UNCHANGED
+        return details if name and name == _name(_model(model_id, revision)) else ui.UNCHANGED
 
     def describe(self, model: ModelConfig | None) -> str:
         """Return the details of a model, or why it cannot be read; learns its modules."""
@@ -187,7 +166,7 @@ class ModelTab:
 
     def _describe_or_explain(self, model: ModelConfig | None) -> tuple[str, EngineError | None]:
         if model is None:
-            return NOT_CHOSEN, None
+            return views.NOT_CHOSEN, None
         try:
             services = self.page.services
             services.shapes.learn(model)
@@ -196,7 +175,7 @@ class ModelTab:
             details = services.inspector.model_details(model)
             # The line below the details reports a tokenizer that is downloading or failed.
             has_line = tokenizer.is_under_way or tokenizer.error is not None
-            return render_details(details, has_tokenizer=details.tokenizer_missing is None or not has_line), None
+            return views.render_details(details, has_tokenizer=details.tokenizer_missing is None or not has_line), None
         except Exception as error:
             problem = as_engine_error(error)
             return error_box(problem), problem
@@ -204,14 +183,14 @@ class ModelTab:
     def describe_form(self, *values: Any) -> Any:
         """Return the details of the form's model; no update without one: the request may be outdated."""
         model = model_of(self.page.form.mapping(values))
-        return UNCHANGED if model is None else self.describe(model)
+        return ui.UNCHANGED if model is None else self.describe(model)
 
-    def revise(self, model_id: str | None, revision: str | None, described_name: str) -> Updates:
+    def revise(self, model_id: str | None, revision: str | None, described_name: str) -> ui.Updates:
         """Look the model up at another revision; leaving the box unchanged does nothing."""
         model = _model(model_id, revision)
         name = _name(model)
         if model is None or name == described_name:
-            return UNCHANGED
+            return ui.UNCHANGED
         return {self.details: self.describe(model), self.described_name: name}
 
     def fits_for(self, device: str | None, lengths: str | None) -> Fits:
@@ -226,12 +205,12 @@ class ModelTab:
         device: str | None = "",
         lengths: str | None = "",
         order: str | None = None,
-    ) -> Updates:
+    ) -> ui.Updates:
         """Return the catalogue with the verdicts so far; the poll ends once they are complete."""
         fits = self.fits_for(device, lengths)
         question = "" if fits.progress[1] else _AND.join(filter(None, (device or THIS_MACHINE, lengths)))
         return {
-            self.catalog: render_catalog(search_catalog(query or ""), chosen or "", fits, order or ""),
+            self.catalog: views.render_catalog(search_catalog(query or ""), chosen or "", fits, order or ""),
             self._fits_poll: question,
         }
 
@@ -244,9 +223,9 @@ class ModelTab:
     def announce(self, model_id: str) -> Any:
         """Return that a model is looked up, which may take long; the details of the last one would look like its own."""
         is_known = not model_id or self.page.services.shapes.get(model_id, None) is not None
-        return UNCHANGED if is_known else render_lookup(shown_name(model_id))
+        return ui.UNCHANGED if is_known else views.render_lookup(shown_name(model_id))
 
-    def choose(self, model_id: str, current: str | None, status: gr.HTML | None = None) -> Updates:
+    def choose(self, model_id: str, current: str | None, status: gr.HTML | None = None) -> ui.Updates:
         """Return the choice and the details of a model; where it cannot be read, `status` or else the details say why."""
         if not model_id:
             return {self.model_change: {}}
@@ -259,7 +238,7 @@ class ModelTab:
             # It could not be read: the previous model must not look like the requested one.
             change: dict[str, Any] = {"model": {"id": "", "revision": None}}
             own = self.own_models.offer(model_id, error) if self.own_models is not None else {}
-            answer = {self.details: NOT_CHOSEN} | {status or self.details: details}
+            answer = {self.details: views.NOT_CHOSEN} | {status or self.details: details}
             return {**answer, self.model_change: change, self.described_name: "", **own}
         # Targets of one model rarely exist in another, and an adapter never fits one.
         adapter = {"target_modules": "all-linear"} | ({} if model_id == current else {"warm_start": None})
@@ -285,7 +264,7 @@ def _name(model: ModelConfig | None) -> str:
 
 def _search_hub(query: str) -> str:
     try:
-        return render_hub_results(query, search_hub(query.strip())) if query.strip() else ""
+        return views.render_hub_results(query, search_hub(query.strip())) if query.strip() else ""
     except EngineError as error:
         return error_box(error)
 
@@ -302,13 +281,13 @@ class TokenizerStatus(WorkStatus):
         self.again = gr.Button("Try again", size="sm", visible=False, elem_id=f"{tab}-tokenizer-again")
         self.outputs.append(self.again)
 
-    def updates(self, model: ModelConfig | None, *, again: bool = False) -> Updates:
+    def updates(self, model: ModelConfig | None, *, again: bool = False) -> ui.Updates:
         """Download a tokenizer if it is missing, or `again` after a failure; return its status soon."""
         if model is None:
-            return {**self.follow(), self.again: HIDDEN}
+            return {**self.follow(), self.again: ui.HIDDEN}
         work = self.page.services.tokenizers.download(model, again=again)
         work.done.wait(_BLINK_SECONDS)
-        return {**self.follow(key_of(model)), self.again: visible_if(work.error is not None)}
+        return {**self.follow(key_of(model)), self.again: ui.visible_if(work.error is not None)}
 
 
 def _render_download(work: Work[object] | None) -> str:

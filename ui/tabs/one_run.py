@@ -16,28 +16,15 @@ from loratory.engine.runs.control import RunNotes, change_notes
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import folder_size_bytes
 from loratory.engine.runs.usage import read_electricity
+from loratory.ui import components as ui
 from loratory.ui.backend.run_reader import has_adapter
-from loratory.ui.components import (
-    HIDDEN,
-    NOT_SHOWN,
-    ONCE,
-    QUICK,
-    SLOW,
-    UNCHANGED,
-    Confirmation,
-    Updates,
-    picked_value,
-    script,
-    shown_as_message,
-    visible_if,
-)
 from loratory.ui.gradio_internals import Dropdown
 from loratory.ui.page import Page, request_view
 from loratory.ui.tabs.follow import FollowPart
 from loratory.ui.views.html import error_box, size
 from loratory.ui.views.run_details import render_record, render_run_details
 
-_CLOSE = f"() => [({NOT_SHOWN})(), '', '']"
+_CLOSE = f"() => [({ui.NOT_SHOWN})(), '', '']"
 
 
 class OneRunPart:
@@ -48,7 +35,7 @@ class OneRunPart:
         with gr.Column(visible=False, elem_id="run-details") as self.panel:
             self.close = gr.Button("Close", size="sm", scale=0, min_width=80, elem_id="run-close")
             self.follow = FollowPart(page, prefix="one-")
-            self.details = gr.HTML(elem_id="run-facts", js_on_load=script("escape"))
+            self.details = gr.HTML(elem_id="run-facts", js_on_load=ui.script("escape"))
             with gr.Accordion("Note, tags and project", open=False, elem_id="run-notes"):
                 with gr.Row():
                     self.project = Dropdown(
@@ -70,7 +57,9 @@ class OneRunPart:
                     if page.shared is not None:
                         self.share = gr.Button("Share with the lab", scale=0, min_width=180, elem_id="run-share")
                     self.delete = gr.Button("Delete …", scale=0, min_width=110, elem_id="run-delete")
-                self.confirm = Confirmation("Delete run", "Keep run", ("confirm-delete", "really-delete", "keep-run"))
+                self.confirm = ui.Confirmation(
+                    "Delete run", "Keep run", ("confirm-delete", "really-delete", "keep-run")
+                )
         self._changing = [self.details, self.record, self.continuing, self.delete, self.confirm.panel]
         if page.shared is not None:
             self._changing.append(self.share)
@@ -81,35 +70,35 @@ class OneRunPart:
         page, run_shown = self.page, self.follow.run_shown
         self._ticked_runs = ticked_runs
         for event in self.follow.wire():
-            event.then(self.redraw, run_shown, self._changing, **QUICK)
+            event.then(self.redraw, run_shown, self._changing, **ui.QUICK)
         # In the browser: a slow answer would hide a run that was picked meanwhile.
-        self.close.click(None, None, [self.panel, run_shown, self.follow.live], js=_CLOSE, **QUICK)
+        self.close.click(None, None, [self.panel, run_shown, self.follow.live], js=_CLOSE, **ui.QUICK)
         train = [page.chosen_run, page.wants_run]
-        train_event = self.to_train.click(lambda run_id: (run_id, request_view("follow")), run_shown, train, **QUICK)
+        train_event = self.to_train.click(lambda run_id: (run_id, request_view("follow")), run_shown, train, **ui.QUICK)
         page.open_tab(train_event, "train")
         self.copy_by(self.duplicate.click, self.follow.configuration, run_shown)
         self.copy_by(self.continuing.click, self.continuation, run_shown)
         self.confirm.wire(self.delete.click, self.deletion_question, run_shown)
         delete_event = self.confirm.really.click(
-            shown_as_message(self.delete_run), [run_shown, page.chosen_run, ticked_runs],
-            [page.chosen_run, ticked_runs, self.panel, run_shown], **ONCE,
+            ui.shown_as_message(self.delete_run), [run_shown, page.chosen_run, ticked_runs],
+            [page.chosen_run, ticked_runs, self.panel, run_shown], **ui.ONCE,
         )  # fmt: skip
         if page.shared is not None:
-            shared = self.share.click(shown_as_message(self.change_sharing), run_shown, None, **QUICK)
-            shared.then(self.redraw, run_shown, self._changing, **QUICK)
+            shared = self.share.click(ui.shown_as_message(self.change_sharing), run_shown, None, **ui.QUICK)
+            shared.then(self.redraw, run_shown, self._changing, **ui.QUICK)
         notes = [run_shown, self.project, self.tags, self.note]
-        save_event = self.save.click(shown_as_message(self.save_notes), notes, None, **SLOW)
-        save_event.then(self.describe, run_shown, self._details, **QUICK)
+        save_event = self.save.click(ui.shown_as_message(self.save_notes), notes, None, **ui.SLOW)
+        save_event.then(self.describe, run_shown, self._details, **ui.QUICK)
         return save_event, self.follow.edit_event, delete_event
 
     def copy_by(self, click: Any, read: Callable[[str], dict[str, Any]], run: Component | None = None) -> None:
         """Fill the form with what `read` returns of a run, by default the picked run, and open the Method tab."""
 
         def copy(event: gr.EventData, run_id: str = "") -> tuple[dict[str, Any], str]:
-            run_id = run_id or picked_value(event)
+            run_id = run_id or ui.picked_value(event)
             return read(run_id), run_id  # with its id: another run may be picked during the look-up of the model
 
-        copy_event = click(shown_as_message(copy), run, [self.page.settings_copy, self.page.copied_from], **SLOW)
+        copy_event = click(ui.shown_as_message(copy), run, [self.page.settings_copy, self.page.copied_from], **ui.SLOW)
         self.page.open_tab(self.page.fill_after(copy_event, self.page.settings_copy, "Settings copied"), "method")
 
     @property
@@ -120,36 +109,36 @@ class OneRunPart:
     def refresh_after(self, event: Dependency) -> Dependency:
         """Redraw the shown run after an event that may have changed it."""
 
-        def refresh(smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
-            return self.show(run_shown, smoothing, log_axis, log_open, run_shown) if run_shown else UNCHANGED
+        def refresh(smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> ui.Updates:
+            return self.show(run_shown, smoothing, log_axis, log_open, run_shown) if run_shown else ui.UNCHANGED
 
-        return event.then(refresh, self.follow.view_inputs, self.outputs, **QUICK)
+        return event.then(refresh, self.follow.view_inputs, self.outputs, **ui.QUICK)
 
-    def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
+    def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> ui.Updates:
         """Return all updates for a picked run; if it is shown already, edits of its notes stay."""
         is_shown = run_id == run_shown and self.page.reader.exists(run_id)
         updates = {self.panel: gr.update(visible=True), **self.redraw(run_id)} if is_shown else self.describe(run_id)
         return {**updates, **self.follow.show(run_id, smoothing, log_axis, log_open, run_shown)}
 
-    def describe(self, run_id: str) -> Updates:
+    def describe(self, run_id: str) -> ui.Updates:
         """Return the picked run with its notes."""
         if not self.page.reader.exists(run_id):
             parts = (self.panel, self.continuing, self.delete, self.confirm.panel)
             texts = (self.details, self.record, self.project, self.tags, self.note)
-            return {**dict.fromkeys(parts, HIDDEN), **dict.fromkeys(texts, "")}
+            return {**dict.fromkeys(parts, ui.HIDDEN), **dict.fromkeys(texts, "")}
         notes, projects = RunNotes(), {row.project for row in self.page.reader.glance().rows}
         with contextlib.suppress(EngineError):
             notes = self.page.reader.observe(run_id).notes
         return {
             **self.redraw(run_id),
             self.panel: gr.update(visible=True),
-            self.confirm.panel: HIDDEN,  # it may be about another run
+            self.confirm.panel: ui.HIDDEN,  # it may be about another run
             self.project: gr.update(value=notes.project, choices=sorted(projects - {""})),
             self.tags: ", ".join(notes.tags),
             self.note: notes.note,
         }
 
-    def redraw(self, run_id: str) -> Updates:
+    def redraw(self, run_id: str) -> ui.Updates:
         """Return facts, record and available actions of a run; closes the deletion question if it no longer applies."""
         reader, home = self.page.reader, self.page.services.home
         try:
@@ -158,7 +147,7 @@ class OneRunPart:
             facts = render_run_details(snapshot, reader.summary(run_id), read_electricity(home), news)
             record = render_record(snapshot)
         except EngineError as error:
-            hidden_parts = dict.fromkeys((self.continuing, self.delete, self.confirm.panel), HIDDEN)
+            hidden_parts = dict.fromkeys((self.continuing, self.delete, self.confirm.panel), ui.HIDDEN)
             return {self.details: error_box(error), self.record: "", **hidden_parts}
         can_delete = snapshot.state.is_final and not snapshot.resume_requested
         config = snapshot.config
@@ -166,13 +155,13 @@ class OneRunPart:
         return {
             self.details: facts,
             self.record: record,
-            self.continuing: visible_if(can_continue),
-            self.delete: visible_if(can_delete),
-            self.confirm.panel: UNCHANGED if can_delete else HIDDEN,
+            self.continuing: ui.visible_if(can_continue),
+            self.delete: ui.visible_if(can_delete),
+            self.confirm.panel: ui.UNCHANGED if can_delete else ui.HIDDEN,
             **self._sharing(snapshot.run),
         }
 
-    def _sharing(self, run: Run) -> Updates:
+    def _sharing(self, run: Run) -> ui.Updates:
         person = self.page.services.person
         if person is None:
             return {}
@@ -207,7 +196,7 @@ class OneRunPart:
         effect = f"will be deleted: adapter, checkpoints, curves and log, {size_words} in all. This cannot be undone."
         return snapshot.label, effect
 
-    def delete_run(self, run_id: str, chosen: str, ticked_ids: list[str]) -> Updates:
+    def delete_run(self, run_id: str, chosen: str, ticked_ids: list[str]) -> ui.Updates:
         """Delete a run; refused while it waits or runs."""
         run = self.page.services.runs.get(run_id)
         freed_bytes = self.page.services.runs.delete(run.id)
@@ -215,8 +204,8 @@ class OneRunPart:
         self.page.reader.forget(run_id)
         gr.Info(f"Deleted; {size(freed_bytes)} freed.", duration=5)
         return {
-            self.page.chosen_run: "" if chosen == run_id else UNCHANGED,
+            self.page.chosen_run: "" if chosen == run_id else ui.UNCHANGED,
             self._ticked_runs: [other for other in ticked_ids if other != run_id],
-            self.panel: HIDDEN,
+            self.panel: ui.HIDDEN,
             self.follow.run_shown: "",
         }

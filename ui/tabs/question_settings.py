@@ -1,4 +1,4 @@
-"""What a question is asked with: the models that answer, the system prompt and the sampling."""
+"""What a question is asked with: the models that answer, system prompt, sampling, and sets of prompts."""
 
 import secrets
 from collections.abc import Sequence
@@ -9,9 +9,15 @@ import gradio as gr
 from loratory.engine.chat.contract import Branch, ChatTarget
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.results import SamplingConfig
-from loratory.ui.components import HIDDEN, QUICK
+from loratory.engine.errors import EngineError
+from loratory.engine.evaluation.prompt_sets import PromptSets
+from loratory.engine.paths import LoratoryHome
+from loratory.ui.backend.conversation import RowPrompt, Turn
+from loratory.ui.components import HIDDEN, QUICK, pick_list, picked_value, shown_as_message
 from loratory.ui.form import component_of_field, number_of
 from loratory.ui.tabs.chat_choice import ChatChoice
+from loratory.ui.views.chat import render_prompt_sets
+from loratory.ui.views.html import error_box, small
 
 # Values of the choice of branches: the names of those that answer.
 SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "base tuned second", "tuned", "base", "second", "tuned second"
@@ -82,3 +88,40 @@ def read_sampling(values: Sequence[Any]) -> SamplingConfig:
     if greedy:
         settings["temperature"] = 0.0
     return section_from_mapping(SamplingConfig, settings)
+
+
+class PromptSetsPart:
+    """Lays out and connects the prompt sets of a person; the conversation asks them."""
+
+    def __init__(self, home: LoratoryHome, turns: gr.State) -> None:
+        self._sets = PromptSets(home)
+        with gr.Accordion("Prompt sets", open=False, visible=not home.is_guest, elem_id="prompt-sets") as fold:
+            name = gr.Textbox(label="Name of a new set", max_lines=1, elem_id="prompt-set-name")
+            text = gr.Textbox(
+                label="Prompts, one per line", lines=2, max_lines=4, elem_id="prompt-set-prompts",
+                placeholder="Empty: the questions of this conversation, with their references.",
+            )  # fmt: skip
+            self.list = pick_list(elem_id="prompt-set-list")
+        gr.on([fold.expand, self.list.click], self.pick, [name, text, turns], self.list, **QUICK)
+
+    def pick(self, event: gr.EventData, name: str, text: str, turns: Sequence[Turn]) -> str:
+        """Save or delete a set, and return all; without typed prompts, it has the questions of the conversation."""
+        (action, _, picked_name), message = picked_value(event).partition(":"), ""
+        try:
+            if action == "save":
+                lines = [(line.strip(), "") for line in text.splitlines() if line.strip()]
+                rows = dict.fromkeys(lines or [(turn.question, turn.reference) for turn in turns])
+                self._sets.save(name.strip(), rows)
+                message = small(f"{name.strip()} is saved with {len(rows)} prompts.", role="status")
+            elif action == "delete":
+                self._sets.delete(picked_name)
+        except EngineError as error:
+            message = error_box(error)
+        return render_prompt_sets(self._sets.names(), message)
+
+    @shown_as_message
+    def prompts_to_ask(self, event: gr.EventData) -> list[RowPrompt]:
+        """Return the prompts of the set that was picked to be asked; none for another pick."""
+        action, _, name = picked_value(event).partition(":")
+        prompts = self._sets.read(name).prompts if action == "ask" else ()
+        return [RowPrompt(-1, prompt.prompt.strip(), prompt.reference, is_alone=True) for prompt in prompts]

@@ -15,23 +15,7 @@ from loratory.engine.runs.summary import select_runs, summaries_csv
 from loratory.engine.runs.sweep_result import sweep_result
 from loratory.engine.runs.usage import Electricity, read_electricity, save_electricity
 from loratory.engine.supervision.queue import QueueMove, QueueOrder
-from loratory.ui.components import (
-    HIDDEN,
-    LATEST,
-    ONCE,
-    QUICK,
-    SLOW,
-    TIMER_ON,
-    UNCHANGED,
-    Confirmation,
-    Updates,
-    chart,
-    pick_list,
-    picked_value,
-    script,
-    shown_as_message,
-    visible_if,
-)
+from loratory.ui import components as ui
 from loratory.ui.form import component_of_field, number_of, text_of
 from loratory.ui.gradio_internals import Dropdown, changed_by_hand, enclosing_tab
 from loratory.ui.page import Page
@@ -58,7 +42,7 @@ class RunsTab:
         self.page = page
         self.tab = enclosing_tab()
         self._order = QueueOrder(page.services.home)
-        self.queue = pick_list(elem_id="queue")
+        self.queue = ui.pick_list(elem_id="queue")
         if (board := page.services.board) is not None:
             LabQueuePart(page.services, board)
         lead = "Pick a row for its details. Tick rows to compare their curves and settings, or to delete them."
@@ -78,19 +62,19 @@ class RunsTab:
                     ("Order", tuple(run_table.ORDERS), 190, "runs-order"),
                 )
             )
-        self.table = pick_list(run_table.NO_RUNS, elem_id="runs-table")
+        self.table = ui.pick_list(run_table.NO_RUNS, elem_id="runs-table")
         with gr.Row(elem_id="runs-below", visible=False) as self.below:
             self.to_comparison = gr.Button("Compare", variant="primary", scale=0, visible=False, elem_id="runs-compare")
             self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="runs-csv")
             self.delete = gr.Button("Delete ticked …", scale=0, min_width=150, visible=False, elem_id="runs-delete")
         ids = "confirm-delete-runs", "really-delete-runs", "keep-runs"
-        self.confirm = Confirmation("Delete runs", "Keep runs", ids)
+        self.confirm = ui.Confirmation("Delete runs", "Keep runs", ids)
         self._csv_text = gr.Textbox(visible=False)
-        self.sweep = pick_list(elem_id="sweep")  # of the chosen run
-        self.sweep_chart = chart(every_trace=True, elem_id="sweep-chart")
+        self.sweep = ui.pick_list(elem_id="sweep")  # of the chosen run
+        self.sweep_chart = ui.chart(every_trace=True, elem_id="sweep-chart")
         with gr.Column(visible=False, elem_id="comparison") as self.comparison:
             gr.HTML("<h2>Comparison</h2>")
-            self.overlay = chart(elem_id="overlay-chart")
+            self.overlay = ui.chart(elem_id="overlay-chart")
             self.log_axis = gr.Checkbox(False, label="Logarithmic axis", container=False, elem_id="overlay-log")
             self.differences = gr.HTML(elem_id="differences")
         self.one = OneRunPart(page)
@@ -115,31 +99,33 @@ class RunsTab:
         """Connect the events."""
         page = self.page
         page.pause_timers(self.tab, self.timer)
-        self.tab.select(self.list_runs, *self._listing, **QUICK)
-        arrival_event = self.tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
+        self.tab.select(self.list_runs, *self._listing, **ui.QUICK)
+        arrival_event = self.tab.select(None, None, self.timer, js=ui.TIMER_ON, **ui.QUICK)
         self.one.refresh_after(arrival_event)
-        self.timer.tick(self.list_runs, *self._listing, trigger_mode="once", **QUICK)
-        gr.on([changed_by_hand(part) for part in self._query], self.list_runs, *self._listing, **LATEST)
+        self.timer.tick(self.list_runs, *self._listing, trigger_mode="once", **ui.QUICK)
+        gr.on([changed_by_hand(part) for part in self._query], self.list_runs, *self._listing, **ui.LATEST)
         # Gradio drops a click whose event is under way: on a busy machine, a row that is picked after a tick.
         take_event = self.table.click(
             self.take, [*self._comparing[0], self.shown_rows, *self._query, *self.one.follow.view_inputs],
             [page.chosen_run, self.ticked_runs, self.shown_rows, self.order, *self._comparing[1], *self.one.outputs],
-            trigger_mode="multiple", **QUICK,
+            trigger_mode="multiple", **ui.QUICK,
         )  # fmt: skip
         request = [page.wants_run, page.chosen_run, *self.one.follow.view_inputs]
-        page.wants_run.change(self.show_requested, request, self.one.outputs, js=_UNLESS_LEFT, **QUICK)
-        self.to_comparison.click(None, None, None, js=_SHOW_COMPARISON, **QUICK)
-        self.log_axis.input(self.compare, *self._comparing, **QUICK)
-        question_event = self.delete.click(self.deletable, [self.ticked_runs, *self._query], self.named_runs, **QUICK)
+        page.wants_run.change(self.show_requested, request, self.one.outputs, js=_UNLESS_LEFT, **ui.QUICK)
+        self.to_comparison.click(None, None, None, js=_SHOW_COMPARISON, **ui.QUICK)
+        self.log_axis.input(self.compare, *self._comparing, **ui.QUICK)
+        question_event = self.delete.click(
+            self.deletable, [self.ticked_runs, *self._query], self.named_runs, **ui.QUICK
+        )
         self.confirm.wire(question_event.then, self.deletion_question, self.named_runs)
         delete_event = self.confirm.really.click(
-            shown_as_message(self.delete_named), [self.named_runs, self.ticked_runs, page.chosen_run],
-            [page.chosen_run, self.ticked_runs, self.confirm.panel], **ONCE,
+            ui.shown_as_message(self.delete_named), [self.named_runs, self.ticked_runs, page.chosen_run],
+            [page.chosen_run, self.ticked_runs, self.confirm.panel], **ui.ONCE,
         )  # fmt: skip
         self.confirm.close_by(take_event.then)  # it may be about other runs
-        csv_event = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
-        csv_event.then(None, self._csv_text, self._csv_text, js=script("save_csv"), **QUICK)
-        self._list_after(self.queue.click(shown_as_message(self.order_queue), None, None, **QUICK))
+        csv_event = self.csv.click(self.save_csv, self._query, self._csv_text, **ui.QUICK)
+        csv_event.then(None, self._csv_text, self._csv_text, js=ui.script("save_csv"), **ui.QUICK)
+        self._list_after(self.queue.click(ui.shown_as_message(self.order_queue), None, None, **ui.QUICK))
         self.one.copy_by(self.sweep.click, self.one.follow.configuration)
         self.electricity.wire(self.tab)
         if self.shared is not None:
@@ -147,15 +133,15 @@ class RunsTab:
         self._list_after(take_event)
         for event in (delete_event, *self.one.wire(self.ticked_runs)):
             self._list_after(event)
-            event.then(self.compare, *self._comparing, **LATEST)
+            event.then(self.compare, *self._comparing, **ui.LATEST)
 
     def _list_after(self, event: Dependency) -> None:
-        event.then(self.list_runs, *self._listing, **LATEST)
+        event.then(self.list_runs, *self._listing, **ui.LATEST)
 
     def list_runs(
         self, search: Any, state: Any, method: Any, model: Any, order: Any, chosen: str, ticked_ids: list[str], limit: int,
         last: list[Any] | None,
-    ) -> Updates:  # fmt: skip
+    ) -> ui.Updates:  # fmt: skip
         """Return the table, the queue and the choices, without what is equal to `last`."""
         rows, unread = self.page.reader.glance()
         matches = select_runs(rows, run_table.query_of(search, state, method, model, order))
@@ -167,13 +153,13 @@ class RunsTab:
         methods, models, projects = (sorted({getattr(row, name) for row in rows} - {""}) for name in names)
         filters = [*run_table.FILTERS, run_table.STARRED, *(run_table.PROJECT_PREFIX + name for name in projects)]
         sweep = sweep_result(rows, next((row.sweep for row in rows if row.id == chosen), ""))
-        listing: Updates = {
+        listing: ui.Updates = {
             self.table: table + run_table.render_unread(unread),
             self.queue: run_table.render_queue([waiting[run_id] for run_id in self._order.sort(list(waiting))]),
             self.state: gr.update(choices=filters if state in filters else [*filters, state]),
             self.method: gr.update(choices=[run_table.ANY_METHOD, *methods]),
             self.model: gr.update(choices=[run_table.ANY_MODEL, *models]),
-            self.below: visible_if(bool(rows)),
+            self.below: ui.visible_if(bool(rows)),
             self.to_comparison: gr.update(
                 value=f"Compare {plural(min(len(ticked_ids), COMPARED_AT_MOST), 'run')}", visible=len(ticked_ids) > 1
             ),
@@ -183,20 +169,20 @@ class RunsTab:
         }
         fresh = list(listing.values())
         if fresh == last:
-            return UNCHANGED
+            return ui.UNCHANGED
         last_rows = dict(zip(listing, last or (), strict=False))
         return {self.last: fresh, **{part: new for part, new in listing.items() if last_rows.get(part) != new}}
 
-    def show_requested(self, wants_run: str, run_id: str, *how: Any) -> Updates:
+    def show_requested(self, wants_run: str, run_id: str, *how: Any) -> ui.Updates:
         """Show the run that an address names."""
-        return self.one.show(run_id, *how) if wants_run.startswith("details") else UNCHANGED
+        return self.one.show(run_id, *how) if wants_run.startswith("details") else ui.UNCHANGED
 
     def save_csv(self, search: Any, state: Any, method: Any, model: Any, order: Any) -> str:
         """Return all filtered runs with all columns as CSV."""
         query = run_table.query_of(search, state, method, model, order)
         return summaries_csv(select_runs(self.page.reader.summaries(), query))
 
-    def compare(self, ticked_ids: list[str], log_axis: bool) -> Updates:
+    def compare(self, ticked_ids: list[str], log_axis: bool) -> ui.Updates:
         """Return the curves in one chart and the differing settings; hidden for fewer than two runs."""
         rows, snapshots = [], []
         configs: dict[str, RunConfig] = {}
@@ -210,7 +196,7 @@ class RunsTab:
             configs |= {row.id: snapshot.config} if snapshot.config is not None else {}
             snapshots.append(snapshot)
         if len(rows) < 2:
-            return {self.comparison: HIDDEN, self.overlay: "", self.differences: ""}
+            return {self.comparison: ui.HIDDEN, self.overlay: "", self.differences: ""}
         names, costs = curve_names(rows, configs), map(self.page.reader.cost, snapshots)
         runs = list(zip(names, (snapshot.history for snapshot in snapshots), costs, strict=True))
         return {
@@ -220,9 +206,9 @@ class RunsTab:
             + (small(f"Only the first {COMPARED_AT_MOST} are compared.") if len(ticked_ids) > COMPARED_AT_MOST else ""),
         }
 
-    def take(self, event: gr.EventData, ticked_ids: list[str], log_axis: bool, limit: int, *values: Any) -> Updates:
+    def take(self, event: gr.EventData, ticked_ids: list[str], log_axis: bool, limit: int, *values: Any) -> ui.Updates:
         """Do what a click in the table asks for."""
-        pick, query, how = picked_value(event), values[: len(self._query)], values[len(self._query) :]
+        pick, query, how = ui.picked_value(event), values[: len(self._query)], values[len(self._query) :]
         if pick == run_table.MORE:
             return {self.shown_rows: limit + _PAGE_ROWS}
         if pick == run_table.ALL:
@@ -230,20 +216,20 @@ class RunsTab:
             return self._tick([] if ticked_ids else [row.id for row in matches], log_axis)
         if pick.startswith(run_table.SORT_PREFIX):
             order = run_table.order_of(pick.removeprefix(run_table.SORT_PREFIX), str(query[-1]))
-            return {self.order: order} if order else UNCHANGED
+            return {self.order: order} if order else ui.UNCHANGED
         run_id = pick.removeprefix(run_table.COMPARE_PREFIX).removeprefix(run_table.STAR_PREFIX)
         if not self.page.reader.exists(run_id):
-            return UNCHANGED
+            return ui.UNCHANGED
         if pick.startswith(run_table.STAR_PREFIX):
-            shown_as_message(self.one.follow.edit)(pick)
-            return self.one.show(run_id, *how) if run_id == how[-1] else UNCHANGED
+            ui.shown_as_message(self.one.follow.edit)(pick)
+            return self.one.show(run_id, *how) if run_id == how[-1] else ui.UNCHANGED
         if not pick.startswith(run_table.COMPARE_PREFIX):
             return {self.page.chosen_run: run_id, **self.one.show(run_id, *how)}
         # In place: the next tick may be read before this answer is written.
         (ticked_ids.remove if run_id in ticked_ids else ticked_ids.append)(run_id)
         return self._tick(ticked_ids, log_axis)
 
-    def _tick(self, run_ids: list[str], log_axis: bool) -> Updates:
+    def _tick(self, run_ids: list[str], log_axis: bool) -> ui.Updates:
         return {self.ticked_runs: run_ids, **self.compare(run_ids, log_axis)}
 
     def deletable(self, ticked_ids: list[str], *query: Any) -> list[str]:
@@ -261,7 +247,7 @@ class RunsTab:
         effect = f"will be deleted: {', '.join(names)}{more}. Adapters, checkpoints, curves and logs are {size_words} in all."
         return plural(len(runs), "run"), f"{effect} This cannot be undone."
 
-    def delete_named(self, run_ids: list[str], ticked_ids: list[str], chosen: str) -> Updates:
+    def delete_named(self, run_ids: list[str], ticked_ids: list[str], chosen: str) -> ui.Updates:
         """Delete the runs that the question named; one that was resumed since stays."""
         runs, reader, freed_bytes = self.page.services.runs, self.page.reader, 0
         remaining: list[str] = []
@@ -280,13 +266,13 @@ class RunsTab:
             gr.Info(f"Deleted; {size(freed_bytes)} freed.", duration=5)
         deleted = set(run_ids) - set(remaining)
         return {
-            self.page.chosen_run: "" if chosen in deleted else UNCHANGED,
+            self.page.chosen_run: "" if chosen in deleted else ui.UNCHANGED,
             self.ticked_runs: [run_id for run_id in ticked_ids if run_id not in deleted],
-            self.confirm.panel: HIDDEN,
+            self.confirm.panel: ui.HIDDEN,
         }
 
     def order_queue(self, event: gr.EventData) -> None:
-        action, _, run_id = picked_value(event).partition(":")
+        action, _, run_id = ui.picked_value(event).partition(":")
         reader = self.page.reader
         if not reader.exists(run_id):
             return
@@ -323,8 +309,8 @@ class ElectricityPart:
 
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
-        tab.select(self.read_values, None, self.inputs, **QUICK)
-        self.save.click(shown_as_message(self.save_values), self.inputs, None, **SLOW)
+        tab.select(self.read_values, None, self.inputs, **ui.QUICK)
+        self.save.click(ui.shown_as_message(self.save_values), self.inputs, None, **ui.SLOW)
 
     def read_values(self) -> list[Any]:
         electricity = read_electricity(self.page.services.home)

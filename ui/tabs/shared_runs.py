@@ -16,22 +16,9 @@ from loratory.engine.lab.queue import QueueBoard
 from loratory.engine.lab.rules import is_shared
 from loratory.engine.runs.disk import disk_use, free_bytes
 from loratory.engine.runs.usage import read_electricity
+from loratory.ui import components as ui
 from loratory.ui.backend.background import Cache
 from loratory.ui.backend.run_reader import RunSnapshot, SharedRuns, can_chat, name_of
-from loratory.ui.components import (
-    HIDDEN,
-    QUICK,
-    SLOW,
-    Updates,
-    chart,
-    live_html,
-    pick_list,
-    picked_value,
-    script,
-    shown_as_message,
-    shown_in_place,
-    visible_if,
-)
 from loratory.ui.page import Page, request_view
 from loratory.ui.polls import RUN_SECONDS, digest, poll, poll_answer
 from loratory.ui.services import Services
@@ -61,7 +48,7 @@ class LabQueuePart:
         self._disk: Cache[str] = Cache(capacity=1)
         gr.HTML("<h2>Lab</h2>")
         for elem_id, html in self._render().items():
-            live_html(html, elem_id=elem_id)
+            ui.live_html(html, elem_id=elem_id)
         poll(self.news, _SECONDS, question="queue", elem_id="queue-live")
 
     def news(self, _question: str, last_stamp: str) -> str | None:
@@ -98,14 +85,16 @@ class SharedRunsPart:
         self.page = page
         self._shared = shared
         gr.HTML("<h2>Shared with the lab</h2>")
-        self.table = pick_list(_NOTHING_SHARED, elem_id="shared-runs")
+        self.table = ui.pick_list(_NOTHING_SHARED, elem_id="shared-runs")
         with gr.Column(visible=False, elem_id="shared-run") as self.panel:
             self.live = poll(self.answer, RUN_SECONDS, elem_id="shared-live")
-            self.heading = live_html(elem_id="shared-heading")
+            self.heading = ui.live_html(elem_id="shared-heading")
             with gr.Row(elem_id="shared-actions"):
                 self.chat = gr.Button("Open in Chat", scale=0, min_width=160, elem_id="shared-chat")
                 self.copy = gr.Button("Copy settings", scale=0, min_width=150, elem_id="shared-copy")
-            self.loss = chart("The curve begins with the first step.", elem_id="shared-loss", elem_classes="loss-chart")
+            self.loss = ui.chart(
+                "The curve begins with the first step.", elem_id="shared-loss", elem_classes="loss-chart"
+            )
             self.details = gr.HTML(elem_id="shared-details")
         self.run_name = page.other_run
         self._change = gr.State({})
@@ -114,19 +103,23 @@ class SharedRunsPart:
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
         page, chat = self.page, [self.page.chosen_run, self.page.wants_result]
-        self.list_after(tab.select(self.show, self.run_name, self._outputs, **SLOW))
-        pick_event = self.table.click(picked_value, None, self.run_name, **QUICK)
-        self.list_after(pick_event.then(self.show, self.run_name, self._outputs, **SLOW))
-        self.list_after(self.live.submit(self.show, self.run_name, self._outputs, trigger_mode="always_last", **SLOW))
-        self.run_name.change(None, None, None, js=script("scroll_to_run"), **QUICK)
+        self.list_after(tab.select(self.show, self.run_name, self._outputs, **ui.SLOW))
+        pick_event = self.table.click(ui.picked_value, None, self.run_name, **ui.QUICK)
+        self.list_after(pick_event.then(self.show, self.run_name, self._outputs, **ui.SLOW))
+        self.list_after(
+            self.live.submit(self.show, self.run_name, self._outputs, trigger_mode="always_last", **ui.SLOW)
+        )
+        self.run_name.change(None, None, None, js=ui.script("scroll_to_run"), **ui.QUICK)
         copy_outputs = [self._change, page.copied_from]
-        copy_event = self.copy.click(shown_as_message(self.settings), self.run_name, copy_outputs, **SLOW)
+        copy_event = self.copy.click(ui.shown_as_message(self.settings), self.run_name, copy_outputs, **ui.SLOW)
         page.open_tab(page.fill_after(copy_event, self._change, "Settings copied"), "method")
-        page.open_tab(self.chat.click(lambda name: (name, request_view("chat")), self.run_name, chat, **QUICK), "chat")
+        page.open_tab(
+            self.chat.click(lambda name: (name, request_view("chat")), self.run_name, chat, **ui.QUICK), "chat"
+        )
 
     def list_after(self, event: Dependency) -> None:
         """List the runs after an event."""
-        event.then(shown_in_place(self.render), self.run_name, self.table, **QUICK)
+        event.then(ui.shown_in_place(self.render), self.run_name, self.table, **ui.QUICK)
 
     def render(self, run_name: str) -> str:
         """Return the table of shared runs."""
@@ -151,15 +144,15 @@ class SharedRunsPart:
             return poll_answer(new, {}, submit=True)
         return self._shared.readers.html_cache.get((name, new), lambda: _render(snapshot, new))
 
-    def show(self, name: str) -> Updates:
+    def show(self, name: str) -> ui.Updates:
         """Return the picked run, if the user may read it now."""
         if not name:
-            return {self.panel: HIDDEN, self.live: ""}
+            return {self.panel: ui.HIDDEN, self.live: ""}
         try:
             snapshot = self._observe(name)
         except EngineError as error:
             gr.Info(escape(str(error)))
-            return {self.panel: HIDDEN, self.live: "", self.run_name: ""}
+            return {self.panel: ui.HIDDEN, self.live: "", self.run_name: ""}
         config, name = snapshot.config, name_of(snapshot.run)
         electricity = read_electricity(self.page.services.home)
         facts = render_run_details(snapshot, self._shared.summary(snapshot.run), electricity)
@@ -169,7 +162,7 @@ class SharedRunsPart:
             self.panel: gr.update(visible=True),
             self.live: f"{name} {_stamp_of(snapshot)}" if follows else "",
             self.heading: _heading(snapshot),
-            self.chat: visible_if(can_chat(snapshot.run)),
+            self.chat: ui.visible_if(can_chat(snapshot.run)),
             self.loss: loss_figure(snapshot.history, ChartView(), snapshot.run.id),
             self.details: facts + (log(config_to_yaml(config), "config.yaml") if config is not None else ""),
             self.run_name: name,

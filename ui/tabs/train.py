@@ -15,18 +15,8 @@ from loratory.engine.config.training import ObjectiveSettings
 from loratory.engine.hardware.lease import lease_name
 from loratory.engine.runs.prediction import plan_run
 from loratory.engine.runs.summary import RunSummary
+from loratory.ui import components as ui
 from loratory.ui.backend.dataset_checks import CheckQuestion, lengths_stamp
-from loratory.ui.components import (
-    LATEST,
-    QUICK,
-    SLOW,
-    Updates,
-    nothing,
-    pick_list,
-    picked_value,
-    script,
-    shown_as_message,
-)  # fmt: skip
 from loratory.ui.draft import Draft, given_by_person
 from loratory.ui.form import section_fields, setting_in
 from loratory.ui.gradio_internals import Dropdown, Radio, enclosing_tab
@@ -76,7 +66,7 @@ class TrainTab:
                 '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset changes the settings that it names, on '
                 'all tabs, and replaces another preset; your own dataset stays. <button class="link" popovertarget="yaml-drawer">Save the draft as preset</button></p>'
             )
-            self.presets = pick_list(self.render_presets(), elem_id="presets")
+            self.presets = ui.pick_list(self.render_presets(), elem_id="presets")
             page.on_fill(self.presets, lambda _: self.render_presets())
             self._settings()
             self.place = RunPlacePart(page)
@@ -122,24 +112,24 @@ class TrainTab:
         self.place.wire()
         self.objective.wire()
         self.use_preset_by(self.presets.click)
-        self.presets.delete(shown_as_message(self.delete_preset), None, self.presets, **SLOW)
+        self.presets.delete(ui.shown_as_message(self.delete_preset), None, self.presets, **ui.SLOW)
         for name in ("training.max_length", "training.seed"):  # what the number of tokens depends on
             # Counting reads every row: it waits for blur or Enter.
-            self._count_after(gr.on([form[name].submit, form[name].blur], nothing, None, None, **QUICK))
-        self.counting.tick(self.count, form.components, self._count_outputs, trigger_mode="once", **QUICK)
-        self.view.change(self.switch_view, self.view, [self.setup, self.follow_column, self.follow.choice], **QUICK)
+            self._count_after(gr.on([form[name].submit, form[name].blur], ui.nothing, None, None, **ui.QUICK))
+        self.counting.tick(self.count, form.components, self._count_outputs, trigger_mode="once", **ui.QUICK)
+        self.view.change(self.switch_view, self.view, [self.setup, self.follow_column, self.follow.choice], **ui.QUICK)
         self.follow.wire()
         arriving, views = [page.chosen_run, page.wants_run], [page.wants_run, self.view]
-        arrival_event = self._tab.select(self.arrive, arriving, arriving, **QUICK)
-        arrival_event = arrival_event.then(None, views, views, js=_FOLLOW_IF_WANTED, **QUICK)
+        arrival_event = self._tab.select(self.arrive, arriving, arriving, **ui.QUICK)
+        arrival_event = arrival_event.then(None, views, views, js=_FOLLOW_IF_WANTED, **ui.QUICK)
         self.follow.show_after(arrival_event, self.view)
         self._count_after(arrival_event)
-        self.follow.show_after(self.view.input(nothing, None, None, **QUICK), self.view)
+        self.follow.show_after(self.view.input(ui.nothing, None, None, **ui.QUICK), self.view)
         start_inputs = [self.start.goes_to, *self.follow.view_inputs]
         self.start.wire()
         start_outputs = [self.view, page.tabs, self.setup, self.follow_column, *self.follow.outputs]
-        start_event = self.start.goes_to.change(self.after_start, start_inputs, start_outputs, **QUICK)
-        start_event.then(None, None, None, js=script("scroll_to_start"), **QUICK)
+        start_event = self.start.goes_to.change(self.after_start, start_inputs, start_outputs, **ui.QUICK)
+        start_event.then(None, None, None, js=ui.script("scroll_to_start"), **ui.QUICK)
         return start_event
 
     def use_preset_by(self, click: Any) -> None:
@@ -149,14 +139,14 @@ class TrainTab:
     def fill_by(self, trigger: Any, handler: Callable[..., Any], title: str) -> None:
         """Fill the form with the settings that a handler returns for the form's values."""
         change = gr.State({})  # of this event alone, see `change_on`
-        settings_event = trigger(shown_as_message(handler), self.page.form.components, change, **SLOW)
-        alone = settings_event.success(lambda: "", None, self.page.copied_from, **QUICK)
+        settings_event = trigger(ui.shown_as_message(handler), self.page.form.components, change, **ui.SLOW)
+        alone = settings_event.success(lambda: "", None, self.page.copied_from, **ui.QUICK)
         self._count_after(self.page.fill_after(alone, change, title))
 
     def _count_after(self, event: Any) -> None:
-        event.then(self.count, self.page.form.components, self._count_outputs, **LATEST)
+        event.then(self.count, self.page.form.components, self._count_outputs, **ui.LATEST)
 
-    def arrive(self, chosen: str, wants_run: str = "") -> Updates:
+    def arrive(self, chosen: str, wants_run: str = "") -> ui.Updates:
         """Follow a requested run, or one that is active. Until one is chosen, it is the newest."""
         reader, page = self.page.reader, self.page
         run_id = chosen if reader.exists(chosen) else ""
@@ -166,7 +156,7 @@ class TrainTab:
             return {page.wants_run: "follow", page.chosen_run: active}
         return {page.wants_run: "", page.chosen_run: run_id or next((row.id for row in reader.summaries()), "")}
 
-    def after_start(self, goes_to: str, *how: Any) -> Updates:
+    def after_start(self, goes_to: str, *how: Any) -> ui.Updates:
         """Show the run that was just queued, or the runs of a sweep, or why nothing started: all at once."""
         tab, run_id, *_ = goes_to.split()
         if tab == REFUSED:
@@ -174,13 +164,13 @@ class TrainTab:
         updates = {**self.switch_view(FOLLOW), **self.follow.refresh(run_id, *how)}
         return {self.view: FOLLOW, self.page.tabs: gr.Tabs(selected=tab), **updates}
 
-    def switch_view(self, view: str) -> Updates:
+    def switch_view(self, view: str) -> ui.Updates:
         follows = gr.update(visible=view == FOLLOW)
         return {self.setup: gr.update(visible=view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
 
     def use_preset(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         """Return the form's settings with those that a picked preset names; raises if its model cannot be read."""
-        preset = find_preset(picked_value(event), self.page.services.home)
+        preset = find_preset(ui.picked_value(event), self.page.services.home)
         config, changes = preset.load(), self.objective.with_start(preset)
         if "id" in changes.get("model", {}):
             self.page.services.shapes.learn(config.model)
@@ -193,7 +183,7 @@ class TrainTab:
 
     def delete_preset(self, event: gr.EventData) -> str:
         """Delete a picked preset if the person saved it; return the buttons of the others."""
-        preset = find_preset(picked_value(event), self.page.services.home)
+        preset = find_preset(ui.picked_value(event), self.page.services.home)
         if preset.is_own:
             preset.path.unlink(missing_ok=True)
         return self.render_presets()
@@ -227,7 +217,7 @@ class TrainTab:
         around = row.seconds - tokens / row.tokens_per_second - (0.0 if answers else answering)
         return max(0.0, around) if tokens else None
 
-    def count(self, request: gr.Request, *values: Any) -> Updates:
+    def count(self, request: gr.Request, *values: Any) -> ui.Updates:
         """Count the tokens in the background if needed; the timer shows the progress."""
         draft, checks = self.page.draft(values), self.page.services.checks
         if draft.config is None:
@@ -242,7 +232,7 @@ class TrainTab:
             note = small(f"Its tokens are counted once the tokenizer is here. {tokenizer.progress_text}", role="status")
             return {self.plan: self.render_draft_plan(draft) + note, self.counting: gr.update(active=True)}
         check = checks.request(question, request.session_hash or "")
-        updates: Updates = {self.counting: gr.update(active=check.is_under_way)}
+        updates: ui.Updates = {self.counting: gr.update(active=check.is_under_way)}
         note = ""
         if check.waits or check.was_stopped:
             note = small("Its tokens are counted after “Read all rows” in the Data tab.")

@@ -12,24 +12,12 @@ from loratory.engine.runs.prediction import RunPlan, plan_run
 from loratory.engine.runs.summary import RunSummary
 from loratory.ui.backend.run_reader import RunSnapshot
 from loratory.ui.draft import Draft
+from loratory.ui.views import html
 from loratory.ui.views.dataset import render_truncation
-from loratory.ui.views.html import (
-    count,
-    duration,
-    facts,
-    field_link,
-    gib,
-    notices,
-    pick_button,
-    plural,
-    press_button,
-    small,
-    toolbar,
-)
 from loratory.ui.views.memory import VERDICTS, alarms, chosen_name
 from loratory.ui.views.run_line import next_of
 
-OPENING_BAR = small("Restoring draft …", role="status")
+OPENING_BAR = html.small("Restoring draft …", role="status")
 _FIELD = "field:"
 # Where the tab that a step leads to is in front already.
 _IN_FRONT = {
@@ -62,7 +50,7 @@ def next_step(draft: Draft, run: RunSnapshot | None, *, can_start: bool) -> Next
     if not draft.mapping["dataset"].get("source"):
         return NextStep("Choose a dataset", "data")
     if draft.problems:
-        label = f"Correct {plural(len(draft.problems), 'setting')}"
+        label = f"Correct {html.plural(len(draft.problems), 'setting')}"
         return NextStep(label, f"{_FIELD}{draft.problems[0].field}")
     if run is not None and run.is_live:
         return NextStep("Follow", f"follow:{run.run.id}")
@@ -85,11 +73,11 @@ def render_bar(draft: Draft, step: NextStep, outlook: Sequence[str] = (), *, lan
         ("method", "Method", _method(draft)),
     )
     links = "".join(_link(*link) for link in chosen)
-    action = "" if step.starts else pick_button(step.target, step.label, css="go")
+    action = "" if step.starts else html.pick_button(step.target, step.label, css="go")
     if step.target.startswith(_FIELD):
-        action = field_link(step.target.removeprefix(_FIELD), step.label, css="go")
+        action = html.field_link(step.target.removeprefix(_FIELD), step.label, css="go")
     if step == QUICK_START_STEP:
-        action = press_button(step.target, step.label, css="go")
+        action = html.press_button(step.target, step.label, css="go")
     action += f'<span class="hint">{_IN_FRONT[step.target]}</span>' if step.target in _IN_FRONT else ""
     verdict = " · ".join(filter(None, [*map(escape, outlook), _verdict(draft)]))
     addresses = f'data-lands="{escape(lands, quote=True)}" data-name="{escape(dataset, quote=True)}"'
@@ -115,11 +103,11 @@ def _link(tab: str, name: str, value: str) -> str:
 
 def _verdict(draft: Draft) -> str:
     estimate = draft.estimate
-    alarm_links = "".join(f" {field_link(alarm.field, alarm.short, css='alarm')}" for alarm in alarms(draft))
+    alarm_links = "".join(f" {html.field_link(alarm.field, alarm.short, css='alarm')}" for alarm in alarms(draft))
     if estimate is not None:
         here = " here" if draft.memory_elsewhere is not None else ""  # if the panel is about another device
         word = "" if estimate.verdict == "fits" else f'<b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
-        return f"{word}{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB{here}{alarm_links}"
+        return f"{word}{html.gib(estimate.needed_bytes)} of {html.gib(estimate.free_bytes)} GiB{here}{alarm_links}"
     if draft.estimate_error is not None:
         return f"Memory unknown{alarm_links}"
     if draft.mapping["model"].get("id") and draft.shape is None:
@@ -131,7 +119,7 @@ def render_start_here(preset_name: str) -> str:
     """Return the card of a first visit: one click fills the form with a preset that trains on any machine."""
     preset = find_preset(preset_name)
     lead = f"<div><h2>Start here</h2><p>{escape(preset.about)}</p></div>"
-    button = pick_button(preset.name, "Load quick start", css="go")
+    button = html.pick_button(preset.name, "Load quick start", css="go")
     return f'<section class="start-here" aria-label="Start here">{lead}{button}</section>'
 
 
@@ -154,31 +142,31 @@ def render_plan(
     if plan is None:
         steps = f"{training.max_steps:,}" if training.max_steps > 0 else "?"
         per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        return facts([(steps, "steps"), (f"{per_step:,}", "rows per step")]) + small(
+        return html.facts([(steps, "steps"), (f"{per_step:,}", "rows per step")]) + html.small(
             "Tokens and time are unknown until the rows are counted: open the Data tab with a model chosen, or start."
         )
     about = "≈ " if plan.is_estimate else ""
     figures = [
         (f"{about}{plan.steps:,}", "step" if plan.steps == 1 else "steps"),
         (f"{plan.sequences_per_step:,}", f"{'packed rows' if training.packing else 'rows'} per step"),
-        (f"{about}{count(plan.trained_tokens)}", "trained tokens"),
-        (f"{about}{count(plan.seen_tokens)}", "tokens in all"),
+        (f"{about}{html.count(plan.trained_tokens)}", "trained tokens"),
+        (f"{about}{html.count(plan.seen_tokens)}", "tokens in all"),
     ]
     note = ""
     seconds = _seconds(plan, similar, around_seconds)
     if similar is None or seconds is None:
         figures.append(("?", "time, unknown until the first steps"))
     else:
-        figures.append((f"≈ {duration(seconds)}", "in all" if around_seconds else "of training"))
+        figures.append((f"≈ {html.duration(seconds)}", "in all" if around_seconds else "of training"))
         without = "without loading and evaluation"
         if around_seconds:
-            without = f"with {duration(around_seconds)} for loading, evaluation and saving"
-        note = small(
+            without = f"with {html.duration(around_seconds)} for loading, evaluation and saving"
+        note = html.small(
             f"Estimated from {similar.tokens_per_second:,.0f} tokens/s in “{similar.name}”, a run with the same model, method "
             f"and device, {without}."
         )
-    packed = small("≈: packing sets the number of rows at the start.") if about else ""
-    return facts(figures) + _data(report) + note + packed
+    packed = html.small("≈: packing sets the number of rows at the start.") if about else ""
+    return html.facts(figures) + _data(report) + note + packed
 
 
 def outlook(config: RunConfig | None, report: DatasetReport | None, *speed: Any) -> list[str]:
@@ -186,8 +174,8 @@ def outlook(config: RunConfig | None, report: DatasetReport | None, *speed: Any)
     plan = plan_run(config.training, report) if config is not None and report is not None else None
     if plan is None:
         return []
-    steps, seconds = f"{'≈ ' if plan.is_estimate else ''}{plural(plan.steps, 'step')}", _seconds(plan, *speed)
-    return [steps] if seconds is None else [steps, f"≈ {duration(seconds)}"]
+    steps, seconds = f"{'≈ ' if plan.is_estimate else ''}{html.plural(plan.steps, 'step')}", _seconds(plan, *speed)
+    return [steps] if seconds is None else [steps, f"≈ {html.duration(seconds)}"]
 
 
 def _seconds(plan: RunPlan, similar: RunSummary | None, around_seconds: float | None) -> float | None:
@@ -199,12 +187,14 @@ def _seconds(plan: RunPlan, similar: RunSummary | None, around_seconds: float | 
 def _data(report: DatasetReport | None) -> str:
     if report is None:
         return ""
-    held_out = f", {plural(report.held_out_rows, 'row')} held out" if report.held_out_rows else ", none held out"
+    held_out = f", {html.plural(report.held_out_rows, 'row')} held out" if report.held_out_rows else ", none held out"
     cut_alarm = render_truncation(report)
     cut = report.token_lengths.over_max_length if report.token_lengths is not None and not cut_alarm else 0
-    cut_words = f"; {plural(cut, 'row is', 'rows are')} truncated at {report.max_length or 0:,} tokens" if cut else ""
-    why = notices((report.why_none_held_out,) if report.why_none_held_out else ())
-    return cut_alarm + small(f"{plural(report.train_rows, 'row')} to train on{held_out}{cut_words}.") + why
+    cut_words = (
+        f"; {html.plural(cut, 'row is', 'rows are')} truncated at {report.max_length or 0:,} tokens" if cut else ""
+    )
+    why = html.notices((report.why_none_held_out,) if report.why_none_held_out else ())
+    return cut_alarm + html.small(f"{html.plural(report.train_rows, 'row')} to train on{held_out}{cut_words}.") + why
 
 
 def render_presets(presets: Sequence[Preset]) -> str:
@@ -221,4 +211,4 @@ def render_presets(presets: Sequence[Preset]) -> str:
 <p>Delete the preset {name}?</p><button type="button" class="link" data-pick="{name}" data-event="delete">Delete</button>
 <button type="button" class="link" autofocus popovertarget="delete-{name}" popovertargetaction="hide">Cancel</button></div>"""
         items += button
-    return toolbar("Presets", items, "presets") + questions
+    return html.toolbar("Presets", items, "presets") + questions

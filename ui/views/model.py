@@ -9,21 +9,7 @@ from loratory.engine.models.hub import HubModel
 from loratory.engine.models.shape import ModelDetails
 from loratory.engine.private_hub import PrivateCopy
 from loratory.ui.backend.models import Fits
-from loratory.ui.views.html import (
-    Column,
-    Row,
-    count,
-    empty,
-    facts,
-    gib,
-    log,
-    notices,
-    pick_button,
-    pickable,
-    size,
-    table,
-    under,
-)
+from loratory.ui.views import html
 
 _MARKS: dict[str | None, tuple[str, str]] = {
     "fits": ("yes", "fits"), "tight": ("tight", "tight"), "does_not_fit": ("no", "too big"),
@@ -33,7 +19,7 @@ _BYTES_PER_PARAMETER = 2  # of what these models are published in: bfloat16
 
 SMALLEST = "Smallest first"
 
-NOT_CHOSEN = empty(
+NOT_CHOSEN = html.empty(
     "No model chosen",
     "Pick a row above. If you are new here, take SmolLM2-135M-Instruct: it trains on any computer in a few minutes.",
 )
@@ -43,13 +29,13 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits, ord
     """Return the catalogue in an order of `ORDERS`, with the method to begin with and the memory that it needs."""
     entries = ORDERS.get(order, ORDERS[SMALLEST])(entries, fits)
     if not entries:
-        return empty(
+        return html.empty(
             "No matching model in the catalogue",
             "Show all models, press Enter to search the Hugging Face Hub, or type an id or a folder in the other box.",
         )
     columns = [
-        Column("Model"), *map(Column.of_numbers, ("Parameters", "Download", "Context")), Column("Licence", "soft tag"),
-        Column("Begin with"), Column.of_numbers("Needs, GiB"),
+        html.Column("Model"), *map(html.Column.of_numbers, ("Parameters", "Download", "Context")), html.Column("Licence", "soft tag"),
+        html.Column("Begin with"), html.Column.of_numbers("Needs, GiB"),
     ]  # fmt: skip
     done_count, is_done = fits.progress
     # Tokens are counted with the chosen model's tokenizer; other tokenizers differ slightly.
@@ -61,24 +47,24 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits, ord
     lines = (_entry(entry, entry.id == chosen, fits) for entry in entries)
     summary = f"<summary>All {len(entries)} models</summary>"
     all_models = f'<details id="all-models" class="fold">{summary}</details>' if len(entries) > _FEW else ""
-    return table(columns, lines, caption=caption, scrolls="") + all_models
+    return html.table(columns, lines, caption=caption, scrolls="") + all_models
 
 
-def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
+def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> html.Row:
     need, reason = fits.recommendation(entry.id)
     unknown = "…" if fits.is_pending(entry.id) and not entry.untrainable else "–"
     css, verdict = _MARKS.get(need.verdict if need is not None else None, ("soft", unknown))
-    needed = gib(need.needed_bytes) if need is not None and need.needed_bytes else ""
+    needed = html.gib(need.needed_bytes) if need is not None and need.needed_bytes else ""
     cells = [
-        under(escape(entry.title), " ".join((entry.about, *entry.notes))),
-        count(entry.parameters),
-        f"≈ {size(_BYTES_PER_PARAMETER * entry.parameters)}",
+        html.under(escape(entry.title), " ".join((entry.about, *entry.notes))),
+        html.count(entry.parameters),
+        f"≈ {html.size(_BYTES_PER_PARAMETER * entry.parameters)}",
         f"{entry.context_length:,}" if entry.context_length else "–",
         escape(entry.license or "–"),
-        under(f'<span class="{css}">{escape(need.method) if need is not None else verdict}</span>', reason),
+        html.under(f'<span class="{css}">{escape(need.method) if need is not None else verdict}</span>', reason),
         f'{needed}<span class="unseen"> {verdict}</span>' if needed else "–",
     ]
-    return Row(cells, 'class="soft"' if entry.untrainable else pickable(entry.id, chosen=is_chosen))
+    return html.Row(cells, 'class="soft"' if entry.untrainable else html.pickable(entry.id, chosen=is_chosen))
 
 
 def _that_fit(entries: Sequence[CatalogEntry], fits: Fits) -> Sequence[CatalogEntry]:
@@ -109,15 +95,15 @@ ORDERS: dict[str, Callable[[Sequence[CatalogEntry], Fits], Sequence[CatalogEntry
 def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
     """Return the Hub's results for a query."""
     if not results:
-        return notices([f"The Hub has no text-generation model for “{query}”."])
+        return html.notices([f"The Hub has no text-generation model for “{query}”."])
     rows = []
     for model in results:
-        parameters = count(model.parameters) if model.parameters else "–"
+        parameters = html.count(model.parameters) if model.parameters else "–"
         cells = (escape(model.id), parameters, escape(model.license or "–"), f"{model.downloads:,}")
-        rows.append(Row(cells, pickable(model.id)))
-    columns = [Column("Model"), Column.of_numbers("Parameters")]
-    columns += [Column("Licence", "soft"), Column("Downloads", "r soft")]
-    return f"<h3>On the Hub, for “{escape(query)}”</h3>{table(columns, rows)}"
+        rows.append(html.Row(cells, html.pickable(model.id)))
+    columns = [html.Column("Model"), html.Column.of_numbers("Parameters")]
+    columns += [html.Column("Licence", "soft"), html.Column("Downloads", "r soft")]
+    return f"<h3>On the Hub, for “{escape(query)}”</h3>{html.table(columns, rows)}"
 
 
 def render_own(what: str, models: Sequence[PrivateCopy], asked_id: str) -> str:
@@ -130,25 +116,29 @@ def render_own(what: str, models: Sequence[PrivateCopy], asked_id: str) -> str:
     """
     if not models:
         return ""
-    rows = [(escape(model.hub_id), size(model.bytes), _removal(model, model.hub_id == asked_id)) for model in models]
+    rows = [
+        (escape(model.hub_id), html.size(model.bytes), _removal(model, model.hub_id == asked_id)) for model in models
+    ]
     title = what.removesuffix("s").capitalize()
-    return f"<h3>Your own {what}</h3>{table([Column(title), Column.of_numbers('On disk'), Column('')], rows)}"
+    return f"<h3>Your own {what}</h3>{html.table([html.Column(title), html.Column.of_numbers('On disk'), html.Column('')], rows)}"
 
 
 def _removal(model: PrivateCopy, is_asked: bool) -> str:
-    label = f"Remove {size(model.bytes)}" if is_asked else "Remove"
-    return pick_button(f"really:{model.hub_id}" if is_asked else model.hub_id, label, label=f"{label} {model.hub_id}")
+    label = f"Remove {html.size(model.bytes)}" if is_asked else "Remove"
+    return html.pick_button(
+        f"really:{model.hub_id}" if is_asked else model.hub_id, label, label=f"{label} {model.hub_id}"
+    )
 
 
 def render_lookup(model_id: str) -> str:
     """Return the message during the look-up of a model."""
-    return empty(f"Looking up {model_id} …", "Reading its configuration and its tokenizer.", role="status")
+    return html.empty(f"Looking up {model_id} …", "Reading its configuration and its tokenizer.", role="status")
 
 
 def render_details(details: ModelDetails, *, has_tokenizer: bool = True) -> str:
     """Return the size of a model, and its special tokens and chat template where it `has_tokenizer`."""
     figures = [
-        (count(details.parameters), "parameters"),
+        (html.count(details.parameters), "parameters"),
         (f"{details.num_hidden_layers}", "layers"),
         (f"{details.hidden_size:,}", "hidden size"),
         (f"{details.vocab_size:,}", "vocabulary size"),
@@ -156,20 +146,20 @@ def render_details(details: ModelDetails, *, has_tokenizer: bool = True) -> str:
     if details.max_position_embeddings:
         figures.append((f"{details.max_position_embeddings:,}", "tokens of context"))
     if details.size_bytes:
-        figures.append((size(details.size_bytes), "on disk"))
+        figures.append((html.size(details.size_bytes), "on disk"))
     lead = ", ".join(filter(None, (details.architecture, details.dtype, details.license)))
-    return f'<h3>{escape(details.name)}</h3><p class="lead">{escape(lead)}</p>{facts(figures)}{_tokenizer(details) if has_tokenizer else ""}'
+    return f'<h3>{escape(details.name)}</h3><p class="lead">{escape(lead)}</p>{html.facts(figures)}{_tokenizer(details) if has_tokenizer else ""}'
 
 
 def _tokenizer(details: ModelDetails) -> str:
     if details.tokenizer_missing:
-        return notices([details.tokenizer_missing])
+        return html.notices([details.tokenizer_missing])
     tokens = " ".join(f"<code>{escape(name)} {escape(token)}</code>" for name, token in details.special_tokens.items())
     special = f'<p class="small">Special tokens: {tokens}</p>'
     if not details.chat_template:
         plain = "Loratory uses a plain documented one, and saves it with the adapter."
-        return special + notices([f"No chat template: this is a base model. {plain}"])
+        return special + html.notices([f"No chat template: this is a base model. {plain}"])
     return (
         f'{special}<details><summary class="small">Chat template, {len(details.chat_template):,} characters</summary>'
-        f"{log(details.chat_template, 'Chat template')}</details>"
+        f"{html.log(details.chat_template, 'Chat template')}</details>"
     )

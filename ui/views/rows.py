@@ -7,25 +7,13 @@ from typing import Literal, get_args
 
 from loratory.engine.data.contract import DatasetPage, DatasetReport, PageRow, RowProblem, SequenceView, TokenSpan
 from loratory.engine.data.conversation import Message
-from loratory.ui.views.html import (
-    Column,
-    ListPage,
-    Row,
-    empty,
-    lead,
-    notices,
-    pick_button,
-    pickable,
-    plural,
-    small,
-    table,
-)
+from loratory.ui.views import html
 
 Listing = Literal["all", "left_out", "odd", "longest", "shortest", "length_gap", "duplicates", "contradictions"]
 LISTINGS: tuple[Listing, ...] = get_args(Listing)
 PAGE_ROWS = 15
-_COLUMNS = (Column.of_numbers("Row"), Column.of_numbers("Line"))
-_BEGINNING = Column("Beginning", "soft begins")
+_COLUMNS = (html.Column.of_numbers("Row"), html.Column.of_numbers("Line"))
+_BEGINNING = html.Column("Beginning", "soft begins")
 _MOST_PROBLEMS = 200  # of those that a run skipped
 # Characters of a row that are shown: browsers need too long to lay out more.
 _SHOWN_CHARACTERS = 40_000
@@ -92,15 +80,15 @@ def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
 
 def render_counts(report: DatasetReport) -> str:
     """Return the number of rows by problem and by warning."""
-    skipped_html = _kinds(report.problem_counts, "left_out", f"{plural(report.dropped, 'row')} skipped")
+    skipped_html = _kinds(report.problem_counts, "left_out", f"{html.plural(report.dropped, 'row')} skipped")
     return skipped_html + _kinds(report.notice_counts, "odd", "Kept with warnings")
 
 
-def render_problem_list(problems: Sequence[RowProblem], page: ListPage, reason: str) -> str:
+def render_problem_list(problems: Sequence[RowProblem], page: html.ListPage, reason: str) -> str:
     """Return a page of rows with the problem of each; `reason` is the head of its column."""
     listed_problems = problems[page.start : page.end]
-    rows = (Row(_problem(problem), pickable(str(problem.row), chosen=None)) for problem in listed_problems)
-    return _render_rows(Column(reason, "why"), rows, page)
+    rows = (html.Row(_problem(problem), html.pickable(str(problem.row), chosen=None)) for problem in listed_problems)
+    return _render_rows(html.Column(reason, "why"), rows, page)
 
 
 def render_problems(report: DatasetReport) -> str:
@@ -109,18 +97,18 @@ def render_problems(report: DatasetReport) -> str:
         return ""
     problems = report.problems[:_MOST_PROBLEMS]
     more = f"The first {len(problems):,} of {report.dropped:,} are listed." if report.dropped > len(problems) else ""
-    problem_table = table([*_COLUMNS, "Reason", _BEGINNING], map(_problem, problems), scrolls="scroll tall")
-    return f"<h3>{plural(report.dropped, 'row')} skipped</h3>{problem_table}{small(more) if more else ''}"
+    problem_table = html.table([*_COLUMNS, "Reason", _BEGINNING], map(_problem, problems), scrolls="scroll tall")
+    return f"<h3>{html.plural(report.dropped, 'row')} skipped</h3>{problem_table}{html.small(more) if more else ''}"
 
 
-def render_row_list(rows: Sequence[PageRow], page: ListPage) -> str:
+def render_row_list(rows: Sequence[PageRow], page: html.ListPage) -> str:
     """Return a page of rows with their lengths."""
     lines = []
     for row in rows:
         tokens = f"{sum(sequence.uncut_tokens for sequence in row.sequences):,}" if row.sequences else "–"
         cells = (f"{row.row + 1:,}", _line(row.line), tokens, escape(row.raw[:160]))
-        lines.append(Row(cells, pickable(str(row.row), chosen=None)))
-    return _render_rows(Column.of_numbers("Tokens"), lines, page)
+        lines.append(html.Row(cells, html.pickable(str(row.row), chosen=None)))
+    return _render_rows(html.Column.of_numbers("Tokens"), lines, page)
 
 
 def _problem(problem: RowProblem) -> tuple[str, ...]:
@@ -133,11 +121,11 @@ def _kinds(counts: Mapping[str, int], listing: str, title: str) -> str:
     names = {kind: escape(_KIND_WORDS.get(kind, kind.replace("_", " "))) for kind in counts}
     by_count = sorted(counts.items(), key=lambda item: -item[1])
     kinds = "".join(f"<li><b>{count:,}</b> {names[kind]}</li>" for kind, count in by_count)
-    return f'<div class="kinds num">{pick_button(f"show:{listing}", title)}<ul>{kinds}</ul></div>'
+    return f'<div class="kinds num">{html.pick_button(f"show:{listing}", title)}<ul>{kinds}</ul></div>'
 
 
-def _render_rows(column: Column, rows: Iterable[Row], page: ListPage) -> str:
-    row_table = table([*_COLUMNS, column, _BEGINNING], rows, css="listed")
+def _render_rows(column: html.Column, rows: Iterable[html.Row], page: html.ListPage) -> str:
+    row_table = html.table([*_COLUMNS, column, _BEGINNING], rows, css="listed")
     return row_table + (page.pager("listed row") if page.rows > page.size else "")
 
 
@@ -148,25 +136,25 @@ def _line(line: int | None) -> str:
 def render_row(page: DatasetPage, as_tokens: bool) -> str:
     """Return the one row of a page exactly as training reads it, or why it is skipped."""
     if not page.rows:
-        return empty("No such row", "Choose a smaller number.")
+        return html.empty("No such row", "Choose a smaller number.")
     row = page.rows[0]
     where = f"Row {row.row + 1:,}" + (f" of {page.total_rows:,}" if page.total_rows else "")
     if row.line is not None:
         where += f", line {row.line:,}"
     if row.problem is not None:
         problem = f'<div class="trouble"><b>Row skipped: nothing to train on</b>{escape(row.problem)}</div>'
-        return f"{lead(f'{where}, skipped.')}{problem}<pre class='log'>{escape(row.raw)}</pre>"
+        return f"{html.lead(f'{where}, skipped.')}{problem}<pre class='log'>{escape(row.raw)}</pre>"
     if row.desirable is not None:
         where += f", rated {'good' if row.desirable else 'bad'}"
     if as_tokens and row.sequences:
         sentence = f"{where}, exactly as in training. Underlined tokens are trained; grey tokens are context."
         sentence += " Differences between the two answers are highlighted." if row.rejected else ""
-        return f"{lead(sentence)}{notices(row.notices)}{render_tokens(row)}"
+        return f"{html.lead(sentence)}{html.notices(row.notices)}{render_tokens(row)}"
     what = "a pair" if row.rejected else "a conversation"
     sentence = f"{where}, as {what}." if row.conversation is not None else f"{where}, as text."
     if as_tokens and not row.sequences:
         sentence += " Tokens appear once a model is chosen and its tokenizer is downloaded."
-    return f"{lead(sentence)}{notices(row.notices)}{render_conversation(row)}"
+    return f"{html.lead(sentence)}{html.notices(row.notices)}{render_conversation(row)}"
 
 
 def render_tokens(row: PageRow) -> str:
@@ -177,7 +165,7 @@ def render_tokens(row: PageRow) -> str:
     count = len(row.sequences)
     if not row.rejected or count != 2:
         head = "Sequence {} of {}: the template needs one for each answer."
-        heads = (small(head.format(number, count)) if count > 1 else "" for number in range(1, count + 1))
+        heads = (html.small(head.format(number, count)) if count > 1 else "" for number in range(1, count + 1))
         return "".join(head + _sequence(sequence) for head, sequence in zip(heads, row.sequences, strict=True))
     shared, spans = row.sequences[0].shared_tokens, row.sequences[0].spans
     starts = itertools.accumulate((span.tokens for span in spans), initial=0)
@@ -226,7 +214,7 @@ def _span(span: TokenSpan, room: int) -> str:
     label = "trained" if span.trained else "masked"
     text = span.text[:room]
     if span.special or not span.lengths:
-        which = f", token {span.ids[0]}" if span.ids else f": {plural(span.tokens, 'token')}"
+        which = f", token {span.ids[0]}" if span.ids else f": {html.plural(span.tokens, 'token')}"
         return f'<span class="{css}" title="{label}{which}">{escape(text)}</span>'
     starts = zip(itertools.accumulate(span.lengths, initial=0), span.lengths, strict=False)
     pieces = [f"<i>{escape(text[start : start + length])}</i>" for start, length in starts if start < len(text)]
@@ -241,7 +229,9 @@ def render_conversation(row: PageRow) -> str:
         return f'<div class="turn learned"><span class="role">plain text{_TRAINED}</span>{text}</div>'
     messages, start = row.conversation.messages, row.conversation.completion_start
     tools = row.conversation.tools
-    tools_html = small(f"{plural(len(tools), 'tool is', 'tools are')} offered to the assistant.") if tools else ""
+    tools_html = (
+        html.small(f"{html.plural(len(tools), 'tool is', 'tools are')} offered to the assistant.") if tools else ""
+    )
     if not row.rejected or start is None:
         return tools_html + _turns(messages, row.trained_turns)
     answers = (("Chosen", messages[start:]), ("Rejected", row.rejected))

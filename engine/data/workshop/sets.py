@@ -20,7 +20,7 @@ from loratory.engine.config.run import SET_PREFIX, DatasetConfig
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.records import MAX_ROW_BYTES, Record, one_line
 from loratory.engine.data.workshop.operations import REMARKS, Edit, Operation, Replace, RowRanges, Undo, shared_rows
-from loratory.engine.errors import DatasetError, StorageError
+from loratory.engine.errors import DatasetError, StorageError, explain_os_errors
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import FileLock
@@ -278,11 +278,8 @@ def rename_set(home: LoratoryHome, name: str, new_name: str) -> None:
 
 def delete_set(folder: Path, sets: Path | None = None) -> None:
     """Remove a set with its source and log, or raise a StorageError; name the folder of sets where it lies deeper."""
-    try:
+    with explain_os_errors(f"{folder.name} cannot be removed", "Check the permissions of its folder."):
         shutil.rmtree(folder.rename((sets or folder.parent) / f".deleted-{folder.name}-{os.getpid()}"))
-    except OSError as error:
-        what = f"{folder.name} cannot be removed ({error.strerror})."
-        raise StorageError(what, "Check the permissions of its folder.") from error
 
 
 def find_version(home: LoratoryHome, source: str) -> DataSet:

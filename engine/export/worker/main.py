@@ -19,17 +19,10 @@ import torch
 
 from loratory.engine.chat.contract import JobProgress
 from loratory.engine.chat.target import LoadPlan
+from loratory.engine.chat.worker import weights
 from loratory.engine.chat.worker.adapter import AdaptedBase
-from loratory.engine.chat.worker.weights import (
-    BranchWeights,
-    ModelSpec,
-    Weights,
-    choose_dtype,
-    load_model,
-    weights_bytes,
-)
 from loratory.engine.config.run import ModelConfig
-from loratory.engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
+from loratory.engine.errors import DeviceError, EngineError, ModelError, WorkerError, explain_os_errors
 from loratory.engine.evaluation.job import perplexity_of
 from loratory.engine.export.card import write_card
 from loratory.engine.export.contract import ExportOrder, ExportResult, PerplexityCheck, Verification
@@ -82,7 +75,7 @@ def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> Json
     if changes and not order.plan.trained_weights["tuned"].is_whole_model:
         raise ModelError(changes[0], "Put the original files of the base back, or train again.")
     task = ExportTask(order, source, request, home)
-    try:
+    with explain_os_errors(f"{order.name} cannot be written", "Free some space, or choose another folder."):
         writer = WRITERS[order.settings.kind]
         require_space(order.folder, writer.needed_bytes(task), "The export", "export")
         verified = writer.write(task)
@@ -92,10 +85,6 @@ def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> Json
         (order.folder / "README.md").write_text(card, encoding="utf-8")
         task.report("ready", "Finishing the folder.", 1.0)
         fsync_tree(order.folder)
-    except OSError as error:
-        raise StorageError(
-            f"{order.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."
-        ) from error
     files, notes = list_files(order.folder), tuple(task.notes)
     return ExportResult(path=order.folder, files=files, verified=verified, notes=notes).model_dump(mode="json")
 
@@ -194,17 +183,17 @@ def _failures_noted(export: ExportTask, subject: str, *kinds: type[EngineError])
         export.notes.append(f"{subject} was not verified: {error.what}")
 
 
-def _comparison_spec(export: ExportTask) -> ModelSpec:
+def _comparison_spec(export: ExportTask) -> weights.ModelSpec:
     """Return the model to verify with; in float32 if memory suffices, which hides no difference."""
     device, exact = export.order.device, export.base_in(torch.float32)
     free = torch.cuda.mem_get_info()[0] if device.kind == "cuda" else memory_now().free_bytes
-    if weights_bytes(exact, _without_quantization(export)) < _SHARE_FOR_FLOAT32 * free:
+    if weights.weights_bytes(exact, _without_quantization(export)) < _SHARE_FOR_FLOAT32 * free:
         return exact
-    return replace(exact, dtype=choose_dtype(export.order.plan.model, device))
+    return replace(exact, dtype=weights.choose_dtype(export.order.plan.model, device))
 
 
 def _record_run(
-    export: ExportTask, spec: ModelSpec, *dtypes: torch.dtype
+    export: ExportTask, spec: weights.ModelSpec, *dtypes: torch.dtype
 ) -> tuple[Reference, dict[torch.dtype, float]]:
     """Record the answers of the adapter on its unquantized base, and release the model.
 
@@ -219,18 +208,18 @@ def _record_run(
     return reference, allowed
 
 
-def _record(export: ExportTask, plan: LoadPlan, spec: ModelSpec) -> tuple[Reference, Weights]:
-    live = Weights(plan, spec, lambda message: export.report("verifying", message))
+def _record(export: ExportTask, plan: LoadPlan, spec: weights.ModelSpec) -> tuple[Reference, weights.Weights]:
+    live = weights.Weights(plan, spec, lambda message: export.report("verifying", message))
     return Reference(live, export.trained.folder, _reporting(export, 0.0, _RECORDING_SHARE)), live
 
 
-def _compare_merged(export: ExportTask, spec: ModelSpec, reference: Reference) -> ModelDifference:
+def _compare_merged(export: ExportTask, spec: weights.ModelSpec, reference: Reference) -> ModelDifference:
     """Load the merged model from its folder, and compare its answers with the run's."""
     export.report("verifying", "Loading the merged model.")
-    again = load_model(
+    again = weights.load_model(
         replace(spec, folder=export.order.folder, name="the merged model"), _without_quantization(export)
     )
-    branch = BranchWeights(AdaptedBase(again, "the merged model"))
+    branch = weights.BranchWeights(AdaptedBase(again, "the merged model"))
     measured = reference.compare(branch, _reporting(export, _RECORDING_SHARE, 1.0))
     del again, branch
     gc.collect()
@@ -247,7 +236,7 @@ def _without_quantization(export: ExportTask) -> ModelConfig:
 
 
 def _verification(
-    comparison: str, difference: ModelDifference, allowed: float | None, spec: ModelSpec, started: float
+    comparison: str, difference: ModelDifference, allowed: float | None, spec: weights.ModelSpec, started: float
 ) -> Verification:
     prompts = len(QUESTIONS)
     return Verification(

@@ -18,7 +18,7 @@ from loratory.engine.data.hub import reads_from_hub
 from loratory.engine.data.passes.prepare import PreparedDataset, prepare_dataset
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.data.step_plan import EpochPlanner, PlanSettings
-from loratory.engine.errors import DatasetError, RunError, StorageError
+from loratory.engine.errors import DatasetError, RunError, explain_os_errors
 from loratory.engine.export.contract import ExportResult
 from loratory.engine.export.folder import list_files
 from loratory.engine.export.job import ScriptOrder
@@ -56,11 +56,9 @@ def run_script(home: LoratoryHome, params: JsonObject, request: Request) -> Json
     source = resolve_model(order.config.model, home, fetched)
     if not reads_from_hub(order.config.dataset):
         give_up_access(Access.HUB)
-    try:
+    with explain_os_errors("The script cannot be written", "Free some space."):
         write_exact_script(order, source, home, report)
         fsync_tree(order.folder)
-    except OSError as error:
-        raise StorageError(f"The script cannot be written ({error.strerror}).", "Free some space.") from error
     notes = ("Run train.py where its packages are installed; it logs its losses into log_history.json in its output.",)
     return ExportResult(path=order.folder, files=list_files(order.folder), notes=notes).model_dump(mode="json")
 

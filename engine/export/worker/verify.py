@@ -25,28 +25,7 @@ from loratory.engine.training.failure import is_out_of_memory
 
 ANSWER_TOKENS = 16
 
-QUESTIONS = (
-    "What is the capital of France?",
-    "Explain in one sentence what a learning rate is.",
-    "Write a haiku about rain.",
-    "Name three fruits.",
-    "What does lora_alpha do?",
-    "Translate to German: Good morning, my friend.",
-    "How many legs does a spider have?",
-    "Give me a tip for better sleep.",
-    "What is 12 times 8?",
-    "Summarize the story of Romeo and Juliet in two sentences.",
-    "Why is the sky blue?",
-    "List the steps to make tea.",
-    "Who wrote Hamlet?",
-    "Suggest a name for a small bakery.",
-    "What is the difference between RAM and a hard disk?",
-    "Finish the sentence: The early bird",
-    "Describe the colour green to someone who cannot see.",
-    "Is a tomato a fruit or a vegetable?",
-    "Write a polite reply to an invitation that you cannot accept.",
-    "What should I check before I train a model on my own data?",
-)
+QUESTIONS = tuple(Path(__file__).with_name("questions.txt").read_text(encoding="utf-8").splitlines())
 
 # A difference may be this multiple of the measured effect of rounding: both are extremes of random errors.
 _MARGIN = 2.0

@@ -8,15 +8,8 @@ from transformers import AutoTokenizer
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.data.render.template import FrozenTemplate, freeze_template, rendering_confined
 from loratory.engine.errors import ModelError, ModelLimitError
+from loratory.engine.models import folder as model_files
 from loratory.engine.models.catalog import find_in_catalog
-from loratory.engine.models.folder import (
-    ModelPart,
-    check_template_length,
-    check_tokenizer_files,
-    license_in,
-    read_config,
-    tokenizer_files_fingerprint,
-)
 from loratory.engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
 from loratory.engine.models.shape import ModelDetails
 from loratory.engine.models.source import ModelSource, resolve_model
@@ -56,7 +49,7 @@ def open_tokenizer(source: ModelSource) -> Any:
     Raises:
         ModelError: If there is none, it is damaged, or a file of it is too big.
     """
-    check_tokenizer_files(Path(source.location), source.name)
+    model_files.check_tokenizer_files(Path(source.location), source.name)
     try:
         with limited(_LOAD_SECONDS, _LOAD_MEMORY_BYTES):
             tokenizer = AutoTokenizer.from_pretrained(source.location, local_files_only=True, trust_remote_code=False)
@@ -69,7 +62,7 @@ def open_tokenizer(source: ModelSource) -> Any:
             f"The tokenizer of {source.name} cannot be loaded ({type(error).__name__}).",
             "Check that the model is complete and that its files are those of a text model.",
         ) from error
-    check_template_length(tokenizer.chat_template, source.name)
+    model_files.check_template_length(tokenizer.chat_template, source.name)
     tokenizer.name_or_path = source.name  # a path elsewhere; errors name it, and it is not saved
     return tokenizer
 
@@ -87,9 +80,9 @@ def complete_details(
     if model.id.strip() == DEMO_MODEL_ID and not is_demo_prepared(home):
         return details.model_copy(update={"tokenizer_missing": _DEMO_NOT_HERE})
     try:
-        source = resolve_model(model, home, part=ModelPart.TOKENIZER)
+        source = resolve_model(model, home, part=model_files.ModelPart.TOKENIZER)
         if request is not None:
-            request.work_with(tokenizer_files_fingerprint(Path(source.location)))
+            request.work_with(model_files.tokenizer_files_fingerprint(Path(source.location)))
         return details.model_copy(update=_from_files(source, find_in_catalog(model.id) is not None))
     except ModelError as error:
         return details.model_copy(update={"tokenizer_missing": str(error)})
@@ -101,7 +94,7 @@ def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
     template = tokenizer.chat_template
     if isinstance(template, dict):  # several, by name
         template = template.get("default") or next(iter(template.values()), None)
-    config = read_config(folder / "config.json", source.name)
+    config = model_files.read_config(folder / "config.json", source.name)
     facts: dict[str, object] = {
         "dtype": str(config.get("dtype") or config.get("torch_dtype") or ""),
         "size_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None,
@@ -114,5 +107,5 @@ def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
         "chat_template": template or None,
     }
     if not is_in_catalog:
-        facts |= {"name": source.name, "hub_id": source.hub_id, "license": license_in(folder)}
+        facts |= {"name": source.name, "hub_id": source.hub_id, "license": model_files.license_in(folder)}
     return facts

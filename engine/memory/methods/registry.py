@@ -7,16 +7,9 @@ from loratory.engine.config.run import AdapterConfig
 from loratory.engine.memory.autograd.tensors import Value
 from loratory.engine.memory.layers.modules import base_projection
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
+from loratory.engine.memory.methods import structured
 from loratory.engine.memory.methods.base import MemoryRule
 from loratory.engine.memory.methods.lora import AdaLoraMemory, LoraMemory
-from loratory.engine.memory.methods.structured import (
-    Ia3Memory,
-    LoHaMemory,
-    LoKrMemory,
-    MissMemory,
-    OftMemory,
-    VeraMemory,
-)
 from loratory.engine.memory.methods.virtual_tokens import PrefixTuningMemory, PromptTuningMemory, PTuningMemory
 from loratory.engine.memory.persistent import TensorShape, TrainableCount
 from loratory.engine.memory.structure import AdapterTargets, find_targets
@@ -25,12 +18,12 @@ from loratory.engine.models.shape import ModelShape, ModuleShape
 MEMORY_RULES: dict[str, MemoryRule] = {
     "lora": LoraMemory(),
     "adalora": AdaLoraMemory(),
-    "loha": LoHaMemory(),
-    "lokr": LoKrMemory(),
-    "oft": OftMemory(),
-    "vera": VeraMemory(),
-    "miss": MissMemory(),
-    "ia3": Ia3Memory(),
+    "loha": structured.LoHaMemory(),
+    "lokr": structured.LoKrMemory(),
+    "oft": structured.OftMemory(),
+    "vera": structured.VeraMemory(),
+    "miss": structured.MissMemory(),
+    "ia3": structured.Ia3Memory(),
     "prefix_tuning": PrefixTuningMemory(),
     "prompt_tuning": PromptTuningMemory(),
     "p_tuning": PTuningMemory(),

@@ -7,21 +7,12 @@ from loratory.engine.config.run import AdapterConfig
 from loratory.engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient
 from loratory.engine.memory.layers.modules import autocast_linear, base_projection
 from loratory.engine.memory.layers.step_context import StepContext
-from loratory.engine.memory.methods.base import (
-    MemoryRule,
-    add_branch,
-    add_with_weight,
-    as_value,
-    as_view,
-    base_result,
-    copied_in_4_bits,
-    multiply_with_weight,
-)
+from loratory.engine.memory.methods import base
 from loratory.engine.memory.persistent import TensorShape
 from loratory.engine.models.shape import ModuleShape
 
 
-class LoHaMemory(MemoryRule):
+class LoHaMemory(base.MemoryRule):
     """A, B of `W1 = A1 B1` and `W2 = A2 B2`."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
@@ -35,7 +26,7 @@ class LoHaMemory(MemoryRule):
         Source: `LoHaLayer.forward` in peft/tuners/loha/layer.py.
         """
         result = base_projection(r, x, module)
-        return add_with_weight(r, result, x, module, _hadamard(r, module))
+        return base.add_with_weight(r, result, x, module, _hadamard(r, module))
 
 
 def _hadamard(r: StepContext, module: ModuleShape) -> Value:
@@ -61,7 +52,7 @@ def _hadamard(r: StepContext, module: ModuleShape) -> Value:
     return tape.operation(parameters, elements, low, backward=backward)
 
 
-class LoKrMemory(MemoryRule):
+class LoKrMemory(base.MemoryRule):
     """W1 and W2, each whole or as a product of two matrices."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
@@ -80,7 +71,7 @@ class LoKrMemory(MemoryRule):
         # A product with both factors broadcast; the gradient of each is computed at full size before it is summed.
         weight = tape.multiply(first, second, first.elements * second.elements)
         weight = tape.assign(weight, tape.scale(weight))
-        return add_with_weight(r, result, x, module, weight)
+        return base.add_with_weight(r, result, x, module, weight)
 
 
 def _factors(module: ModuleShape, adapter: AdapterConfig) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
@@ -112,13 +103,13 @@ def split_in_two(dimension: int, factor: int) -> tuple[int, int]:
 def _factor_weight(r: StepContext, tensors: tuple[TensorShape, ...]) -> Value:
     weights = [r.adapter_weight(math.prod(shape)) for shape in tensors]
     if len(weights) == 1:
-        return as_view(r, weights[0])
+        return base.as_view(r, weights[0])
     low = r.workload.precision.autocast
-    first = as_view(r, weights[0]) if low is None else r.cast_weight(weights[0], low)
+    first = base.as_view(r, weights[0]) if low is None else r.cast_weight(weights[0], low)
     return autocast_linear(r, first, weights[1], tensors[1][1])
 
 
-class OftMemory(MemoryRule):
+class OftMemory(base.MemoryRule):
     """The upper triangle of every block."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
@@ -187,7 +178,7 @@ def _rotate(r: StepContext, x: Value, rotation: Value) -> Value:
     return tape.operation((x, rotation), x.elements, x.width, saved=saved)
 
 
-class MissMemory(MemoryRule):
+class MissMemory(base.MemoryRule):
     """The `miss_block` of each layer."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
@@ -207,7 +198,7 @@ def _shards(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """`base(x) + x.reshape(…, shards, r).sum(-2) @ block`; keeps the sum, which is r wide."""
     tape, workload = r.tape, r.workload
     rank, rows = workload.adapter.r, x.elements // module.in_features
-    result = base_result(r, x, module)
+    result = base.base_result(r, x, module)
     missing = -module.in_features % rank
     inner = tape.operation((x,), rows * (module.in_features + missing), x.width) if missing else tape.alias(x)
     inner = tape.assign(inner, tape.cast(inner, workload.precision.adapter))
@@ -216,14 +207,14 @@ def _shards(r: StepContext, x: Value, module: ModuleShape) -> Value:
     shard_sum = tape.assign(inner, tape.operation((inner,), rows * rank, inner.width))
     up = autocast_linear(r, shard_sum, r.adapter_weight(rank * module.out_features), module.out_features)
     tape.drop(shard_sum)
-    return add_branch(r, result, up, result.width)
+    return base.add_branch(r, result, up, result.width)
 
 
 def _bat(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """`x @ (W + W' block + block).T`, with W cut in blocks: keeps the blocks and the new weight."""
     tape, adapter = r.tape, r.workload.precision.adapter
     elements = module.in_features * module.out_features
-    block = as_value(r, r.adapter_weight(module.out_features * r.workload.adapter.r))
+    block = base.as_value(r, r.adapter_weight(module.out_features * r.workload.adapter.r))
     original = tape.value(elements, r.workload.precision.weights)
     cut = tape.value(elements, adapter)
 
@@ -234,11 +225,11 @@ def _bat(r: StepContext, x: Value, module: ModuleShape) -> Value:
     weight = tape.operation((block,), elements, adapter, backward=backward, saved=(cut,))
     tape.use(elements * adapter, elements * adapter)
     tape.drop(original, cut, block)
-    result = multiply_with_weight(r, tape.cast(x, adapter), weight, module.out_features)
+    result = base.multiply_with_weight(r, tape.cast(x, adapter), weight, module.out_features)
     return tape.assign(result, tape.cast(result, x.width))
 
 
-class VeraMemory(MemoryRule):
+class VeraMemory(base.MemoryRule):
     """lambda_b and lambda_d; A and B are frozen, and as large as the largest layer."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
@@ -257,7 +248,7 @@ class VeraMemory(MemoryRule):
         """
         tape, workload = r.tape, r.workload
         rank = workload.adapter.r
-        result = base_result(r, x, module)
+        result = base.base_result(r, x, module)
         inner = tape.cast(x, workload.precision.adapter)
         inner = r.drop_out(inner, workload.adapter.vera_dropout)
         down = autocast_linear(r, inner, Parameter(rank * module.in_features, 4), rank)
@@ -265,10 +256,10 @@ class VeraMemory(MemoryRule):
         up = autocast_linear(r, down, Parameter(rank * module.out_features, 4), module.out_features)
         tape.drop(down)
         up = tape.assign(up, tape.multiply(up, r.adapter_weight(module.out_features)))
-        return add_branch(r, result, up, result.width)
+        return base.add_branch(r, result, up, result.width)
 
 
-class Ia3Memory(MemoryRule):
+class Ia3Memory(base.MemoryRule):
     """A vector that rescales the input of feed-forward modules and the output of the other ones."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
@@ -285,7 +276,7 @@ class Ia3Memory(MemoryRule):
         """
         tape, workload = r.tape, r.workload
         feedforward, quantized = is_feedforward(module, workload.adapter), workload.quantizes(module)
-        factor = as_value(r, r.adapter_weight(module.in_features if feedforward else module.out_features))
+        factor = base.as_value(r, r.adapter_weight(module.in_features if feedforward else module.out_features))
         widens = quantized and not r.peft_sees_autocast and x.width != 4
         inner = tape.cast(x, 4) if widens else tape.alias(x)
         if feedforward:
@@ -295,11 +286,11 @@ class Ia3Memory(MemoryRule):
             if not quantized:
                 scaled = tape.assign(scaled, tape.cast(scaled, x.width))
             result = tape.assign(scaled, base_projection(r, scaled, module))
-            return copied_in_4_bits(r, result, module)
+            return base.copied_in_4_bits(r, result, module)
         result = base_projection(r, inner, module)
         result_width = result.width  # which casting x has widened already
         result = tape.assign(result, tape.multiply(result, factor))
-        result = copied_in_4_bits(r, result, module)
+        result = base.copied_in_4_bits(r, result, module)
         return tape.assign(result, tape.cast(result, result_width)) if widens or not quantized else result
 
 

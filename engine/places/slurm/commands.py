@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from loratory.engine.errors import ClusterError, ClusterUnreachableError, shorten
+from loratory.engine.errors import ClusterError, ClusterUnreachableError, explain_os_errors, shorten
 from loratory.engine.processes.spawn import environment_for
 
 FIELD_END = "\x1f"  # ends each field where a format can be chosen; no value has it
@@ -164,7 +164,9 @@ class Slurm:
 
     def run_command(self, *argv: str, stdin: str = "", with_stderr: bool = False) -> str:
         """Return what a command prints on stdout, or also on stderr where `with_stderr`."""
-        try:
+        with explain_os_errors(
+            f"{argv[0]} cannot be started here", "Install Slurm's commands on this machine.", ClusterUnreachableError
+        ):
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.PIPE,
@@ -176,10 +178,6 @@ class Slurm:
                 text=True,
                 errors="replace",
             )
-        except OSError as error:
-            raise ClusterUnreachableError(
-                f"{argv[0]} cannot be started here ({error.strerror}).", "Install Slurm's commands on this machine."
-            ) from error
         try:
             out, err = process.communicate(stdin, timeout=self.limit_seconds)
         except subprocess.TimeoutExpired as error:

@@ -21,7 +21,7 @@ from loratory.engine.files import write_atomically
 from loratory.engine.hardware.cuda import list_cuda_devices, load_nvml
 from loratory.engine.hardware.device import similar_device
 from loratory.engine.hardware.libraries import library_version
-from loratory.engine.hardware.processor import memory_now
+from loratory.engine.hardware.processor import memory_now, usable_cores
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.places.slurm.commands import FIELD_END, Slurm, seconds_of, takes_jobs
 from loratory.engine.places.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, JobResources, read_place
@@ -259,7 +259,7 @@ def probe_machine(home: Path) -> ProbeReport:
         versions={name: library_version(name) for name in _LIBRARIES},
         gpus=tuple(ProbeGpu(name=device.name, memory_gib=device.total_bytes / 2**30) for device in devices),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory_gib=memory.total_bytes / 2**30,
         has_internet=_reaches_internet(),
         has_home=os.access(home, os.R_OK | os.W_OK),

@@ -11,18 +11,9 @@ from loratory.engine.errors import ClusterError, ClusterUnreachableError, Engine
 from loratory.engine.files import size_and_time
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.places.follower import JobView, RemoteExecutor, RemoteJob
+from loratory.engine.places.slurm import place as places
 from loratory.engine.places.slurm.commands import JobLine, Slurm
 from loratory.engine.places.slurm.fetch import Fetch
-from loratory.engine.places.slurm.place import (
-    ENDED_STATES,
-    WAITING_STATES,
-    ClusterPlace,
-    JobResources,
-    SlurmRecord,
-    describe_wait,
-    job_end,
-    read_place,
-)
 from loratory.engine.places.slurm.script import job_options, job_script
 from loratory.engine.runs.history.events import is_last_word
 from loratory.engine.runs.history.log import last_event
@@ -41,7 +32,7 @@ _REPORTED_EXITS = (0, 1)  # of a worker that finished, stopped or failed by itse
 _FILE_SERVER_SECONDS = 60.0  # for which a file server may show old content
 
 
-class SlurmJob(RemoteJob[SlurmRecord]):
+class SlurmJob(RemoteJob[places.SlurmRecord]):
     """A job of a cluster; only the executor's thread calls `step`.
 
     Args:
@@ -49,9 +40,9 @@ class SlurmJob(RemoteJob[SlurmRecord]):
     """
 
     def __init__(
-        self, run: Run, record: SlurmRecord, place: ClusterPlace, slurm: Slurm, fetch: Fetch | None = None
+        self, run: Run, record: places.SlurmRecord, place: places.ClusterPlace, slurm: Slurm, fetch: Fetch | None = None
     ) -> None:
-        super().__init__(run, record, job_end(record))
+        super().__init__(run, record, places.job_end(record))
         self.place = place
         self._slurm = slurm
         self._fetch = fetch
@@ -120,7 +111,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
             return
         for line in own:
             # Two submissions of one attempt: the answer to the first was lost. Only the one of the record is released.
-            if line.id != self.record.job_id and line.state not in ENDED_STATES:
+            if line.id != self.record.job_id and line.state not in places.ENDED_STATES:
                 self._slurm.cancel(line.id)
         own_line = next((line for line in own if line.id == self.record.job_id), None)
         if not self.record.is_released and not self.wants_cancel:
@@ -142,7 +133,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
 
     def _release(self, line: JobLine | None) -> JobLine | None:
         """Let Slurm start the job, and return its line as it is then."""
-        if line is None or line.state in WAITING_STATES:
+        if line is None or line.state in places.WAITING_STATES:
             self._slurm.release(self.record.job_id)
             line = line._replace(reason="None") if line is not None else None
         self.save(is_released=True)
@@ -197,11 +188,11 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         self._misses = 0
         if line.nodes:
             self.save(nodes=line.nodes)
-        if line.state in ENDED_STATES:
+        if line.state in places.ENDED_STATES:
             self.save(end_state=line.state, exit_code=line.exit_code, near_limit=self._ended_near_limit(line))
-            self.close(job_end(self.record))
-        elif line.state in WAITING_STATES:
-            self.view = JobView("waiting", *describe_wait(line))
+            self.close(places.job_end(self.record))
+        elif line.state in places.WAITING_STATES:
+            self.view = JobView("waiting", *places.describe_wait(line))
         else:
             is_suspended = line.state in ("SUSPENDED", "STOPPED")
             reason = f"Slurm has suspended job {line.id}." if is_suspended else ""
@@ -216,7 +207,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         elif self._worker_may_live():
             self.view = JobView("running", f"Slurm does not list job {job_id}, and its worker still writes.")
         else:
-            self.close(job_end(self.record))
+            self.close(places.job_end(self.record))
 
     def _worker_may_live(self) -> bool:
         folder = self.run.folder
@@ -262,10 +253,10 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
     steps_all = True
 
     def __init__(
-        self, home: LoratoryHome, place: Callable[[], ClusterPlace] | None = None, slurm: Slurm | None = None
+        self, home: LoratoryHome, place: Callable[[], places.ClusterPlace] | None = None, slurm: Slurm | None = None
     ) -> None:
         super().__init__()
-        self._place = place or (lambda: read_place(home))
+        self._place = place or (lambda: places.read_place(home))
         self._slurm = slurm
 
     def submit(self, spec: JobSpec) -> SlurmJob:
@@ -279,23 +270,25 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
         place = self._place()
         resources = _resources(spec.config, place, spec.run)
         warning_seconds = min(place.warning_seconds, int(resources.limit_minutes * 60 / 4))
-        record = SlurmRecord(attempt=spec.attempt, resources=resources, warning_seconds=warning_seconds)
+        record = places.SlurmRecord(attempt=spec.attempt, resources=resources, warning_seconds=warning_seconds)
         return self.follow(self._job(spec.run, record.save(spec.run.folder), place, spec.config))
 
     def find(self, run: Run, attempt: int) -> SlurmJob | None:
-        record = SlurmRecord.of_attempt(run.folder, attempt)
+        record = places.SlurmRecord.of_attempt(run.folder, attempt)
         if record is None:
             return None
         try:
             place, config = self._place(), run.folder.read_config()
         except EngineError as error:  # a mistake in cluster.yaml does not affect running jobs
             _log.error("%s: %s", run.id, error)
-            place, config = ClusterPlace(), None
+            place, config = places.ClusterPlace(), None
         if record.is_over and record.job_id and not record.end_state:  # its worker continued after it was given up
             record = record.model_copy(update={"is_over": False}).save(run.folder)
         return self._job(run, record, place, config)
 
-    def _job(self, run: Run, record: SlurmRecord, place: ClusterPlace, config: RunConfig | None) -> SlurmJob:
+    def _job(
+        self, run: Run, record: places.SlurmRecord, place: places.ClusterPlace, config: RunConfig | None
+    ) -> SlurmJob:
         fetch = Fetch(run, config) if config is not None and place.offline else None
         return SlurmJob(run, record, place, self._slurm or Slurm(place.command_seconds), fetch)
 
@@ -320,12 +313,12 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
             self.try_step(job, partial(job.step, queue))
 
 
-def _resources(config: RunConfig, place: ClusterPlace, run: Run) -> JobResources:
+def _resources(config: RunConfig, place: places.ClusterPlace, run: Run) -> places.JobResources:
     """Return what a job asks for; what only a start on the cluster settles comes, for a run moved here, from its estimate.
 
     The estimate was of another device, hence its margin. GPUs: the smallest type that covers it, else the largest.
     """
-    resources = JobResources.from_config(config, place)
+    resources = places.JobResources.from_config(config, place)
     predicted_gib = (read_provenance(run.folder).predicted_bytes or 0) * _OTHER_DEVICE / 2**30
     if not resources.gpus and config.slurm.memory_gib is None:
         return resources.model_copy(update={"memory_gib": max(resources.memory_gib, predicted_gib)})
