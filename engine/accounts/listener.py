@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loratory.engine.errors import DeviceError
+from loratory.engine.errors import DeviceError, explain_os_errors
 from loratory.engine.paths import typed_path
 
 _LONGEST_SOCKET_PATH = 100  # of the kernel's 108 bytes
@@ -96,7 +96,8 @@ class Listener:
         path = self.socket_path
         if path is None:
             return bound_socket(self.host, self.port)
-        try:
+        fix = "Close the other program, or choose another --socket."
+        with explain_os_errors(f"{path} cannot be listened on", fix, DeviceError):
             _remove_stale(path)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             mask = os.umask(0o117)
@@ -105,9 +106,6 @@ class Listener:
             finally:
                 os.umask(mask)
             return listener
-        except OSError as error:
-            what = f"{path} cannot be listened on ({error.strerror or error})."
-            raise DeviceError(what, "Close the other program, or choose another --socket.") from error
 
 
 def _remove_stale(path: Path) -> None:

@@ -18,14 +18,7 @@ from loratory.engine.config.run import SET_PREFIX, DatasetConfig, RunConfig
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SAMPLE_PREFIX
 from loratory.engine.errors import EngineError, ModelError
-from loratory.engine.evaluation.job import (
-    EvaluationResult,
-    comparison_table,
-    describe_forgetting,
-    perplexity_of,
-    preference_sentences,
-    read_evaluation,
-)
+from loratory.engine.evaluation import job as evaluations
 from loratory.engine.export.kinds import ADAPTER, KINDS
 from loratory.engine.export.vllm import read_vllm_adapter
 from loratory.engine.models.catalog import find_in_catalog
@@ -45,7 +38,7 @@ class TrainingFacts:
     config: RunConfig
     history: RunHistory
     provenance: Provenance
-    evaluation: EvaluationResult | None  # None if there is none
+    evaluation: evaluations.EvaluationResult | None  # None if there is none
     start: str  # the adapter that training started from; empty for a new one
     last_step: int | None  # the step of a checkpoint; None for the run's end
 
@@ -140,7 +133,7 @@ def _training_facts(run: RunFolder, checkpoint: str | None) -> TrainingFacts:
         config=config,
         history=read_history(run.events),
         provenance=read_provenance(run),
-        evaluation=read_evaluation(run.path, checkpoint),
+        evaluation=evaluations.read_evaluation(run.path, checkpoint),
         start=_start_words(config, run.path.parent),
         last_step=int(step) if step.isdecimal() else None,
     )
@@ -223,33 +216,40 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
         last = evals[-1].eval_loss
         before = f", {history.base_eval.eval_loss:.4f} before" if history.base_eval is not None else ""
         # A loss over preferences is not a likelihood.
-        likelihood = f" (perplexity {perplexity_of(last):.2f})" if objective_of(config).learns_answers else ""
-        yield "Held-out loss", f"{last:.4f}{likelihood}{before}"
+        likelihood = (
+            f" (perplexity {evaluations.perplexity_of(last):.2f})" if objective_of(config).learns_answers else ""
+        )
+        if (reward := evals[-1].reward) is None:
+            yield "Held-out loss", f"{last:.4f}{likelihood}{before}"
+        else:
+            yield "Reward on held-out prompts", f"{reward:.3f}"
         if (accuracy := evals[-1].preference_accuracy) is not None:
             yield "Held-out preference accuracy", f"{accuracy:.0%} of {evals[-1].rows:,} pairs"
     if run.provenance.libraries:
         yield "Versions", ", ".join(f"{name} {version}" for name, version in run.provenance.libraries.items())
 
 
-def _evaluation(result: EvaluationResult) -> Iterator[str]:
+def _evaluation(result: evaluations.EvaluationResult) -> Iterator[str]:
     """Yield a table of all figures on held-out rows, and sentences about them."""
     if not result.losses:
         return
-    header, cells = comparison_table(result)
+    header, cells = evaluations.comparison_table(result)
     lines = [f"| | {' | '.join(header)} |", f"|---|{'---:|' * len(header)}"]
     lines += [f"| {_BRANCHES[branch]} | {' | '.join(row)} |" for branch, row in cells.items()]
     answer_rows = max((scores.rows for scores in result.scores.values()), default=0)
     answers = f", answers on {answer_rows:,} of them" if answer_rows else ""
     yield f"## Evaluation\n\nMeasured on {result.rows:,} held-out rows{answers}.\n\n" + "\n".join(lines) + "\n"
     # The card does not name the run that training started from.
-    sentences = preference_sentences(result.model_copy(update={"start": "the adapter that training started from"}))
+    sentences = evaluations.preference_sentences(
+        result.model_copy(update={"start": "the adapter that training started from"})
+    )
     if sentences:
         yield f"{' '.join(sentences)}\n"
     if result.forgetting is not None:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         yield (
             f"On {tuned.tokens:,} tokens of general text its loss is {_loss(tuned.loss)}, the base model's "
-            f"{_loss(base.loss)}: {describe_forgetting(result.forgetting)}.\n"
+            f"{_loss(base.loss)}: {evaluations.describe_forgetting(result.forgetting)}.\n"
         )
 
 

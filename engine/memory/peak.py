@@ -4,16 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, replace
 
 from loratory.engine.errors import ConfigError, ModelError, Problem
+from loratory.engine.memory import persistent as persistent_tensors
 from loratory.engine.memory.device_need import TensorsAtPeak, is_hopper
-from loratory.engine.memory.persistent import (
-    Persistent,
-    TrainableCount,
-    gradient_bytes,
-    optimizer_scratch_bytes,
-    persistent_bytes,
-    quantized_bytes,
-    unquantized_width,
-)
 from loratory.engine.memory.phases import BytesByGroup, Phase, StepPeaks
 from loratory.engine.memory.structure import ModelStructure
 from loratory.engine.memory.workload import Workload
@@ -30,8 +22,8 @@ _LAYERS_GATHERED = 2
 class Peak:
     """The highest point of a step: what is always there, what the phase adds, and each phase's own peak."""
 
-    persistent: Persistent
-    counts: TrainableCount
+    persistent: persistent_tensors.Persistent
+    counts: persistent_tensors.TrainableCount
     phase: Phase
     group_bytes: BytesByGroup
     phase_bytes: dict[Phase, int]  # allocated at the peak of each phase
@@ -57,15 +49,21 @@ class Peak:
 
 
 def find_peak(
-    step: StepPeaks, structure: ModelStructure, workload: Workload, device_name: str, counts: TrainableCount
+    step: StepPeaks,
+    structure: ModelStructure,
+    workload: Workload,
+    device_name: str,
+    counts: persistent_tensors.TrainableCount,
 ) -> Peak:
     """Find the phase in which most tensors are alive: `persistent + max(forward, loss, layers, optimizer)`."""
-    persistent = persistent_bytes(structure, workload, counts)
+    persistent = persistent_tensors.persistent_bytes(structure, workload, counts)
     peaks = dict(step.peaks)
-    peaks["optimizer_step"] += BytesByGroup(gradients=optimizer_scratch_bytes(counts.groups, workload.optimizer))
+    peaks["optimizer_step"] += BytesByGroup(
+        gradients=persistent_tensors.optimizer_scratch_bytes(counts.groups, workload.optimizer)
+    )
     workspace = workspace_bytes(workload, device_name)
     if workload.accumulates:
-        waiting = BytesByGroup(gradients=gradient_bytes(structure, workload, counts))
+        waiting = BytesByGroup(gradients=persistent_tensors.gradient_bytes(structure, workload, counts))
         peaks = {phase: group_bytes + waiting for phase, group_bytes in peaks.items()}
     if workload.sharded > 1:
         persistent, peaks = fully_sharded(structure, workload, persistent, peaks)
@@ -119,8 +117,11 @@ def check_bounds(shape: ModelShape, workload: Workload) -> None:
 
 
 def fully_sharded(
-    structure: ModelStructure, workload: Workload, persistent: Persistent, peaks: Mapping[Phase, BytesByGroup]
-) -> tuple[Persistent, dict[Phase, BytesByGroup]]:
+    structure: ModelStructure,
+    workload: Workload,
+    persistent: persistent_tensors.Persistent,
+    peaks: Mapping[Phase, BytesByGroup],
+) -> tuple[persistent_tensors.Persistent, dict[Phase, BytesByGroup]]:
     """Divide what stays; what passes through is each device's own; two layers are whole at a time.
 
     What is outside the layers is whole for the whole step. A layer's gradients are whole until they are summed up
@@ -133,7 +134,7 @@ def fully_sharded(
     compute = workload.precision.compute
     largest = max(_gathered_bytes(layer.modules, workload, lambda _: compute) for layer in structure.layers)
     outside = (*structure.embeddings, *structure.final_norms, *([structure.head] if structure.head else []))
-    whole = _gathered_bytes(outside, workload, lambda module: unquantized_width(module, workload))
+    whole = _gathered_bytes(outside, workload, lambda module: persistent_tensors.unquantized_width(module, workload))
     # Layers that are trained whole are gathered in the dtype of their products, so autocast copies the head alone.
     rounds = not workload.trains_adapter and workload.precision.autocast is not None
     head_copy = structure.shape.vocab_size * structure.shape.hidden_size * compute
@@ -146,7 +147,7 @@ def fully_sharded(
             gradients=_share_of(group_bytes.gradients, devices) + layer_gradients,
             weight_copies=(min(group_bytes.weight_copies, head_copy) if rounds else group_bytes.weight_copies) + copies,
         )
-    own_share = Persistent(*(_share_of(size, devices) for size in astuple(persistent)))
+    own_share = persistent_tensors.Persistent(*(_share_of(size, devices) for size in astuple(persistent)))
     return replace(own_share, loading=persistent.loading), shares  # each process loads the whole model
 
 
@@ -157,6 +158,8 @@ def _share_of(size: int, devices: int) -> int:
 def _gathered_bytes(modules: Iterable[ModuleShape], workload: Workload, width: Callable[[ModuleShape], int]) -> int:
     """Return the bytes of whole modules: packed where they are quantized, else `width` per element."""
     return sum(
-        quantized_bytes(module, workload) if workload.quantizes(module) else module.parameters * width(module)
+        persistent_tensors.quantized_bytes(module, workload)
+        if workload.quantizes(module)
+        else module.parameters * width(module)
         for module in modules
     )

@@ -12,17 +12,12 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import device_options
 from loratory.engine.memory.estimate import GIB
 from loratory.engine.models.shape import ModelShape
-from loratory.engine.places.huggingface_jobs.account import (
-    DEFAULT_LIMIT_HOURS,
-    Flavor,
-    estimate_limit_hours,
-    flavor_named,
-)
+from loratory.engine.places.huggingface_jobs import account as hub_account
 from loratory.engine.places.slurm.place import ClusterPlace, JobResources
 from loratory.engine.runs import prediction
 from loratory.engine.runs.summary import RunSummary
 
-Flavors = Callable[[], Sequence[Flavor]]  # asks for the hardware that Hugging Face rents
+Flavors = Callable[[], Sequence[hub_account.Flavor]]  # asks for the hardware that Hugging Face rents
 Options = tuple[tuple[Device, ...], ...]  # every set of devices that a run may get, the best first
 
 
@@ -108,7 +103,7 @@ class HuggingFaceJobs(RunPlace):
         if not config.jobs.flavor:
             kind = "cpu" if config.run.devices == "cpu" else "cuda"
             return tuple((flavor.device,) for flavor in flavors if flavor.device.kind == kind)
-        choice = flavor_named(flavors, config.jobs.flavor)
+        choice = hub_account.flavor_named(flavors, config.jobs.flavor)
         if choice is None:
             there = ", ".join(flavor.name for flavor in flavors)
             raise DeviceError(
@@ -124,8 +119,10 @@ class HuggingFaceJobs(RunPlace):
         flavor = next(flavor for flavor in self._flavors() if flavor.device == device)
         plan, hours = prediction.plan_run(config.training, report), config.jobs.limit_hours
         if hours is None and plan is not None:
-            hours = estimate_limit_hours(flavor, shape.num_parameters, plan.seen_tokens)
-        jobs = config.jobs.model_copy(update={"flavor": flavor.name, "limit_hours": hours or DEFAULT_LIMIT_HOURS})
+            hours = hub_account.estimate_limit_hours(flavor, shape.num_parameters, plan.seen_tokens)
+        jobs = config.jobs.model_copy(
+            update={"flavor": flavor.name, "limit_hours": hours or hub_account.DEFAULT_LIMIT_HOURS}
+        )
         return config.model_copy(update={"jobs": jobs})
 
 

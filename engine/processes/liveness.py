@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import psutil
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from loratory.engine.errors import StorageError
 
@@ -26,14 +26,12 @@ _START_TIME_TOLERANCE_SECONDS = 0.02  # two clock ticks; start times elsewhere c
 Liveness = Literal["alive", "gone", "unknown"]
 
 
-class ProcessIdentity(BaseModel):
+class ProcessIdentity(BaseModel, frozen=True):
     """One process, for ever: what is signalled or believed alive is this one and no later bearer of its pid.
 
     `start_time` is in seconds: since boot on Linux (the kernel's own count, which no clock change moves), since the
     epoch elsewhere.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     pid: int
     start_time: float

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from loratory.engine.config.load import config_from_mapping, mapping_from_file
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
-from loratory.engine.errors import RunError, StorageError, SupersededError
+from loratory.engine.errors import RunError, StorageError, SupersededError, explain_os_errors
 from loratory.engine.files import read_model, write_atomically
 from loratory.engine.processes.liveness import FileLock, ProcessIdentity
 from loratory.engine.runs.checkpoints import offered_checkpoints
@@ -108,7 +108,7 @@ class RunState(BaseModel, frozen=True):
         return self.state in FINAL_STATES
 
 
-class WorkerRecord(ProcessIdentity):
+class WorkerRecord(ProcessIdentity, frozen=True):
     """`process.json`: the worker of the current or last attempt."""
 
     process_group: int
@@ -195,15 +195,12 @@ class RunFolder:
         Raises:
             StorageError: If it is there and cannot be read.
         """
-        try:
-            return RunState.model_validate_json(self.state.read_bytes())
-        except (FileNotFoundError, IsADirectoryError, ValidationError):
-            return None
-        except OSError as error:
-            raise StorageError(
-                f"The state of {self.path.name} cannot be read ({error.strerror}).",
-                "Check the permissions of the run's folder.",
-            ) from error
+        what = f"The state of {self.path.name} cannot be read"
+        with explain_os_errors(what, "Check the permissions of the run's folder."):
+            try:
+                return RunState.model_validate_json(self.state.read_bytes())
+            except (FileNotFoundError, IsADirectoryError, ValidationError):
+                return None
 
     def write_state(self, state: RunState) -> None:
         """Replace the state; for the supervisor alone.

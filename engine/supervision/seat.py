@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from loratory.engine.errors import StorageError
+from loratory.engine.errors import StorageError, explain_os_errors
 from loratory.engine.files import read_model, write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import ProcessIdentity
@@ -114,16 +114,13 @@ class SupervisorSeat:
 
     def _create(self, number: int) -> bool:
         """Create the file of a number; return whether this process did. One that is torn, or being written, is not free."""
-        try:
+        with explain_os_errors("The supervisor's seat cannot be taken", "Check the permissions of LORATORY_HOME."):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._path(number).touch(mode=0o600, exist_ok=False)  # exclusive, on NFS too
+            try:
+                self._path(number).touch(mode=0o600, exist_ok=False)  # exclusive, on NFS too
+            except FileExistsError:
+                return False
             self._path(number).write_text(_Record(process=ProcessIdentity.current()).model_dump_json())
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise StorageError(
-                f"The supervisor's seat cannot be taken ({error.strerror}).", "Check the permissions of LORATORY_HOME."
-            ) from error
         return True
 
     def _path(self, number: int) -> Path:

@@ -15,15 +15,7 @@ from loratory.engine.config.run import RunConfig, WorkPlace
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.errors import StorageError
 from loratory.engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file, read_evaluation
-from loratory.engine.export.contract import (
-    ExportRecord,
-    ExportRequest,
-    ExportResult,
-    PushRequest,
-    PushResult,
-    records_file,
-    save_record,
-)
+from loratory.engine.export import contract
 from loratory.engine.export.job import ScriptJob
 from loratory.engine.files import read_model, size_and_time
 from loratory.engine.paths import AllowedPaths, LoratoryHome, data_folders, typed_path
@@ -43,8 +35,8 @@ class ResultWork:
 
     home: LoratoryHome
     evaluate: Callable[[EvaluationRequest], Job[EvaluationResult]]
-    export: Callable[[ExportRequest], Job[ExportResult]]
-    push: Callable[[PushRequest], Job[PushResult]]
+    export: Callable[[contract.ExportRequest], Job[contract.ExportResult]]
+    push: Callable[[contract.PushRequest], Job[contract.PushResult]]
     roots: tuple[Path, ...] | None = None
     measuring: BackgroundWork[EvaluationResult] = field(default_factory=BackgroundWork)
     exporting: BackgroundWork[Any] = field(default_factory=BackgroundWork)  # of ExportResult and PushResult
@@ -75,7 +67,9 @@ class ResultWork:
             StorageError: If the person has no disk space left.
         """
         require_disk_space(self.home, self.home.owner)
-        job = self.export(ExportRequest(target=_target(run, checkpoint, where), folder=folder, settings=settings))
+        job = self.export(
+            contract.ExportRequest(target=_target(run, checkpoint, where), folder=folder, settings=settings)
+        )
         return self._start_export(run, checkpoint, settings.kind, "An export", job)
 
     def write_script(self, run: Run, config: RunConfig, folder: Path) -> Work[Any]:
@@ -98,7 +92,7 @@ class ResultWork:
             RunError: If an export of this run is under way.
         """
         target = _target(run, checkpoint)
-        job = self.push(PushRequest(target=target, repository=repository, settings=settings, token=token))
+        job = self.push(contract.PushRequest(target=target, repository=repository, settings=settings, token=token))
         return self._start_export(run, checkpoint, "hub", "A push to the Hub", job)
 
     def under_way(self, run_id: str) -> frozenset[str]:
@@ -110,9 +104,9 @@ class ResultWork:
         return frozenset(step for step, work in works if work is not None and work.is_under_way)
 
     def _start_export(self, run: Run, checkpoint: str | None, kind: str, title: str, job: Job[Any]) -> Work[Any]:
-        def keep(result: ExportResult | PushResult) -> None:
-            place = result.url if isinstance(result, PushResult) else str(result.path)
-            save_record(run.folder.path, ExportRecord.from_outcome(kind, place, checkpoint, result))
+        def keep(result: contract.ExportResult | contract.PushResult) -> None:
+            place = result.url if isinstance(result, contract.PushResult) else str(result.path)
+            contract.save_record(run.folder.path, contract.ExportRecord.from_outcome(kind, place, checkpoint, result))
 
         return self.exporting.start(run.id, title, job, keep)
 
@@ -154,7 +148,9 @@ def steps_done(folder: RunFolder) -> set[str]:
     """Return what was done with a run's result, by its traces on the disk: `chat`, `blind`, `measure`, `export`."""
     kinds = {path.suffix for path in evaluation_file(folder.path, None).parent.glob("*.json*")}
     done = {"chat": folder.chat_mark.exists(), "blind": ".jsonl" in kinds, "measure": ".json" in kinds}
-    return {step for step, is_done in (*done.items(), ("export", records_file(folder.path).exists())) if is_done}
+    return {
+        step for step, is_done in (*done.items(), ("export", contract.records_file(folder.path).exists())) if is_done
+    }
 
 
 class MeasuredRun(NamedTuple):

@@ -13,13 +13,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from loratory.engine.config.derived_defaults import (
-    HIGH_RATE_FACTOR,
-    apply_derived_defaults,
-    given_settings,
-    learning_rate_factor,
-    usual_learning_rate,
-)
+from loratory.engine.config import derived_defaults
 from loratory.engine.config.load import setting_names
 from loratory.engine.config.objectives import preference_name
 from loratory.engine.config.run import RunConfig
@@ -160,7 +154,7 @@ class StartPart:
         except ConfigError as error:
             return f'<ul class="reason" role="status">{"".join(map(problem_item, error.problems))}</ul>'
         known = draft.rows.known if draft.rows is not None else None
-        configs = [apply_derived_defaults(config, known) for config in configs]
+        configs = [derived_defaults.apply_derived_defaults(config, known) for config in configs]
         estimates: dict[str, MemoryEstimate] = {}
         with contextlib.suppress(EngineError):
             if draft.shape is not None and (device := draft.device) is not None:
@@ -200,12 +194,12 @@ class StartPart:
                 f"You started these settings {when} ago as <b>{escape(row.name)}</b>{more}. Start again?",
                 "Start again",
             )
-        config = max(configs, key=learning_rate_factor)
-        factor = learning_rate_factor(config)
-        if factor <= HIGH_RATE_FACTOR:
+        config = max(configs, key=derived_defaults.learning_rate_factor)
+        factor = derived_defaults.learning_rate_factor(config)
+        if factor <= derived_defaults.HIGH_RATE_FACTOR:
             cut = next((alarm.text for alarm in alarms(draft) if alarm.field == "training.max_length"), "")
             return (f"{escape(cut)} Raise Max length, or start anyway.", "Start anyway") if cut else None
-        rate, usual = f"{config.training.learning_rate:g}", f"{usual_learning_rate(config):g}"
+        rate, usual = f"{config.training.learning_rate:g}", f"{derived_defaults.usual_learning_rate(config):g}"
         method = ", ".join(filter(None, (config.method_name, preference_name(config))))
         fact = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} for {method}."
         return f"{escape(fact)} Lower it, or start anyway.", "Start anyway"
@@ -256,14 +250,14 @@ def sweep_of(config: RunConfig, text: str) -> list[RunConfig]:
     axes = [f"{full_names[name]}{equals}{values.rstrip(',')}" for name, equals, values in lines]
     if not axes:
         raise ConfigError([Problem("", "the sweep has no values; type a setting and its values.")])
-    configs = sweep_configs(given_settings(config), axes)
+    configs = sweep_configs(derived_defaults.given_settings(config), axes)
     return configs if "lora_alpha" in text else keep_alpha_ratio(configs, config)
 
 
 def start_key(token: str, configs: Sequence[RunConfig]) -> str:
     """Return the key of a start: the same for repeated requests of one browser with one draft."""
     # The rest may follow rows counted later.
-    drafts = "\0".join(json.dumps(given_settings(config)) for config in configs)
+    drafts = "\0".join(json.dumps(derived_defaults.given_settings(config)) for config in configs)
     return hashlib.sha256(f"{token}\0{drafts}".encode()).hexdigest()
 
 

@@ -4,12 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from loratory.engine.config.derived_defaults import (
-    HIGH_RATE_FACTOR,
-    learning_rate_factor,
-    objective_and_method,
-    usual_learning_rate,
-)
+from loratory.engine.config import derived_defaults
 from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.config.run import AdapterConfig
 from loratory.engine.config.training import ObjectiveSettings
@@ -131,10 +126,10 @@ def alarms(draft: Draft) -> Iterator[Alarm]:
     config, rows = draft.memory_config, draft.rows
     if config is None:
         return
-    factor = learning_rate_factor(config)
-    if factor > HIGH_RATE_FACTOR:
-        usual, rate = f"{usual_learning_rate(config):g}", f"{config.training.learning_rate:g}"
-        text = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} of {objective_and_method(config)}."
+    factor = derived_defaults.learning_rate_factor(config)
+    if factor > derived_defaults.HIGH_RATE_FACTOR:
+        usual, rate = f"{derived_defaults.usual_learning_rate(config):g}", f"{config.training.learning_rate:g}"
+        text = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} of {derived_defaults.objective_and_method(config)}."
         yield Alarm("training.learning_rate", "high learning rate", text, usual, f"Use {usual}")
     most = config.training.max_length
     cut = rows.cut_rows(most) if rows is not None else 0

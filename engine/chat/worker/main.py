@@ -9,13 +9,7 @@ import torch
 
 from loratory.engine.chat.contract import Branch, ChatRequest, JobProgress, LoadedModel, Phase
 from loratory.engine.chat.target import LoadPlan, LoadRequest
-from loratory.engine.chat.worker.answer import (
-    DecodingTokenizer,
-    begin_answer,
-    context_length,
-    load_chat_tokenizer,
-    render_prompt,
-)
+from loratory.engine.chat.worker import answer as answer_rules
 from loratory.engine.chat.worker.static_cache import LentCache
 from loratory.engine.chat.worker.weights import Announce, BranchWeights, ModelSpec, Weights, choose_dtype, memory_errors
 from loratory.engine.errors import RunError
@@ -30,7 +24,7 @@ _WARM_UP_TOKENS = 8
 @dataclass(frozen=True)
 class _ActiveModel:
     weights: Weights
-    tokenizer: DecodingTokenizer
+    tokenizer: answer_rules.DecodingTokenizer
 
 
 class ChatWorker:
@@ -67,7 +61,7 @@ class ChatWorker:
             quantization=plan.model.quantization,
             weights_bytes=weights.size_bytes,
             adapter_bytes=weights.adapter_bytes,
-            context_length=context_length(next(weights.holders()).model),
+            context_length=answer_rules.context_length(next(weights.holders()).model),
             notes=self.notes(plan, weights.spec),
         ).model_dump(mode="json")
 
@@ -98,7 +92,7 @@ class ChatWorker:
         else:
             weights = Weights(plan, spec, announce("loading_model"))
         folders = [trained_weights.folder for trained_weights in plan.trained_weights.values()]
-        tokenizer = load_chat_tokenizer(folders, weights.spec.folder, weights.spec.name)
+        tokenizer = answer_rules.load_chat_tokenizer(folders, weights.spec.folder, weights.spec.name)
         self._active = _ActiveModel(weights, tokenizer)
         return weights
 
@@ -106,9 +100,11 @@ class ChatWorker:
         """Generate an answer on each branch, one token a turn."""
         chat_request = ChatRequest.model_validate(params)
         active = self._require_loaded()
-        prompt = render_prompt(chat_request.messages, active.tokenizer)
+        prompt = answer_rules.render_prompt(chat_request.messages, active.tokenizer)
         answers = [
-            begin_answer(branch, active.weights.branch(branch), prompt.ids, chat_request.sampling, active.tokenizer)
+            answer_rules.begin_answer(
+                branch, active.weights.branch(branch), prompt.ids, chat_request.sampling, active.tokenizer
+            )
             for branch in chat_request.branches
         ]
         while answers:
@@ -126,7 +122,9 @@ class ChatWorker:
     def prompt(self, params: JsonObject, _: Request) -> JsonObject:
         """Return the prompt that the model would get."""
         chat_request = ChatRequest.model_validate(params)
-        return render_prompt(chat_request.messages, self._require_loaded().tokenizer).model_dump(mode="json")
+        return answer_rules.render_prompt(chat_request.messages, self._require_loaded().tokenizer).model_dump(
+            mode="json"
+        )
 
     def _require_loaded(self) -> _ActiveModel:
         if self._active is None:

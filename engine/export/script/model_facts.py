@@ -15,15 +15,7 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import choose_device
 from loratory.engine.hardware.processor import describe_processor
 from loratory.engine.memory.workload import has_flash_attention
-from loratory.engine.models.batching import (
-    PLAIN_ATTENTION,
-    VARLEN_ATTENTION,
-    AttentionFacts,
-    Batching,
-    choose_batching,
-    expected_attention,
-    takes_varlen_attention,
-)
+from loratory.engine.models import batching as batch_rules
 from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.folder import ModelPart
 from loratory.engine.models.hub import find_snapshot
@@ -47,7 +39,7 @@ class ModelFacts:
     revision: str | None = None  # commit on the Hub
     template: str = ""  # chat template for a short script, if the model's own differs from that of training
     warm_start: str | None = None  # folder of the adapter that training starts from
-    batching: Batching = "joined"
+    batching: batch_rules.Batching = "joined"
     pinned_order: RowOrder | None = None  # of the rows, from a checkpoint of the run
 
 
@@ -106,7 +98,9 @@ def _local_folder(hub_id: str, revision: str | None, home: LoratoryHome) -> Path
     return snapshot.folder if snapshot is not None else None
 
 
-def _batching(config: RunConfig, home: LoratoryHome, parameters: ParametersData | None, device: Device) -> Batching:
+def _batching(
+    config: RunConfig, home: LoratoryHome, parameters: ParametersData | None, device: Device
+) -> batch_rules.Batching:
     """Return how rows are batched: as in the run, or on this device."""
     if config.training.packing:
         return "joined"
@@ -114,11 +108,11 @@ def _batching(config: RunConfig, home: LoratoryHome, parameters: ParametersData 
         return "padded" if parameters.batching == "padded" else "joined"
     shape = known_inventory(config.model, home)
     # A model that was never inspected is assumed to be a plain decoder.
-    facts = AttentionFacts.of_shape(shape) if shape is not None else PLAIN_ATTENTION
-    attention = expected_attention(facts.support, config, device, has_flash_package=has_flash_attention())
-    if takes_varlen_attention(facts, attention, config, device):
-        attention = VARLEN_ATTENTION
-    return choose_batching(facts, attention, config, device.kind)
+    facts = batch_rules.AttentionFacts.of_shape(shape) if shape is not None else batch_rules.PLAIN_ATTENTION
+    attention = batch_rules.expected_attention(facts.support, config, device, has_flash_package=has_flash_attention())
+    if batch_rules.takes_varlen_attention(facts, attention, config, device):
+        attention = batch_rules.VARLEN_ATTENTION
+    return batch_rules.choose_batching(facts, attention, config, device.kind)
 
 
 def _written_template(folder: Path | None, run: RunFolder | None) -> str:

@@ -25,8 +25,15 @@ from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.errors import EngineError
-from loratory.engine.export.gguf import llama_cpp
 from loratory.engine.export.gguf.go_template import NotTranslatableError, translate
+from loratory.engine.export.gguf.llama_cpp import (
+    Converter,
+    WrittenType,
+    call_llama_cpp,
+    convert,
+    find_converter,
+    require_known_architecture,
+)
 from loratory.engine.export.gguf.precisions import PRECISIONS
 from loratory.engine.export.worker.merge import BaseFiles
 from loratory.engine.export.worker.verify import ANSWER_TOKENS, ModelDifference, PerplexityRows, Reference
@@ -56,9 +63,9 @@ def write_gguf(export: ExportTask) -> WrittenGguf:
         ModelError: If it cannot be merged, or the converter is missing or does not support the model.
     """
     order = export.order
-    converter = llama_cpp.find_converter(order.llama_cpp)
+    converter = find_converter(order.llama_cpp)
     base = export.trained.folder if export.trained.is_whole_model else Path(export.source.location)
-    llama_cpp.require_known_architecture(converter, base, export.source.name)
+    require_known_architecture(converter, base, export.source.name)
     merged = order.folder / "merged"
     merged.mkdir()
     dtype = write_merged(export.with_dtype(_MERGED_DTYPE.get(order.settings.gguf_type)), merged)
@@ -75,12 +82,12 @@ def write_gguf(export: ExportTask) -> WrittenGguf:
     return WrittenGguf(file, merged, gguf_type, tokenizer, implied_bos)
 
 
-def _write_file(export: ExportTask, converter: llama_cpp.Converter, gguf: WrittenGguf, dtype: torch.dtype) -> None:
+def _write_file(export: ExportTask, converter: Converter, gguf: WrittenGguf, dtype: torch.dtype) -> None:
     """Convert; llama.cpp's library quantizes a 16-bit file to precisions that the converter cannot write."""
     file, merged = gguf.file, gguf.merged
     file_type = PRECISIONS[gguf.gguf_type].file_type
-    sixteen: llama_cpp.WrittenType = "bf16" if dtype is torch.bfloat16 else "f16"
-    first_type: llama_cpp.WrittenType = cast(llama_cpp.WrittenType, gguf.gguf_type) if file_type is None else sixteen
+    sixteen: WrittenType = "bf16" if dtype is torch.bfloat16 else "f16"
+    first_type: WrittenType = cast(WrittenType, gguf.gguf_type) if file_type is None else sixteen
     target = file if file_type is None else merged / f"{first_type}.gguf"
     expected = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
 
@@ -89,13 +96,13 @@ def _write_file(export: ExportTask, converter: llama_cpp.Converter, gguf: Writte
         export.report("writing", message, min(1.0, done_bytes / max(1, expected)))
 
     with _prepared_for_llama_cpp(merged, gguf.tokenizer):
-        llama_cpp.convert(converter, merged, target, first_type, partial(report, f"Writing {first_type} GGUF"))
+        convert(converter, merged, target, first_type, partial(report, f"Writing {first_type} GGUF"))
     if file_type is None:
         return
     params = {"source": str(target), "target": str(file), "file_type": file_type}
     step = f"Quantizing to {gguf.gguf_type}"
     try:
-        llama_cpp.call_llama_cpp(
+        call_llama_cpp(
             "quantize", params, export.home.server / "llama_cpp.log", lambda progress: report(step, progress["bytes"])
         )
     finally:
@@ -201,7 +208,7 @@ def compare_answers(
         "logits": str(logits_file),
     }
     try:
-        answer = llama_cpp.call_llama_cpp("answer", params, log_file, lambda progress: report(progress["fraction"]))
+        answer = call_llama_cpp("answer", params, log_file, lambda progress: report(progress["fraction"]))
         logits = torch.from_numpy(np.load(logits_file, allow_pickle=False))
     finally:
         logits_file.unlink(missing_ok=True)
@@ -236,7 +243,7 @@ def mean_loss_of_gguf(
         "context": max(len(row.input_ids) for row in rows.rows),
         "rows": [{"ids": row.input_ids, "labels": row.labels} for row in rows.rows],
     }
-    answer = llama_cpp.call_llama_cpp("loss", params, log_file, lambda progress: report(progress["fraction"]))
+    answer = call_llama_cpp("loss", params, log_file, lambda progress: report(progress["fraction"]))
     return float(answer["summed_loss"]) / rows.tokens
 
 
