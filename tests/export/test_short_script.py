@@ -13,14 +13,16 @@ from loratory.engine.config.presets import list_presets
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.passes.row_form import read_row_form
 from loratory.engine.data.source import SourceOptions
-from loratory.engine.errors import DatasetError, EngineError, RunError
+from loratory.engine.errors import DatasetError, EngineError
 from loratory.engine.export.script.facts import NOT_EXPORTED, TRL_DEFAULTS, ScriptFacts
 from loratory.engine.export.script.model_facts import ModelFacts
+from loratory.engine.export.script.rewards import write_rewards
 from loratory.engine.export.script.write import exact_head, gather_script_facts, literal, render, write_short_script
 from tests.e2e.test_scripts_for_real import ONE_BY_ONE, run_alone
 from tests.export.test_script import CHAT, COMBINATIONS, ROWS, assert_whole, make_config, write_lines
 
 MOST_LINES = 70
+MOST_LINES_OF_REWARDS = 90  # without the code of scorers
 
 
 def short_script_of(config, home) -> str:
@@ -40,7 +42,8 @@ def test_the_short_form_of_every_preset_is_short_and_whole(preset, home, tmp_pat
         text = short_script_of(config.model_copy(update={"dataset": sample}), home)
 
     compile(text, "script", "exec")
-    assert len(text.splitlines()) <= MOST_LINES
+    rewards = write_rewards(config.training.rewards if config.training.objective == "grpo" else ())
+    assert len(text.replace(rewards.code, "").splitlines()) <= (MOST_LINES_OF_REWARDS if rewards.code else MOST_LINES)
     assert_whole(text, tmp_path)
     objective = OBJECTIVES[config.training.objective]
     for word in (
@@ -144,19 +147,11 @@ def both_forms(config, home) -> tuple[str, str]:
     return write_short_script(facts, read_row_form(config.dataset, SourceOptions(home=home))), exact
 
 
-# Objectives that sample answers have no script.
+# Objectives that sample answers have no exact script; `test_reward_script` has their settings.
 SCRIPTED = [objective for objective in OBJECTIVES.values() if not objective.samples_answers]
 ELSEWHERE = {
     name for objective in OBJECTIVES.values() if objective.samples_answers for name in objective.settings
 }.difference(*(objective.settings for objective in SCRIPTED))
-
-
-def test_a_run_that_learns_from_rewards_has_no_script(home):
-    training = {"objective": "grpo", "rewards": [{"scorer": "equals"}]}
-    config = config_from_mapping({"model": {"id": "a/b"}, "dataset": {"source": "rows"}, "training": training})
-
-    with pytest.raises(RunError, match="GRPO has no script yet"):
-        gather_script_facts(config, home)
 
 
 @pytest.mark.exhaustive(quick=3)

@@ -114,6 +114,11 @@ class ScriptFacts:
         return self.model.compute if self.traits.trains_all and self.model.compute != "float32" else None
 
     @property
+    def continues_adapter(self) -> bool:
+        """Whether a short script starts with the adapter that the run started from."""
+        return self.model.warm_start is not None and not self.objective.learns_answers
+
+    @property
     def quantization_arguments(self) -> dict[str, Any]:
         """Arguments of `BitsAndBytesConfig`."""
         if self.config.model.quantization == "int8":
@@ -191,6 +196,10 @@ class ScriptFacts:
             "bf16": self.model.compute == "bfloat16",
             "activation_checkpointing": training.gradient_checkpointing,  # given always: TRL's default is its earlier name
         }
+        if self.objective.samples_answers:
+            arguments |= self._reward_arguments
+            del arguments["max_length"]  # of prompts, which TRL does not limit
+            return without_defaults(arguments, TRL_DEFAULTS)
         if self.objective.learns_preferences:
             return without_defaults(arguments | self._preference_arguments, TRL_DEFAULTS)
         if text_column is not None:
@@ -198,6 +207,21 @@ class ScriptFacts:
         elif self.config.dataset.train_on == "all":
             arguments["completion_only_loss"] = False
         return without_defaults(arguments | {"packing": training.packing}, TRL_DEFAULTS)
+
+    @property
+    def _reward_arguments(self) -> dict[str, Any]:
+        """The settings of the objective under TRL's names, which counts answers of a step, not prompts."""
+        training = self.config.training
+        arguments = self._preference_arguments
+        arguments["reward_weights"] = [scorer.weight for scorer in arguments.pop("rewards")]
+        arguments["gradient_accumulation_steps"] = training.gradient_accumulation_steps * training.num_generations
+        if training.epsilon_high is None:
+            del arguments["epsilon_high"]
+        if self.measures:
+            arguments["num_generations_eval"] = 1
+            if keeps_best(training):
+                arguments |= {"metric_for_best_model": "eval_reward", "greater_is_better": True}
+        return arguments
 
     @property
     def _preference_arguments(self) -> dict[str, Any]:

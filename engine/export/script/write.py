@@ -14,12 +14,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from loratory.engine.config.objectives import objective_of, preference_name
+from loratory.engine.config.objectives import preference_name
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import RowForm
-from loratory.engine.errors import RunError
+from loratory.engine.errors import DatasetError
 from loratory.engine.export.script.facts import ScriptFacts
 from loratory.engine.export.script.model_facts import read_model_facts
+from loratory.engine.export.script.rewards import write_rewards
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.history.run_history import read_history
 from loratory.engine.runs.provenance import environment_facts, read_provenance, run_title
@@ -27,6 +28,7 @@ from loratory.engine.runs.run import RunFolder
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _WIDTH = 100
+_TEMPLATE_OF_TODAY = "the chat template is the model's own at this day; the run's is frozen, with a fixed date"
 
 
 def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | None = None) -> ScriptFacts:
@@ -34,11 +36,7 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
 
     Raises:
         ModelError: If the model is a path that does not exist.
-        RunError: If the run learns from rewards.
     """
-    if objective_of(config).samples_answers:
-        what = f"{objective_of(config).label} has no script yet: its rewards are scorers of Loratory."
-        raise RunError(what, "Export the adapter, or another run.")
     libraries = (read_provenance(run).libraries if run is not None else None) or environment_facts()["libraries"]
     assert isinstance(libraries, dict)
     title = run_title(config)
@@ -55,17 +53,28 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
 
 
 def write_short_script(facts: ScriptFacts, rows: RowForm) -> str:
-    """Return the short form as text."""
-    does = facts.objective.label if facts.objective.learns_preferences else facts.config.method_name
+    """Return the short form as text.
+
+    Raises:
+        DatasetError: If rewards are learned, and rows are plain text.
+        RunError: If a reward has no code that runs without Loratory.
+    """
+    samples = facts.objective.samples_answers
+    if samples and rows.text_column is not None:
+        what = "Plain text has no prompts to answer."
+        raise DatasetError(what, "Choose rows with prompts, or training.objective sft.")
+    rewards = write_rewards(facts.config.training.rewards if samples else ())
+    exact = "" if samples else f"; `loratory script {facts.argument} --exact FOLDER` repeats its losses"
     head = [
-        f"{facts.title}: {does} with transformers, PEFT and TRL.",
+        f"{facts.title}: {preference_name(facts.config) or facts.config.method_name} with transformers, PEFT and TRL.",
         "",
-        f"    pip install {facts.packages}",
+        f"    pip install {facts.packages}{rewards.packages}",
         "",
-        f"Differs from {facts.origin}; `loratory script {facts.argument} --exact FOLDER` repeats its losses:",
-        *(f"- {difference}" for difference in _left_out(facts, rows)),
+        f"Differs from {facts.origin}{exact}:",
+        *(f"- {difference}" for difference in (_left_out_of_rewards if samples else _left_out)(facts, rows)),
+        *(f"- {difference}" for difference in _left_out_of_all(facts, rows)),
     ]
-    return render("short", facts=facts, rows=rows, head="\n".join(head))
+    return render("short", facts=facts, rows=rows, rewards=rewards, head="\n".join(head))
 
 
 def exact_head(facts: ScriptFacts, differences: Sequence[str]) -> str:
@@ -106,23 +115,42 @@ def differences_of(facts: ScriptFacts) -> Iterator[str]:
 
 
 def _left_out(facts: ScriptFacts, rows: RowForm) -> Iterator[str]:
-    config, learns = facts.config, facts.objective.learns_preferences
     yield "rows are held out at random and in TRL's order, so losses differ"
-    if learns:
+    if facts.objective.learns_preferences:
         yield "pairs with one prompt are not kept together where rows are held out"
     elif rows.text_column is None:
-        yield "the chat template is the model's own at this day; the run's is frozen, with a fixed date"
-        if rows.most_answers > 1 and config.dataset.train_on != "last_assistant":
+        yield _TEMPLATE_OF_TODAY
+        if rows.most_answers > 1 and facts.config.dataset.train_on != "last_assistant":
             yield "of a conversation, the last answer alone is trained"
     if facts.estimates_kl:
         yield "the KL is estimated over each batch of rows as they follow one another, in the run over each step"
     if rows.has_reasoning:
         yield "reasoning is trained as the rows have it; in the run, the chat template places it"
+
+
+def _left_out_of_rewards(facts: ScriptFacts, rows: RowForm) -> Iterator[str]:
+    yield "prompts are held out at random and in TRL's order, and answers are other samples, so rewards differ"
+    yield "prompts that do not fill the last step of an epoch are left out"
+    if facts.measures:
+        yield "held-out prompts are answered by sampling, in the run by the likeliest tokens"
+    yield "the rounding of probabilities at sampling is not corrected"
+    if "bnpo" in facts.objective.losses_of(facts.config):
+        yield "bnpo averages over the tokens of each batch, in the run over those of each step"
+    yield _TEMPLATE_OF_TODAY
+    yield "`load_dataset` gives columns a type: where a column looks like numbers or dates, texts such as 007 become these"
+    if rows.has_reasoning:
+        yield "reasoning is a part of answers, also in the column answer; in the run, the chat template places it"
+    if any(scorer.scorer == "file" for scorer in facts.config.training.rewards):
+        yield "the file that scores answers runs without a sandbox"
+
+
+def _left_out_of_all(facts: ScriptFacts, rows: RowForm) -> Iterator[str]:
+    config = facts.config
     if "history" in rows.columns:
         yield "earlier turns in a column of their own are not read"
     if config.dataset.max_samples is not None or config.dataset.mix:
         yield "all rows of the one dataset are used, where the run chose or mixed"
-    if facts.model.revision or (facts.model.warm_start and not learns):
+    if facts.model.revision or (facts.model.warm_start and not facts.continues_adapter):
         yield "the revision of the model is not pinned, and training starts without an earlier adapter"
     if "feedforward_modules" in facts.traits.fields or "prompt_tuning_init_text" in facts.peft_arguments:
         yield "arguments of PEFT that depend on the model are left to PEFT"

@@ -70,9 +70,12 @@ def write_exact_script(
 
     Raises:
         DatasetError: If the data cannot be read, or is not what the run was trained on.
-        RunError: If TRL's trainer of the objective cannot train this adapter.
+        RunError: If TRL's trainer of the objective cannot train this adapter, or the run sampled what it learned from.
     """
     config, folder = order.config, order.folder
+    if objective_of(config).samples_answers:
+        what = f"{objective_of(config).label} has no exact script: the answers that it learns from are sampled."
+        raise RunError(what, "Write a short script, without --exact.")
     run = RunFolder(order.run) if order.run is not None else None
     facts = gather_script_facts(config, home, run)
     if facts.objective.trains_prompts and facts.traits.virtual_tokens == "inputs":
