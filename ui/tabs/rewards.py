@@ -32,7 +32,7 @@ class RewardsPart:
             self.cards = pick_list(elem_id="rewards", more=("rewards",))
             page.form.show_problems_of("training.rewards", self.cards)
             with gr.Row():
-                self.start = gr.Button("Try reward", scale=0, min_width=150, elem_id="try-reward")
+                self.start = gr.Button("Try reward", scale=0, min_width=150, visible=False, elem_id="try-reward")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="try-reward-stop")
             self.job = WorkStatus(
                 page.services.tries.find, self.render_work, elem_id="try-reward-status", live_id="try-reward-live"
@@ -81,7 +81,7 @@ class RewardsPart:
         under_way = bool(updates[self.job.poll])
         return {
             **updates,
-            self.start: gr.update(interactive=config is not None and not under_way),
+            self.start: visible_if(config is not None and not under_way),
             self.stop: visible_if(under_way),
         }
 
