@@ -41,7 +41,7 @@ class ObjectiveSettings(Section):
     """Answers that grpo samples for each prompt and compares with each other. More of them give a steadier step and take longer."""
     max_completion_length: int = setting(512, "Max answer length", ge=1, le=65_536)
     """Longer answers of grpo are cut off, in tokens. They come on top of max_length, which limits the prompt."""
-    temperature: Magnitude = setting(1.0, "Temperature", gt=0, le=10)
+    temperature: Magnitude = setting(1.0, "Temperature", gt=0, le=5)
     """Of the answers that grpo samples: lower makes them more alike, and alike answers teach nothing."""
     top_p: float = setting(1.0, "Top p", gt=0, le=1)
     """grpo samples among the likeliest tokens with this share of the probability. 1 samples among all."""

@@ -230,7 +230,7 @@ def test_files_of_scorers_and_test_sets_are_confined_and_judges_refused(home):
 
 def test_where_a_lab_has_no_sandbox_code_is_refused(home, monkeypatch):
     def refuse(_: str) -> None:
-        raise WorkerError("There are no namespaces.", "Use another scorer.")
+        raise WorkerError("Namespaces are missing.", "Use another scorer.")
 
     monkeypatch.setattr("loratory.engine.lab.rules.require_isolation", refuse)
     rewards = [{"scorer": "file", "path": str(home.uploads / "rows.jsonl")}]

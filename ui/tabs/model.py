@@ -85,7 +85,7 @@ class ModelTab:
         ui.clear_error_after(self.hub, [self.search, self.own])
         for trigger in (self.catalog.click, self.hub.click):
             self._choose_after(trigger(ui.picked_value, None, self._name_to_find, **ui.QUICK))
-            trigger(None, None, self.own, js="() => ''", **ui.QUICK)  # the typed name is no longer the model
+            trigger(None, None, self.own, js="() => ''", **ui.QUICK)  # the typed name is not the model now
         submit_event = self.own.submit(lambda text: id_of_page(text.strip()), self.own, self._name_to_find, **ui.QUICK)
         # Next to the box, as the details are below the catalogue.
         name_event = self._choose_after(submit_event, self.hub)

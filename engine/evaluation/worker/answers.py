@@ -3,12 +3,14 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from loratory.engine.chat.contract import Branch, JobProgress
+from loratory.engine.chat.target import LoadPlan
 from loratory.engine.chat.worker.answer import DecodingTokenizer, begin_answer, context_length, end_token_ids
 from loratory.engine.chat.worker.static_cache import free_bytes, logits_agree
 from loratory.engine.chat.worker.weights import BranchWeights, Weights
@@ -39,8 +41,7 @@ class Evaluation:
     @property
     def keeps_rows_apart(self) -> bool:
         """Whether the rows of a batch do not affect each other."""
-        rounds_together = self.order.plan.model.quantization == "int8"  # looks for outliers over the whole batch
-        return not rounds_together and not self.weights().has_virtual_tokens
+        return not rounds_rows_together(self.order.plan) and not self.weights().has_virtual_tokens
 
     def end_if_stopped(self) -> None:
         if self.request.is_cancelled():  # cheap enough for every token
@@ -145,16 +146,24 @@ _MOST_OF_FREE_MEMORY = 0.5
 
 
 class BatchedAnswers(AnswerBatch):
-    """Answers of one branch to several prompts, the longest first; its model has no virtual tokens."""
+    """Answers of one branch to several prompts, the longest first; its model has no virtual tokens.
+
+    `how` are the sampling, copies and `between` of an `AnswerBatch`.
+    """
 
     def __init__(
-        self, weights: BranchWeights, prompts: Sequence[tuple[int, ...]], most: Sequence[int], end_ids: frozenset[int]
+        self,
+        weights: BranchWeights,
+        prompts: Sequence[tuple[int, ...]],
+        most: Sequence[int],
+        end_ids: frozenset[int],
+        **how: Any,
     ) -> None:
         self._weights = weights
         self._last_prompt = prompts[-1]
         cache = weights.new_cache()
         assert cache is not None  # `most_rows` requires one
-        super().__init__(self._next_logits, cache, weights.holder.model.device, prompts, most, end_ids)
+        super().__init__(self._next_logits, cache, weights.holder.model.device, prompts, most, end_ids, **how)
 
     @property
     def tokens(self) -> list[list[int]]:
@@ -172,6 +181,11 @@ class BatchedAnswers(AnswerBatch):
         self._weights.holder.switch_to(self._weights.adapter)
         padding = {"attention_mask": mask, "position_ids": positions}
         return self._weights.holder.forward(ids, cache, **padding)[:, -1].float()
+
+
+def rounds_rows_together(plan: LoadPlan) -> bool:
+    """Return whether the rows of a batch affect each other: int8 looks for outliers over the whole batch."""
+    return plan.model.quantization == "int8"
 
 
 def most_rows(weights: BranchWeights, positions: int, limits: Mapping[str, int] = _MOST_ROWS) -> int:

@@ -134,9 +134,8 @@ class EvaluationWorker:
         rows = data.train.select(spread_evenly(range(len(data.train)), order.settings.prompts))
         weights = model.read_weights()
         with memory_errors(model.spec), torch.inference_mode():
-            branch = weights.branch("tuned" if order.plan.tuned is not None else "base")
             result = try_rewards(
-                training, branch, model.tokenizer, rows, model.report_answers(len(rows)), model.end_if_stopped
+                training, weights, model.tokenizer, rows, model.report_answers(len(rows)), model.end_if_stopped
             )
         return result.model_copy(update={"notes": order.plan.notes}).model_dump(mode="json")
 
@@ -223,7 +222,7 @@ class _OpenModel:
         return report
 
     def end_if_stopped(self) -> None:
-        """Raise CancelledRequestError once nobody waits for the answer."""
+        """Raise CancelledRequestError once the caller has cancelled the request."""
         if self.request.is_cancelled():
             raise CancelledRequestError
 

@@ -3,23 +3,21 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
-from transformers import Cache
 
 from loratory.engine.chat.contract import Branch
-from loratory.engine.chat.worker.answer import DecodingTokenizer, context_length, end_token_ids
+from loratory.engine.chat.worker.answer import DecodingTokenizer, begin_answer, context_length, end_token_ids
 from loratory.engine.chat.worker.weights import BranchWeights, Weights
-from loratory.engine.config.results import TestSet
+from loratory.engine.config.results import SamplingConfig, TestSet
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.errors import ModelError
 from loratory.engine.evaluation.samples import AnswerSample, PromptSamples, TestResult, measure_test
 from loratory.engine.evaluation.try_reward import BadAnswer, TryRewardResult, bad_answers, choices_of
-from loratory.engine.evaluation.worker.answers import most_rows
-from loratory.engine.generation.worker.batch import AnswerBatch, WrittenAnswer
+from loratory.engine.evaluation.worker.answers import BatchedAnswers, most_rows, rounds_rows_together
 from loratory.engine.generation.worker.sampling import Sampling
 from loratory.engine.scoring.base import ScoredAnswer, Scorer
 from loratory.engine.scoring.session import ScoringSession, total
@@ -31,16 +29,23 @@ _MOST_ROWS = {"cpu": 64, "cuda": 256}  # answers side by side: many short ones, 
 OnAnswered = Callable[[Sequence[PromptSamples]], None]
 
 
+class _Text(NamedTuple):
+    """An answer before it is scored."""
+
+    tokens: Sequence[int]
+    is_cut: bool
+
+
 @dataclass(eq=False)
 class PromptWriter:
-    """Answers prompts with one model, and has the answers scored."""
+    """Answers prompts with one branch of a model, and has the answers scored."""
 
-    weights: BranchWeights
+    weights: Weights
+    branch: Branch
     tokenizer: DecodingTokenizer
     scorers: Sequence[Scorer]
-    sampling: Sampling
+    sampling: SamplingConfig
     copies: int  # answers to each prompt
-    max_tokens: int  # of an answer
     between: Callable[[], None]  # called often; may raise to end
     tag: str = ""  # a column of the rows
     generation_seconds: float = 0.0
@@ -51,58 +56,67 @@ class PromptWriter:
         self, rows: Sequence[TokenizedRow], session: ScoringSession, on_answered: OnAnswered = lambda _: None
     ) -> list[PromptSamples]:
         """Answer prompts, the longest first; return them in the order of the rows, each part reported as it is scored."""
-        order = sorted(range(len(rows)), key=lambda number: -rows[number].length)
-        positions = rows[order[0]].length + self.max_tokens
-        size, by_number = (
-            max(1, most_rows(self.weights, positions, _MOST_ROWS) // self.copies),
-            dict[int, PromptSamples](),
-        )
+        order, by_number = sorted(range(len(rows)), key=lambda number: -rows[number].length), dict[int, PromptSamples]()
+        positions, own = rows[order[0]].length + self.sampling.max_new_tokens, self.weights.branch(self.branch)
+        at_once = 1 if rounds_rows_together(self.weights.plan) else most_rows(own, positions, _MOST_ROWS)
+        size = max(1, at_once // self.copies)
+        generator = torch.Generator(own.holder.model.device).manual_seed(self.sampling.seed or 0)
+        sampling = Sampling(self.sampling.temperature, self.sampling.top_p, generator)
         for start in range(0, len(order), size):
-            numbers = order[start : start + size]
+            numbers, began = order[start : start + size], time.perf_counter()
             part = [rows[number] for number in numbers]
-            answers = self._write(part)
-            self.sequences.append(_sequence(part[0], answers[0]))
-            samples = self._score(session, part, answers)
+            texts = self._write_together(own, part, sampling) if at_once > 1 else None
+            if texts is None:  # rows would affect each other
+                texts = [self._write_alone(own, row, copy) for row in part for copy in range(self.copies)]
+            self.generation_seconds += time.perf_counter() - began
+            self.sequences.append(_sequence(part[0], texts[0].tokens))
+            samples = self._score(session, part, texts)
             by_number |= zip(numbers, samples, strict=True)
             on_answered(samples)
         return [by_number[number] for number in range(len(rows))]
 
-    def _write(self, rows: Sequence[TokenizedRow]) -> list[WrittenAnswer]:
-        began, model = time.perf_counter(), self.weights.holder.model
-        cache, context = self.weights.new_cache(), context_length(model)
-        if cache is None:
-            what = f"{type(model).__name__} has no cache, so it cannot answer in batches."
-            raise ModelError(what, "Choose another model.")
-        room = [self.max_tokens if context is None else context - row.length for row in rows]
-        if min(room) < 1:
+    def _write_together(
+        self, own: BranchWeights, rows: Sequence[TokenizedRow], sampling: Sampling
+    ) -> list[_Text] | None:
+        longest, context = self.sampling.max_new_tokens, context_length(own.holder.model)
+        most = [longest if context is None else min(longest, context - row.length) for row in rows]
+        if min(most) < 1:
             what = f"A prompt of {rows[0].length:,} tokens fills the whole context."
             raise ModelError(what, "Lower training.max_length, which leaves such prompts out.")
-        most = [min(self.max_tokens, limit) for limit in room]
-        end_ids = end_token_ids(self.tokenizer, model.generation_config)
-        batch = AnswerBatch(
-            partial(_next_logits, self.weights), cache, model.device, [row.input_ids for row in rows], most, end_ids,
-            sampling=self.sampling, copies=self.copies, between=self.between,
-        )  # fmt: skip
+        end_ids = end_token_ids(self.tokenizer, own.holder.model.generation_config)
+        prompts = [tuple(row.input_ids) for row in rows]
+        batch = BatchedAnswers(own, prompts, most, end_ids, sampling=sampling, copies=self.copies, between=self.between)
+        if len(rows) > 1 and not batch.keeps_rows_apart():
+            return None
         while not batch.is_done:
             batch.advance()
-        self.generation_seconds += time.perf_counter() - began
-        return batch.answers
+        return [_Text(answer.tokens, answer.end is None) for answer in batch.answers]
+
+    def _write_alone(self, own: BranchWeights, row: TokenizedRow, copy: int) -> _Text:
+        seed = None if self.sampling.seed is None else self.sampling.seed + copy
+        sampling = self.sampling.model_copy(update={"seed": seed})
+        answer = begin_answer(self.branch, own, tuple(row.input_ids), sampling, self.tokenizer)
+        chunk = None
+        while not answer.is_done:
+            self.between()
+            chunk = answer.advance()
+        return _Text(answer.tokens, chunk is not None and chunk.finish_reason != "eos")
 
     def _score(
-        self, session: ScoringSession, rows: Sequence[TokenizedRow], token_lists: Sequence[WrittenAnswer]
+        self, session: ScoringSession, rows: Sequence[TokenizedRow], answers: Sequence[_Text]
     ) -> list[PromptSamples]:
         began, copies = time.perf_counter(), self.copies
-        texts = [decode(answer.tokens, self.tokenizer) for answer in token_lists]
+        texts = [decode(answer.tokens, self.tokenizer) for answer in answers]
         verdicts = session.score([to_score(rows[n // copies], text) for n, text in enumerate(texts)], self.between)
         self.scoring_seconds += time.perf_counter() - began
-        answers = [
-            AnswerSample.from_verdicts(text, len(answer.tokens), verdict, self.scorers, is_cut=answer.end is None)
-            for text, answer, verdict in zip(texts, token_lists, verdicts, strict=True)
+        samples = [
+            AnswerSample.from_verdicts(text, len(answer.tokens), verdict, self.scorers, is_cut=answer.is_cut)
+            for text, answer, verdict in zip(texts, answers, verdicts, strict=True)
         ]
         return [
             PromptSamples(
                 row=row.row, prompt=to_score(row, "").prompt, reference=_reference(row),
-                answers=tuple(answers[n * copies : (n + 1) * copies]),
+                answers=tuple(samples[n * copies : (n + 1) * copies]),
                 tag=str(to_score(row, "").columns.get(self.tag, "")) if self.tag else "",
             )
             for n, row in enumerate(rows)
@@ -111,27 +125,26 @@ class PromptWriter:
 
 def try_rewards(
     training: TrainingConfig,
-    weights: BranchWeights,
+    weights: Weights,
     tokenizer: DecodingTokenizer,
     rows: Sequence[TokenizedRow],
     on_answered: OnAnswered,
     between: Callable[[], None],
 ) -> TryRewardResult:
     """Answer prompts as a run does before its first step, score the answers and bad ones, and time it."""
-    generator = torch.Generator(weights.holder.model.device).manual_seed(training.seed)
-    sampling, scorers, copies = (
-        Sampling(training.temperature, training.top_p, generator),
-        training.rewards,
-        training.num_generations,
-    )
-    writer = PromptWriter(weights, tokenizer, scorers, sampling, copies, training.max_completion_length, between)
+    scorers, copies, branch = training.rewards, training.num_generations, weights.branch_names[-1]
+    sampling = SamplingConfig(
+        temperature=training.temperature, top_p=training.top_p, seed=training.seed,
+        max_new_tokens=training.max_completion_length,
+    )  # fmt: skip
+    writer = PromptWriter(weights, branch, tokenizer, scorers, sampling, copies, between)
     with ScoringSession(scorers) as session:
         prompts = writer.answer(rows, session, on_answered)
         bad = _score_bad_answers(session, rows, training, between)
-    sequences = writer.sequences[:_TIMED_SEQUENCES]
-    weights.batch_token_losses(sequences)  # the first pass takes longer
+    own, sequences = weights.branch(branch), writer.sequences[:_TIMED_SEQUENCES]
+    own.batch_token_losses(sequences)  # the first pass takes longer
     began = time.perf_counter()
-    weights.batch_token_losses(sequences)
+    own.batch_token_losses(sequences)
     forward_seconds = (time.perf_counter() - began) / len(sequences)
     return TryRewardResult(
         prompts=tuple(prompts),
@@ -174,21 +187,11 @@ def answer_test(
     by_branch: dict[Branch, list[PromptSamples]] = {}
     with ScoringSession(test.scorers) as session:
         for branch in weights.branch_names:
-            own = weights.branch(branch)
-            generator = torch.Generator(own.holder.model.device).manual_seed(0)
-            sampling = Sampling(test.temperature, 1.0, generator) if test.samples > 1 else Sampling()
-            writer = PromptWriter(
-                own, tokenizer, test.scorers, sampling, test.samples, test.max_new_tokens, between, test.tag
-            )
+            temperature = test.temperature if test.samples > 1 else 0.0
+            sampling = SamplingConfig(temperature=temperature, top_p=1.0, seed=0, max_new_tokens=test.max_new_tokens)
+            writer = PromptWriter(weights, branch, tokenizer, test.scorers, sampling, test.samples, between, test.tag)
             by_branch[branch] = writer.answer(rows, session, on_answered)
     return measure_test(test, by_branch)
-
-
-def _next_logits(
-    weights: BranchWeights, ids: torch.Tensor, cache: Cache, mask: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
-    weights.holder.switch_to(weights.adapter)
-    return weights.holder.forward(ids, cache, attention_mask=mask, position_ids=positions)[:, -1].float()
 
 
 def to_score(row: TokenizedRow, answer: str) -> ScoredAnswer:
@@ -201,8 +204,8 @@ def _reference(row: TokenizedRow) -> str:
     return value if isinstance(value, str) else str(value)
 
 
-def _sequence(row: TokenizedRow, answer: WrittenAnswer) -> TokenizedRow:
+def _sequence(row: TokenizedRow, answer: Sequence[int]) -> TokenizedRow:
     """Return a prompt with its answer, as it is trained on."""
-    tokens = answer.tokens or row.input_ids[-1:]
+    tokens = [*answer] or row.input_ids[-1:]
     ids = [*row.input_ids, *tokens]
     return TokenizedRow(row.row, 0, ids, [-100] * row.length + tokens)

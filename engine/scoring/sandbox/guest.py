@@ -84,7 +84,7 @@ def examine(names: dict[str, Any], tests: list[str], entry_point: str) -> list[A
 
 
 def main() -> None:
-    """Answer messages until there are no more."""
+    """Answer messages until the channel ends."""
     channel, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
