@@ -249,6 +249,11 @@ class RunConfig(Section):
         """The rewards of the run, and the scorers of its test sets."""
         return (*self.training.rewards, *(scorer for test in self.evaluation.tests for scorer in test.scorers))
 
+    @property
+    def test_datasets(self) -> tuple[DatasetConfig, ...]:
+        """The datasets of its test sets, in their order."""
+        return tuple(DatasetConfig(source=t.source, split=t.split, eval_fraction=0.0) for t in self.evaluation.tests)
+
     def with_names(self, replace: Callable[[str, str], str]) -> Self:
         """Return the same with other `names`; `replace` gets field and text, and returns the new text."""
         mix: dict[str, float] = {}

@@ -48,14 +48,14 @@ def is_on_hub(source: str) -> bool:
     return is_hub_id(name) and not names_file(name) and not _is_there(name)
 
 
-def reads_from_hub(dataset: DatasetConfig) -> bool:
-    """Return whether the dataset, or one that is mixed in, is on the Hub."""
-    return any(map(is_on_hub, (dataset.source, *dataset.mix)))
+def reads_from_hub(*datasets: DatasetConfig) -> bool:
+    """Return whether one of these datasets, or one that is mixed in, is on the Hub."""
+    return any(is_on_hub(source) for dataset in datasets for source in (dataset.source, *dataset.mix))
 
 
-def hub_access(model: ModelConfig, dataset: DatasetConfig | None = None) -> frozenset[Access]:
-    """Return the logins that a process needs for this model and dataset: the Hub, if one of them may be there."""
-    needs_hub = may_need_hub(model) or (dataset is not None and reads_from_hub(dataset))
+def hub_access(model: ModelConfig, *datasets: DatasetConfig) -> frozenset[Access]:
+    """Return the logins that a process needs for this model and datasets: the Hub, if one of them may be there."""
+    needs_hub = may_need_hub(model) or reads_from_hub(*datasets)
     return frozenset({Access.HUB}) if needs_hub else frozenset()
 
 

@@ -269,7 +269,7 @@ class EvaluationJob:
         order, file = self._order(machine.device if machine is not None else self.choose(RunSection()))
         assert order.plan.tuned is not None
         title, model = order.plan.tuned.name, order.plan.model
-        access = hub_access(model, order.run.dataset)
+        access = hub_access(model, order.run.dataset, *order.run.test_datasets)
         job = DeviceJob(
             self.home, WORKER_MODULE, "evaluation", title, order.device, access=access, model=model.id, machine=machine
         )

@@ -33,10 +33,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", params=["base", "lora", "prefix", "int8"])
 def weights(request, folder, tmp_path_factory):
     """Return the weights of a plan with one branch; for int8, the plan alone says so."""
-    holder, adapters = load_base(folder), {"lora": lora, "prefix": prefix_tuning}
+    holder, adapters = load_base(folder), {"lora": lora(), "prefix": prefix_tuning()}
     branch = BranchWeights(holder)
-    if make := adapters.get(request.param):
-        branch = attach(holder, make_adapter(folder, tmp_path_factory.mktemp("adapter") / request.param, make()))
+    if (adapter := adapters.get(request.param)) is not None:
+        branch = attach(holder, make_adapter(folder, tmp_path_factory.mktemp("adapter") / request.param, adapter))
     quantization = "int8" if request.param == "int8" else "none"
     plan = SimpleNamespace(model=SimpleNamespace(quantization=quantization))
     return SimpleNamespace(plan=plan, branch=lambda _: branch, kind=request.param)

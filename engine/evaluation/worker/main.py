@@ -16,7 +16,8 @@ from loratory.engine.chat.worker.answer import DecodingTokenizer, load_chat_toke
 from loratory.engine.chat.worker.weights import ModelSpec, Weights, choose_dtype, memory_errors
 from loratory.engine.config.objectives import GRPO, SUPERVISED, objective_of
 from loratory.engine.config.results import TestSet
-from loratory.engine.config.run import DatasetConfig, RunConfig
+from loratory.engine.config.run import RunConfig
+from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.hub import reads_from_hub
 from loratory.engine.data.passes.prepare import PreparedDataset, TokenizedRows, prepare_dataset, spread_evenly
 from loratory.engine.data.render.tokenize import TokenizedRow
@@ -42,6 +43,9 @@ from loratory.engine.processes.messages import CancelledRequestError, JsonObject
 from loratory.engine.processes.spawn import Access, give_up_access
 
 _LONGEST_PROMPT = 65_536  # tokens, of a test set; what a model cannot read is refused as it is read
+
+
+_Test = tuple[TestSet, TokenizedRows]
 
 
 class EvaluationWorker:
@@ -71,14 +75,19 @@ class EvaluationWorker:
         if not measured:
             fix = "Train with dataset.eval_fraction above 0."
             raise DatasetError("This run has no held-out rows, so there is nothing to measure on.", fix)
+        tests = self._read_tests(order.run, model)
         give_up_access(Access.HUB)
         rows = measured.select(spread_evenly(range(len(measured)), order.settings.max_rows))
         spec = model.spec
         evaluation = Evaluation(order, request, cache(model.read_weights), tokenizer)
         file = LossFile(evaluation, spec, self._home)
         with memory_errors(spec), torch.inference_mode():
+            changes = (*order.plan.base_changes(folder, spec.name, self._home), *_changes(data, order.data_fingerprint))
             if objective.samples_answers and not is_whole:
-                return self._evaluate_prompts(order, model, evaluation.weights(), file, rows).model_dump(mode="json")
+                held_out = (_held_out_test(training), rows)
+                result = self._evaluate_prompts(evaluation, model, file, [held_out, *tests])
+                notes, seconds = (*order.plan.notes, *changes), time.perf_counter() - start
+                return result.model_copy(update={"notes": notes, "seconds": seconds}).model_dump(mode="json")
             row_losses = file.sums(rows, "the loss, row")
             desirable = [number for number, row in enumerate(rows) if row.desirable is not False]
             numbers = desirable or range(len(rows))
@@ -89,7 +98,7 @@ class EvaluationWorker:
             texts = general_rows(tokenizer) if order.settings.general_text else []
             general = file.sums(texts, "forgetting, text")
             answered_rows = answer_rows(evaluation, rows.select(desirable)) if order.settings.answered_rows else []
-            tests = self._answer_tests(order, model, evaluation.weights)
+            test_results = tuple(model.answer_test(*test, evaluation.weights()) for test in tests)
         result = EvaluationResult(
             losses=losses,
             rows=len({rows[number].row for number in numbers}),
@@ -105,15 +114,14 @@ class EvaluationWorker:
             seconds=time.perf_counter() - start,
             notes=(
                 *order.plan.notes,
-                *order.plan.base_changes(folder, spec.name, self._home),
                 *_about_rows(order, has_desirable=bool(desirable)),
-                *_changes(data, order.data_fingerprint),
+                *changes,
             ),
             general_losses=_mean_losses(general, texts, range(len(texts))) if texts else {},
             preference=preference,
             ratings=ratings,
             start=order.plan.second.name if order.plan.second is not None else "",
-            tests=tests,
+            tests=test_results,
         )
         return result.model_dump(mode="json")
 
@@ -140,46 +148,33 @@ class EvaluationWorker:
         return result.model_copy(update={"notes": order.plan.notes}).model_dump(mode="json")
 
     def _evaluate_prompts(
-        self, order: EvaluationOrder, model: "_OpenModel", weights: Weights, file: LossFile, rows: TokenizedRows
+        self, evaluation: Evaluation, model: "_OpenModel", file: LossFile, tests: Sequence[_Test]
     ) -> EvaluationResult:
         """Score the answers to held-out prompts by the run's rewards; these rows have no loss."""
-        training, started = order.run.training, time.perf_counter()
-        most = training.max_completion_length
-        held_out = TestSet(source="Held-out prompts", scorers=training.rewards, max_new_tokens=most)
-        texts = general_rows(model.tokenizer) if order.settings.general_text else []
+        texts = general_rows(model.tokenizer) if evaluation.order.settings.general_text else []
         general = file.sums(texts, "forgetting, text")
-        report = model.report_answers(len(rows) * len(weights.branch_names), "Held-out prompts: ")
-        first = answer_test(held_out, weights, model.tokenizer, rows, report, model.end_if_stopped)
+        results = tuple(model.answer_test(*test, evaluation.weights()) for test in tests)
+        general_losses = _mean_losses(general, texts, range(len(texts))) if texts else {}
         return EvaluationResult(
-            losses={}, rows=len(rows), scores={}, tests=(first, *self._answer_tests(order, model, lambda: weights)),
-            general_losses=_mean_losses(general, texts, range(len(texts))) if texts else {},
-            notes=order.plan.notes, seconds=time.perf_counter() - started,
-        )  # fmt: skip
+            losses={}, rows=len(tests[0][1]), scores={}, tests=results, general_losses=general_losses
+        )
 
-    def _answer_tests(
-        self, order: EvaluationOrder, model: "_OpenModel", weights: Callable[[], Weights]
-    ) -> tuple[TestResult, ...]:
-        return tuple(self._answer_test(test, model, weights()) for test in order.run.evaluation.tests)
-
-    def _answer_test(self, test: TestSet, model: "_OpenModel", weights: Weights) -> TestResult:
-        dataset = DatasetConfig(source=test.source, split=test.split, eval_fraction=0.0)
-        rows = prepare_dataset(
-            dataset,
-            seed=0,
-            max_length=_LONGEST_PROMPT,
-            tokenizer=model.tokenizer,
-            home=model.home,
-            objective=GRPO,
-        ).train
-        rows = rows.select(spread_evenly(range(len(rows)), test.max_rows))
-        report = model.report_answers(len(rows) * len(weights.branch_names), f"{test.title}: ")
-        return answer_test(test, weights, model.tokenizer, rows, report, model.end_if_stopped)
+    def _read_tests(self, run: RunConfig, model: "_OpenModel") -> list[_Test]:
+        """Return the test sets of a run with their prompts."""
+        tests = []
+        for test, dataset in zip(run.evaluation.tests, run.test_datasets, strict=True):
+            model.announce(f"Reading {test.title}.")
+            rows = prepare_dataset(
+                dataset, seed=0, max_length=_LONGEST_PROMPT, tokenizer=model.tokenizer, home=model.home, objective=GRPO
+            ).train
+            tests.append((test, rows.select(spread_evenly(range(len(rows)), test.max_rows))))
+        return tests
 
     def _open(self, order: EvaluationOrder | TryRewardOrder, request: Request) -> "_OpenModel":
         """Find the model of an order and load its tokenizer; gives up the Hub where the data needs none of it."""
         home = order.plan.home(self._home)
         source = resolve_model(order.plan.model, home)
-        if not reads_from_hub(order.run.dataset):
+        if not reads_from_hub(order.run.dataset, *order.run.test_datasets):
             give_up_access(Access.HUB)
         folder = Path(source.location)
         folders = [weights.folder for weights in order.plan.trained_weights.values()]
@@ -206,6 +201,11 @@ class _OpenModel:
         """Report what begins."""
         self.request.progress(JobProgress(phase="starting", message=message).model_dump(mode="json"))
 
+    def answer_test(self, test: TestSet, rows: TokenizedRows, weights: Weights) -> TestResult:
+        """Let every branch answer the prompts of a test set."""
+        report = self.report_answers(len(rows) * len(weights.branch_names), f"{test.title}: ")
+        return answer_test(test, weights, self.tokenizer, rows, report, self.end_if_stopped)
+
     def report_answers(self, total: int, title: str = "") -> Callable[[Sequence[PromptSamples]], None]:
         """Return a function that reports prompts as they are answered, of `total` in all."""
         count = itertools.accumulate(itertools.repeat(1))
@@ -230,6 +230,12 @@ class _OpenModel:
         """Read the weights of the plan, outside of inference mode."""
         with torch.inference_mode(mode=False):
             return Weights(self.plan, self.spec, self.announce)
+
+
+def _held_out_test(training: TrainingConfig) -> TestSet:
+    """Return the rewards of a run as a test of its held-out prompts, with the answers of its length."""
+    most = training.max_completion_length
+    return TestSet(source="Held-out prompts", scorers=training.rewards, max_new_tokens=most)
 
 
 def _about_rows(order: EvaluationOrder, *, has_desirable: bool) -> tuple[str, ...]:
