@@ -93,6 +93,8 @@ def _guest_problems(config: RunConfig, limits: LabLimits) -> list[Problem]:
         problems.append(Problem("model.id", "a guest trains models of the catalogue; choose one of them."))
     if not all(source.strip().startswith(SAMPLE_PREFIX) for source in sources):
         problems.append(Problem("dataset.source", "a guest trains on the samples; choose one of them."))
+    if not all(dataset.source.startswith(SAMPLE_PREFIX) for dataset in config.test_datasets):
+        problems.append(Problem("evaluation.tests", "a guest is tested on the samples; choose one of them."))
     if (most := limits.guest_max_steps) is not None and config.training.max_steps > most:
         message = f"a guest trains at most {most:,} steps; set it to {most} or less."
         problems.append(Problem("training.max_steps", message))

@@ -252,6 +252,7 @@ def test_a_guest_names_nothing_and_trains_a_little(home):
         "dataset.source": a_config(dataset__source=str(home.uploads / "rows.jsonl")),
         "model.id": a_config(model__id="owner/name"),
         "training.max_steps": a_config(training__max_steps=100_000),
+        "evaluation.tests": a_config(evaluation__tests=[{"source": "owner/name", "scorers": [{"scorer": "equals"}]}]),
     }
     for field, config in fields.items():
         assert field in {problem.field for problem in lab_problems(config, guest)}

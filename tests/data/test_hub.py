@@ -11,12 +11,15 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 from datasets.table import CastError
 
-from loratory.engine.config.run import DatasetConfig
+from loratory.engine.config.run import DatasetConfig, ModelConfig
 from loratory.engine.data.files import DATA_ENDINGS
+from loratory.engine.data.hub import hub_access, reads_from_hub
 from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.errors import DatasetError
 from loratory.engine.inspector.worker.data import OpenReaders
+from loratory.engine.models.prepared import DEMO_MODEL_ID
+from loratory.engine.processes.spawn import Access
 from tests.data.checks import check_dataset
 from tests.data.families import renderer_of
 
@@ -260,3 +263,15 @@ def test_what_is_on_this_machine_is_never_kept(hub, readers, tmp_path):
     assert next(readers.get(config, None).rows()).example.text() == "after"
     mixed = DatasetConfig(source="someone/data", mix={str(path): 1.0})
     assert readers.get(mixed, None).parts is not readers.get(mixed, None).parts
+
+
+def test_a_test_set_on_the_hub_needs_its_login_as_a_dataset_does():
+    model, local, there = (
+        ModelConfig(id=DEMO_MODEL_ID),
+        DatasetConfig(source="sample:lab-chats"),
+        DatasetConfig(source="owner/tests"),
+    )
+
+    assert not reads_from_hub(local)
+    assert reads_from_hub(local, there)
+    assert hub_access(model, local, there) == {Access.HUB}
