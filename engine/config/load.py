@@ -36,6 +36,9 @@ _SECTIONS: dict[str, type[BaseModel]] = {name: field.annotation for name, field 
 _MESSAGES = {
     "missing": "it is missing and has no default.",
     "literal_error": "{shown} is not one of {expected}.",
+    "union_tag_invalid": "{tag} is not one of {expected_tags}.",
+    "union_tag_not_found": "it has no {discriminator}, which names it.",
+    "tuple_type": "{shown} is not a list.",
     "greater_than": "{shown} is out of range; it must be above {gt:,g}.",
     "greater_than_equal": "{shown} is out of range; it must be at least {ge:,}.",
     "less_than": "{shown} is out of range; it must be below {lt:,}.",
@@ -123,7 +126,10 @@ def config_from_mapping(values: Mapping[str, Any], rows: DatasetKind | None = No
 
 
 def _check_valid_fields(values: Mapping[str, Any], broken: frozenset[str]) -> list[Problem]:
-    """Check pairs although some fields are broken, with the defaults of these; not where most rules would read them."""
+    """Check pairs although some fields are broken, with the defaults of these; not where most rules would read them.
+
+    What rules say about a broken field is about its default, and left out.
+    """
     if not broken.isdisjoint(("adapter.method", "training.objective")):
         return []
     sections: dict[str, Any] = {}
@@ -137,7 +143,7 @@ def _check_valid_fields(values: Mapping[str, Any], broken: frozenset[str]) -> li
         config = parse_partial_config(sections)  # no rule reads the stand-ins
     except ValidationError:  # a section was itself malformed; its fields are reported already
         return []
-    return constraint_problems(config)
+    return [problem for problem in constraint_problems(config) if problem.field not in broken]
 
 
 def section_from_mapping(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
@@ -317,12 +323,23 @@ def _field_problems(error: ValidationError) -> list[Problem]:
 
 
 def _plain_message(field: str, item: Any) -> str:
+    where = item["loc"][2:]
+    if where and isinstance(where[0], int) and isinstance(where[-1], str):  # a setting of an entry in a list
+        message = "unknown setting." if item["type"] == "extra_forbidden" else _message(item)
+        return f"entry {where[0] + 1}, {shorten(where[-1])}: {message}"
     if item["type"] == "extra_forbidden":
         guess = _closest_field(field)
         return f"there is no such setting{f'; did you mean {guess}?' if guess else '.'}"
+    return _message(item)
+
+
+def _message(item: Any) -> str:
     value = brief_repr(item.get("input"))
     if item["type"] in _MESSAGES:
-        return _MESSAGES[item["type"]].format(shown=value, **item.get("ctx", {}))
+        facts = {
+            name: shorten(fact, 300) if isinstance(fact, str) else fact for name, fact in item.get("ctx", {}).items()
+        }
+        return _MESSAGES[item["type"]].format(shown=value, **facts)
     return f"{value} is refused: {item['msg'][:1].lower()}{item['msg'][1:]}."
 
 

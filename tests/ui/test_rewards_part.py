@@ -126,5 +126,7 @@ def test_what_a_client_sends_as_rewards_is_a_draft_or_a_message():
 def test_a_scorer_without_its_required_setting_is_a_problem_of_the_draft(visitor):
     visitor.fill(a_config(**GRPO).model_dump(mode="json"))
     visitor.change({"training": {"rewards": [{"scorer": "regex"}]}})
-    assert {problem.field for problem in visitor.draft.problems} == {"training.rewards"}
+    (problem,) = visitor.draft.problems
+    assert problem.field == "training.rewards"
+    assert "pattern" in problem.message.lower(), "and not that there are no rewards"
     assert visitor.draft.config is None
