@@ -357,8 +357,8 @@ EXPORT = Toy(
     lines={
         "engine/config/results.py": {'ExportKind = Literal["adapter", ': '"toy", '},
         "engine/export/kinds.py": {
-            'print(answer["choices"][0]["message"]["content"])\n""",\n)\n': (
-                'TOY = Kind(name="toy", title="Toy", about="A toy.", library="peft", code="", refusal=_must_have_adapter)\n'
+            "    takes_converter=True,\n)\n": (
+                'TOY = Kind(name="toy", title="Toy", about="A toy.", library="peft", refusal=_must_have_adapter)\n'
             ),
             "KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (": "TOY, ",
         },

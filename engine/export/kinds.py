@@ -42,8 +42,9 @@ class Kind:
 
     @property
     def code(self) -> str:
-        """Example that loads it; `{folder}` and `{base}` are filled in."""
-        return Path(__file__).with_name("examples").joinpath(f"{self.name}.txt").read_text(encoding="utf-8")
+        """Example that loads it, if it has a file; `{folder}` and `{base}` are filled in."""
+        example = Path(__file__).with_name("examples") / f"{self.name}.txt"
+        return example.read_text(encoding="utf-8") if example.exists() else ""
 
     def why_not(self, method: PeftMethod | None) -> str:
         """Return why this kind does not support a method; empty if it does."""
