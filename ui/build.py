@@ -78,8 +78,11 @@ class NextStepBar:
         """Open on a click what is picked: a tab, an address, or a run and what to do with it."""
         page, train = self.page, self.train
         opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_result, page.other_run]
-        # By the queue: Gradio 6.31 shows no error of an event without it, and starts nothing `then` after one.
-        open_event: Dependency = click(ui.shown_as_message(self.open), None, opening, **ui.SLOW)
+        # By the queue: Gradio 6.31 shows no error of an event without it, and starts nothing `then` after one. What is picked
+        # while an address is looked up comes after it.
+        open_event: Dependency = click(
+            ui.shown_as_message(self.open), None, opening, trigger_mode="multiple", **ui.SLOW
+        )
         train.follow.show_after(open_event, train.view)
         for end in (open_event.then, open_event.failure):
             end(None, None, None, js="() => window.loratoryArrive()", **ui.QUICK)

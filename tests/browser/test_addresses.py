@@ -1,11 +1,14 @@
 """The address of each tab and run: shown, opened again, and what a page does without one; and the bar that leads on."""
 
 import re
+import threading
+import time
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from loratory.engine.runs.run import Run
+from loratory.ui.addresses import parse_address
 from loratory.ui.services import Services
 from tests.browser.chromium import barriers, open_page, open_tab
 from tests.browser.conftest import watched_page
@@ -82,6 +85,28 @@ def test_a_run_that_is_not_there_is_reported_and_nothing_else_changes(browser: B
     )
     is_at(page, "/runs", "Runs")
     page.context.close()
+
+
+def test_what_is_clicked_while_an_address_is_looked_up_opens_afterwards(browser: Browser, tmp_path, monkeypatch):
+    lookups = threading.Semaphore(0)
+
+    def slow_parse(pick: str) -> tuple[str, str]:
+        if pick.startswith("/"):
+            lookups.release()
+            time.sleep(2)
+        return parse_address(pick)
+
+    monkeypatch.setattr("loratory.ui.build.parse_address", slow_parse)
+    services = fake_services(tmp_path)
+    write_run(services.runs, a_config(), InventedRun())
+    active = write_run(services.runs, a_config(run__name="under way"), InventedRun(state="running", steps=20))
+    with page_of(services) as address, watched_page(browser, address) as page:
+        lookups.acquire(timeout=60)
+
+        page.locator("#header").get_by_text("1 active run").click()
+
+        is_at(page, f"/train/{active.id}", "Train")
+        expect(page.locator("#run-heading h2")).to_have_text("under way")
 
 
 def press(page: Page, button: Locator) -> None:
