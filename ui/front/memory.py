@@ -16,7 +16,11 @@ import orjson
 from fastapi import APIRouter
 from gradio.routes import App, ORJSONResponse
 
-_PLAIN = (type(None), bool, int, float)
+_PLAIN = (type(None), bool, int, float, str)
+_LISTS = frozenset(  # of events and components, which nothing changes once a page is laid out
+    "inputs outputs input_parameter_names component_prop_inputs input_keyword_names cancels show_progress_on elem_classes "
+    "server_fns buttons preserved_by_key".split()
+)
 _TLS_BUFFER_BYTES = 32 * 1024  # two records, which have 16 KiB at most
 
 
@@ -50,9 +54,9 @@ def trim_memory(blocks: gr.Blocks, app: App, is_offered: Callable[[str], bool]) 
     """Let the mounted blocks of a person hold a fifth of what Gradio 6.31 leaves in them; one call at a time.
 
     It keeps the description for browsers as Python objects (1.4 MiB), for each of our 400 events a list of its own of the
-    form's 90 components and of their names, although they are the same (0.5 MiB), in each of 700 components and of the events
-    40 attributes, of which most are equal in all (0.8 MiB), two empty sets for each component, and 50 routes that
-    the gate does not offer, each prepared twice (0.8 MiB).
+    form's 90 components and of their names, although they are the same (0.5 MiB), 4,000 empty lists (0.2 MiB), in each of 700
+    components and of the events 40 attributes, of which most are equal in all (0.8 MiB), two empty sets for each component,
+    texts that all pages have (0.4 MiB), and 50 routes that the gate does not offer, each prepared twice (0.8 MiB).
 
     Args:
         app: That they are mounted as, before its first request.
@@ -60,12 +64,14 @@ def trim_memory(blocks: gr.Blocks, app: App, is_offered: Callable[[str], bool]) 
     """
     blocks.config = _Packed(blocks.config)
     same: dict[tuple[Any, ...], list[Any]] = {}
-    for event in blocks.fns.values():
-        for name in ("inputs", "outputs", "input_parameter_names"):
-            values = getattr(event, name)
-            setattr(event, name, same.setdefault((name, *map(id, values)), values))
     _share_files(blocks)
-    _leave_to_classes([*blocks.fns.values(), *blocks.blocks.values()])
+    _share_texts(blocks)
+    parts = [*blocks.fns.values(), *blocks.blocks.values()]
+    for part in parts:
+        for name in _LISTS.intersection(vars(part)):
+            if isinstance(values := getattr(part, name), list):
+                setattr(part, name, same.setdefault((name, *map(id, values)), values))
+    _leave_to_classes(parts)
     _remove_routes(app.router, is_offered)
 
 
@@ -79,6 +85,13 @@ def _share_files(blocks: gr.Blocks) -> None:
         block.temp_files, block.keep_in_cache, block.GRADIO_CACHE = files, paths, blocks.GRADIO_CACHE
         block.share_token = ""  # of a whole page that is shared by Gradio's tunnel
     blocks.temp_file_sets = [blocks.upload_file_set, files]
+
+
+def _share_texts(blocks: gr.Blocks) -> None:
+    """Let pages have their equal texts in common: scripts, styles and the catalogue, each twice where it is not ASCII."""
+    arguments = (values for block in blocks.blocks.values() for values in getattr(block, "_constructor_args", ()))
+    for values in (vars(blocks), *map(vars, blocks.blocks.values()), *arguments):
+        values.update({name: sys.intern(value) for name, value in values.items() if type(value) is str})
 
 
 def _leave_to_classes(objects: Iterable[Any]) -> None:
