@@ -236,7 +236,8 @@ def test_joined_rows_copy_heads_where_no_flash_kernel_takes_them(monkeypatch, he
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("dropout", [0.0, 1e-9], ids=["in tiles", "by PyTorch's kernel"])
 def test_several_sequences_that_share_their_beginning_see_what_whole_ones_do(dropout, window):
-    shared, lengths = 6, (9, 8, 6, QUERY_TILE + 3)  # the third has nothing of its own
+    # The third has nothing of its own; those of nearly one length are computed together.
+    shared, lengths = 6, (9, 8, 6, QUERY_TILE + 3, 13, 8, 30, QUERY_TILE + 1)
     inputs = random_inputs(lengths)
     starts = [0, *itertools.accumulate(lengths)]
     parts = [
@@ -251,6 +252,7 @@ def test_several_sequences_that_share_their_beginning_see_what_whole_ones_do(dro
     for states in again:
         for start in starts[1:-1]:
             states[:, :, start : start + shared] = states[:, :, :shared]
+        states.requires_grad_()
     whole = row_by_row(again, lengths, 0.3, window)
     rows = JoinedRows((len(chosen),), (SharedPrefix(shared, row_starts),))
     query, key, value = (states[:, :, chosen] for states in inputs)
@@ -260,3 +262,10 @@ def test_several_sequences_that_share_their_beginning_see_what_whole_ones_do(dro
     )  # fmt: skip
 
     torch.testing.assert_close(got, whole[:, chosen], rtol=1e-4, atol=1e-5)
+    weights = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
+    (got * weights).sum().backward()
+    (whole[:, chosen] * weights).sum().backward()
+    for states, copies in zip(inputs, again, strict=True):
+        for start in starts[1:-1]:
+            copies.grad[:, :, :shared] += copies.grad[:, :, start : start + shared]
+        torch.testing.assert_close(states.grad[:, :, chosen], copies.grad[:, :, chosen], rtol=1e-4, atol=1e-5)

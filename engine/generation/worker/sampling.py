@@ -31,12 +31,14 @@ class Sampling:
         if not self.temperature:
             zeros = logits.new_zeros(logits.shape[0])
             return Choice(logits.argmax(dim=-1), zeros, zeros)
-        scores = logits if self.temperature == 1.0 else logits.div_(self.temperature)
-        log_probabilities = scores.sub_(torch.logsumexp(scores, dim=-1, keepdim=True))
-        probabilities = log_probabilities.exp()
+        probabilities = torch.softmax(logits if self.temperature == 1.0 else logits.div_(self.temperature), dim=-1)
         tokens = self._draw(probabilities)
-        chosen = log_probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        return Choice(tokens, chosen, -torch.linalg.vecdot(probabilities, log_probabilities))
+        index = tokens.unsqueeze(1)
+        chosen = probabilities.gather(1, index).log_().squeeze(1)
+        # Log-probabilities are the logits less one number for each row, which the chosen token gives.
+        return Choice(
+            tokens, chosen, logits.gather(1, index).squeeze(1) - chosen - torch.linalg.vecdot(probabilities, logits)
+        )
 
     def _draw(self, probabilities: torch.Tensor) -> torch.Tensor:
         if self.top_p >= 1.0:
@@ -63,17 +65,3 @@ class Sampling:
 
 
 LIKELIEST = Sampling()
-
-
-def _invert(ends: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which part of each row holds a target, and how far behind its beginning; never one of no width.
-
-    Args:
-        ends: Where the parts end, (rows, parts).
-        target: (rows, 1), at least 0.
-    """
-    last = ends[:, -1:]
-    below = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))  # rounding may reach the end
-    index = torch.searchsorted(ends, below, right=True)
-    begins = torch.where(index > 0, ends.gather(1, (index - 1).clamp_min(0)), 0.0)
-    return index, below - begins

@@ -8,7 +8,7 @@ grows with the rows and not with the sequence that they are in.
 import functools
 import itertools
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from loratory.engine.config.rules import QUERY_TILE
 JOINED_ATTENTION = "loratory_joined"  # its name among transformers' attention functions
 
 FLASH_CAPABILITY = (8, 0)  # Ampere; flash_attn's README, "NVIDIA CUDA Support", and PyTorch's own kernel
+
+_PADDING = 16  # sequences that differ by fewer tokens are as many heads of one product
 
 # Options that other attention functions support and this one does not; a model that uses one is trained with padding.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
@@ -153,30 +155,60 @@ def joined_attention(
     rows = zip(*(states[0].split(joined_rows.lengths, dim=1) for states in (query, key, value)), strict=True)
     with torch.autocast(query.device.type, enabled=False):
         outputs = [
-            attend(q, k, v, scale, dropout, _VisibleKeys(sliding_window, pair))
+            part
             for states, prefix in itertools.zip_longest(rows, joined_rows.prefixes)
-            for q, k, v, pair in _sequences(states, prefix)
+            for part in _attend_row(
+                functools.partial(attend, scale=scale, dropout=dropout), states, prefix, sliding_window
+            )
         ]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return joined.transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
-def _sequences(states: tuple[torch.Tensor, ...], prefix: SharedPrefix | None) -> Iterator[tuple[Any, ...]]:
-    """Yield queries, keys and values of a row, and the pair that it is; of more sequences those of each, without copies of
-    the queries that are shared.
+def _attend_row(
+    attend: Callable[..., torch.Tensor],
+    states: tuple[torch.Tensor, ...],
+    prefix: SharedPrefix | None,
+    window: int | None,
+) -> Iterator[torch.Tensor]:
+    """Yield the outputs of the sequences of a row, (heads, tokens, head_dim).
 
-    The scores of a pair in one product are fewer copies of keys; those of many sequences would mostly be hidden.
+    The scores of a pair in one product are fewer copies of keys; those of many sequences would mostly be hidden. So these
+    are as many heads of one product, each with the shared keys; padding comes after all that a token sees.
     """
-    q, k, v = states
     if prefix is None or len(prefix.starts) < 2:
-        yield q, k, v, prefix if prefix is not None and prefix.starts else None
+        yield attend(*states, visible=_VisibleKeys(window, prefix if prefix is not None and prefix.starts else None))
         return
-    for start, end in itertools.pairwise((0, *prefix.starts, q.shape[1])):
-        if start == 0:
-            yield q[:, :end], k[:, :end], v[:, :end], None
-        elif start < end:
-            keys, values = (torch.cat([each[:, : prefix.shared], each[:, start:end]], dim=1) for each in (k, v))
-            yield q[:, start:end], keys, values, None
+    ends = (*prefix.starts, states[0].shape[1])
+    lengths = [end - start for start, end in itertools.pairwise((0, *ends))]
+    # Split at once, whose gradient is one copy.
+    first, *rests = zip(*(each.split(lengths, dim=1) for each in states), strict=True)
+    yield attend(*first, visible=_VisibleKeys(window))
+    outputs = {}
+    by_length = sorted(enumerate(lengths[1:]), key=lambda item: item[1])
+    for width, group in itertools.groupby(by_length, key=lambda item: -(-item[1] // _PADDING)):
+        sizes = dict(group if width else ())
+        if not sizes:
+            continue  # no longer than what is shared
+        q, k, v = (
+            _stacked(parts, max(sizes.values())) for parts in zip(*(rests[index] for index in sizes), strict=True)
+        )
+        k, v = (
+            torch.cat([each[:, : prefix.shared].expand(len(sizes), -1, -1, -1), rest], dim=2)
+            for each, rest in zip(first[1:], (k, v), strict=True)
+        )
+        output = attend(*(each.flatten(0, 1) for each in (q, k, v)), visible=_VisibleKeys(window)).view(q.shape)
+        for (index, size), part in zip(sizes.items(), output.unbind(), strict=True):
+            outputs[index] = part if size == part.shape[1] else part[:, :size]
+    yield from (outputs[index] for index in sorted(outputs))
+
+
+def _stacked(parts: Sequence[torch.Tensor], length: int) -> torch.Tensor:
+    """Return (parts, heads, tokens, head_dim), the shorter ones padded at their ends."""
+    pads = (length - part.shape[1] for part in parts)
+    return torch.stack(
+        [functional.pad(part, (0, 0, 0, pad)) if pad else part for part, pad in zip(parts, pads, strict=True)]
+    )
 
 
 def require_plain(module: torch.nn.Module, options: Mapping[str, Any], conditions: Mapping[str, bool]) -> None:
@@ -213,8 +245,9 @@ def _attend_fused(
 
 
 def _attend_tiled(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, _no_dropout: float, visible: _VisibleKeys
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, visible: _VisibleKeys
 ) -> torch.Tensor:
+    assert not dropout
     return _TiledAttention.apply(q, k, v, scale, visible)
 
 
