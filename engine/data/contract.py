@@ -82,6 +82,7 @@ class RowLengths(_Part):
     per_row: int = 1  # sequences of each row, next to one another; 2 for the chosen and the rejected answer
     kind: RowKind = "answers"
     shared: tuple[int, ...] = ()  # tokens that both sequences of each row begin with; none where they are not known
+    longest_prompt: int = 0  # of what is answered, at most; 0 where that is not known
 
     @property
     def longest(self) -> int:

@@ -19,7 +19,7 @@ from loratory.engine.config.rules import (
 from loratory.engine.config.run import AdapterConfig, RunConfig
 from loratory.engine.data.contract import RowLengths
 from loratory.engine.data.largest_pass import LargestPass, largest_pass
-from loratory.engine.data.step_plan import PlanSettings
+from loratory.engine.data.step_plan import PlanSettings, join_rows
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import version_parts
 from loratory.engine.hardware.libraries import library_version
@@ -197,15 +197,22 @@ def _answers_of_step(config: RunConfig) -> int:
     return prompts * training.num_generations if objective_of(config).samples_answers else 0
 
 
-def _pass_of_answers(ceiling: Workload, config: RunConfig, rows: RowLengths) -> LargestPass:
-    """Return a pass of the longest answers to known prompts; joined ones are as many as a pass has tokens for."""
+def _pass_of_answers(ceiling: Workload, config: RunConfig, device: Device, rows: RowLengths) -> LargestPass:
+    """Return the largest pass of answers as long as they may be to the longest known prompt, which is shared where it can be."""
     training = config.training
-    longest = min(training.max_length, rows.longest + training.max_completion_length)
-    size = training.per_device_train_batch_size
-    count = size
+    size, most = training.per_device_train_batch_size, training.max_completion_length
+    longest = min(training.max_length, (rows.longest_prompt or rows.longest) + most)
+    lengths = (longest,) * size
     if ceiling.joined:
-        count = min(ceiling.answers, -(-size * training.max_length // longest))
-    return LargestPass((longest,) * count, count * longest, count * longest, count, longest)
+        rest = most if _shares_prompts(ceiling, config, device) else longest
+        answers = [longest, *[rest] * (training.num_generations - 1)] * (ceiling.answers // training.num_generations)
+        passes = join_rows(range(len(answers)), answers, size * training.max_length)
+        lengths = max((tuple(answers[row] for row in part.rows) for part in passes), key=sum)
+    return LargestPass(lengths, len(lengths) * most, len(lengths) * longest, len(lengths), longest)
+
+
+def _shares_prompts(ceiling: Workload, config: RunConfig, device: Device) -> bool:
+    return ceiling.attention == "tiled" and shares_prompts("joined", config, device.kind)
 
 
 def _largest_pass(ceiling: Workload, config: RunConfig, device: Device, rows: RowLengths | None) -> LargestPass | None:
@@ -216,13 +223,13 @@ def _largest_pass(ceiling: Workload, config: RunConfig, device: Device, rows: Ro
     if rows is None or (config.training.packing and not ceiling.joined):
         return None
     if objective_of(config).samples_answers:
-        return _pass_of_answers(ceiling, config, rows)
+        return _pass_of_answers(ceiling, config, device, rows)
     settings = PlanSettings(
         training=config.training,
         batching="joined" if ceiling.joined else "padded",
         world_size=ceiling.data_parallel * ceiling.sharded,
         sequences_per_row=objective_of(config).sequences_per_example,
-        shares_prompts=ceiling.attention == "tiled" and shares_prompts("joined", config, device.kind),
+        shares_prompts=_shares_prompts(ceiling, config, device),
     )
     return largest_pass(rows, settings, ceiling.fills_up_to)
 

@@ -2,7 +2,8 @@
 
 Each cell is a real run of the demo model by the real worker on a whole dataset, predicted for its rows as the page does once
 their lengths are known. `whole` runs 12 to 30 steps with evaluations and checkpoints, none of which was looked at for the
-constants: a heap needs some steps to reach its size. `data` runs three steps, `preferences` does so on pairs of answers.
+constants: a heap needs some steps to reach its size. `data` runs three steps, `preferences` does so on pairs of answers,
+`rewards` ten steps on sampled answers.
 `--cells 0-5` runs a part. Prints each cell as soon as it is known, then the mean error and how often the bound covered the
 measurement; `--json FILE` keeps the figures. A cell that fails is named, counts in no mean, and makes the command fail.
 Measure on a machine that does nothing else.
@@ -22,6 +23,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import yaml
 
 from loratory.engine.config.load import config_from_mapping
 from loratory.engine.config.methods.registry import METHODS as PEFT_METHODS
@@ -85,7 +88,7 @@ class Cell(NamedTuple):
         for override in (*METHODS[self.method], *self.overrides):
             key, _, value = override.partition("=")
             section, _, field = key.partition(".")
-            sections[section][field] = value
+            sections[section][field] = yaml.safe_load(value)
         return config_from_mapping(sections)
 
 
@@ -151,7 +154,22 @@ PREFERENCE_CELLS = (
 )  # fmt: skip
 
 
-SETS = {"whole": WHOLE_CELLS, "data": DATA_CELLS, "preferences": PREFERENCE_CELLS}
+def _rewarded(method: str, batch: int, answers: int, tokens: int, *overrides: str) -> Cell:
+    """Answer questions that a small model answers until it is cut off."""
+    settings = {
+        "objective": "grpo", "rewards": "[{scorer: length}]", "num_generations": answers, "max_completion_length": tokens,
+    }  # fmt: skip
+    chosen = (f"training.{name}={value}" for name, value in settings.items())
+    return _whole(_FAQ, method, batch, 1, 1024, 10, *chosen, *overrides, *_AT_THE_ENDS)
+
+
+REWARD_CELLS = (
+    _rewarded("LoRA", 4, 8, 32), _rewarded("LoRA", 2, 8, 96), _rewarded("LoRA", 8, 8, 24), _rewarded("LoRA", 2, 16, 48, _CHECKPOINTED),
+    _rewarded("IA3", 4, 8, 32), _rewarded("QLoRA", 2, 8, 48), _rewarded("Full", 2, 8, 48), _rewarded("LoRA", 2, 8, 64, "training.beta=0.04"),
+)  # fmt: skip
+
+
+SETS = {"whole": WHOLE_CELLS, "data": DATA_CELLS, "preferences": PREFERENCE_CELLS, "rewards": REWARD_CELLS}
 
 
 @dataclasses.dataclass(frozen=True)

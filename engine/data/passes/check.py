@@ -30,6 +30,7 @@ from loratory.engine.data.passes.reader import DatasetReader, DatasetRow, Pace, 
 from loratory.engine.data.passes.split import Positions, Split, draw_split
 from loratory.engine.data.records import ProblemKind, Record, row_label
 from loratory.engine.data.render.template import tokenizer_fingerprint
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, RenderedRow
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.errors import DatasetError
 from loratory.engine.files import read_model
@@ -61,6 +62,7 @@ class Counts:
         self.length_rows = array("I")  # the row of each sequence
         self.uncut_trained = array("I")  # trained tokens of each sequence, before the cut
         self.first_sequences = array("Q")  # of each kept row, the number of its first one
+        self.longest_prompt = 0  # tokens of what is answered, which is the whole row where there are several answers
         self.total_tokens = 0
         self.trained_tokens = 0
         self.lost_trained_tokens = 0
@@ -97,6 +99,7 @@ class Counts:
             self.length_rows.append(record.row)
             self.total_tokens += len(sequence.input_ids)
             self.trained_tokens += sequence.trained_tokens
+            self.longest_prompt = max(self.longest_prompt, _prompt_tokens(sequence))
             self.lost_trained_tokens += sequence.lost_trained_tokens
             self.uncut_trained.append(sequence.trained_tokens + sequence.lost_trained_tokens)
 
@@ -149,6 +152,7 @@ class Counts:
             longest_held_out=int(held_out.max(initial=0)),
             per_row=per_row,
             kind=kind,
+            longest_prompt=self.longest_prompt,
             shared=tuple(shared[numbers[:, 0] // per_row].tolist()) if per_row > 1 else (),
         )
 
@@ -160,6 +164,14 @@ class Counts:
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         sequences: np.ndarray = np.repeat(starts, sizes) + within
         return sequences
+
+
+def _prompt_tokens(sequence: RenderedRow) -> int:
+    """Return the tokens before the answer of a row that has one, and all tokens of any other row."""
+    labels, trained = sequence.labels, sequence.trained_tokens
+    first = next((index for index, label in enumerate(labels) if label != IGNORED_LABEL), 0)
+    has_one = trained and not sequence.lost_trained_tokens and IGNORED_LABEL not in labels[first : first + trained]
+    return first if has_one else sequence.uncut_tokens
 
 
 def _list(problems: list[RowProblem], record: Record, kind: ProblemKind, problem: str, *, is_dropped: bool) -> None:
