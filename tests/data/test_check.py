@@ -279,6 +279,21 @@ def test_lengths_are_those_of_the_rows_to_train_on_in_their_order_before_the_cut
     assert report.row_lengths.count == report.train_rows == 30
 
 
+@pytest.mark.parametrize("max_length", [120, 1024], ids=["cut", "whole"])
+def test_the_longest_prompt_is_what_comes_before_the_only_answer(tmp_path, max_length):
+    questions, turns = [5, 9, 3], lambda text: {"role": "user", "content": text}
+    rows = [{"messages": [turns("why " * count), {"role": "assistant", "content": "so " * 50}]} for count in questions]
+    renderer = renderer_of(max_length)
+    prompt = renderer.tokenizer.apply_chat_template(rows[1]["messages"][:1], add_generation_prompt=True)
+
+    report = check_file(write_rows(tmp_path / "rows.jsonl", rows), renderer)
+    rows[0]["messages"] *= 2
+    with_two = check_file(write_rows(tmp_path / "two.jsonl", rows), renderer)
+
+    assert report.row_lengths.longest_prompt == len(prompt["input_ids"])
+    assert with_two.row_lengths.longest_prompt == with_two.row_lengths.longest
+
+
 def test_of_many_rows_an_even_draw_of_lengths_holds_the_longest(tmp_path):
     rows = [row(number, "one " * (1 + number % 7)) for number in range(MAX_LENGTHS + 500)]
     rows[777]["output"] = "one " * 300

@@ -55,5 +55,16 @@ def test_longer_answers_make_longer_passes():
     assert long.phases_bytes["layer_backward"] > 1.3 * short.phases_bytes["layer_backward"]
 
 
+def test_answers_share_their_prompt_on_a_cpu_and_what_a_row_answers_is_no_part_of_it():
+    rows = RowLengths(tokens=(400,) * 16, trained=(100,) * 16, count=16)
+    known = rows.model_copy(update={"longest_prompt": 300})
+
+    few, many = (estimate(rows=known, num_generations=count).phases_bytes["forward"] for count in (2, 8))
+
+    # Six more answers of 32 tokens to each of four prompts, of 300 tokens.
+    assert many / few < (300 + 8 * 32) / (300 + 2 * 32) * 1.1
+    assert many < estimate(rows=rows).phases_bytes["forward"]
+
+
 def test_other_objectives_sample_nothing():
     assert "answers" not in estimate(objective="sft").phases_bytes

@@ -38,6 +38,7 @@ from loratory.engine.files import read_model
 Result = TypeVar("Result")
 MAX_LENGTHS = 2048  # of sequences that a report holds
 MAX_LISTED = 1000  # problems, notices and duplicates that a report lists; it counts them all
+_CLOSING_TOKENS = 4  # that a template writes after the last answer, at most
 
 
 class Counts:
@@ -167,11 +168,10 @@ class Counts:
 
 
 def _prompt_tokens(sequence: RenderedRow) -> int:
-    """Return the tokens before the answer of a row that has one, and all tokens of any other row."""
-    labels, trained = sequence.labels, sequence.trained_tokens
-    first = next((index for index, label in enumerate(labels) if label != IGNORED_LABEL), 0)
-    has_one = trained and not sequence.lost_trained_tokens and IGNORED_LABEL not in labels[first : first + trained]
-    return first if has_one else sequence.uncut_tokens
+    """Return the tokens before the answer of a row that has one, and all tokens of any other row; before the cut."""
+    answer = sequence.trained_tokens + sequence.lost_trained_tokens
+    first = next((index for index, label in enumerate(sequence.labels) if label != IGNORED_LABEL), 0)
+    return first if first + answer + _CLOSING_TOKENS >= sequence.uncut_tokens else sequence.uncut_tokens
 
 
 def _list(problems: list[RowProblem], record: Record, kind: ProblemKind, problem: str, *, is_dropped: bool) -> None:
