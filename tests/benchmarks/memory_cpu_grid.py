@@ -154,7 +154,7 @@ PREFERENCE_CELLS = (
 )  # fmt: skip
 
 
-def _rewarded(method: str, batch: int, answers: int, tokens: int, *overrides: str) -> Cell:
+def _with_rewards(method: str, batch: int, answers: int, tokens: int, *overrides: str) -> Cell:
     """Answer questions that a small model answers until it is cut off."""
     settings = {
         "objective": "grpo", "rewards": "[{scorer: length}]", "num_generations": answers, "max_completion_length": tokens,
@@ -164,8 +164,8 @@ def _rewarded(method: str, batch: int, answers: int, tokens: int, *overrides: st
 
 
 REWARD_CELLS = (
-    _rewarded("LoRA", 4, 8, 32), _rewarded("LoRA", 2, 8, 96), _rewarded("LoRA", 8, 8, 24), _rewarded("LoRA", 2, 16, 48, _CHECKPOINTED),
-    _rewarded("IA3", 4, 8, 32), _rewarded("QLoRA", 2, 8, 48), _rewarded("Full", 2, 8, 48), _rewarded("LoRA", 2, 8, 64, "training.beta=0.04"),
+    _with_rewards("LoRA", 4, 8, 32), _with_rewards("LoRA", 2, 8, 96), _with_rewards("LoRA", 8, 8, 24), _with_rewards("LoRA", 2, 16, 48, _CHECKPOINTED),
+    _with_rewards("IA3", 4, 8, 32), _with_rewards("QLoRA", 2, 8, 48), _with_rewards("Full", 2, 8, 48), _with_rewards("LoRA", 2, 8, 64, "training.beta=0.04"),
 )  # fmt: skip
 
 

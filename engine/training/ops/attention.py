@@ -190,9 +190,7 @@ def _attend_row(
         sizes = dict(group if width else ())
         if not sizes:
             continue  # no longer than what is shared
-        q, k, v = (
-            _stacked(parts, max(sizes.values())) for parts in zip(*(rests[index] for index in sizes), strict=True)
-        )
+        q, k, v = (_stack(parts, max(sizes.values())) for parts in zip(*(rests[index] for index in sizes), strict=True))
         k, v = (
             torch.cat([each[:, : prefix.shared].expand(len(sizes), -1, -1, -1), rest], dim=2)
             for each, rest in zip(first[1:], (k, v), strict=True)
@@ -203,7 +201,7 @@ def _attend_row(
     yield from (outputs[index] for index in sorted(outputs))
 
 
-def _stacked(parts: Sequence[torch.Tensor], length: int) -> torch.Tensor:
+def _stack(parts: Sequence[torch.Tensor], length: int) -> torch.Tensor:
     """Return (parts, heads, tokens, head_dim), the shorter ones padded at their ends."""
     pads = (length - part.shape[1] for part in parts)
     return torch.stack(
