@@ -220,6 +220,22 @@ def _method_that_cannot_answer(config: RunConfig) -> str | None:
     return None
 
 
+@_rule("training.generation")
+def _adapter_that_vllm_cannot_load(config: RunConfig) -> str | None:
+    adapter = config.adapter
+    if not objective_of(config).samples_answers or not config.training.uses_vllm:
+        return None
+    obstacles = {
+        f"only LoRA, not {adapter.traits.label}": adapter.method != "lora",
+        "no DoRA": getattr(adapter, "use_dora", False),
+        "no modules_to_save": bool(getattr(adapter, "modules_to_save", None)),
+        "no ranks above 512": getattr(adapter, "r", 0) > 512,
+        "no quantized base that trains": config.model.quantization != "none",
+        "no top_p below 1, which its log-probabilities are not of": config.training.top_p < 1,
+    }
+    return next((f"vLLM takes {what}; set own." for what, is_so in obstacles.items() if is_so), None)
+
+
 @_rule("training.objective")
 def _answers_of_several_processes(config: RunConfig) -> str | None:
     processes = count_processes(config)

@@ -188,7 +188,7 @@ GRPO = Objective(
     trl="GRPO",
     settings=(
         "rewards", "beta", "loss_type", "disable_dropout", "num_generations", "max_completion_length", "temperature", "top_p",
-        "epsilon", "epsilon_high", "num_iterations", "scale_rewards", "mask_truncated_completions",
+        "generation", "vllm_gpu_memory_utilization", "epsilon", "epsilon_high", "num_iterations", "scale_rewards", "mask_truncated_completions",
     ),
 )  # fmt: skip  # Shao et al. 2024, arXiv:2402.03300
 OBJECTIVES: Mapping[str, Objective] = {objective.name: objective for objective in (SUPERVISED, DPO, KTO, ORPO, GRPO)}

@@ -45,6 +45,10 @@ class ObjectiveSettings(Section):
     """Of the answers that grpo samples: lower makes them more alike, and alike answers teach nothing."""
     top_p: float = setting(1.0, "Top p", gt=0, le=1)
     """grpo samples among the likeliest tokens with this share of the probability. 1 samples among all."""
+    generation: Literal["own", "vllm"] = setting("own", "Generation")
+    """What writes the answers of grpo: own is the model that is trained; vllm is a second copy of it in vLLM, which answers many prompts at once sooner, on CUDA with LoRA."""
+    vllm_gpu_memory_utilization: float = setting(0.3, "Memory of vLLM", gt=0, lt=1)
+    """Share of the GPU's memory that vLLM reserves while it writes answers."""
     epsilon: Magnitude = setting(0.2, "Clip range", gt=0, lt=1)
     """How far a token's probability may move from that at sampling before grpo stops pushing it. It matters from the second iteration on."""
     epsilon_high: Magnitude | None = setting(None, "Upper clip range", gt=0, le=10)
@@ -55,6 +59,11 @@ class ObjectiveSettings(Section):
     """Divides the rewards of grpo by their spread: among the answers to one prompt, among all of a step, or not at all."""
     mask_truncated_completions: bool = setting(False, "Ignore cut answers")
     """Leaves answers that were cut off at max_completion_length out of the loss of grpo."""
+
+    @property
+    def uses_vllm(self) -> bool:
+        """Whether a second copy of the model answers."""
+        return self.generation == "vllm"
 
 
 Optimizer = Literal[

@@ -127,6 +127,8 @@ def _answers_peak(context: StepContext) -> BytesByGroup:
     engine/training/ops/answer_linear.py.
     """
     workload, shape = context.workload, context.structure.shape
+    if workload.vllm_bytes:
+        return BytesByGroup(activations=workload.vllm_bytes)
     layer = 2 * shape.num_key_value_heads * shape.head_dim
     most = answers_at_once(layer * shape.num_hidden_layers, workload.length, workload.device)
     answers, layer = min(workload.answers, most), layer * workload.length * workload.precision.compute

@@ -126,6 +126,7 @@ class Workload:
     pass_sizes: int = 1  # sizes of passes that a run may have, where its products are compiled for each; 1 elsewhere
     has_reference: bool = False  # the step compares with the model that training started from
     answers: int = 0  # that are sampled before the step, each as long as its longest row
+    vllm_bytes: int = 0  # that vLLM reserves while it writes them
     data_parallel: int = 1  # devices that each hold the whole model and average their gradients (DDP)
     sharded: int = 1  # devices that share weights, gradients and optimizer state among them (FSDP)
     # The device looks tokens up; else hidden states arrive from another one, and gradients go back.
@@ -302,6 +303,7 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
         accumulates=training.gradient_accumulation_steps > 1,
         has_reference=objective_of(config).compares(config),
         answers=_answers_of_step(config),
+        vllm_bytes=int(training.vllm_gpu_memory_utilization * device.total_bytes) if training.uses_vllm else 0,
         data_parallel=1 if sharded else processes,
         sharded=processes if sharded else 1,
     )

@@ -172,6 +172,11 @@ def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Probl
             "them; set run.device_map to balanced to split its layers; or name one."
         )
         problems.append(Problem("run.devices", message))
+    if objective_of(config).samples_answers and config.training.uses_vllm:
+        if devices[0].kind != "cuda":
+            problems.append(Problem("training.generation", "vllm needs a CUDA device here; set own."))
+        elif importlib.util.find_spec("vllm") is None:
+            problems.append(Problem("training.generation", "vllm is not installed here; `pip install vllm` brings it."))
     for name in config.training.report_to:
         if importlib.util.find_spec(name) is None:
             message = f"{name} is not installed here; `pip install {name}` brings it."

@@ -208,7 +208,7 @@ VALUES: dict[str, Any] = {
 def test_the_arguments_are_those_of_the_run_and_trl_takes_them(home, tmp_path):
     from trl import GRPOConfig
 
-    assert VALUES.keys() == {*GRPO.settings} - {"rewards"}
+    assert VALUES.keys() | {"rewards", "generation", "vllm_gpu_memory_utilization"} == {*GRPO.settings}
     rewards = [LENGTH, {"scorer": "number", "column": "total", "weight": 0.5}]
     training = {**VALUES, "loss_type": ["dr_grpo"], "rewards": rewards, "per_device_train_batch_size": 3}
     training |= {"gradient_accumulation_steps": 5, "seed": 7, "max_steps": 9, "early_stopping_patience": 2}
@@ -226,6 +226,21 @@ def test_the_arguments_are_those_of_the_run_and_trl_takes_them(home, tmp_path):
     prompts = 3 * 5  # of a step of the run
     assert names.generation_batch_size == prompts * VALUES["num_generations"]
     assert names.per_device_train_batch_size == 3
+
+
+@pytest.mark.parametrize("generation", ["own", "vllm"])
+def test_a_script_lets_vllm_answer_where_the_run_does(generation, home, tmp_path):
+    source = str(write_lines(tmp_path / "rows.jsonl", PROMPTS))
+
+    arguments = arguments_of(
+        script_of(config_for_rewards(source, generation=generation, vllm_gpu_memory_utilization=0.4), home)
+    )
+
+    ours = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.4}
+    assert {name: value for name, value in arguments.items() if "vllm" in name} == (
+        ours if generation == "vllm" else {}
+    )
+    assert "generation" not in arguments
 
 
 def test_what_is_left_out_as_a_default_is_one_of_grpo():

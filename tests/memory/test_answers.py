@@ -66,5 +66,11 @@ def test_answers_share_their_prompt_on_a_cpu_and_what_a_row_answers_is_no_part_o
     assert many < estimate(rows=rows).phases_bytes["forward"]
 
 
+def test_vllm_takes_its_share_of_the_gpu_while_it_answers():
+    own, second_copy = (estimate(GPU, generation=name, vllm_gpu_memory_utilization=0.4) for name in ("own", "vllm"))
+
+    assert second_copy.phases_bytes["answers"] > 0.4 * GPU.total_bytes > own.phases_bytes["answers"]
+
+
 def test_other_objectives_sample_nothing():
     assert "answers" not in estimate(objective="sft").phases_bytes

@@ -215,6 +215,10 @@ class ScriptFacts:
         arguments = self._preference_arguments
         arguments["reward_weights"] = [scorer.weight for scorer in arguments.pop("rewards")]
         arguments["gradient_accumulation_steps"] = training.gradient_accumulation_steps * training.num_generations
+        if arguments.pop("generation") == "own":
+            del arguments["vllm_gpu_memory_utilization"]
+        else:
+            arguments |= {"use_vllm": True, "vllm_mode": "colocate"}
         if training.epsilon_high is None:
             del arguments["epsilon_high"]
         if self.measures:

@@ -6,6 +6,7 @@ resumed run repeats it. Answers that serve several steps are in the checkpoints 
 
 import contextlib
 import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from loratory.engine.data.step_plan import Step, divide
 from loratory.engine.generation.worker.batch import AnswerBatch, WrittenAnswer
 from loratory.engine.generation.worker.sampling import LIKELIEST, Sampling
+from loratory.engine.generation.worker.vllm_copy import VllmCopy
 from loratory.engine.runs.history.events import EvalData, RolloutData, RolloutSample
 from loratory.engine.scoring.base import ScoredAnswer, Verdict
 from loratory.engine.scoring.session import ScoringSession, total
@@ -76,6 +78,7 @@ class RolloutLoop(SupervisedLoop):
 
     _rollout: Rollout | None = None
     _scoring_session: ScoringSession | None = None
+    _vllm: VllmCopy | None = None
     _step_began: int = -1  # the step that this process began with
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -157,6 +160,8 @@ class RolloutLoop(SupervisedLoop):
         self, rows: Sequence[TokenizedRow], copies: int, sampling: Sampling, between: Callable[[], None]
     ) -> list[WrittenAnswer]:
         """Return `copies` answers to each prompt, in their order; the longest prompts are answered first."""
+        if self._training.uses_vllm:
+            return self._answer_in_vllm(rows, copies, sampling)
         order = sorted(range(len(rows)), key=lambda index: -len(rows[index].input_ids))
         most, answers = self._training.max_completion_length, [WrittenAnswer()] * (len(rows) * copies)
         with self._generating() as causal_lm:
@@ -183,6 +188,17 @@ class RolloutLoop(SupervisedLoop):
                         place * copies : (place + 1) * copies
                     ]
         return answers
+
+    def _answer_in_vllm(self, rows: Sequence[TokenizedRow], copies: int, sampling: Sampling) -> list[WrittenAnswer]:
+        training, step = self._training, int(self.state.global_step)
+        positions = training.max_length + training.max_completion_length
+        self._vllm = self._vllm or VllmCopy(self.model, positions, training.vllm_gpu_memory_utilization)
+        with tempfile.TemporaryDirectory(prefix="loratory-adapter-") as folder:
+            state_files.save_adapter(self.model, self.processing_class, Path(folder))
+            return self._vllm.answer(
+                [row.input_ids for row in rows], Path(folder), step, copies, training.max_completion_length, self._end_ids,
+                sampling, training.seed * 1_000_003 + step,
+            )  # fmt: skip
 
     @contextlib.contextmanager
     def _generating(self) -> Iterator[Any]:
