@@ -20,7 +20,8 @@ class StandIn:
     """`vllm.LLM` as far as it is called; answers one token at a time, without a cache."""
 
     def __init__(self, model: str, **options: Any) -> None:
-        self.base, self.options, self.calls, self.is_awake = model, options, [], True
+        self.base, self.options, self.is_awake = model, options, True
+        self.calls: list[tuple[Any, Any]] = []
 
     def sleep(self, level: int) -> None:
         assert level == 1  # its weights stay, in the computer's memory
