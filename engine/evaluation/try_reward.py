@@ -19,8 +19,8 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.device_job import DeviceJob
 from loratory.engine.hardware.devices import choose_device
 from loratory.engine.lab.rules import lab_problems, with_allowed_paths
-from loratory.engine.paths import AllowedPaths, LoratoryHome
-from loratory.engine.runs.provenance import start_of
+from loratory.engine.paths import AllowedPaths, LoratoryHome, local_owner
+from loratory.engine.runs.provenance import find_warm_start, start_of
 from loratory.engine.scoring.base import Scorer
 from loratory.engine.section import Section, setting
 
@@ -296,7 +296,10 @@ class TryRewardJob:
             raise ConfigError(problems)
         if AllowedPaths.for_home(home) is not None:
             config = with_allowed_paths(config, home)
-        start = start_of(config, home.own_runs, home if home.owner else None)
+        runs, start = home.runs / (home.owner or local_owner()), None
+        if config.adapter.warm_start is not None:
+            find_warm_start(config.adapter.warm_start, runs, home)
+            start = start_of(config, runs, home)
         target = ChatTarget(model=config.model, tuned=AdapterChoice(folder=start) if start is not None else None)
         plan = plan_load(target, home)
         return TryRewardOrder(plan=plan, run=config, settings=self.settings, device=self.choose(config.run))

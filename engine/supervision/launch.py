@@ -33,7 +33,7 @@ from loratory.engine.paths import LoratoryHome, local_owner, typed_path
 from loratory.engine.places import places_at
 from loratory.engine.places.run_place import Flavors, Options
 from loratory.engine.runs.prediction import Prediction, predict
-from loratory.engine.runs.provenance import Provenance, environment_facts, predicted_figures
+from loratory.engine.runs.provenance import Provenance, environment_facts, find_warm_start, predicted_figures
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import RunStore
 from loratory.engine.runs.summary import RunIndex
@@ -97,6 +97,9 @@ class Preflight:
         problems = [*constraint_problems(config), *machine_problems(config, options[0])]
         if problems:
             raise ConfigError(problems)
+        if config.adapter.warm_start is not None:
+            runs = RunStore(self._home, self._home.owner or local_owner()).folder
+            find_warm_start(config.adapter.warm_start, runs, self._home)
         on_progress("Looking for the model.")
         source = self._resolve(
             config.model, self._home, lambda progress: on_progress(progress.message), ModelPart.TOKENIZER

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 SMALL = (
     "training.max_steps=2", "training.eval_steps=2", "training.num_generations=4", "training.max_completion_length=8",
-    "training.per_device_train_batch_size=2", "dataset.max_samples=20",
+    "training.per_device_train_batch_size=2", "dataset.max_samples=20", "training.learning_rate=0.01",
 )  # fmt: skip
 CHANGES = [word for setting in SMALL for word in ("--set", setting)]
 
@@ -42,6 +42,15 @@ def test_rewards_are_tried_learned_from_and_measured(home, tmp_path):
     assert len(history.steps.metric("reward")[0]) == 2
     assert {point.step for point in history.evals if point.reward is not None} == {0, 2}
     assert history.rollouts[0].answers == 8
+
+    start = ("--set", f"adapter.warm_start={record['run_id']}")
+    again = json.loads(
+        loratory("try-reward", "quickstart-grpo-cpu", *CHANGES, *start, "--prompts", 3, "--json", home=home)
+    )
+    texts, texts_of_base = (
+        [answer["text"] for prompt in result["prompts"] for answer in prompt["answers"]] for result in (again, tried)
+    )
+    assert texts != texts_of_base, "the model that training starts from answers"
 
     rows = [{"prompt": f"What is {n} + 1? Reply with the number only.", "answer": str(n + 1)} for n in range(4)]
     test = tmp_path / "sums.jsonl"

@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.errors import ConfigError
 from loratory.engine.evaluation.samples import AnswerSample, PromptSamples
 from loratory.engine.evaluation.try_reward import (
     BadAnswer,
+    TryRewardJob,
     TryRewardResult,
     bad_answers,
     choices_of,
@@ -150,3 +153,11 @@ def test_an_answer_passes_with_half_of_each_score_and_penalties_aside():
     assert (answer(1.0, 1.0).passes, answer(1.0, 1.0).reward) == (True, 0.5)
     assert (answer(0.4, 0.0).passes, answer(0.4, 0.0).reward) == (False, 0.4)
     assert (answer(None, None).passes, answer(None, None).reward) == (False, None)
+
+
+def test_a_try_of_a_start_that_is_not_there_is_refused_rather_than_of_the_base(home):
+    mapping = {"model": {"id": "tiny"}, "adapter": {"warm_start": "nowhere"}, "dataset": {"source": "rows.jsonl"}}
+    training = {"objective": "grpo", "rewards": [{"scorer": "equals"}]}
+
+    with pytest.raises(ConfigError, match="nowhere holds no adapter"):
+        TryRewardJob(home, config_from_mapping(mapping | {"training": training})).run()

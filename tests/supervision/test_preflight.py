@@ -362,3 +362,13 @@ def test_a_run_that_no_card_can_hold_is_refused_by_the_largest(home, inspector):
 
     with pytest.raises(DeviceError, match=r"Card 1 has 0\.2 GiB in all"):
         preflight.check(config())
+
+
+def test_an_adapter_to_start_from_that_is_not_there_is_named_before_a_run_is_made(preflight, inspector):
+    values = config_for().model_dump(mode="json")
+    config = config_from_mapping(values | {"adapter": values["adapter"] | {"warm_start": "nowhere"}})
+
+    with pytest.raises(ConfigError, match="nowhere holds no adapter"):
+        preflight.check(config)
+
+    assert inspector.checks == 0
