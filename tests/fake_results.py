@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from loratory.engine.chat.contract import JobProgress
+from loratory.engine.config.results import TestSet
 from loratory.engine.errors import PushError
 from loratory.engine.evaluation.job import (
     AnsweredRow,
@@ -18,6 +20,7 @@ from loratory.engine.evaluation.job import (
     evaluation_file,
 )
 from loratory.engine.evaluation.preference import PairLikelihoods, measure_preference, measure_ratings
+from loratory.engine.evaluation.samples import AnswerSample, PromptSamples, TestResult, measure_test
 from loratory.engine.export.contract import (
     ExportedFile,
     ExportRequest,
@@ -26,8 +29,10 @@ from loratory.engine.export.contract import (
     PushResult,
     Verification,
 )
+from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.messages import CancelledRequestError
+from loratory.engine.scoring.base import Verdict
 from loratory.ui.backend.results import ResultWork
 from tests.fake_inspector import QUESTIONS
 
@@ -99,6 +104,24 @@ def a_preference_evaluation() -> EvaluationResult:
     result = an_evaluation()
     losses = {**result.losses, "second": BranchLoss.from_loss(1.0532, 1508)}
     return result.model_copy(update={"losses": losses, "preference": preference, "start": "faq <b>"})
+
+
+def a_test_result(name: str = "sums.jsonl", base: float = 0.25, tuned: float = 0.75, prompts: int = 8) -> TestResult:
+    """Return what base and tuned score on a test set: so many of its prompts pass."""
+    test = TestSet.model_validate({"source": name, "scorers": [{"scorer": "number"}]})
+
+    def answered(share: float) -> list[PromptSamples]:
+        verdicts = [Verdict(float(number < share * prompts)) for number in range(prompts)]
+        answers = [AnswerSample.from_verdicts("4", 1, (v,), test.scorers, is_cut=False) for v in verdicts]
+        return [PromptSamples(row=n, prompt="2 + 2?", reference="4", answers=(a,)) for n, a in enumerate(answers)]
+
+    return measure_test(test, {"base": answered(base), "tuned": answered(tuned)})
+
+
+def save_tests(run: Path, *tests: TestResult, checkpoint: str | None = None) -> None:
+    """Save an evaluation of a run with these results."""
+    result = an_evaluation(0).model_copy(update={"tests": tests})
+    write_atomically(evaluation_file(run, checkpoint), result.model_dump_json(), makes_folder=True)
 
 
 def a_rated_evaluation() -> EvaluationResult:

@@ -38,7 +38,7 @@ from loratory.engine.runs.history.reward_health import health_findings
 from loratory.engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
 from loratory.engine.runs.history.verdict import judge
 from loratory.engine.runs.run import Run
-from loratory.engine.runs.summary import RunIndex, RunSummary, summarize
+from loratory.engine.runs.summary import RunIndex, RunSummary, common_tests, summarize
 from loratory.engine.runs.sweep import sweep_configs
 from loratory.engine.runs.sweep_result import sweep_result
 from loratory.engine.runs.usage import energy_words, read_electricity
@@ -168,6 +168,7 @@ def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
         ("loss", format_loss(summary.final_loss)),
         ("held-out loss", f"{format_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
         *([] if accuracy is None else [("prefers", f"the better answer of {accuracy:.0%} of the held-out pairs")]),
+        *((test, f"{score.score:.2f} (95% interval {score.interval})") for test, score in summary.tests.items()),
         ("speed", speed),
         ("peak memory", f"{format_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
         ("size", size(summary.size_bytes)),
@@ -182,7 +183,8 @@ def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
 
 def print_runs(summaries: Sequence[RunSummary]) -> None:
     """Print a table of runs."""
-    header = ("run", "name", "state", "steps", "loss", "held out", "duration", "size")
+    tests = common_tests(summaries)
+    header = ("run", "name", "state", "steps", "loss", "held out", *tests, "duration", "size")
     rows = [
         (
             summary.id,
@@ -191,6 +193,7 @@ def print_runs(summaries: Sequence[RunSummary]) -> None:
             _steps(summary),
             format_loss(summary.final_loss),
             format_loss(summary.eval_loss),
+            *(f"{summary.tests[test].score:.2f}" if test in summary.tests else "–" for test in tests),
             or_dash(summary.seconds, duration),
             size(summary.size_bytes),
         )

@@ -1,6 +1,6 @@
 """Settings of what is done with a trained model: chat, evaluation, export, and the Hub."""
 
-from pathlib import PurePath
+from pathlib import PureWindowsPath
 from typing import Literal
 
 from loratory.engine.scoring.registry import AnyScorer
@@ -54,6 +54,9 @@ class EvaluationConfig(Section):
     """Measures all rows of this dataset, instead of the rows that the run held out."""
 
 
+HELD_OUT_PROMPTS = "Held-out prompts"  # a test that is no set: the held-out rows of a run that learns from rewards
+
+
 class TestSet(Section):
     """Prompts apart from the training and held-out rows, and how answers to them are scored."""
 
@@ -79,7 +82,7 @@ class TestSet(Section):
     @property
     def title(self) -> str:
         """The last part of its source."""
-        return PurePath(self.source).name
+        return PureWindowsPath(self.source).name  # reads both kinds of separators
 
 
 class EvaluationSection(Section):

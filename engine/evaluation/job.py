@@ -37,6 +37,7 @@ from loratory.engine.paths import LoratoryHome
 from loratory.engine.places import machine_of
 from loratory.engine.runs.provenance import read_provenance, start_of
 from loratory.engine.runs.run import RunFolder
+from loratory.engine.runs.test_scores import EVALUATIONS_FOLDER
 
 WORKER_MODULE = "loratory.engine.evaluation.worker.main"
 
@@ -241,7 +242,7 @@ def comparison_table(result: EvaluationResult) -> tuple[list[str], dict[Branch, 
 
 def evaluation_file(run: Path, checkpoint: str | None, *, all_rows: bool = False) -> Path:
     """Return the file of a run's evaluation, on held-out or all rows: for the final result and for each checkpoint."""
-    return run / "evaluations" / f"{checkpoint or 'final'}{'.all-rows' if all_rows else ''}.json"
+    return run / EVALUATIONS_FOLDER / f"{checkpoint or 'final'}{'.all-rows' if all_rows else ''}.json"
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -23,6 +24,7 @@ from loratory.engine.runs.history.steps import COLUMNS
 from loratory.engine.runs.names import run_label
 from loratory.engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Reason, Run, State
 from loratory.engine.runs.store import RunStore, folder_size_bytes
+from loratory.engine.runs.test_scores import EVALUATIONS_FOLDER, TestScore, read_test_scores
 
 
 class RunSummary(BaseModel, frozen=True, ser_json_inf_nan="null"):
@@ -74,6 +76,7 @@ class RunSummary(BaseModel, frozen=True, ser_json_inf_nan="null"):
     predicted_bytes: int | None = None  # its counterpart in the estimate
     measured_memory: origin.MemoryFigures | None = None
     predicted_memory: origin.MemoryFigures = origin.MemoryFigures()
+    tests: dict[str, TestScore] = {}  # the newest of each test set
     size_bytes: int = 0  # of the run's folder
     energy_joules: float | None = None  # as the GPUs measured it
 
@@ -106,6 +109,7 @@ def summarize(run: Run, history: RunHistory | None = None) -> RunSummary:
         "predicted_bytes": provenance.predicted_memory.of_run,
         "predicted_memory": provenance.predicted_memory,
         "size_bytes": folder_size_bytes(run.folder.path),
+        "tests": read_test_scores(run.folder.path),
         **_of_config(run, provenance, notes),
         **run.folder.read_state().model_dump(include=set(RunSummary.model_fields)),
         **_of_history(history),
@@ -150,7 +154,9 @@ def _of_history(history: RunHistory) -> dict[str, Any]:
     }
 
 
-_Stamp = tuple[int, int, int]  # when state and notes were changed, and bytes of the log: the same mean the same row
+_Stamp = tuple[
+    int, int, int, int
+]  # when state, notes and evaluations changed, and bytes of the log: the same mean the same row
 
 
 class Glance(NamedTuple):
@@ -229,11 +235,14 @@ class RunIndex:
         return summary
 
 
+_STAMPED = (STATE_FILE, NOTES_FILE, EVALUATIONS_FOLDER, EVENTS_FILE)
+
+
 def _stamp_of(run: Run) -> _Stamp:
-    folder = os.fspath(run.folder.path)  # three looks at each of thousands of runs: quicker than paths
-    sizes_and_times = (size_and_time(f"{folder}/{name}") for name in (STATE_FILE, NOTES_FILE, EVENTS_FILE))
-    (_, state_modified), (_, notes_modified), (events_bytes, _) = sizes_and_times
-    return state_modified, notes_modified, events_bytes
+    folder = os.fspath(run.folder.path)  # four looks at each of thousands of runs: quicker than paths
+    sizes_and_times = (size_and_time(f"{folder}/{name}") for name in _STAMPED)
+    (_, state_modified), (_, notes_modified), (_, evaluations_modified), (events_bytes, _) = sizes_and_times
+    return state_modified, notes_modified, evaluations_modified, events_bytes
 
 
 SortKey = Literal[
@@ -253,7 +262,7 @@ class RunQuery:
     tags: Collection[str] = ()
     projects: Collection[str] = ()
     with_star: bool = False
-    sort: SortKey = "created"
+    sort: str = "created"  # a SortKey, or a test set
     descending: bool = True
 
 
@@ -285,6 +294,11 @@ def differing_settings(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, 
     return differences
 
 
+def common_tests(summaries: Sequence[RunSummary], most: int | None = 3) -> list[str]:
+    """Return the test sets that most of the runs answered, the commonest first."""
+    return [test for test, _ in Counter(test for row in summaries for test in row.tests).most_common(most)]
+
+
 def _matches(summary: RunSummary, query: RunQuery, terms: Sequence[str]) -> bool:
     fields = ((query.states, summary.state), (query.methods, summary.method), (query.models, summary.model),
               (query.projects, summary.project), ((True,) if query.with_star else (), summary.star))  # fmt: skip
@@ -296,8 +310,10 @@ def _matches(summary: RunSummary, query: RunQuery, terms: Sequence[str]) -> bool
     return set(query.tags) <= set(summary.tags) and all(term in text for term in terms)
 
 
-def _sort_value(summary: RunSummary, key: SortKey) -> float | str | None:
-    value: float | str | None = getattr(summary, key)
+def _sort_value(summary: RunSummary, key: str) -> float | str | None:
+    if (test := summary.tests.get(key)) is not None:
+        return test.score
+    value: float | str | None = getattr(summary, key, None)
     return value.casefold() if isinstance(value, str) else value
 
 
@@ -305,9 +321,18 @@ def summaries_csv(summaries: Sequence[RunSummary]) -> str:
     """Return one line for each run, with every column."""
     import pandas as pd  # not before a table is asked for: commands start without it
 
-    rows = [summary.model_dump(mode="python") for summary in summaries]
-    table = pd.DataFrame(rows, columns=list(RunSummary.model_fields), dtype=object)
+    rows = [summary.model_dump(mode="python", exclude={"tests"}) | _test_cells(summary) for summary in summaries]
+    tests = (f"{test}{part}" for test in common_tests(summaries, None) for part in ("", " low", " high"))
+    names = (*(name for name in RunSummary.model_fields if name != "tests"), *tests)
+    table = pd.DataFrame(rows, columns=list(names), dtype=object).rename(columns=_cell_text)
     return str(table.map(_cell).to_csv(index=False, lineterminator="\n"))
+
+
+def _test_cells(summary: RunSummary) -> dict[str, float]:
+    values = (
+        {name: test.score, f"{name} low": test.low, f"{name} high": test.high} for name, test in summary.tests.items()
+    )
+    return {name: value for cells in values for name, value in cells.items()}
 
 
 def steps_csv(history: RunHistory) -> str:

@@ -15,6 +15,7 @@ from loratory.engine.runs.run import RunState
 from loratory.engine.runs.store import RunStore
 from loratory.engine.supervision.queue import QueueOrder
 from loratory.engine.supervision.supervisor import Supervisor
+from tests.fake_results import a_test_result, save_tests
 from tests.supervision.fake_runs import config_for, continue_worker, fake_settings, wait_for_state, wait_for_step
 from tests.waiting import PATIENCE_SECONDS
 
@@ -109,6 +110,21 @@ def test_one_run_is_shown_with_its_figures(store, loratory):
     text = loratory("show", run.id[-4:])[1]
     assert "Evening" in text
     assert "failed. It broke." in text
+
+
+def test_test_sets_are_columns_to_sort_by(store, loratory):
+    runs = [make_ended_run(store, name) for name in ("Best", "Worst")]
+    for run, tuned in zip(runs, (0.75, 0.25), strict=True):
+        save_tests(run.folder.path, a_test_result(tuned=tuned))
+
+    code, table, _ = loratory("runs", "--sort", "sums.jsonl (Number)")
+    assert code == 0
+    assert "sums.jsonl (Number)" in table.splitlines()[0]
+    assert table.index("Best") < table.index("0.75") < table.index("Worst") < table.index("0.25")
+    assert "0.75 (95% interval 0." in loratory("show", runs[0].id)[1]
+    code, _, error = loratory("runs", "--sort", "sums")
+    assert code == 2
+    assert "sums.jsonl (Number)" in error
 
 
 def test_the_steps_and_the_list_come_as_csv(store, loratory):

@@ -1,15 +1,20 @@
 import json
 import math
+import os
 
 import pytest
 
+from loratory.engine.config.results import HELD_OUT_PROMPTS
+from loratory.engine.evaluation.job import evaluation_file
 from loratory.engine.runs.control import change_notes
 from loratory.engine.runs.history.events import EvalData, MemoryData, StatusData, StepData
 from loratory.engine.runs.history.log import EventWriter
 from loratory.engine.runs.provenance import MemoryFigures, Provenance, run_title
 from loratory.engine.runs.run import RunState
 from loratory.engine.runs.summary import RunIndex, summarize
+from loratory.engine.runs.test_scores import TestScore
 from tests.event_log import write_log
+from tests.fake_results import a_test_result, save_tests
 from tests.supervision.fake_runs import config_for
 
 
@@ -157,3 +162,28 @@ def test_losses_that_are_not_numbers_do_not_break_the_list(store):
 
     assert row.final_loss is None
     assert row.best_eval_loss == 1.5
+
+
+def test_the_newest_scores_of_test_sets_show_once_they_are_measured(store):
+    run = make_run(store)
+    index = RunIndex(store)
+    assert index.summaries()[0].tests == {}
+
+    save_tests(run.folder.path, a_test_result("sums.jsonl", tuned=0.5), a_test_result(HELD_OUT_PROMPTS))
+    (score,) = index.summaries()[0].tests.items()
+    assert score == ("sums.jsonl (Number)", TestScore(score=0.5, low=score[1].low, high=score[1].high))
+    assert 0 <= score[1].low < 0.5 < score[1].high <= 1
+
+    save_tests(run.folder.path, a_test_result("sums.jsonl", tuned=0.75), checkpoint="step-2")
+    os.utime(evaluation_file(run.folder.path, None), (1, 1))  # so the clock of the file system does not matter
+    newest = index.summaries()[0].tests["sums.jsonl (Number)"]
+    assert (newest.score, newest.checkpoint) == (0.75, "step-2")
+    assert newest.interval.endswith(", step-2")
+
+
+def test_an_evaluation_that_is_damaged_shows_nothing(store):
+    run = make_run(store)
+    save_tests(run.folder.path, a_test_result())
+    evaluation_file(run.folder.path, None).write_text("{torn")
+
+    assert summarize(run).tests == {}

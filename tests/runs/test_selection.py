@@ -1,12 +1,16 @@
+import csv
+import io
 from typing import Any
 
 from loratory.engine.runs.summary import (
     RunQuery,
     RunSummary,
+    common_tests,
     differing_settings,
     select_runs,
     summaries_csv,
 )
+from loratory.engine.runs.test_scores import TestScore
 from tests.supervision.fake_runs import config_for
 
 
@@ -83,3 +87,25 @@ def test_a_table_never_smuggles_a_formula_into_a_spreadsheet():
     assert header.startswith("id,owner,name")
     assert "'=cmd" in line
     assert "a b" in line
+
+
+def scored(number: int, **tests: float) -> RunSummary:
+    return row(number, tests={name: TestScore(score=score, low=0.0, high=1.0) for name, score in tests.items()})
+
+
+def test_runs_are_ordered_by_their_score_on_a_test_set():
+    rows = [scored(1, sums=0.2), row(2), scored(3, sums=0.9, code=0.1)]
+
+    assert ids(select_runs(rows, RunQuery(sort="sums"))) == ["run-3", "run-1", "run-2"]
+    assert ids(select_runs(rows, RunQuery(sort="sums", descending=False))) == ["run-1", "run-3", "run-2"]
+    assert common_tests(rows) == ["sums", "code"]
+    assert common_tests(rows, 1) == ["sums"]
+
+
+def test_a_table_has_columns_for_each_test_set():
+    rows = list(csv.DictReader(io.StringIO(summaries_csv([scored(1, sums=0.2), row(2)]))))
+
+    assert [rows[0][name] for name in ("sums", "sums low", "sums high")] == ["0.2", "0.0", "1.0"]
+    assert rows[1]["sums"] == ""
+    assert "tests" not in rows[0]
+    assert "'=1+1" in summaries_csv([scored(1, **{"=1+1": 0.5})]).splitlines()[0], "a name is no formula"

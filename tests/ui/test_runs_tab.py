@@ -25,6 +25,7 @@ from loratory.ui.views.run_table import (
     when,
 )  # fmt: skip
 from loratory.ui.views.run_view import state_mark
+from tests.fake_results import a_test_result, save_tests
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.runs_tab_visitor import list_runs, pick, table_of, take
 from tests.waiting import wait_until
@@ -230,3 +231,26 @@ def test_times_are_formatted_for_people():
     assert when(now - 86_400, now).startswith("yesterday")
     assert when(now - 400 * 86_400, now).endswith("2024")
     assert when(0.0, now) == "–"
+
+
+def test_test_sets_are_columns_that_sort_the_runs(tab, services):
+    best, worst, without = (write_run(services.runs, a_config(), InventedRun()) for _ in range(3))
+    assert "Number" not in table_of(tab)
+    title = "sums.jsonl (Number)"
+    save_tests(best.folder.path, a_test_result(tuned=0.75))
+    save_tests(worst.folder.path, a_test_result(tuned=0.25))
+    tab.page.reader.invalidate()
+
+    html = table_of(tab)
+    assert f">{title}</button>" in html
+    assert re.search(r'0\.75<span class="under">0\.\d\d to [01]\.\d\d</span>', html)
+    query = ("", "All", ANY_METHOD, ANY_MODEL)
+    order = tab.take(pick(f"sort:{title}"), [], False, 100, *query, "Newest first")[tab.order]
+    assert order in list_runs(tab).order["choices"], "the page refuses an order that is not a choice"
+    ordered = table_of(tab, order=order)
+    assert 'aria-sort="descending"' in ordered
+    ids = [f'data-pick="{run.id}"' for run in (best, worst, without)]
+    assert sorted(ids, key=ordered.index) == ids
+    other = tab.take(pick(f"sort:{title}"), [], False, 100, *query, order)[tab.order]
+    ordered = table_of(tab, order=other)
+    assert sorted(ids, key=ordered.index) == [ids[1], ids[0], ids[2]]

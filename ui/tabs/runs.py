@@ -90,7 +90,7 @@ class RunsTab:
         # Inputs and outputs of `list_runs`, and of `compare`.
         self._listing = (
             [*self._query, page.chosen_run, self.ticked_runs, self.shown_rows, self.last],
-            [self.table, self.queue, self.state, self.method, self.model, self.last, self.below, self.to_comparison, self.delete,
+            [self.table, self.queue, self.state, self.method, self.model, self.order, self.last, self.below, self.to_comparison, self.delete,
              self.sweep, self.sweep_chart],
         )  # fmt: skip
         self._comparing = ([self.ticked_runs, self.log_axis], [self.comparison, self.overlay, self.differences])
@@ -159,6 +159,9 @@ class RunsTab:
             self.state: gr.update(choices=filters if state in filters else [*filters, state]),
             self.method: gr.update(choices=[run_table.ANY_METHOD, *methods]),
             self.model: gr.update(choices=[run_table.ANY_MODEL, *models]),
+            self.order: gr.update(
+                choices=[*dict.fromkeys((*run_table.ORDERS, *run_table.orders_by_test(rows), order))]
+            ),
             self.below: ui.visible_if(bool(rows)),
             self.to_comparison: gr.update(
                 value=f"Compare {plural(min(len(ticked_ids), COMPARED_AT_MOST), 'run')}", visible=len(ticked_ids) > 1
@@ -215,7 +218,9 @@ class RunsTab:
             matches = select_runs(self.page.reader.glance().rows, run_table.query_of(*query))[:limit]
             return self._tick([] if ticked_ids else [row.id for row in matches], log_axis)
         if pick.startswith(run_table.SORT_PREFIX):
-            order = run_table.order_of(pick.removeprefix(run_table.SORT_PREFIX), str(query[-1]))
+            order = run_table.order_of(
+                pick.removeprefix(run_table.SORT_PREFIX), str(query[-1]), self.page.reader.glance().rows
+            )
             return {self.order: order} if order else ui.UNCHANGED
         run_id = pick.removeprefix(run_table.COMPARE_PREFIX).removeprefix(run_table.STAR_PREFIX)
         if not self.page.reader.exists(run_id):

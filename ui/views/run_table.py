@@ -7,7 +7,7 @@ from html import escape
 
 from loratory.engine.quantities import ago
 from loratory.engine.runs.run import STARTS_ANYWAY, State
-from loratory.engine.runs.summary import RunQuery, RunSummary, SortKey
+from loratory.engine.runs.summary import RunQuery, RunSummary, SortKey, common_tests
 from loratory.ui.views.html import (
     Column,
     Row,
@@ -50,6 +50,7 @@ ORDERS: dict[str, tuple[SortKey, bool]] = {
     "By method, Z first": ("method", True),
     "Oldest first": ("created", False),
 }
+_OF_TESTS = {"Highest score: ": True, "Lowest score: ": False}  # orders by a test set
 
 NO_RUNS = empty(
     "No runs yet",
@@ -78,7 +79,7 @@ _MOVES = (("first", "⇈", "Start next"), ("up", "↑", "Move up"), ("down", "�
 
 def query_of(search: object, state: object, method: object, model: object, order: object) -> RunQuery:
     """Return the query from untrusted values; unknown ones get their default."""
-    sort, descending = ORDERS.get(str(order), ("created", True))
+    sort, descending = _sort_of(str(order))
     project = str(state).removeprefix(PROJECT_PREFIX)
     return RunQuery(
         terms=str(search or "")[:200],
@@ -92,18 +93,36 @@ def query_of(search: object, state: object, method: object, model: object, order
     )
 
 
-def order_of(column: str, current: str) -> str | None:
-    """Return the order after a click on a column's title; None for unknown columns."""
-    orders = (other if current == first else first for title, _, first, other in _COLUMNS if title == column)
+def _sort_of(order: str) -> tuple[str, bool]:
+    for prefix, descending in _OF_TESTS.items():
+        if order.startswith(prefix):
+            return order.removeprefix(prefix), descending
+    return ORDERS.get(order, ("created", True))
+
+
+def orders_by_test(rows: Sequence[RunSummary]) -> list[str]:
+    """Return the orders by test sets."""
+    return [f"{prefix}{test}" for test in common_tests(rows, None) for prefix in _OF_TESTS]
+
+
+def _columns(tests: Sequence[str]) -> tuple[tuple[str, str, str, str], ...]:
+    first, other = _OF_TESTS
+    return (*_COLUMNS[:5], *((test, "r", first + test, other + test) for test in tests), *_COLUMNS[5:])
+
+
+def order_of(column: str, current: str, rows: Sequence[RunSummary] = ()) -> str | None:
+    """Return the order after a click on a column's title in a table of rows; None for unknown columns."""
+    columns = _columns(common_tests(rows, None))
+    orders = (other if current == first else first for title, _, first, other in columns if title == column)
     return next(orders, None)
 
 
-def _heads(order: str, is_any_ticked: bool) -> list[Column]:
+def _heads(order: str, is_any_ticked: bool, tests: Sequence[str]) -> list[Column]:
     label = "Remove all ticks" if is_any_ticked else "Tick all rows"
     heads = [Column(_tick_box(ALL, label, "mixed" if is_any_ticked else "false"), "mark")]
-    for title, css, first, other in _COLUMNS:
+    for title, css, first, other in _columns(tests):
         # Down where the largest, the newest or Z comes first.
-        arrow, sorts = {True: (" ▼", "descending"), False: (" ▲", "ascending")}[ORDERS[order][1]]
+        arrow, sorts = {True: (" ▼", "descending"), False: (" ▲", "ascending")}[_sort_of(order)[1]]
         is_sorted = order in (first, other)
         button = pick_button(SORT_PREFIX + title, title + (arrow if is_sorted else ""), css="sort", label=title)
         heads.append(Column(button, css, f' aria-sort="{sorts}"' if is_sorted else ""))
@@ -122,13 +141,14 @@ def render_run_table(
     rows: Sequence[RunSummary], chosen: str, ticked_ids: Collection[str], limit: int, order: str = "Newest first"
 ) -> str:
     """Return the first `limit` rows; each can be picked and ticked, and a click on a column's title sorts by it."""
-    heads, lines, visible_rows = _heads(order, bool(ticked_ids)), [], rows[:limit]
+    tests = common_tests(rows)
+    heads, lines, visible_rows = _heads(order, bool(ticked_ids), tests), [], rows[:limit]
     groups = [row.loss_group if row.eval_loss is not None else None for row in visible_rows]
-    is_grouped = ORDERS[order][0] == "eval_loss" and len(set(groups)) > 1
+    is_grouped = _sort_of(order)[0] == "eval_loss" and len(set(groups)) > 1
     for row, group, previous in zip(visible_rows, groups, [(), *groups], strict=False):
         if is_grouped and group != previous:
             lines.append(Row(("", _group_title(row), *[""] * (len(heads) - 2)), 'class="group"'))
-        lines.append(_row(row, row.id == chosen, row.id in ticked_ids))
+        lines.append(_row(row, row.id == chosen, row.id in ticked_ids, tests))
     html = table(heads, lines, css="runs")
     left = len(rows) - limit
     return html + pick_button(MORE, f"Show {min(left, 100):,} more of {left:,}", css="quiet") if left > 0 else html
@@ -163,7 +183,7 @@ def render_unread(unread: int) -> str:
     return small(f"Reading {plural(unread, 'older run')} …") if unread else ""
 
 
-def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
+def _row(row: RunSummary, is_chosen: bool, is_compared: bool, tests: Sequence[str]) -> Row:
     tick = _tick_box(COMPARE_PREFIX + row.id, f"Tick {row.label}", "true" if is_compared else "false")
     project = f"<b>{escape(row.project)}</b> · " if row.project else ""
     tags = "".join(f' <span class="tag">{escape(tag)}</span>' for tag in row.tags)
@@ -177,10 +197,16 @@ def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
         under(escape(row.method), row.objective) if row.objective else escape(row.method),
         f"{row.steps:,}{total}",
         _loss_cell(row),
+        *(_test_cell(row, test) for test in tests),
         _duration(row),
         f'<span title="{when(row.created)}">{ago(row.created)}</span>',
     )
     return Row(cells, pickable(row.id, chosen=is_chosen))
+
+
+def _test_cell(row: RunSummary, test: str) -> str:
+    score = row.tests.get(test)
+    return under(f"{score.score:.2f}", score.interval) if score is not None else "–"
 
 
 def best_of(rows: Sequence[RunSummary]) -> str | None:

@@ -15,7 +15,7 @@ from loratory.engine.chat.target import LoadPlan
 from loratory.engine.chat.worker.answer import DecodingTokenizer, load_chat_tokenizer
 from loratory.engine.chat.worker.weights import ModelSpec, Weights, choose_dtype, memory_errors
 from loratory.engine.config.objectives import GRPO, SUPERVISED, objective_of
-from loratory.engine.config.results import TestSet
+from loratory.engine.config.results import HELD_OUT_PROMPTS, TestSet
 from loratory.engine.config.run import RunConfig
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.hub import reads_from_hub
@@ -235,7 +235,7 @@ class _OpenModel:
 def _held_out_test(training: TrainingConfig) -> TestSet:
     """Return the rewards of a run as a test of its held-out prompts, with the answers of its length."""
     most = training.max_completion_length
-    return TestSet(source="Held-out prompts", scorers=training.rewards, max_new_tokens=most)
+    return TestSet(source=HELD_OUT_PROMPTS, scorers=training.rewards, max_new_tokens=most)
 
 
 def _about_rows(order: EvaluationOrder, *, has_desirable: bool) -> tuple[str, ...]:
