@@ -110,12 +110,12 @@ def a_test_result(name: str = "sums.jsonl", base: float = 0.25, tuned: float = 0
     """Return what base and tuned score on a test set: so many of its prompts pass."""
     test = TestSet.model_validate({"source": name, "scorers": [{"scorer": "number"}]})
 
-    def answered(share: float) -> list[PromptSamples]:
+    def prompts_of(share: float) -> list[PromptSamples]:
         verdicts = [Verdict(float(number < share * prompts)) for number in range(prompts)]
         answers = [AnswerSample.from_verdicts("4", 1, (v,), test.scorers, is_cut=False) for v in verdicts]
         return [PromptSamples(row=n, prompt="2 + 2?", reference="4", answers=(a,)) for n, a in enumerate(answers)]
 
-    return measure_test(test, {"base": answered(base), "tuned": answered(tuned)})
+    return measure_test(test, {"base": prompts_of(base), "tuned": prompts_of(tuned)})
 
 
 def save_tests(run: Path, *tests: TestResult, checkpoint: str | None = None) -> None:

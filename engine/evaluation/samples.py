@@ -92,6 +92,11 @@ class TestResult(FrozenModel):
     # Of the prompts, those with the worst tuned answers first.
     prompts: dict[Branch, tuple[PromptSamples, ...]]
 
+    @property
+    def p_words(self) -> str:
+        """McNemar's p with three decimals; empty where there is none."""
+        return "" if self.p is None else f"{self.p:.3f}" if self.p >= 0.001 else "below 0.001"
+
 
 def measure_test(test: TestSet, by_branch: Mapping[Branch, Sequence[PromptSamples]]) -> TestResult:
     """Compute scores, intervals and the comparison of base and tuned; prompts are in the same order for all branches."""
@@ -163,8 +168,7 @@ def describe_test(test: TestResult, names: Mapping[Branch, str]) -> Iterator[str
     if test.flips is not None and test.p is not None:
         right, wrong = test.flips
         sure = "not chance" if test.p < SIGNIFICANCE_LEVEL else "which may be chance"
-        p = f"{test.p:.3f}" if test.p >= 0.001 else "below 0.001"
-        yield f"{right:,} turned right and {wrong:,} turned wrong, {sure} (McNemar's p {p})."
+        yield f"{right:,} turned right and {wrong:,} turned wrong, {sure} (McNemar's p {test.p_words})."
     for branch, figures in test.branches.items():
         if figures.missing_scores:
             yield f"{figures.missing_scores:,} answers of {names[branch]} have no score, and count as 0."

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SAMPLE_PREFIX
 from loratory.engine.errors import EngineError, ModelError
 from loratory.engine.evaluation import job as evaluations
+from loratory.engine.evaluation.samples import BranchScore, TestResult
 from loratory.engine.export.kinds import ADAPTER, KINDS
 from loratory.engine.export.vllm import read_vllm_adapter
 from loratory.engine.models.catalog import find_in_catalog
@@ -230,7 +231,9 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
 
 
 def _evaluation(result: evaluations.EvaluationResult) -> Iterator[str]:
-    """Yield a table of all figures on held-out rows, and sentences about them."""
+    """Yield tables of all figures on test sets and on held-out rows, and sentences about them."""
+    if result.tests:
+        yield _test_sets(result.tests)
     if not result.losses:
         return
     header, cells = evaluations.comparison_table(result)
@@ -251,6 +254,24 @@ def _evaluation(result: evaluations.EvaluationResult) -> Iterator[str]:
             f"On {tuned.tokens:,} tokens of general text its loss is {_loss(tuned.loss)}, the base model's "
             f"{_loss(base.loss)}: {evaluations.describe_forgetting(result.forgetting)}.\n"
         )
+
+
+def _test_sets(tests: Sequence[TestResult]) -> str:
+    """Return a table of what base and tuned score on prompts apart from the training rows."""
+    branches = [branch for branch in _BRANCHES if any(branch in test.branches for test in tests)]
+    head = ("Test set", "Prompts", "Scorers", *(_BRANCHES[branch] for branch in branches), "McNemar's p")
+    lines = [f"| {' | '.join(head)} |", f"|---|---:|---|{'---:|' * (len(branches) + 1)}"]
+    for test in tests:
+        scores = (_score(test.branches.get(branch)) for branch in branches)
+        count = len(next(iter(test.prompts.values())))
+        cells = (_cell(test.name), f"{count:,}", _cell(", ".join(test.scorers)), *scores, test.p_words)
+        lines.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(lines)
+    return f"## Test sets\n\nMean scores, with the 95% interval; p is that of prompts that pass in one of both alone.\n\n{table}\n"
+
+
+def _score(score: BranchScore | None) -> str:
+    return "" if score is None else f"{score.score:.2f} ({score.interval[0]:.2f} to {score.interval[1]:.2f})"
 
 
 def _loss(value: float) -> str:

@@ -1,5 +1,6 @@
 """The card shows what a stranger wants to know, in the Hub's own form, and nothing of this machine."""
 
+import re
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from loratory.engine.runs.history.events import EvalData
 from loratory.engine.runs.history.log import EventWriter
 from loratory.engine.runs.history.run_history import read_history
 from loratory.engine.runs.store import RunStore
-from tests.fake_results import a_preference_evaluation, a_rated_evaluation
+from tests.fake_results import a_preference_evaluation, a_rated_evaluation, a_test_result
 from tests.invented_runs import InventedRun, a_config, write_run
 
 
@@ -208,3 +209,20 @@ def test_a_run_on_ratings_tells_its_accuracy_and_rewards(home):
     assert "Accuracy 83%: the reward has the sign of the label in 25 of 30 held-out completions" in card
     assert "| Accuracy | Reward, desirable | Reward, undesirable | Difference |" in card
     assert "| 83% | +0.850 | -0.670 | +1.520 |" in card
+
+
+def test_test_sets_are_reported_with_intervals_and_what_may_be_chance(home):
+    run = make_run(home)
+    save_evaluation(run, EvaluationResult(losses={}, rows=8, scores={}, tests=(
+        a_test_result("C:\\ann\\su|ms.jsonl", prompts=16), a_test_result("code.jsonl", base=1.0, tuned=1.0),
+    )))  # fmt: skip
+
+    card = card_of(run)
+    assert "## Test sets" in card
+    assert "| Test set | Prompts | Scorers | Base | This | McNemar's p |" in card
+    (first, second) = (line for line in card.splitlines() if "jsonl" in line)
+    assert re.fullmatch(
+        r"\| su\\\|ms.jsonl \| 16 \| Number \| 0.25 \(0.\d\d to 0.\d\d\) \| 0.75 \(0.\d\d to 0.\d\d\) \| 0.008 \|",
+        first,
+    )
+    assert second == "| code.jsonl | 8 | Number | 1.00 (1.00 to 1.00) | 1.00 (1.00 to 1.00) | 1.000 |"

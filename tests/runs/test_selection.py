@@ -89,12 +89,12 @@ def test_a_table_never_smuggles_a_formula_into_a_spreadsheet():
     assert "a b" in line
 
 
-def scored(number: int, **tests: float) -> RunSummary:
+def with_scores(number: int, **tests: float) -> RunSummary:
     return row(number, tests={name: TestScore(score=score, low=0.0, high=1.0) for name, score in tests.items()})
 
 
 def test_runs_are_ordered_by_their_score_on_a_test_set():
-    rows = [scored(1, sums=0.2), row(2), scored(3, sums=0.9, code=0.1)]
+    rows = [with_scores(1, sums=0.2), row(2), with_scores(3, sums=0.9, code=0.1)]
 
     assert ids(select_runs(rows, RunQuery(sort="sums"))) == ["run-3", "run-1", "run-2"]
     assert ids(select_runs(rows, RunQuery(sort="sums", descending=False))) == ["run-1", "run-3", "run-2"]
@@ -103,9 +103,9 @@ def test_runs_are_ordered_by_their_score_on_a_test_set():
 
 
 def test_a_table_has_columns_for_each_test_set():
-    rows = list(csv.DictReader(io.StringIO(summaries_csv([scored(1, sums=0.2), row(2)]))))
+    rows = list(csv.DictReader(io.StringIO(summaries_csv([with_scores(1, sums=0.2), row(2)]))))
 
     assert [rows[0][name] for name in ("sums", "sums low", "sums high")] == ["0.2", "0.0", "1.0"]
     assert rows[1]["sums"] == ""
     assert "tests" not in rows[0]
-    assert "'=1+1" in summaries_csv([scored(1, **{"=1+1": 0.5})]).splitlines()[0], "a name is no formula"
+    assert "'=1+1" in summaries_csv([with_scores(1, **{"=1+1": 0.5})]).splitlines()[0], "a name is no formula"

@@ -247,10 +247,10 @@ def test_test_sets_are_columns_that_sort_the_runs(tab, services):
     query = ("", "All", ANY_METHOD, ANY_MODEL)
     order = tab.take(pick(f"sort:{title}"), [], False, 100, *query, "Newest first")[tab.order]
     assert order in list_runs(tab).order["choices"], "the page refuses an order that is not a choice"
-    ordered = table_of(tab, order=order)
-    assert 'aria-sort="descending"' in ordered
+    by_score = table_of(tab, order=order)
+    assert 'aria-sort="descending"' in by_score
     ids = [f'data-pick="{run.id}"' for run in (best, worst, without)]
-    assert sorted(ids, key=ordered.index) == ids
+    assert sorted(ids, key=by_score.index) == ids
     other = tab.take(pick(f"sort:{title}"), [], False, 100, *query, order)[tab.order]
-    ordered = table_of(tab, order=other)
-    assert sorted(ids, key=ordered.index) == [ids[1], ids[0], ids[2]]
+    by_score = table_of(tab, order=other)
+    assert sorted(ids, key=by_score.index) == [ids[1], ids[0], ids[2]]
