@@ -52,6 +52,8 @@ NEEDS = {
     "loratory try-reward": "a run that learns from rewards; tests/e2e has one",
     "loratory train quickstart-grpo-cpu": "minutes; tests/training has shorter ones",
     "loratory evaluate RUN --test": "a test set; tests/e2e has one",
+    "loratory runs --sort": "a test set; tests/commands has one",
+    "loratory project-tests": "a file; tests/commands has one",
     "loratory export RUN --to …": "no command, but the form of several",
     "loratory ui --lab … --oidc FILE": "no command, but the form of several; tests/ui/front signs in",
     "loratory lab files --oidc": "a file of root; tests/ui/front signs in",

@@ -3,12 +3,16 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
 import typer
 
 from loratory.engine.commands import output
 from loratory.engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report, result_json
+from loratory.engine.config.load import mapping_from_file, parse_partial_config, section_from_mapping
+from loratory.engine.config.results import EvaluationSection
+from loratory.engine.data.workshop.sets import pinned
 from loratory.engine.errors import RunError
 from loratory.engine.lab.rules import resume_run
 from loratory.engine.paths import LoratoryHome
@@ -16,6 +20,7 @@ from loratory.engine.places.huggingface_jobs.layout import JobRequest
 from loratory.engine.quantities import size
 from loratory.engine.runs import control
 from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.projects import read_project_tests, save_project_tests
 from loratory.engine.runs.run import Run, State
 from loratory.engine.runs.store import RunStore, folder_size_bytes
 from loratory.engine.runs.summary import (
@@ -29,6 +34,7 @@ from loratory.engine.runs.summary import (
     summarize,
 )
 from loratory.engine.runs.usage import read_electricity, save_electricity
+from loratory.engine.supervision.launch import with_absolute_paths
 from loratory.engine.supervision.queue import QueueMove, QueueOrder
 from loratory.engine.supervision.supervisor import reconcile
 
@@ -208,6 +214,26 @@ def project(
     _change(output.own_runs().get(run_id), as_json, project=name)
 
 
+def project_tests(
+    name: Annotated[str, typer.Argument(help="The project.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="YAML with test sets as `tests`, or a configuration that has some.")
+    ] = None,
+    as_json: output.AsJson = False,
+) -> None:
+    """Show or replace the test sets of a project, which its new runs answer once they are complete; `tests: []` removes them."""
+    store = output.own_runs()
+    if file is not None:
+        values = mapping_from_file(file)
+        section = section_from_mapping(EvaluationSection, values.get("evaluation", values))
+        config = with_absolute_paths(parse_partial_config({"evaluation": section}))
+        save_project_tests(store, name, config.with_names(lambda _, text: pinned(text, store.home)).evaluation.tests)
+    tests = read_project_tests(store, name)
+    values = {"project": name, "tests": [test.model_dump(mode="json") for test in tests]}
+    titles = ", ".join(test.title for test in tests)
+    output.print_result(values, f"{name}: {titles or 'no test sets'}", as_json=as_json)
+
+
 def move(
     run_id: output.RunId,
     where: Annotated[QueueMove, typer.Argument(metavar="first|up|down|last")],
@@ -275,4 +301,20 @@ def _wait_until(condition: Callable[[], bool], home: LoratoryHome, seconds: floa
         time.sleep(0.1)
 
 
-COMMANDS = (runs, show, stop, cancel, resume, delete, rename, note, tag, star, project, move, start_anyway, electricity)
+COMMANDS = (
+    runs,
+    show,
+    stop,
+    cancel,
+    resume,
+    delete,
+    rename,
+    note,
+    tag,
+    star,
+    project,
+    project_tests,
+    move,
+    start_anyway,
+    electricity,
+)

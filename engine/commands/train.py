@@ -168,7 +168,10 @@ def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
         ("loss", format_loss(summary.final_loss)),
         ("held-out loss", f"{format_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
         *([] if accuracy is None else [("prefers", f"the better answer of {accuracy:.0%} of the held-out pairs")]),
-        *((test, f"{score.score:.2f} (95% interval {score.interval})") for test, score in summary.tests.items()),
+        *(
+            (f"score {score.score:.2f}", f"{test}, 95% interval {score.interval}")
+            for test, score in summary.tests.items()
+        ),
         ("speed", speed),
         ("peak memory", f"{format_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
         ("size", size(summary.size_bytes)),

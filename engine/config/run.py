@@ -149,6 +149,8 @@ class RunSection(Section):
 
     name: OneLine = setting("", "Name", max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")
     """Run name. Empty makes one of data, method and two words, such as faq-lora-brisk-otter."""
+    project: OneLine = setting("", "Project", max_length=40, pattern=r"^[^\x00-\x1f\x7f]*$")
+    """The project that the run starts in, whose test sets it answers once it is complete. Empty is none."""
     devices: Literal["auto", "cpu"] | tuple[int, ...] = setting("auto", "Device")
     """auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number, and MIG instance j of GPU i as 100 * (i + 1) + j."""
     resume_after_restart: bool = setting(False, "Resume automatically")

@@ -77,6 +77,11 @@ class BranchScore(FrozenModel):
     by_tag: dict[str, float] = Field(default_factory=dict)
     missing_scores: int = 0  # answers without a score
 
+    @property
+    def text(self) -> str:
+        """The score with its interval."""
+        return f"{self.score:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f})"
+
 
 class TestResult(FrozenModel):
     """What base, start and tuned model score on one test set."""
@@ -159,10 +164,7 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 
 def describe_test(test: TestResult, names: Mapping[Branch, str]) -> Iterator[str]:
     """Yield sentences on a test: the scores with their intervals, and what turned."""
-    scores = (
-        f"{names[branch]} {figures.score:.2f} ({figures.interval[0]:.2f} to {figures.interval[1]:.2f})"
-        for branch, figures in test.branches.items()
-    )
+    scores = (f"{names[branch]} {figures.text}" for branch, figures in test.branches.items())
     count = len(next(iter(test.prompts.values())))
     yield f"{test.name}, {count:,} prompts: {', '.join(scores)}; in brackets the 95% interval."
     if test.flips is not None and test.p is not None:

@@ -19,7 +19,7 @@ from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SAMPLE_PREFIX
 from loratory.engine.errors import EngineError, ModelError
 from loratory.engine.evaluation import job as evaluations
-from loratory.engine.evaluation.samples import BranchScore, TestResult
+from loratory.engine.evaluation.samples import TestResult
 from loratory.engine.export.kinds import ADAPTER, KINDS
 from loratory.engine.export.vllm import read_vllm_adapter
 from loratory.engine.models.catalog import find_in_catalog
@@ -262,16 +262,12 @@ def _test_sets(tests: Sequence[TestResult]) -> str:
     head = ("Test set", "Prompts", "Scorers", *(_BRANCHES[branch] for branch in branches), "McNemar's p")
     lines = [f"| {' | '.join(head)} |", f"|---|---:|---|{'---:|' * (len(branches) + 1)}"]
     for test in tests:
-        scores = (_score(test.branches.get(branch)) for branch in branches)
+        scores = (test.branches[branch].text if branch in test.branches else "" for branch in branches)
         count = len(next(iter(test.prompts.values())))
         cells = (_cell(test.name), f"{count:,}", _cell(", ".join(test.scorers)), *scores, test.p_words)
         lines.append(f"| {' | '.join(cells)} |")
     table = "\n".join(lines)
     return f"## Test sets\n\nMean scores, with the 95% interval; p is that of prompts that pass in one of both alone.\n\n{table}\n"
-
-
-def _score(score: BranchScore | None) -> str:
-    return "" if score is None else f"{score.score:.2f} ({score.interval[0]:.2f} to {score.interval[1]:.2f})"
 
 
 def _loss(value: float) -> str:

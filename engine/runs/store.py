@@ -18,7 +18,7 @@ from loratory.engine.errors import RunError, StorageError, explain_os_errors, sh
 from loratory.engine.files import fsync_folder, write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import FileLock
-from loratory.engine.runs.control import resume_is_requested
+from loratory.engine.runs.control import change_notes, resume_is_requested
 from loratory.engine.runs.names import automatic_name, words_of
 from loratory.engine.runs.provenance import Provenance, describe_config, read_provenance
 from loratory.engine.runs.run import RUN_ID, Run, RunFolder
@@ -88,6 +88,8 @@ class RunStore:
                 provenance = (provenance or Provenance()).model_copy(update=facts)
                 write_atomically(folder.config, config_to_yaml(config))
                 write_atomically(folder.provenance, provenance.model_dump_json(indent=1))
+                if config.run.project:
+                    change_notes(folder, project=config.run.project)
                 if report is not None:
                     write_atomically(folder.dataset_report, report.model_dump_json(indent=1))
                 if key is not None:

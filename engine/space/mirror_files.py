@@ -19,6 +19,7 @@ from loratory.engine.errors import EngineError, StorageError
 from loratory.engine.files import FileStamp, size_and_time, stamp_of
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.checkpoints import MANIFEST, offered_checkpoints
+from loratory.engine.runs.projects import PROJECTS_FILE
 from loratory.engine.runs.run import LIVE_STATES, RUN_ID, Run
 
 RUNS = "runs"
@@ -31,7 +32,9 @@ _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again withou
 _OWNER = "[A-Za-z0-9_-]{1,64}"
 _VOTES_OR_PRESET = re.compile(
     rf"votes/{_OWNER}/(votes|prompts/[A-Za-z0-9_-]{{1,40}})\.jsonl|presets/{_OWNER}/{PRESET_NAME.pattern}\.yaml"
+    rf"|{RUNS}/{_OWNER}/{PROJECTS_FILE}"
 )
+_SMALL = ("votes/*/**/*", "presets/*/**/*", f"{RUNS}/*/{PROJECTS_FILE}")
 _OF_A_PERSON = re.compile(rf"({RUNS}/{_OWNER}/{RUN_ID.pattern}|{UPLOADS}/{_OWNER})/.+")
 
 
@@ -152,7 +155,7 @@ class HomeScan:
         Raises:
             EngineError: If the accounts cannot be read.
         """
-        files = (file for folder in ("votes", "presets") for file in self._home.root.glob(f"{folder}/*/**/*"))
+        files = (file for pattern in _SMALL for file in self._home.root.glob(pattern))
         paths = set(filter(may_mirror, (file.relative_to(self._home.root).as_posix() for file in files)))
         if (self._home.root / DATABASE_FILE).is_file():
             paths.add(DATABASE_FILE)

@@ -33,6 +33,7 @@ from loratory.engine.paths import LoratoryHome, local_owner, typed_path
 from loratory.engine.places import places_at
 from loratory.engine.places.run_place import Flavors, Options
 from loratory.engine.runs.prediction import Prediction, predict
+from loratory.engine.runs.projects import with_project_tests
 from loratory.engine.runs.provenance import Provenance, environment_facts, find_warm_start, predicted_figures
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import RunStore
@@ -67,7 +68,7 @@ class Preflight:
         self._home = home
         self._inspector = inspector
         self._resolve = resolve
-        store = RunStore(home, home.owner or local_owner())
+        self._store = store = RunStore(home, home.owner or local_owner())
         # Earlier runs estimate the speed; not all of them if reading takes long.
         self._places = places_at(home, devices, flavors, lambda: RunIndex(store).glance(patience_seconds=2.0).rows)
 
@@ -85,6 +86,7 @@ class Preflight:
             ModelError: If the model cannot be found, reached or read.
             DatasetError: If the dataset cannot be read, is not that of `preview`, or has no trained tokens.
         """
+        config = with_project_tests(config, self._store)
         if self._home.owner:
             if lab_rule_problems := lab_problems(config, self._home):
                 raise ConfigError(lab_rule_problems)

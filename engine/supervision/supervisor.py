@@ -14,6 +14,7 @@ from loratory.engine.lab.supervision import LabSupervision
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import FileLock, ProcessIdentity
 from loratory.engine.processes.spawn import cap_log
+from loratory.engine.runs.projects import request_project_tests, start_answering
 from loratory.engine.runs.run import Run, RunState, StateReason
 from loratory.engine.runs.webhook import Notifier
 from loratory.engine.supervision.queue import QueueOrder, StartRules, WaitingRun, plan_starts
@@ -119,11 +120,12 @@ class SupervisorLoop:
     """The rounds of a supervisor; the caller of `tick` holds the supervisor's lock of the home."""
 
     def __init__(self, home: LoratoryHome, settings: SupervisorSettings) -> None:
-        self._settings = settings
+        self._home, self._settings = home, settings
         self._book = LeaseBook(home)
         self._order = QueueOrder(home)
         self._lab = LabSupervision(home, settings.programs)
-        self._scheduler = Scheduler(home, settings, self._lab.note_end, Notifier(home).note_end)
+        self._notifier = Notifier(home)
+        self._scheduler = Scheduler(home, settings, self._lab.note_end, self._note_final)
 
     def close(self) -> None:
         """Stop looking at jobs, which continue."""
@@ -151,6 +153,10 @@ class SupervisorLoop:
         if self._scheduler.waiting or any(monitor.state.state != "running" for monitor in active):
             return least
         return max(least, min((monitor.job.poll_seconds() for monitor in active), default=least))
+
+    def _note_final(self, run: Run, state: RunState) -> None:
+        self._notifier.note_end(run, state)
+        request_project_tests(self._home, run, state)
 
     def _active(self) -> dict[str, tuple[Run, RunState]]:
         return {run_id: (monitor.run, monitor.state) for run_id, monitor in self._scheduler.active.items()}
@@ -226,7 +232,7 @@ _SWEEP_SECONDS = 3600.0
 
 
 class Housekeeping:
-    """Truncates logs and removes old leases."""
+    """Truncates logs, removes old leases, and has test sets of projects answered."""
 
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
         self._home = home
@@ -240,5 +246,6 @@ class Housekeeping:
             self._last_look = now
             for log in self._home.logs.glob("*.log"):  # of helper processes, which may live for weeks
                 cap_log(log, most_bytes=5_000_000)
+            start_answering(self._home)  # what an earlier process left
         if now - self._last_sweep >= _SWEEP_SECONDS:
             self._last_sweep = now

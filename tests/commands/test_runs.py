@@ -121,7 +121,7 @@ def test_test_sets_are_columns_to_sort_by(store, loratory):
     assert code == 0
     assert "sums.jsonl (Number)" in table.splitlines()[0]
     assert table.index("Best") < table.index("0.75") < table.index("Worst") < table.index("0.25")
-    assert "0.75 (95% interval 0." in loratory("show", runs[0].id)[1]
+    assert "score 0.75     sums.jsonl (Number), 95% interval 0." in loratory("show", runs[0].id)[1]
     code, _, error = loratory("runs", "--sort", "sums")
     assert code == 2
     assert "sums.jsonl (Number)" in error
@@ -296,3 +296,20 @@ def test_the_price_of_electricity_is_set_shown_and_used(store, loratory):
     run.folder.write_state(RunState(state="completed", started=0.0, ended=18_000.0))
     assert "1 kWh, EUR 0.30 (at the stated 200 W)" in loratory("show", run.id)[1]
     assert loratory("electricity", "--price", "-4")[0] == 1
+
+
+def test_a_project_has_test_sets_of_a_file(store, loratory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
+    (tmp_path / "tests.yaml").write_text("tests:\n  - source: sums.jsonl\n    scorers: [{scorer: number}]\n")
+    assert "no test sets" in loratory("project-tests", "Paper")[1]
+
+    assert loratory("project-tests", "Paper", "tests.yaml")[0] == 0
+    (test,) = json.loads(loratory("project-tests", "Paper", "--json")[1])["tests"]
+    assert test["source"] == str(tmp_path / "sums.jsonl"), "it is found from any folder"
+    (tmp_path / "tests.yaml").write_text("tests: [{source: sums.jsonl, scorers: [{scorer: nonsense}]}]")
+    code, _, error = loratory("project-tests", "Paper", "tests.yaml")
+    assert code == 1
+    assert "nonsense" in error
+    (tmp_path / "tests.yaml").write_text("evaluation: {tests: []}")
+    assert "no test sets" in loratory("project-tests", "Paper", "tests.yaml")[1]

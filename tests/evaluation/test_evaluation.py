@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loratory.engine.chat.contract import ChatTarget
 from loratory.engine.chat.worker.answer import Answer
-from loratory.engine.config.results import EvaluationConfig
+from loratory.engine.config.results import EvaluationConfig, EvaluationSection
 from loratory.engine.data.passes.prepare import spread_evenly
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.data.source import SourceOptions
@@ -131,6 +131,22 @@ def test_a_run_that_held_nothing_out_is_refused(home, run):
 
     with pytest.raises(DatasetError, match="has no held-out rows"):
         evaluate(home, order)
+
+
+def test_a_run_that_held_nothing_out_answers_its_test_sets_all_the_same(home, run, tmp_path):
+    order, file = order_of(run), tmp_path / "sums.jsonl"
+    file.write_text('{"prompt": "2 + 2?", "answer": "4"}\n{"prompt": "1 + 1?", "answer": "2"}\n')
+    test = {"source": str(file), "scorers": [{"scorer": "number"}], "max_new_tokens": 4}
+    sections = {
+        "dataset": order.run.dataset.model_copy(update={"eval_fraction": 0.0}),
+        "evaluation": EvaluationSection.model_validate({"tests": [test]}),
+    }
+
+    result = evaluate(home, order.model_copy(update={"run": order.run.model_copy(update=sections)}))
+
+    assert (result.losses, result.rows) == ({}, 0)
+    (answers,) = result.tests
+    assert (answers.name, set(answers.branches)) == ("sums.jsonl", {"base", "tuned"})
 
 
 @pytest.mark.parametrize("after", [3, 9])

@@ -6,6 +6,7 @@ import pytest
 
 from loratory.engine.config.derived_defaults import given_settings
 from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.results import TestSet
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport, RowLengths
 from loratory.engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
@@ -16,6 +17,7 @@ from loratory.engine.models.shape import ModelShape
 from loratory.engine.models.source import ModelSource
 from loratory.engine.runs.names import words_of
 from loratory.engine.runs.prediction import most_likely
+from loratory.engine.runs.projects import save_project_tests
 from loratory.engine.runs.provenance import predicted_figures, read_provenance
 from loratory.engine.runs.store import RunStore
 from loratory.engine.supervision.launch import Launcher, Preflight, counted_length
@@ -372,3 +374,22 @@ def test_an_adapter_to_start_from_that_is_not_there_is_named_before_a_run_is_mad
         preflight.check(config)
 
     assert inspector.checks == 0
+
+
+def test_the_test_sets_of_the_project_are_part_of_the_run_and_checked_as_its_own(home, store, inspector, tmp_path):
+    ann = home.for_person("ann")
+    mine, foreign = ann.uploads / "mine.jsonl", tmp_path / "foreign.jsonl"
+    sample = config(
+        model={"id": "smollm2-135m-instruct"}, dataset={"source": "sample:loratory-faq"}, run={"project": "P"}
+    )
+
+    def start(source):
+        save_project_tests(
+            store, "P", [TestSet.model_validate({"source": str(source), "scorers": [{"scorer": "number"}]})]
+        )
+        preflight = Preflight(ann, inspector, devices=lambda: (cpu(),), resolve=resolve)
+        return Launcher(store, preflight).start(sample).folder.read_config()
+
+    assert [test.source for test in start(mine).evaluation.tests] == [str(mine.resolve())]
+    with pytest.raises(ConfigError, match=r"evaluation\.tests"):
+        start(foreign)

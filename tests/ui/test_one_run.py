@@ -7,8 +7,9 @@ import gradio as gr
 import pytest
 
 from loratory.engine.data.workshop.sets import delete_set, set_folder
-from loratory.engine.errors import EngineError
+from loratory.engine.errors import EngineError, RunError
 from loratory.engine.runs.control import read_notes
+from loratory.engine.runs.projects import read_project_tests
 from loratory.ui.tabs.runs import RunsTab
 from tests.data.workshop.made_sets import apply, make_set, newest
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -176,3 +177,17 @@ def test_a_price_of_electricity_lets_runs_say_their_cost(tab, history):
     assert "kWh" in changes.differences
     assert all("cost, €" in scale for scale in json.loads(changes.overlay)["scales"])
     assert tab.electricity.read_values() == ["0.3", "€", "200"]
+
+
+def test_the_test_sets_of_a_run_are_attached_to_a_project(tab, services):
+    tests = [{"source": "set:sums@v1", "scorers": [{"scorer": "number"}]}]
+    run = write_run(services.runs, a_config(evaluation__tests=tests), InventedRun())
+    without = write_run(services.runs, a_config(), InventedRun())
+
+    tab.one.attach_tests(run.id, "Paper")
+
+    assert [test.title for test in read_project_tests(services.runs, "Paper")] == ["set:sums@v1"]
+    with pytest.raises(RunError, match="no test sets"):
+        tab.one.attach_tests(without.id, "Paper")
+    with pytest.raises(RunError, match="no name"):
+        tab.one.attach_tests(run.id, None)

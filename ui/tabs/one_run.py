@@ -10,9 +10,10 @@ from gradio.events import Dependency
 
 from loratory.engine.accounts.people import Action, may
 from loratory.engine.data.workshop.sets import news_of_set
-from loratory.engine.errors import EngineError
+from loratory.engine.errors import EngineError, RunError
 from loratory.engine.lab.rules import access_of, is_shared, set_shared
 from loratory.engine.runs.control import RunNotes, change_notes
+from loratory.engine.runs.projects import save_project_tests
 from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import folder_size_bytes
 from loratory.engine.runs.usage import read_electricity
@@ -45,7 +46,9 @@ class OneRunPart:
                         label="Tags", placeholder="separated by commas", max_lines=1, elem_id="note-tags", min_width=220
                     )
                 self.note = gr.Textbox(label="Note", lines=2, max_lines=12, max_length=10_000, elem_id="note-text")
-                self.save = gr.Button("Save", scale=0, min_width=110, elem_id="note-save")
+                with gr.Row():
+                    self.save = gr.Button("Save", scale=0, min_width=110, elem_id="note-save")
+                    self.attach = gr.Button("Attach test sets", scale=0, min_width=160, elem_id="note-attach")
             self.record = gr.HTML(elem_id="run-record")
             # Last: sticks to the bottom of the panel.
             with gr.Column(elem_id="run-foot"):
@@ -87,6 +90,7 @@ class OneRunPart:
             shared = self.share.click(ui.shown_as_message(self.change_sharing), run_shown, None, **ui.QUICK)
             shared.then(self.redraw, run_shown, self._changing, **ui.QUICK)
         notes = [run_shown, self.project, self.tags, self.note]
+        self.attach.click(ui.shown_as_message(self.attach_tests), [run_shown, self.project], None, **ui.SLOW)
         save_event = self.save.click(ui.shown_as_message(self.save_notes), notes, None, **ui.SLOW)
         save_event.then(self.describe, run_shown, self._details, **ui.QUICK)
         return save_event, self.follow.edit_event, delete_event
@@ -188,6 +192,15 @@ class OneRunPart:
         change_notes(folder, project=str(project or ""), note=note or "", tags=tuple((tags or "").split(",")))
         self.page.reader.invalidate()
         gr.Info("Saved.", duration=3)
+
+    def attach_tests(self, run_id: str, project: str) -> None:
+        """Let every new run of a project answer the test sets of this run."""
+        store, name = self.page.services.runs, str(project or "")
+        tests = store.get(run_id).folder.read_config().evaluation.tests
+        if not tests:
+            raise RunError("This run has no test sets.", "Pick one that has evaluation.tests in its settings.")
+        save_project_tests(store, name, tests)
+        gr.Info(f"New runs of {name} answer {', '.join(test.title for test in tests)} once they are complete.")
 
     def deletion_question(self, run_id: str) -> tuple[str, str]:
         """Return the run's title and the question before it is deleted, with its size."""

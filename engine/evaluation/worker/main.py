@@ -72,10 +72,10 @@ class EvaluationWorker:
             objective=objective if objective is not SUPERVISED and not is_whole else None,
         )
         measured = data.train | data.held_out if is_whole else data.held_out
-        if not measured:
-            fix = "Train with dataset.eval_fraction above 0."
-            raise DatasetError("This run has no held-out rows, so there is nothing to measure on.", fix)
         tests = self._read_tests(order.run, model)
+        if not measured and not tests:
+            fix = "Train with dataset.eval_fraction above 0, or name a test set."
+            raise DatasetError("This run has no held-out rows, so there is nothing to measure on.", fix)
         give_up_access(Access.HUB)
         rows = measured.select(spread_evenly(range(len(measured)), order.settings.max_rows))
         spec = model.spec
@@ -83,9 +83,9 @@ class EvaluationWorker:
         file = LossFile(evaluation, spec, self._home)
         with memory_errors(spec), torch.inference_mode():
             changes = (*order.plan.base_changes(folder, spec.name, self._home), *_changes(data, order.data_fingerprint))
-            if objective.samples_answers and not is_whole:
-                held_out = (_held_out_test(training), rows)
-                result = self._evaluate_prompts(evaluation, model, file, [held_out, *tests])
+            if not rows or (objective.samples_answers and not is_whole):  # nothing that has a loss
+                held_out = [(_held_out_test(training), rows)] if rows else []
+                result = self._evaluate_prompts(evaluation, model, file, rows, [*held_out, *tests])
                 notes, seconds = (*order.plan.notes, *changes), time.perf_counter() - start
                 return result.model_copy(update={"notes": notes, "seconds": seconds}).model_dump(mode="json")
             row_losses = file.sums(rows, "the loss, row")
@@ -148,16 +148,14 @@ class EvaluationWorker:
         return result.model_copy(update={"notes": order.plan.notes}).model_dump(mode="json")
 
     def _evaluate_prompts(
-        self, evaluation: Evaluation, model: "_OpenModel", file: LossFile, tests: Sequence[_Test]
+        self, evaluation: Evaluation, model: "_OpenModel", file: LossFile, rows: TokenizedRows, tests: Sequence[_Test]
     ) -> EvaluationResult:
-        """Score the answers to held-out prompts by the run's rewards; these rows have no loss."""
+        """Score the answers to test sets, of which held-out prompts are one; these rows have no loss."""
         texts = general_rows(model.tokenizer) if evaluation.order.settings.general_text else []
         general = file.sums(texts, "forgetting, text")
         results = tuple(model.answer_test(*test, evaluation.weights()) for test in tests)
         general_losses = _mean_losses(general, texts, range(len(texts))) if texts else {}
-        return EvaluationResult(
-            losses={}, rows=len(tests[0][1]), scores={}, tests=results, general_losses=general_losses
-        )
+        return EvaluationResult(losses={}, rows=len(rows), scores={}, tests=results, general_losses=general_losses)
 
     def _read_tests(self, run: RunConfig, model: "_OpenModel") -> list[_Test]:
         """Return the test sets of a run with their prompts."""
