@@ -52,6 +52,7 @@ NEEDS = {
     "loratory try-reward": "a run that learns from rewards; tests/e2e has one",
     "loratory train quickstart-grpo-cpu": "minutes; tests/training has shorter ones",
     "loratory evaluate RUN --test": "a test set; tests/e2e has one, tests/evaluation another of HumanEval",
+    "loratory evaluate RUN --lm-eval": "lm-eval; tests/evaluation has a stand-in",
     "loratory runs --sort": "a test set; tests/commands has one",
     "loratory project-tests": "a file; tests/commands has one",
     "loratory export RUN --to …": "no command, but the form of several",

@@ -62,6 +62,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--scorer", help="Scores the answers to --test: a name, or as {scorer: number, tolerance: 0.1}."),
     ] = None,
+    lm_eval: Annotated[
+        str, typer.Option("--lm-eval", help="Tasks of lm-eval, or YAML files of tasks, separated by commas.")
+    ] = "",
     checkpoint: CheckpointName = None,
     where: WorkWhere = "local",
     as_json: AsJson = False,
@@ -71,9 +74,9 @@ def evaluate(
     tests = tuple(_test_set(source, scorer or []) for source in test or ())
     store = own_runs()
     target = ChatTarget.of_run(store.get(run).folder.path, checkpoint).model_copy(update={"where": where})
-    result = with_progress(
-        EvaluationJob(store.home, EvaluationRequest(target=target, settings=config, tests=tests)).run
-    )
+    tasks = tuple(filter(None, lm_eval.split(",")))
+    request = EvaluationRequest(target=target, settings=config, tests=tests, lm_eval=tasks)
+    result = with_progress(EvaluationJob(store.home, request).run)
     if as_json:
         values = result.model_dump(mode="json")
         print_json(values.pop("losses") | values | {"gained": result.gain, "forgot": result.forgetting})
@@ -130,6 +133,8 @@ def _report(result: EvaluationResult) -> None:
     for test in result.tests:
         for sentence in describe_test(test, _NAMES):
             typer.echo(sentence)
+    for name, value in result.lm_eval.get("tuned", {}).items():
+        typer.echo(f"{name}: base {result.lm_eval['base'][name]:.4f}, tuned {value:.4f} (lm-eval).")
     for note in result.notes:
         typer.echo(note)
     for row in result.answered_rows[:3]:

@@ -23,16 +23,7 @@ from loratory.engine.runs.history.run_history import read_history
 from loratory.engine.runs.projects import read_project_tests, save_project_tests
 from loratory.engine.runs.run import Run, State
 from loratory.engine.runs.store import RunStore, folder_size_bytes
-from loratory.engine.runs.summary import (
-    RunIndex,
-    RunQuery,
-    SortKey,
-    common_tests,
-    select_runs,
-    steps_csv,
-    summaries_csv,
-    summarize,
-)
+from loratory.engine.runs.summary import RunIndex, RunQuery, select_runs, sort_keys, steps_csv, summaries_csv, summarize
 from loratory.engine.runs.usage import read_electricity, save_electricity
 from loratory.engine.supervision.launch import with_absolute_paths
 from loratory.engine.supervision.queue import QueueMove, QueueOrder
@@ -51,7 +42,7 @@ def runs(
     tag: Annotated[list[str] | None, typer.Option("--tag", help="Only runs with this tag; several: with all.")] = None,
     project: Annotated[list[str] | None, typer.Option("--project", help="Only runs of this project.")] = None,
     with_star: Annotated[bool, typer.Option("--star", help="Only runs with a star.")] = False,
-    sort: Annotated[str, typer.Option("--sort", help=f"{', '.join(get_args(SortKey))}, or a test set.")] = "created",
+    sort: Annotated[str, typer.Option("--sort", help=f"{', '.join(sort_keys())}, or a test set.")] = "created",
     ascending: Annotated[bool, typer.Option("--ascending", help="Smallest, or oldest, first.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="All columns as CSV.")] = False,
     as_json: output.AsJson = False,
@@ -72,7 +63,7 @@ def runs(
         descending=not ascending,
     )
     rows = RunIndex(store).summaries()
-    if sort not in (columns := (*get_args(SortKey), *common_tests(rows, None))):
+    if sort not in (columns := sort_keys(rows)):
         raise typer.BadParameter(f"{sort!r} is not one of {', '.join(columns)}.", param_hint="--sort")
     summaries = select_runs(rows, query)
     if as_json:

@@ -1,6 +1,7 @@
 """Evaluate a run on its held-out rows: the request, the result, and the job that runs in a separate process."""
 
 import contextlib
+import importlib.util
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ from loratory.engine.hardware.devices import choose_device
 from loratory.engine.lab.rules import lab_problems
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.places import machine_of
+from loratory.engine.processes.spawn import Access
 from loratory.engine.runs.provenance import read_provenance, start_of
 from loratory.engine.runs.run import RunFolder
 from loratory.engine.runs.test_scores import EVALUATIONS_FOLDER
@@ -48,6 +50,7 @@ class EvaluationRequest(FrozenModel):
     target: ChatTarget  # a run, with or without a checkpoint
     settings: EvaluationConfig = EvaluationConfig()
     tests: tuple[TestSet, ...] = ()  # in addition to those of the run
+    lm_eval: tuple[str, ...] = ()  # its tasks, or their files
 
 
 class EvaluationOrder(FrozenModel):
@@ -58,6 +61,7 @@ class EvaluationOrder(FrozenModel):
     settings: EvaluationConfig
     device: Device
     folder: Path  # of the results, where losses of tokens are kept
+    lm_eval: tuple[str, ...] = ()
     data_fingerprint: str | None = None  # of the data that the run was trained on
 
 
@@ -151,6 +155,7 @@ class EvaluationResult(FrozenModel):
     preference: PreferenceResult | None = None  # on held-out pairs, for runs that train on pairs
     ratings: RatingResult | None = None  # on held-out completions, for runs that train on labels
     tests: tuple[TestResult, ...] = ()  # on the run's test sets
+    lm_eval: dict[Branch, dict[str, float]] = Field(default_factory=dict)  # by task and metric
     # Name of what a preference run started from, which is the branch `second`; empty where not measured.
     start: str = ""
 
@@ -271,6 +276,7 @@ class EvaluationJob:
         assert order.plan.tuned is not None
         title, model = order.plan.tuned.name, order.plan.model
         access = hub_access(model, order.run.dataset, *order.run.test_datasets)
+        access = access | {Access.HUB} if order.lm_eval else access
         job = DeviceJob(
             self.home, WORKER_MODULE, "evaluation", title, order.device, access=access, model=model.id, machine=machine
         )
@@ -301,6 +307,8 @@ class EvaluationJob:
         if choice is None or not RunFolder(choice.folder).config.is_file():
             what = "Only a run can be evaluated, because only a run has held-out rows."
             raise RunError(what, "Choose a run.")
+        if self.request.lm_eval and importlib.util.find_spec("lm_eval") is None:
+            raise RunError("lm-eval is not installed here.", "`pip install lm-eval` brings it.")
         run = RunFolder(choice.folder)
         config, fingerprint = run.read_config(), read_provenance(run).dataset_fingerprint
         settings, source = self.request.settings, self.request.settings.source
@@ -315,7 +323,7 @@ class EvaluationJob:
         file = evaluation_file(choice.folder, choice.checkpoint, all_rows=source is not None)
         order = EvaluationOrder(
             plan=self._plan(config, run), run=config, settings=settings, device=device, folder=file.parent,
-            data_fingerprint=fingerprint if source is None else None,
+            lm_eval=self.request.lm_eval, data_fingerprint=fingerprint if source is None else None,
         )  # fmt: skip
         return order, file
 

@@ -43,8 +43,7 @@ def save_project_tests(store: RunStore, project: str, tests: Sequence[TestSet]) 
         raise RunError("The project has no name.", "Give it a name first.")
     file = store.folder / PROJECTS_FILE
     projects = read_model(file, _Projects) or _Projects()
-    changed = _Projects(tests=projects.tests | {name: tuple(tests)})
-    write_atomically(file, changed.model_dump_json(), makes_folder=True)
+    write_atomically(file, _Projects(tests=projects.tests | {name: tuple(tests)}).model_dump_json(), makes_folder=True)
 
 
 def with_project_tests(config: RunConfig, store: RunStore) -> RunConfig:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel
 
@@ -297,6 +297,11 @@ def differing_settings(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, 
 def common_tests(summaries: Sequence[RunSummary], most: int | None = 3) -> list[str]:
     """Return the test sets that most of the runs answered, the commonest first."""
     return [test for test, _ in Counter(test for row in summaries for test in row.tests).most_common(most)]
+
+
+def sort_keys(summaries: Sequence[RunSummary] = ()) -> tuple[str, ...]:
+    """Return what runs can be ordered by."""
+    return (*get_args(SortKey), *common_tests(summaries, None))
 
 
 def _matches(summary: RunSummary, query: RunQuery, terms: Sequence[str]) -> bool:

@@ -124,3 +124,14 @@ def test_a_list_without_rows_says_so(job, run_id, capsys):
 
     assert run_command(["data", "losses", "faq", "--run", run_id], ("loratory.engine.commands.data", *MODULES)) == 0
     assert "\nGot worse: none\n" in capsys.readouterr().out
+
+
+def test_figures_of_lm_eval_are_printed_side_by_side(job, run_id, capsys):
+    job.result = lambda _: RESULT.model_copy(
+        update={"lm_eval": {"base": {"arc_easy acc": 0.25}, "tuned": {"arc_easy acc": 0.5}}}
+    )
+
+    assert run_command(["evaluate", run_id, "--lm-eval", "arc_easy,own.yaml"], MODULES) == 0
+
+    assert "arc_easy acc: base 0.2500, tuned 0.5000 (lm-eval)." in capsys.readouterr().out
+    assert job.requests[0].lm_eval == ("arc_easy", "own.yaml")

@@ -34,6 +34,7 @@ from loratory.engine.evaluation.preference import (
 from loratory.engine.evaluation.samples import PromptSamples, TestResult
 from loratory.engine.evaluation.try_reward import TryRewardOrder
 from loratory.engine.evaluation.worker.answers import Evaluation, answer_rows
+from loratory.engine.evaluation.worker.harness import run_tasks
 from loratory.engine.evaluation.worker.losses import LossFile
 from loratory.engine.evaluation.worker.samples import answer_test, try_rewards
 from loratory.engine.evaluation.worker.scores import mean_scores
@@ -73,13 +74,16 @@ class EvaluationWorker:
         )
         measured = data.train | data.held_out if is_whole else data.held_out
         tests = self._read_tests(order.run, model)
-        if not measured and not tests:
+        if not measured and not tests and not order.lm_eval:
             fix = "Train with dataset.eval_fraction above 0, or name a test set."
             raise DatasetError("This run has no held-out rows, so there is nothing to measure on.", fix)
+        read_weights = cache(model.read_weights)
+        most = order.settings.max_rows
+        lm_eval = run_tasks(order.lm_eval, read_weights(), tokenizer, most) if order.lm_eval else {}
         give_up_access(Access.HUB)
         rows = measured.select(spread_evenly(range(len(measured)), order.settings.max_rows))
         spec = model.spec
-        evaluation = Evaluation(order, request, cache(model.read_weights), tokenizer)
+        evaluation = Evaluation(order, request, read_weights, tokenizer)
         file = LossFile(evaluation, spec, self._home)
         with memory_errors(spec), torch.inference_mode():
             changes = (*order.plan.base_changes(folder, spec.name, self._home), *_changes(data, order.data_fingerprint))
@@ -87,7 +91,8 @@ class EvaluationWorker:
                 held_out = [(_held_out_test(training), rows)] if rows else []
                 result = self._evaluate_prompts(evaluation, model, file, rows, [*held_out, *tests])
                 notes, seconds = (*order.plan.notes, *changes), time.perf_counter() - start
-                return result.model_copy(update={"notes": notes, "seconds": seconds}).model_dump(mode="json")
+                changed = {"notes": notes, "seconds": seconds, "lm_eval": lm_eval}
+                return result.model_copy(update=changed).model_dump(mode="json")
             row_losses = file.sums(rows, "the loss, row")
             desirable = [number for number, row in enumerate(rows) if row.desirable is not False]
             numbers = desirable or range(len(rows))
@@ -122,6 +127,7 @@ class EvaluationWorker:
             ratings=ratings,
             start=order.plan.second.name if order.plan.second is not None else "",
             tests=test_results,
+            lm_eval=lm_eval,
         )
         return result.model_dump(mode="json")
 
@@ -172,7 +178,7 @@ class EvaluationWorker:
         """Find the model of an order and load its tokenizer; gives up the Hub where the data needs none of it."""
         home = order.plan.home(self._home)
         source = resolve_model(order.plan.model, home)
-        if not reads_from_hub(order.run.dataset, *order.run.test_datasets):
+        if not getattr(order, "lm_eval", ()) and not reads_from_hub(order.run.dataset, *order.run.test_datasets):
             give_up_access(Access.HUB)
         folder = Path(source.location)
         folders = [weights.folder for weights in order.plan.trained_weights.values()]

@@ -200,8 +200,7 @@ def to_score(row: TokenizedRow, answer: str) -> ScoredAnswer:
 
 
 def _reference(row: TokenizedRow) -> str:
-    value = to_score(row, "").columns.get("answer", "")
-    return value if isinstance(value, str) else str(value)
+    return str(to_score(row, "").columns.get("answer", ""))
 
 
 def _sequence(row: TokenizedRow, answer: Sequence[int]) -> TokenizedRow:
