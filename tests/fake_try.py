@@ -40,4 +40,6 @@ class FakeTry(TryRewardJob):
             generation_seconds=2.0,
             scoring_seconds=0.5,
             forward_seconds=0.25,
+            train_prompts=len(self.prompts) if self.settings.prompts is None else 6,
+            held_out=(4, 5),
         )

@@ -10,12 +10,15 @@ from loratory.engine.commands.output import AsJson, ConfigName, Overrides, print
 from loratory.engine.config.derived_defaults import planned_steps
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.objectives import objective_of
-from loratory.engine.config.run import RunConfig
+from loratory.engine.config.run import SET_PREFIX, RunConfig
+from loratory.engine.data.workshop.exchange import set_from
+from loratory.engine.data.workshop.sets import find_set, find_version, pinned
 from loratory.engine.errors import ConfigError, Problem, shorten
 from loratory.engine.evaluation.samples import PromptSamples
 from loratory.engine.evaluation.try_reward import TryRewardConfig, TryRewardJob, TryRewardResult, judge
-from loratory.engine.paths import LoratoryHome
+from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.quantities import duration
+from loratory.engine.runs.disk import require_disk_space
 
 
 @setting_options(TryRewardConfig, prompts="--prompts")
@@ -23,6 +26,15 @@ def try_reward(
     config: ConfigName,
     settings: dict[str, Any],
     answers: Annotated[int, typer.Option("--show", min=0, max=500, help="Prompts whose answers are printed.")] = 3,
+    all_prompts: Annotated[bool, typer.Option("--all-prompts", help="Answer all training prompts.")] = False,
+    keep_sometimes: Annotated[
+        bool,
+        typer.Option(
+            "--keep-sometimes",
+            help="Keep the prompts that were sometimes right, neither always nor never: the other training rows are excluded "
+            "from the set, or from a new set where the dataset is none.",
+        ),
+    ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -32,11 +44,35 @@ def try_reward(
     if not objective_of(run).samples_answers:
         message = f"{objective_of(run).label} learns from the rows, not from rewards; set it to grpo."
         raise ConfigError([Problem("training.objective", message)])
-    job = TryRewardJob(home, run, section_from_mapping(TryRewardConfig, settings))
-    result = with_progress(job.run)
-    verdict = judge(result)
+    if keep_sometimes and run.dataset.mix:
+        raise ConfigError([Problem("dataset.mix", "rows of a mixture are in several datasets; filter each alone.")])
+    tried = TryRewardConfig(prompts=None) if all_prompts else section_from_mapping(TryRewardConfig, settings)
+    result = with_progress(TryRewardJob(home, run, tried).run)
+    verdict, lines = judge(result), [*_report(result, run, answers)]
     values = result.model_dump(mode="json") | {"verdict": verdict._asdict(), "facts": result.facts(run)}
-    print_result(values, "\n".join(_report(result, run, answers)), as_json=as_json)
+    if keep_sometimes:
+        values["kept"] = selection = _keep(home, run, result)
+        lines.append(
+            f"\nKept {selection['prompts']:,} of {result.train_prompts:,} prompts. Next: --set dataset.source={selection['train_on']}"
+        )
+    print_result(values, "\n".join(lines), as_json=as_json)
+
+
+def _keep(home: LoratoryHome, run: RunConfig, result: TryRewardResult) -> dict[str, Any]:
+    """Exclude what was not sometimes right from the set of a run, or from a new one; return what to train on."""
+    owner, source = home.owner or local_owner(), run.dataset.source.strip()
+    result.keep_sometimes(1)  # before a set is made for nothing
+    require_disk_space(home, owner)
+    if source.startswith(SET_PREFIX):
+        dataset = find_set(home, find_version(home, source).name)
+    else:
+        dataset = set_from(
+            home, run.dataset, author=owner, require_space=lambda size: require_disk_space(home, owner, size)
+        )
+    entries = dataset.append(result.keep_sometimes(dataset.facts.rows), since=None, author=owner)
+    train_on = f"{SET_PREFIX}{dataset.name}"
+    return {"train_on": train_on, "version": pinned(train_on, home).partition("@")[2],
+            "prompts": len(result.sometimes_right), "operations": [entry.id for entry in entries]}  # fmt: skip
 
 
 def _report(result: TryRewardResult, run: RunConfig, answers: int) -> Iterator[str]:

@@ -13,7 +13,8 @@ from loratory.engine.chat.contract import AdapterChoice, ChatTarget, FrozenModel
 from loratory.engine.chat.target import LoadPlan, plan_load
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.hub import hub_access
-from loratory.engine.errors import ConfigError
+from loratory.engine.data.workshop.operations import Mark, text_of_rows
+from loratory.engine.errors import ConfigError, DatasetError
 from loratory.engine.evaluation.samples import AnswerSample, PromptSamples
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.device_job import DeviceJob
@@ -47,8 +48,8 @@ TITLES: Mapping[VerdictKind, str] = {
 class TryRewardConfig(Section):
     """Settings of one try."""
 
-    prompts: int = setting(20, "Prompts to try", ge=1, le=500)
-    """Training prompts, spread evenly, that the model answers as in the run. More of them make the shares more certain."""
+    prompts: int | None = setting(20, "Prompts to try", ge=1, le=100_000)
+    """Training prompts, spread evenly, that the model answers as in the run. More make the shares more certain; empty answers all."""
 
 
 class TryRewardOrder(FrozenModel):
@@ -79,6 +80,29 @@ class TryRewardResult(FrozenModel):
     scoring_seconds: float
     forward_seconds: float  # of one pass over all prompts with their answers
     notes: tuple[str, ...] = ()
+    train_prompts: int = 0  # of the data; those of `prompts` are some of them, or all
+    held_out: tuple[int, ...] = ()  # rows that the run would hold out, from 0
+
+    @property
+    def sometimes_right(self) -> list[int]:
+        """The rows, from 0, whose answers differ in their reward: a step learns from these alone."""
+        return sorted(prompt.row for prompt in self.prompts if not prompt.is_tied)
+
+    def keep_sometimes(self, rows: int) -> list[Mark]:
+        """Return the operations on a set of so many rows that leave `sometimes_right`, and hold out what is held out now.
+
+        Raises:
+            DatasetError: If no prompt was sometimes right.
+        """
+        if not (right := self.sometimes_right):
+            raise DatasetError(f"None of {len(self.prompts):,} prompts was sometimes right.", _EASIER[0])
+        rest = sorted({*range(rows)}.difference(right, self.held_out))
+        marks = {"drop": rest, "split": sorted(self.held_out)}
+        return [
+            Mark.model_validate({"kind": kind, "rows": text_of_rows(numbers), "text": "try-reward"})
+            for kind, numbers in marks.items()
+            if numbers
+        ]
 
     @property
     def answers(self) -> list[AnswerSample]:

@@ -42,11 +42,16 @@ def test_scorers_are_added_changed_tried_and_removed(page):
     assert cards(page) == ["Number", "Length"]
     assert barriers(page) == []
 
-    page.locator("#try-reward").click()
+    page.get_by_role("button", name="Try reward").click()
     expect(page.locator("#try-reward-status")).to_contain_text("Can learn")
     expect(page.locator("#try-reward-status")).to_contain_text("groups without a difference")
     expect(page.locator("#try-reward-status details")).to_have_count(4)
     assert barriers(page) == []
+
+    page.get_by_role("button", name="Keep the 2 prompts that were sometimes right").click()
+    expect(page.locator("#next-step")).to_contain_text("loratory")
+    expect(page.locator("#try-reward")).not_to_contain_text("sometimes right")  # in a set, whose rows were not tried
+    expect(page.locator("#panel")).to_contain_text("2 rows")
 
     page.get_by_label("Remove Number, scorer 1").click()
     expect(page.locator("#rewards fieldset")).to_have_count(1)

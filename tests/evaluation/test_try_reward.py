@@ -5,7 +5,8 @@ import json
 import pytest
 
 from loratory.engine.config.load import config_from_mapping
-from loratory.engine.errors import ConfigError
+from loratory.engine.data.workshop.operations import rows_text
+from loratory.engine.errors import ConfigError, DatasetError
 from loratory.engine.evaluation.samples import AnswerSample, PromptSamples
 from loratory.engine.evaluation.try_reward import (
     BadAnswer,
@@ -80,6 +81,21 @@ def test_a_learnable_reward_is_shown_with_what_wastes_steps():
 def test_cut_answers_are_named_among_the_cures_of_a_task_that_is_too_hard():
     assert "Raise max_completion_length: most answers are cut." in judge(tried(*[ZERO] * 20, cut=True)).cures
     assert len(judge(tried(*[ZERO] * 20)).cures) == 3
+
+
+def test_kept_prompts_are_those_with_a_difference_and_what_is_held_out_stays_so():
+    result = tried(MIXED, ZERO, FULL, (0.2, 0.4)).model_copy(update={"held_out": (5, 7)})
+
+    drop, split = result.keep_sometimes(9)
+
+    assert result.sometimes_right == [0, 3]
+    assert (drop.kind, rows_text(drop.rows)) == ("drop", "2-3,5,7,9")
+    assert (split.kind, rows_text(split.rows)) == ("split", "6,8")
+
+
+def test_nothing_is_kept_where_no_prompt_was_sometimes_right():
+    with pytest.raises(DatasetError, match="None of 2 prompts was sometimes right"):
+        tried(ZERO, FULL).keep_sometimes(2)
 
 
 def test_shares_are_those_of_answers_and_of_prompts():

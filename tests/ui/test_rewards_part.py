@@ -3,15 +3,18 @@
 import gradio as gr
 import pytest
 
+from loratory.engine.data.workshop.sets import find_set
 from loratory.engine.errors import ConfigError
 from loratory.engine.evaluation.samples import AnswerSample, PromptSamples
 from loratory.engine.evaluation.try_reward import TryRewardConfig
 from loratory.engine.scoring.base import Verdict
 from loratory.engine.scoring.registry import SCORERS, scorer_from
-from loratory.ui.tabs.rewards import _key, picked_rewards
+from loratory.ui.tabs.rewards import picked_rewards
 from loratory.ui.tabs.train import TrainTab
 from loratory.ui.views.memory import render_side_panel
-from loratory.ui.views.rewards import render_rewards, render_tried, render_try
+from loratory.ui.views.rewards import render_actions, render_rewards, render_tried, render_try
+from tests.data.checks import write_rows
+from tests.data.workshop.made_sets import apply, read
 from tests.fake_try import FakeTry
 from tests.invented_runs import a_config
 from tests.ui.form_visitor import FormVisitor
@@ -74,14 +77,14 @@ def visitor(laid_out):
 def test_the_cards_of_a_draft_are_shown_and_a_try_of_it_runs_to_its_end(laid_out):
     tab = laid_out(TrainTab)
     part, visitor = tab.objective.rewards, FormVisitor(tab.page)
-    assert not part.state(visitor.draft)[part.stop]["visible"]
+    assert not part.state(visitor.draft)[part.actions]["visible"]
 
     visitor.fill(a_config(**GRPO).model_dump(mode="json"))
     draft = visitor.draft
     assert draft.objective.samples_answers
     assert draft.config.training.rewards == (scorer_from({"scorer": "number"}),)
-    part.begin(draft)
-    work = tab.page.services.tries.find(_key(draft.config))
+    assert 'data-pick="stop"' in part.act(draft, "try")[part.actions]["value"]
+    work = tab.page.services.tries.find(part.key(draft.config))
     assert work.done.wait(PATIENCE_SECONDS)
 
     assert "Can learn" in part.state(draft)[part.job.status]
@@ -94,12 +97,65 @@ def test_a_try_can_be_stopped_and_keeps_what_was_answered(laid_out, services):
     part, visitor = tab.objective.rewards, FormVisitor(tab.page)
     visitor.fill(a_config(**GRPO).model_dump(mode="json"))
     attempt = FakeTry(services.home, visitor.draft.config, TryRewardConfig(), pace=60.0)
-    work = services.tries.start(_key(visitor.draft.config), "A try", attempt)
+    work = services.tries.start(part.key(visitor.draft.config), "A try", attempt)
 
-    part.end(visitor.draft)
+    part.act(visitor.draft, "stop")
 
     assert work.done.wait(PATIENCE_SECONDS)
     assert "Stopped." in part.state(visitor.draft)[part.job.status]
+
+
+@pytest.fixture
+def tried(laid_out, services, tmp_path):
+    """Return the part, a visitor whose draft has a file of six prompts, and a function that tries all of them."""
+    tab = laid_out(TrainTab)
+    part, visitor = tab.objective.rewards, FormVisitor(tab.page)
+    file = write_rows(tmp_path / "sums.jsonl", [{"prompt": f"What is {n} + 0?", "answer": str(n)} for n in range(6)])
+    visitor.fill(a_config(**GRPO, dataset__source=str(file)).model_dump(mode="json"))
+
+    def try_all():
+        part.act(visitor.draft, "all")
+        assert services.tries.find(part.key(visitor.draft.config)).done.wait(PATIENCE_SECONDS)
+        return part.state(visitor.draft)[part.actions]["value"]
+
+    return part, visitor, try_all
+
+
+def test_prompts_that_were_sometimes_right_are_kept_in_a_set_of_the_file(tried, services):
+    part, visitor, try_all = tried
+    assert "Keep the 2 prompts that were sometimes right" in try_all()
+
+    visitor.change(part.keep(visitor.draft))
+
+    assert visitor.draft.config.dataset.source == "set:sums"
+    assert list(read(services.home, "set:sums")) == [2, 4, 5, 6], "and 5 and 6, which are held out"
+    assert [entry.operation.kind for entry in find_set(services.home, "sums").entries] == ["drop", "split"]
+    assert "Keep the" not in part.state(visitor.draft)[part.actions]["value"], "these rows were not tried"
+
+
+def test_prompts_of_a_set_are_kept_in_it_and_come_back_when_that_is_undone(tried, services):
+    part, visitor, try_all = tried
+    try_all()
+    visitor.change(part.keep(visitor.draft))
+    apply(services.home, {"kind": "undo", "id": 1}, {"kind": "undo", "id": 2}, name="sums")
+    assert "Keep the 2" in try_all()
+
+    assert part.keep(visitor.draft) == {"dataset": {"source": "set:sums"}}
+
+    assert list(read(services.home, "set:sums")) == [2, 4, 5, 6]
+
+
+def test_a_set_that_changed_since_the_try_is_tried_again_first(tried, services):
+    part, visitor, try_all = tried
+    try_all()
+    visitor.change(part.keep(visitor.draft))
+    with pytest.raises(ConfigError, match="try them again"):
+        part.keep(visitor.draft)
+
+
+def test_some_prompts_can_be_followed_by_all_with_the_time_that_takes():
+    attempt = FakeTry(None, a_config(**GRPO), TryRewardConfig())
+    assert "Try all 6 prompts, about 4 s" in render_actions(attempt.run(), right=0, is_under_way=False)
 
 
 def test_changed_rewards_are_named_by_their_scorers(visitor):

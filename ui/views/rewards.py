@@ -15,11 +15,12 @@ from loratory.engine.runs.history.events import RolloutSample
 from loratory.engine.runs.history.run_history import RunHistory
 from loratory.engine.scoring.base import Scorer
 from loratory.engine.scoring.registry import SCORERS
-from loratory.ui.views.html import Column, alarm, duration, facts, plural, small, table
+from loratory.ui.views.html import Column, alarm, duration, facts, pick_button, plural, small, table, toolbar
 
 _BEHIND = frozenset({"ignore_reasoning", "seconds", "memory_mib"})  # settings that are folded in
 _LONG = 400  # characters; a setting that takes more gets a larger box
 _MOST_CHARACTERS = 600  # of an answer in the table
+_MOST_PROMPTS = 200  # of a try, in the page
 
 
 def render_rewards(rewards: Sequence[Any]) -> str:
@@ -92,6 +93,22 @@ def _field(field: FieldInfo, name: str, value: Any) -> str:
     return f"<label>{escape(field.title or name)} {box}</label>"
 
 
+def render_actions(result: TryRewardResult | None, *, right: int, is_under_way: bool) -> str:
+    """Return the buttons of a try, the last one of which keeps the prompts that were sometimes right, if any."""
+    buttons = [pick_button("stop", "Stop") if is_under_way else pick_button("try", "Try reward", css="go")]
+    if result is not None and not is_under_way:
+        count, total = len(result.prompts), result.train_prompts
+        seconds = (result.generation_seconds + result.scoring_seconds) * total / count
+        buttons += (
+            [pick_button("all", f"Try all {total:,} prompts, about {duration(seconds)}")] if total > count else []
+        )
+        text = f"Keep the {plural(right, 'prompt')} that {'was' if right == 1 else 'were'} sometimes right"
+        rest = f"Excludes the other {total - right:,} training rows from the set, or from a new one; held-out rows stay"
+        button = pick_button("keep", text).replace("data-pick", f'data-event="submit" title="{rest}" data-pick')
+        buttons += [button] if right else []
+    return toolbar("Try reward", " ".join(buttons), "line")
+
+
 def render_try(result: TryRewardResult, config: RunConfig, steps: int | None) -> str:
     """Return the verdict of a try, its figures, what bad answers earn, and the answers."""
     verdict, highest = judge(result), result.highest
@@ -111,7 +128,7 @@ def render_try(result: TryRewardResult, config: RunConfig, steps: int | None) ->
     figures += [(duration(steps * step), f"for {plural(steps, 'step')}, about")] if steps else []
     bad = [(escape(answer.name.capitalize()), _reward(answer.reward, highest)) for answer in result.bad_answers]
     bad_table = table(["Deliberately bad answers", Column.of_numbers("Earn")], bad)
-    return f"{head}{facts(figures)}{''.join(map(_note, result.notes))}{bad_table}{render_tried(result.prompts, result.scorers)}"
+    return f"{head}{facts(figures)}{''.join(map(_note, result.notes))}{bad_table}{render_tried(result.prompts[:_MOST_PROMPTS], result.scorers)}"
 
 
 def render_rollout(history: RunHistory, rewards: Sequence[Scorer]) -> str:

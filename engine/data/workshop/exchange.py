@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -67,6 +68,17 @@ def add_set(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return sets.find_set(home, name)
+
+
+def set_from(
+    home: LoratoryHome, config: DatasetConfig, *, author: str, require_space: Callable[[int], None]
+) -> sets.DataSet:
+    """Make a set of what a draft or a run reads, with a name of its own; raises as `add_set` does."""
+    stem = re.sub(r"[^a-z0-9._-]+", "-", PurePath(config.source.rpartition(":")[2]).name.split(".")[0].lower())
+    stem, names = stem.strip("-._")[:50] or "rows", {*sets.set_names(home), *sets.former_names(home)}
+    name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(names) + 3))) if n not in names)
+    chosen = config.model_dump(exclude={"train_on", "eval_fraction", "max_samples", "mix"})
+    return add_set(home, name, DatasetConfig(**chosen), author=author, require_space=require_space)
 
 
 def _copy(path: Path, folder: Path, require_space: Callable[[int], None]) -> Path:

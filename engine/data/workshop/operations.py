@@ -5,8 +5,8 @@ Rows are numbered by the untouched source, and operations in force apply in thei
 
 import re
 import time
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby, pairwise
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -36,6 +36,12 @@ def parse_rows(value: Any) -> RowRanges:
 def rows_text(rows: Sequence[tuple[int, int]]) -> str:
     """Return rows as people write them."""
     return ",".join(f"{start + 1}" if end == start + 1 else f"{start + 1}-{end}" for start, end in rows)
+
+
+def text_of_rows(rows: Iterable[int]) -> str:
+    """Return rows, which ascend from 0, as people write them."""
+    runs = (list(run) for _, run in groupby(enumerate(rows), lambda item: item[1] - item[0]))
+    return rows_text([(run[0][1], run[-1][1] + 1) for run in runs])
 
 
 def shared_rows(left: RowRanges, right: RowRanges) -> str:

@@ -1,12 +1,10 @@
 """The rows of sets as tables that a page scrolls, sorts, filters and edits; a process of the inspector holds them."""
 
 import json
-import re
 from collections import Counter
 from collections.abc import Generator, Mapping
-from itertools import groupby, product
+from itertools import product
 from operator import ne
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,8 @@ from loratory.engine.data.records import Record, one_line, shared_length
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
 from loratory.engine.data.workshop import sets
 from loratory.engine.data.workshop.checks.base import CheckOutcome, RowCheckReport
-from loratory.engine.data.workshop.exchange import add_set
-from loratory.engine.data.workshop.operations import Edit, Editor, Mark, Mask, Operation, Replace, rows_text
+from loratory.engine.data.workshop.exchange import set_from
+from loratory.engine.data.workshop.operations import Edit, Editor, Mark, Mask, Operation, Replace, text_of_rows
 from loratory.engine.errors import DatasetError
 from loratory.engine.files import read_model, write_atomically
 from loratory.engine.paths import LoratoryHome, local_owner
@@ -191,12 +189,7 @@ class SetTables:
     def _make(self, config: DatasetConfig) -> JsonObject:
         """Make a set of a file or a sample, with a name of its own."""
         path_of(config.source.strip(), self._options.access)  # which may allow less than the person's
-        stem = re.sub(r"[^a-z0-9._-]+", "-", PurePath(config.source.rpartition(":")[2]).name.split(".")[0].lower())
-        stem, names = stem.strip("-._")[:50] or "rows", {*sets.set_names(self._home), *sets.former_names(self._home)}
-        name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(names) + 3))) if n not in names)
-        chosen = config.model_dump(exclude={"train_on", "eval_fraction", "max_samples", "mix"})
-        add_set(self._home, name, DatasetConfig(**chosen), author=self._author, require_space=lambda _: None)
-        return {"name": name}
+        return {"name": set_from(self._home, config, author=self._author, require_space=lambda _: None).name}
 
 
 def _findings(dataset: sets.DataSet, report: RowCheckReport, *, is_whole: bool) -> JsonObject:
@@ -236,9 +229,8 @@ def _remedy(dataset: sets.DataSet, report: RowCheckReport, question: SetQuestion
         raise DatasetError(f"{outcome.name} has no rows left to change.", "Check the rows of the set again.")
     if question.remedy == "mask":
         return {"kind": "mask", "values": {row + 1: outcome.masks[row] for row in rows}, "text": outcome.name}
-    runs = (list(run) for _, run in groupby(enumerate(rows), lambda item: item[1] - item[0]))
-    text = rows_text([(run[0][1], run[-1][1] + 1) for run in runs])
-    return {"kind": "split" if question.remedy == "hold_out" else "drop", "rows": text, "text": outcome.name}
+    kind = "split" if question.remedy == "hold_out" else "drop"
+    return {"kind": kind, "rows": text_of_rows(rows), "text": outcome.name}
 
 
 def _in_json(text: str) -> bytes:

@@ -151,7 +151,8 @@ class EvaluationWorker:
             result = try_rewards(
                 training, weights, model.tokenizer, rows, model.report_answers(len(rows)), model.end_if_stopped
             )
-        return result.model_copy(update={"notes": order.plan.notes}).model_dump(mode="json")
+        facts = {"train_prompts": len(data.train), "held_out": tuple(row.row for row in data.held_out)}
+        return result.model_copy(update={"notes": order.plan.notes, **facts}).model_dump(mode="json")
 
     def _evaluate_prompts(
         self, evaluation: Evaluation, model: "_OpenModel", file: LossFile, rows: TokenizedRows, tests: Sequence[_Test]
