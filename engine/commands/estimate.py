@@ -19,7 +19,7 @@ from loratory.engine.memory.advice import Advice, advise
 from loratory.engine.memory.compare import DeviceShare, MethodNeed, compare_methods, recommend, share_among
 from loratory.engine.memory.estimate import GIB, Estimator, MemoryEstimate
 from loratory.engine.paths import LoratoryHome
-from loratory.engine.runs.prediction import most_likely
+from loratory.engine.runs.prediction import expected_judging, most_likely
 from loratory.engine.supervision.memory_measurement import MeasuredStep, MeasurementJob, config_of_rows
 
 _VERDICTS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
@@ -88,11 +88,13 @@ def estimate(
     if as_json:
         shared = {"several_devices": shares, "recommended": recommend(shares, device.free_bytes)} if shares else {}
         more = {"measured": measured} if measured is not None else {}
-        print_json(_as_json(result, advice, methods, refusals) | {"rows": rows} | shared | more)
+        values = {"rows": rows, "judging": expected_judging(run_config, lengths)}
+        print_json(_as_json(result, advice, methods, refusals) | values | shared | more)
     else:
         lines = [
             *refusals,
             *_text(result, advice, methods, rows),
+            *filter(None, [expected_judging(run_config, lengths)]),
             *_shares_text(shares, device.free_bytes),
             *_measured_text(measured),
         ]

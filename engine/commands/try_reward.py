@@ -50,6 +50,7 @@ def try_reward(
     result = with_progress(TryRewardJob(home, run, tried).run)
     verdict, lines = judge(result), [*_report(result, run, answers)]
     values = result.model_dump(mode="json") | {"verdict": verdict._asdict(), "facts": result.facts(run)}
+    values["judging"] = cost._asdict() if (cost := result.judging_cost(run, planned_steps(run, None) or 1)) else None
     if keep_sometimes:
         values["kept"] = selection = _keep(home, run, result)
         lines.append(
@@ -85,6 +86,8 @@ def _report(result: TryRewardResult, run: RunConfig, answers: int) -> Iterator[s
         yield f"{name.removesuffix('_seconds').replace('_', ' '):>14}  {text}"
     if steps:
         yield f"{'run':>14}  about {duration(steps * result.step_seconds(run))} for {steps:,} steps"
+    if (cost := result.judging_cost(run, steps or 1)) is not None:
+        yield f"{'judge':>14}  {cost} in {f'{steps:,} steps' if steps else 'a step'}"
     yield "\nDeliberately bad answers earn:"
     for bad in result.bad_answers:
         yield f"{'–' if bad.reward is None else f'{bad.reward:.2f}':>14}  {bad.name}"

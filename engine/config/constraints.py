@@ -212,6 +212,14 @@ def _no_rewards(config: RunConfig) -> str | None:
     return None
 
 
+@_rule("run.where")
+def _key_elsewhere(config: RunConfig) -> str | None:
+    keys = [key for scorer in config.training.rewards if (key := getattr(scorer, "key_variable", ""))]
+    if config.run.is_elsewhere and objective_of(config).samples_answers and keys:
+        return f"the judge's key, {keys[0]}, does not leave this machine; set local, or use a judge without a key."
+    return None
+
+
 @_rule("adapter.method")
 def _method_that_cannot_answer(config: RunConfig) -> str | None:
     method = config.adapter.traits

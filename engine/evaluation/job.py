@@ -40,6 +40,7 @@ from loratory.engine.processes.spawn import Access
 from loratory.engine.runs.provenance import read_provenance, start_of
 from loratory.engine.runs.run import RunFolder
 from loratory.engine.runs.test_scores import EVALUATIONS_FOLDER
+from loratory.engine.scoring.scorers.judge import key_environment
 
 WORKER_MODULE = "loratory.engine.evaluation.worker.main"
 
@@ -277,9 +278,15 @@ class EvaluationJob:
         title, model = order.plan.tuned.name, order.plan.model
         access = hub_access(model, order.run.dataset, *order.run.test_datasets)
         access = access | {Access.HUB} if order.lm_eval else access
+        is_held_out = objective_of(order.run).samples_answers and order.settings.source is None
+        tests = (scorer for test in order.run.evaluation.tests for scorer in test.scorers)
+        keys = key_environment(order.run.scorers if is_held_out else tests)
+        if keys and machine is not None:
+            raise RunError(f"The judge's key, {next(iter(keys))}, does not leave this machine.", "Evaluate it here.")
         job = DeviceJob(
-            self.home, WORKER_MODULE, "evaluation", title, order.device, access=access, model=model.id, machine=machine
-        )
+            self.home, WORKER_MODULE, "evaluation", title, order.device, access=access, environment=keys, model=model.id,
+            machine=machine,
+        )  # fmt: skip
         starts = machine.wait_message if machine is not None else "Starting a process for the evaluation."
         on_progress(JobProgress(phase="starting", message=starts))
         answer = job.run(

@@ -21,8 +21,10 @@ from loratory.engine.hardware.device_job import DeviceJob
 from loratory.engine.hardware.devices import choose_device
 from loratory.engine.lab.rules import lab_problems, with_allowed_paths
 from loratory.engine.paths import AllowedPaths, LoratoryHome, local_owner
+from loratory.engine.runs.prediction import sampled_answers
 from loratory.engine.runs.provenance import find_warm_start, start_of
 from loratory.engine.scoring.base import Scorer
+from loratory.engine.scoring.scorers.judge import JudgingCost, judging_cost, key_environment
 from loratory.engine.section import Section, setting
 
 WORKER_MODULE = "loratory.engine.evaluation.worker.main"
@@ -146,6 +148,14 @@ class TryRewardResult(FrozenModel):
         rollout = (self.generation_seconds + self.scoring_seconds) / training.num_iterations
         passes = _PASSES + (training.beta > 0) + (training.num_iterations > 1) / training.num_iterations
         return share * (rollout + passes * self.forward_seconds)
+
+    def judging_cost(self, config: RunConfig, steps: int) -> JudgingCost | None:
+        """Return what judges cost in so many steps with answers as long as these; None without a judge."""
+        texts = (
+            f"{prompt.prompt}{prompt.reference}{answer.text}" for prompt in self.prompts for answer in prompt.answers
+        )
+        tokens = fmean(len(text.encode()) / 3 for text in texts)
+        return judging_cost(config.training.rewards, sampled_answers(config, steps), tokens)
 
     def facts(self, config: RunConfig) -> dict[str, float]:
         """Return the figures of a try, shares from 0 to 1, by a plain name."""
@@ -291,8 +301,9 @@ class TryRewardJob:
         order = self._order()
         access = hub_access(order.plan.model, self.config.dataset)
         job = DeviceJob(
-            self.home, WORKER_MODULE, "evaluation", "Try reward", order.device, access=access, model=order.plan.model.id
-        )
+            self.home, WORKER_MODULE, "evaluation", "Try reward", order.device, access=access, model=order.plan.model.id,
+            environment=key_environment(self.config.training.rewards),
+        )  # fmt: skip
         on_progress(JobProgress(phase="starting", message="Starting a process for the answers."))
 
         def receive(value: dict[str, Any]) -> None:

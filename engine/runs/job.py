@@ -20,6 +20,7 @@ from loratory.engine.hardware.lease import LeaseHolder
 from loratory.engine.processes.spawn import Access, allocator_environment, spawn, worker_argv
 from loratory.engine.runs.provenance import read_provenance
 from loratory.engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, StateReason
+from loratory.engine.scoring.scorers.judge import key_environment
 
 JobPhase = Literal[
     "waiting",  # submitted, and waiting in the executor's own queue
@@ -228,7 +229,9 @@ def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[byte
         "PYTHONUNBUFFERED": "1",
     }
     # People of a lab must not use logins of the server's account.
-    access = frozenset[Access]() if read_provenance(spec.run.folder).person else _access_for(spec.config)
+    access = frozenset[Access]()
+    if not read_provenance(spec.run.folder).person:
+        access, environment = _access_for(spec.config), environment | key_environment(spec.config.training.rewards)
     return spawn(command(spec), log_file=spec.run.folder.log, environment=environment, access=access)
 
 

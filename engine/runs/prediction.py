@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from loratory.engine.config.objectives import preference_name
+from loratory.engine.config.derived_defaults import planned_steps
+from loratory.engine.config.objectives import objective_of, preference_name
 from loratory.engine.config.run import RunConfig
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.contract import DatasetReport, RowLengths
@@ -22,6 +23,7 @@ from loratory.engine.models.inventory_cache import known_inventory
 from loratory.engine.models.shape import ModelShape
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.summary import RunSummary
+from loratory.engine.scoring.scorers.judge import judging_cost
 
 
 class RunPlan(NamedTuple):
@@ -61,6 +63,24 @@ def plan_run(training: TrainingConfig, report: DatasetReport) -> RunPlan | None:
         trained_tokens=round(report.trained_tokens * share * epochs),
         is_estimate=training.packing,
     )
+
+
+def sampled_answers(config: RunConfig, steps: int) -> int:
+    """Return how many answers are sampled, and scored, in so many steps; those to held-out prompts are not among them."""
+    training = config.training
+    prompts = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return math.ceil(steps / training.num_iterations) * prompts * training.num_generations
+
+
+def expected_judging(config: RunConfig, rows: RowLengths | None) -> str:
+    """Return what judges cost in a run in words; empty without a judge."""
+    if not objective_of(config).samples_answers:
+        return ""
+    steps, training = planned_steps(config, rows.known if rows is not None else None), config.training
+    longest = sum(rows.tokens) / len(rows.tokens) if rows is not None else training.max_length
+    tokens = longest + training.max_completion_length
+    cost = judging_cost(training.rewards, sampled_answers(config, steps or 1), tokens)
+    return f"In {f'{steps:,} steps' if steps else 'each step'}, {cost}." if cost is not None else ""
 
 
 _log = logging.getLogger(__name__)

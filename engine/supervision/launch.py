@@ -39,6 +39,7 @@ from loratory.engine.runs.run import Run
 from loratory.engine.runs.store import RunStore
 from loratory.engine.runs.summary import RunIndex
 from loratory.engine.runs.sweep import sweep_origins
+from loratory.engine.scoring.scorers.judge import key_environment
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class Preflight:
         if config.adapter.warm_start is not None:
             runs = RunStore(self._home, self._home.owner or local_owner()).folder
             find_warm_start(config.adapter.warm_start, runs, self._home)
+        key_environment(config.training.rewards if objective_of(config).samples_answers else ())
         on_progress("Looking for the model.")
         source = self._resolve(
             config.model, self._home, lambda progress: on_progress(progress.message), ModelPart.TOKENIZER

@@ -34,11 +34,11 @@ def test_a_new_set_has_the_prompts_that_were_sometimes_right(run, home):
 
 def test_a_set_keeps_them_in_operations_that_can_be_undone(run, home):
     run("--keep-sometimes")
-    kept = json.loads(run("--set", "dataset.source=set:sums", "--keep-sometimes", "--json").stdout)["kept"]
+    selection = json.loads(run("--set", "dataset.source=set:sums", "--keep-sometimes", "--json").stdout)["kept"]
 
-    assert kept["train_on"] == "set:sums"
-    assert kept["version"] == find_set(home, "sums").versions[-1].name
-    apply(home, *({"kind": "undo", "id": number} for number in (1, 2, *kept["operations"])), name="sums")
+    assert selection["train_on"] == "set:sums"
+    assert selection["version"] == find_set(home, "sums").versions[-1].name
+    apply(home, *({"kind": "undo", "id": number} for number in (1, 2, *selection["operations"])), name="sums")
     assert list(read(home, "set:sums")) == [1, 2, 3, 4, 5, 6]
 
 

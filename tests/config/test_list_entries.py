@@ -39,3 +39,18 @@ def test_a_scorer_of_a_test_set_is_named_as_well():
     tests = [{"source": "rows.jsonl", "scorers": [{"scorer": "number", "tolerance": 9}]}]
     ((field, message),) = problems_of(evaluation={"tests": tests})
     assert (field, message.split(":")[0]) == ("evaluation.tests", "entry 1, tolerance")
+
+
+@pytest.mark.parametrize("where", ["slurm", "jobs"])
+def test_a_judge_with_a_key_is_refused_elsewhere(where):
+    judge = {"scorer": "judge", "endpoint": "http://x/v1", "model": "m", "rubric": "?"}
+    with_key = {**judge, "key_variable": "JUDGE_API_KEY"}
+
+    def settings(scorer, place):
+        return {"training": {"objective": "grpo", "rewards": [scorer]}, "run": {"where": place}}
+
+    for scorer, place in ((judge, where), (with_key, "local")):
+        config_from_mapping({**BASE, **settings(scorer, place)})
+    ((field, message),) = problems_of(**settings(with_key, where))
+    assert field == "run.where"
+    assert "the judge's key, JUDGE_API_KEY, does not leave this machine" in message

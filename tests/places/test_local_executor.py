@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from loratory.engine.config.load import config_to_yaml
+from loratory.engine.errors import ConfigError
 from loratory.engine.processes.spawn import cap_log
 from loratory.engine.runs import job
 from loratory.engine.runs.job import WORKER_MODULE, JobSpec, Nodes, start_worker, training_command, worker_command
 from loratory.engine.runs.run import Run, RunFolder
+from tests.local_endpoint import completion, serving
 from tests.supervision.fake_runs import config_for, cpu, gpu
 
 
@@ -22,6 +25,59 @@ def shown_by(order: JobSpec, *variables: str) -> list[str]:
     show = f"import os; print([os.environ[name] for name in {variables!r}])"
     start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
     return ast.literal_eval(order.run.folder.log.read_text().splitlines()[-1])
+
+
+JUDGING = """
+import sys
+from loratory.engine.config.load import config_from_mapping, mapping_from_file
+from loratory.engine.scoring.base import ScoredAnswer
+from loratory.engine.scoring.session import ScoringSession
+from loratory.engine.runs.run import RunFolder
+from pathlib import Path
+with ScoringSession(config_from_mapping(mapping_from_file(RunFolder(Path(sys.argv[1])).config)).training.rewards) as session:
+    print(session.score([ScoredAnswer("2 + 2?", "4")])[0][0].score)
+"""
+
+
+def test_a_worker_gets_the_key_that_its_judge_names_and_no_file_has_it(run, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-of-the-judge")
+    monkeypatch.setenv("OTHER_API_KEY", "sk-of-another")
+    with serving((200, completion({"reason": "Right.", "score": 10}))) as endpoint:
+        judge = {
+            "scorer": "judge",
+            "endpoint": endpoint.url,
+            "model": "m",
+            "rubric": "Right?",
+            "key_variable": "JUDGE_API_KEY",
+        }
+        config = config_for(training={"objective": "grpo", "rewards": [judge]})
+        run.folder.config.write_text(config_to_yaml(config))
+        start_worker(
+            JobSpec(run, config, (cpu(),), 1), lambda _: [sys.executable, "-c", JUDGING, str(run.folder.path)]
+        ).wait()
+
+    assert run.folder.log.read_text().splitlines()[-1] == "1.0"
+    assert endpoint.keys == ["Bearer sk-of-the-judge"]
+    assert not any(b"sk-of" in file.read_bytes() for file in run.folder.path.rglob("*") if file.is_file())
+
+
+def test_a_worker_gets_no_key_that_no_judge_names(run, monkeypatch):
+    monkeypatch.setenv("OTHER_API_KEY", "sk-of-another")
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-of-the-judge")
+    judge = {"scorer": "judge", "endpoint": "http://x/v1", "model": "m", "rubric": "?", "key_variable": "JUDGE_API_KEY"}
+    show = "import os; print([name for name in os.environ if name.endswith('API_KEY')])"
+    for rewards, names in (([judge], ["JUDGE_API_KEY"]), ([], [])):
+        order = JobSpec(run, config_for(training={"rewards": rewards}), (cpu(),), 1)
+        start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
+        assert ast.literal_eval(run.folder.log.read_text().splitlines()[-1]) == names
+
+
+def test_a_missing_key_is_an_error_before_the_worker_starts(run, monkeypatch):
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    judge = {"scorer": "judge", "endpoint": "http://x/v1", "model": "m", "rubric": "?", "key_variable": "JUDGE_API_KEY"}
+    order = JobSpec(run, config_for(training={"rewards": [judge]}), (cpu(),), 1)
+    with pytest.raises(ConfigError, match="JUDGE_API_KEY is not set here"):
+        start_worker(order, worker_command)
 
 
 def test_one_process_trains_on_one_device(run):

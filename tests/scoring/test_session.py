@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from loratory.engine.errors import ModelError
+from loratory.engine.errors import ConfigError, ModelError
 from loratory.engine.scoring.base import SandboxedScorer, ScoredAnswer, Verdict
 from loratory.engine.scoring.registry import SCORERS, scorer_from
-from loratory.engine.scoring.scorers.judge import Judge
+from loratory.engine.scoring.scorers.judge import judging_cost, key_environment
 from loratory.engine.scoring.scorers.programs import FileScorer
 from loratory.engine.scoring.session import ScoringSession, total
 from tests.local_endpoint import completion, serving
@@ -172,9 +172,9 @@ class TestJudge:
     """A judge behind a real endpoint."""
 
     def test_the_key_and_the_schema_reach_the_endpoint_and_neither_the_reason(self, monkeypatch):
-        monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+        monkeypatch.setenv("JUDGE_API_KEY", "sk-secret")
         with serving((200, completion({"reason": "Good.", "score": 7}))) as server:
-            judge = scorer_from({**JUDGE, "endpoint": server.url, "key_variable": "JUDGE_KEY", "column": "answer"})
+            judge = scorer_from({**JUDGE, "endpoint": server.url, "key_variable": "JUDGE_API_KEY", "column": "answer"})
             with ScoringSession([judge]) as session:
                 ((verdict,),) = session.score(answers("Paris", answer="Rome"))
 
@@ -216,13 +216,39 @@ class TestJudge:
         assert Failing.requests <= 3 + 8
 
     def test_the_cost_is_known_before_anything_is_asked(self):
-        judge = scorer_from({**JUDGE, "answer_tokens": 100})
+        prices = {"prompt_price": 1.0, "answer_price": 10.0}
+        scorers = [scorer_from({**JUDGE, "answer_tokens": 100, **prices}), scorer_from({"scorer": "number"})]
 
-        assert isinstance(judge, Judge)
-        requests, prompt_tokens, answer_tokens = judge.cost(answers("x" * 3000, "y" * 3000))
+        cost = judging_cost(scorers, answers=2000, tokens=500)
 
-        assert (requests, answer_tokens) == (2, 200)
-        assert 2000 < prompt_tokens < 3000
+        assert (cost.calls, cost.answer_tokens) == (2000, 200_000)
+        assert 500 * 2000 < cost.prompt_tokens < 900 * 2000
+        assert cost.price == pytest.approx((cost.prompt_tokens + 10 * 200_000) / 1e6)
+        assert str(cost).startswith("2,000 calls of judges: at most ")
+
+    def test_the_cost_is_unknown_where_one_of_the_prices_is(self):
+        judge = {**JUDGE, "prompt_price": 1.0}
+        assert str(judging_cost([scorer_from(judge)], 1, 1)).endswith("price unknown")
+        free = scorer_from({**judge, "answer_price": 0.0, "prompt_price": 0.0})
+        assert judging_cost([free], 1, 1).price == 0
+        assert judging_cost([free, scorer_from(judge)], 1, 1).price is None
+        assert judging_cost([scorer_from({"scorer": "number"})], 1, 1) is None
+
+    def test_a_key_is_the_one_that_it_names_and_a_missing_one_is_an_error(self, monkeypatch):
+        judge = scorer_from({**JUDGE, "key_variable": "FIRST_API_KEY"})
+        monkeypatch.delenv("FIRST_API_KEY", raising=False)
+        with pytest.raises(ConfigError, match="FIRST_API_KEY is not set here"):
+            key_environment([judge])
+        monkeypatch.setenv("FIRST_API_KEY", "sk-1")
+        monkeypatch.setenv("SECOND_API_KEY", "sk-2")
+        assert key_environment([judge, scorer_from(JUDGE), scorer_from({"scorer": "number"})]) == {
+            "FIRST_API_KEY": "sk-1"
+        }
+
+    @pytest.mark.parametrize("variable", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PATH", "sk-1"])
+    def test_no_other_secret_is_sent_to_an_endpoint(self, variable):
+        with pytest.raises(ValueError, match="key_variable"):
+            scorer_from({**JUDGE, "key_variable": variable})
 
 
 def test_a_total_is_the_weighted_sum_of_the_scores_that_there_are():

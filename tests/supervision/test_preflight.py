@@ -75,6 +75,15 @@ def config(**sections: dict[str, Any]) -> RunConfig:
     return config_from_mapping({"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, **sections})
 
 
+def test_the_key_of_a_judge_is_missed_before_the_model_is_looked_for(preflight, store, monkeypatch):
+    monkeypatch.delenv("JUDGE_API_KEY", raising=False)
+    judge = {"scorer": "judge", "endpoint": "http://x/v1", "model": "m", "rubric": "?", "key_variable": "JUDGE_API_KEY"}
+    with pytest.raises(ConfigError, match="JUDGE_API_KEY is not set here"):
+        Launcher(store, preflight).start(
+            config(model={"id": "missing/model"}, training={"objective": "grpo", "rewards": [judge]})
+        )
+
+
 def test_a_run_on_a_set_is_pinned_to_its_newest_version(preflight, store, home, tmp_path):
     make_set(home, tmp_path)
     apply(home, {"kind": "exclude", "rows": "1"})

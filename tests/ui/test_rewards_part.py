@@ -57,6 +57,18 @@ def test_a_try_has_its_verdict_figures_bad_answers_and_answers(tmp_path):
     assert "no difference" in html
 
 
+def test_a_try_has_what_its_judges_will_be_asked_in_the_run():
+    judge = {"scorer": "judge", "endpoint": "http://x/v1", "model": "m", "rubric": "?"}
+    batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "num_generations": 8}
+    more = {f"training__{name}": value for name, value in batch.items()}
+    config = a_config(training__objective="grpo", training__rewards=[judge], **more)
+    result = FakeTry(None, config, TryRewardConfig()).run()
+
+    assert "1,920 calls of judges: at most" in render_try(result, config, 60)
+    assert "in 60 steps" in render_try(result, config, 60)
+    assert "32 calls of judges" in render_try(result, config, None)
+
+
 def test_texts_of_models_and_reasons_are_escaped():
     scorers = [scorer_from({"scorer": "number"})]
     verdicts = (Verdict(None, 'No "number" <i>'),)

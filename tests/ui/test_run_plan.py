@@ -90,3 +90,19 @@ def test_a_plan_reports_why_no_row_is_held_out():
     html = render_plan(a_config(), report(held_out_rows=0, why_none_held_out=note), None)
 
     assert f'<p class="notice">{note}</p>' in html
+
+
+def test_a_plan_has_what_judges_are_asked_and_what_that_costs():
+    judge = {"scorer": "judge", "endpoint": "http://x/v1", "model": "m", "rubric": "?"}
+    settings = {
+        "training__objective": "grpo", "training__max_steps": 50, "training__num_generations": 8,
+        "training__per_device_train_batch_size": 4, "training__gradient_accumulation_steps": 1,
+    }  # fmt: skip
+    with_price = {**judge, "prompt_price": 0.0, "answer_price": 1.0, "answer_tokens": 100}
+
+    assert "In 50 steps, 1,600 calls of judges" in render_plan(
+        a_config(**settings, training__rewards=[judge]), None, None
+    )
+    assert "price unknown" in render_plan(a_config(**settings, training__rewards=[judge]), report(), None)
+    assert "0.16 at these prices" in render_plan(a_config(**settings, training__rewards=[with_price]), report(), None)
+    assert "judges" not in render_plan(a_config(**settings, training__rewards=[{"scorer": "number"}]), report(), None)

@@ -8,7 +8,7 @@ from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.config.presets import Preset, find_preset
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
-from loratory.engine.runs.prediction import RunPlan, plan_run
+from loratory.engine.runs.prediction import RunPlan, expected_judging, plan_run
 from loratory.engine.runs.summary import RunSummary
 from loratory.ui.backend.run_reader import RunSnapshot
 from loratory.ui.draft import Draft
@@ -138,12 +138,17 @@ def render_plan(
     if config is None:
         return ""
     training = config.training
+    judging = html.small(expected_judging(config, report.row_lengths if report is not None else None))
     plan = plan_run(training, report) if report is not None else None
     if plan is None:
         steps = f"{training.max_steps:,}" if training.max_steps > 0 else "?"
         per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        return html.facts([(steps, "steps"), (f"{per_step:,}", "rows per step")]) + html.small(
-            "Tokens and time are unknown until the rows are counted: open the Data tab with a model chosen, or start."
+        return (
+            html.facts([(steps, "steps"), (f"{per_step:,}", "rows per step")])
+            + html.small(
+                "Tokens and time are unknown until the rows are counted: open the Data tab with a model chosen, or start."
+            )
+            + judging
         )
     about = "≈ " if plan.is_estimate else ""
     figures = [
@@ -166,7 +171,7 @@ def render_plan(
             f"and device, {without}."
         )
     packed = html.small("≈: packing sets the number of rows at the start.") if about else ""
-    return html.facts(figures) + _data(report) + note + packed
+    return html.facts(figures) + _data(report) + judging + note + packed
 
 
 def outlook(config: RunConfig | None, report: DatasetReport | None, *speed: Any) -> list[str]:

@@ -126,9 +126,11 @@ def render_try(result: TryRewardResult, config: RunConfig, steps: int | None) ->
         (duration(step), "a step, about"),
     ]  # fmt: skip
     figures += [(duration(steps * step), f"for {plural(steps, 'step')}, about")] if steps else []
+    cost = result.judging_cost(config, steps or 1)
+    judging = small(f"{cost} in {plural(steps, 'step') if steps else 'a step'}.") if cost is not None else ""
     bad = [(escape(answer.name.capitalize()), _reward(answer.reward, highest)) for answer in result.bad_answers]
     bad_table = table(["Deliberately bad answers", Column.of_numbers("Earn")], bad)
-    return f"{head}{facts(figures)}{''.join(map(_note, result.notes))}{bad_table}{render_tried(result.prompts[:_MOST_PROMPTS], result.scorers)}"
+    return f"{head}{facts(figures)}{judging}{''.join(map(_note, result.notes))}{bad_table}{render_tried(result.prompts[:_MOST_PROMPTS], result.scorers)}"
 
 
 def render_rollout(history: RunHistory, rewards: Sequence[Scorer]) -> str:

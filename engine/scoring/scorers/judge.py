@@ -1,10 +1,11 @@
 """A scorer that asks a model behind an OpenAI-compatible endpoint."""
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
 
-from loratory.engine.errors import shorten
+from loratory.engine.errors import ConfigError, Problem, shorten
 from loratory.engine.scoring.base import Example, NoScoreError, ScoredAnswer, Scorer, Verdict, json_of, skip_reasoning
 from loratory.engine.section import setting
 
@@ -33,8 +34,12 @@ class Judge(Scorer):
     """What a good answer has, in words."""
     column: str = setting("", "Reference column", max_length=200)
     """A column that the judge sees as the reference. Empty shows none."""
-    key_variable: str = setting("", "Key variable", max_length=200)
-    """The environment variable that has the key. Empty sends none."""
+    key_variable: str = setting("", "Key variable", max_length=200, pattern=r"^([A-Z][A-Z0-9_]*API_KEY)?$")
+    """The environment variable that has the key, such as OPENAI_API_KEY; its name ends in API_KEY. Empty sends none."""
+    prompt_price: float | None = setting(None, "Price of prompts", ge=0, le=1_000_000)
+    """What a million prompt tokens cost at the endpoint. Empty leaves the cost unknown."""
+    answer_price: float | None = setting(None, "Price of answers", ge=0, le=1_000_000)
+    """What a million answer tokens cost."""
     answer_tokens: int = setting(512, "Answer tokens", ge=16, le=100_000)
     """Token limit of the judge's own answer."""
     timeout: float = setting(60.0, "Timeout (s)", ge=1.0, le=3600.0)
@@ -57,7 +62,44 @@ class Judge(Scorer):
         content = json.dumps(parts, ensure_ascii=False)  # no answer can end its own part
         return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": content}]
 
-    def cost(self, rows: Sequence[ScoredAnswer]) -> tuple[int, int, int]:
-        """Estimate requests, prompt tokens and answer tokens before anything is asked; rather too many."""
-        prompts = sum(len(str(self.messages(row)).encode()) // 3 for row in rows)
-        return len(rows), prompts, self.answer_tokens * len(rows)
+
+def key_environment(scorers: Iterable[Scorer]) -> dict[str, str]:
+    """Return the keys of judges by their variables, for the one process that asks them; a missing one is a ConfigError."""
+    names = sorted({scorer.key_variable for scorer in scorers if isinstance(scorer, Judge) and scorer.key_variable})
+    missing = [name for name in names if not os.environ.get(name)]
+    if missing:
+        message = f"the judge's key is missing: {missing[0]} is not set here. Set it where Loratory is started."
+        raise ConfigError([Problem("training.rewards", message)])
+    return {name: os.environ[name] for name in names}
+
+
+class JudgingCost(NamedTuple):
+    """What judges are asked before it is; tokens are rather too many."""
+
+    calls: int
+    prompt_tokens: int
+    answer_tokens: int
+    price: float | None  # None where it is unknown
+
+    def __str__(self) -> str:
+        price = "price unknown" if self.price is None else f"{self.price:,.2f} at these prices"
+        tokens = f"{self.prompt_tokens:,} prompt and {self.answer_tokens:,} answer tokens"
+        return f"{self.calls:,} calls of judges: at most {tokens}, {price}"
+
+
+def judging_cost(scorers: Iterable[Scorer], answers: int, tokens: float) -> JudgingCost | None:
+    """Estimate what the judges among some scorers cost for so many answers; None where there are none.
+
+    Args:
+        tokens: Of a prompt with its answer and reference.
+    """
+    judges = [scorer for scorer in scorers if isinstance(scorer, Judge)]
+    own = [len(str(judge.messages(ScoredAnswer("", ""))).encode()) // 3 for judge in judges]  # rather too many
+    prompts, limits = [round(answers * (count + tokens)) for count in own], [answers * j.answer_tokens for j in judges]
+    prices = [
+        None if judge.prompt_price is None or judge.answer_price is None
+        else (prompt * judge.prompt_price + limit * judge.answer_price) / 1e6
+        for judge, prompt, limit in zip(judges, prompts, limits, strict=True)
+    ]  # fmt: skip
+    price = None if None in prices else sum(filter(None, prices))
+    return JudgingCost(answers * len(judges), sum(prompts), sum(limits), price) if judges else None
