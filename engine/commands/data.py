@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from loratory.engine.commands.output import AsJson, ProgressLine, print_json, print_result, setting_options
 from loratory.engine.config.load import section_from_mapping
@@ -19,6 +20,7 @@ from loratory.engine.data.source import SourceOptions
 from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.errors import ConfigError, Problem
 from loratory.engine.inspector.session import Inspector, RenderedSequence
+from loratory.engine.lab.rules import with_allowed_scorers
 from loratory.engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.quantities import duration
@@ -28,6 +30,12 @@ _SHOWN_PROBLEMS = 20
 DataArgument = Annotated[str, typer.Argument(help="A file or folder, a Hub id, or sample:NAME.")]
 MaxLengthOption = Annotated[
     int | None, typer.Option("--max-length", min=8, help="Cut longer rows there, in tokens. Nothing is cut without it.")
+]
+ScorerOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scorer", help="Rates the answers: a name, or as {scorer: number, tolerance: 0.1}; any number of times."
+    ),
 ]
 data_group = typer.Typer(name="data", help="Datasets with versions and edits.", no_args_is_help=True)
 _MAPPINGS = {"column_map": "--map", "role_map": "--map-role"}
@@ -88,20 +96,27 @@ def check(
     data: DataArgument,
     settings: dict[str, Any],
     thresholds: dict[str, Any],
+    scorer: ScorerOption = None,
     only: Annotated[str, typer.Option(help="Checks to run, with commas between them. Empty runs all.")] = "",
     most: Annotated[int, typer.Option(min=0, help="Findings to print of each check.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Find duplicates, leaks, other languages, personal data, wrong encodings, refusals and mixed thinking."""
+    """Find duplicates, leaks, other languages, personal data, wrong encodings, refusals, mixed thinking and bad answers."""
     from loratory.engine.data.passes.check import finish
     from loratory.engine.data.workshop.checks.run import row_check_steps
 
     checks = section_from_mapping(CheckSettings, thresholds)
-    options, names = SourceOptions(home=LoratoryHome.from_environment()), only.replace(",", " ").split()
-    steps = row_check_steps(dataset_config(data, settings), options, checks, names, seed=TrainingConfig().seed)
+    home, names = LoratoryHome.from_environment(), only.replace(",", " ").split()
+    config = with_allowed_scorers(dataset_config(data, settings | {"scorers": scorers_of(scorer)}), home)
+    steps = row_check_steps(config, SourceOptions(home=home), checks, names, seed=TrainingConfig().seed)
     with ProgressLine() as line:
         result = finish(steps, lambda step: _show(line, step))
     print_result(result, "\n".join(result.lines(most)), as_json=as_json)
+
+
+def scorers_of(texts: list[str] | None) -> list[Any]:
+    """Return the settings of scorers from the options of a command."""
+    return [yaml.safe_load(text) if text.startswith("{") else {"scorer": text} for text in texts or ()]
 
 
 def dataset_config(data: str, settings: dict[str, Any]) -> DatasetConfig:

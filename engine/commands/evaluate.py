@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from loratory.engine.chat.contract import Branch, ChatTarget
-from loratory.engine.commands.data import DataArgument, data_group
+from loratory.engine.commands.data import DataArgument, ScorerOption, data_group, scorers_of
 from loratory.engine.commands.output import (
     AsJson,
     CheckpointName,
@@ -58,10 +57,7 @@ def evaluate(
     test: Annotated[
         list[str] | None, typer.Option("--test", help="A dataset of prompts that both answer, any number of times.")
     ] = None,
-    scorer: Annotated[
-        list[str] | None,
-        typer.Option("--scorer", help="Scores the answers to --test: a name, or as {scorer: number, tolerance: 0.1}."),
-    ] = None,
+    scorer: ScorerOption = None,
     lm_eval: Annotated[
         str, typer.Option("--lm-eval", help="Tasks of lm-eval, or YAML files of tasks, separated by commas.")
     ] = "",
@@ -87,8 +83,7 @@ def evaluate(
 def _test_set(source: str, scorers: list[str]) -> TestSet:
     if source == HUMAN_EVAL and not scorers:
         return section_from_mapping(TestSet, _HUMAN_EVAL)
-    settings = [yaml.safe_load(text) if text.startswith("{") else {"scorer": text} for text in scorers or ("equals",)]
-    return section_from_mapping(TestSet, {"source": source, "scorers": settings})
+    return section_from_mapping(TestSet, {"source": source, "scorers": scorers_of(scorers or ["equals"])})
 
 
 @data_group.command()

@@ -13,6 +13,7 @@ from loratory.engine.config.methods.registry import DEFAULT_METHOD, METHODS, Met
 from loratory.engine.config.results import EvaluationSection
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.scoring.base import Scorer
+from loratory.engine.scoring.registry import AnyScorer
 from loratory.engine.section import Section, setting
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
@@ -135,6 +136,8 @@ class DatasetConfig(Section):
     """Use only this many rows, spread evenly. Empty uses all."""
     train_on: TrainOn = setting("assistant", "Train on")
     """Which tokens count in the loss. Turns with weight 0 are masked unless train_on is all."""
+    scorers: tuple[AnyScorer, ...] = setting((), "Scorers", max_length=20)
+    """What rates the rows' own answers in row checks. Training ignores it."""
 
 
 _BIDI_CONTROLS = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
@@ -248,8 +251,9 @@ class RunConfig(Section):
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
-        """The rewards of the run, and the scorers of its test sets."""
-        return (*self.training.rewards, *(scorer for test in self.evaluation.tests for scorer in test.scorers))
+        """The rewards of the run, and the scorers of its dataset and its test sets."""
+        own = (*self.training.rewards, *self.dataset.scorers)
+        return (*own, *(scorer for test in self.evaluation.tests for scorer in test.scorers))
 
     @property
     def test_datasets(self) -> tuple[DatasetConfig, ...]:
@@ -284,6 +288,7 @@ class RunConfig(Section):
             )
             sections["training"] = self.training.model_copy(update={"rewards": with_files(self.training.rewards)})
             sections["evaluation"] = EvaluationSection(tests=tests)
+            sections["dataset"] = sections["dataset"].model_copy(update={"scorers": with_files(self.dataset.scorers)})
         return self.model_copy(update=sections)
 
 

@@ -355,7 +355,7 @@ class SetQuestion(BaseModel, frozen=True):
     other: str = Field(default="", max_length=100)  # version; or the new name
     text: str = Field(default="", max_length=1000)  # that rows hold, in any case
     state: Literal["", "kept", "excluded", "held_out", "flagged", "edited"] = ""
-    sort: Literal["row", "-row", "characters", "-characters"] = "row"
+    sort: Literal["row", "-row", "characters", "-characters", "score", "-score"] = "row"
     first: int = Field(default=0, ge=0)  # of the rows in this order
     count: int = Field(default=60, ge=1)
     row: int = Field(default=1, ge=1)

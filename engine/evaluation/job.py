@@ -279,8 +279,8 @@ class EvaluationJob:
         access = hub_access(model, order.run.dataset, *order.run.test_datasets)
         access = access | {Access.HUB} if order.lm_eval else access
         is_held_out = objective_of(order.run).samples_answers and order.settings.source is None
-        tests = (scorer for test in order.run.evaluation.tests for scorer in test.scorers)
-        keys = key_environment(order.run.scorers if is_held_out else tests)
+        tests = [scorer for test in order.run.evaluation.tests for scorer in test.scorers]
+        keys = key_environment([*tests, *(order.run.training.rewards if is_held_out else ())])
         if keys and machine is not None:
             raise RunError(f"The judge's key, {next(iter(keys))}, does not leave this machine.", "Evaluate it here.")
         job = DeviceJob(

@@ -9,11 +9,19 @@ from loratory.engine.accounts.audit import AuditLog
 from loratory.engine.accounts.lab import read_rules, read_settings
 from loratory.engine.accounts.limits import LabLimits, is_lab
 from loratory.engine.accounts.people import Action, Person, RunAccess, is_logged, may, require
-from loratory.engine.config.run import SET_PREFIX, RunConfig
+from loratory.engine.config.run import SET_PREFIX, DatasetConfig, ModelConfig, RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.source import SAMPLE_PREFIX
-from loratory.engine.errors import EngineError, Problem, RunError, StorageError, WorkerError, explain_os_errors
+from loratory.engine.errors import (
+    ConfigError,
+    EngineError,
+    Problem,
+    RunError,
+    StorageError,
+    WorkerError,
+    explain_os_errors,
+)
 from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.source import is_hub_id
 from loratory.engine.paths import REFUSAL, AllowedPaths, LoratoryHome
@@ -66,6 +74,16 @@ def _scorer_problems(config: RunConfig) -> list[Problem]:
             return problems
         problems.append(Problem("training.rewards", "the lab's machine has no sandbox for code; use another scorer."))
     return problems
+
+
+def with_allowed_scorers(dataset: DatasetConfig, home: LoratoryHome) -> DatasetConfig:
+    """Return a dataset with whole paths of its scorers; one that this person may not use is a ConfigError."""
+    config, allowed = RunConfig(model=ModelConfig(id="-"), dataset=dataset), AllowedPaths.for_home(home)
+    if problems := [problem for problem in lab_problems(config, home) if problem.field == "training.rewards"]:
+        raise ConfigError(problems)
+    return config.with_names(
+        lambda field, text: str(allowed.read(text)) if allowed and field == "training.rewards" else text
+    ).dataset
 
 
 def with_allowed_paths(config: RunConfig, home: LoratoryHome) -> RunConfig:

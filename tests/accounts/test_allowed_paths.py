@@ -17,7 +17,7 @@ from loratory.engine.evaluation.job import EvaluationJob
 from loratory.engine.export.contract import ExportRequest
 from loratory.engine.export.job import ExportJob
 from loratory.engine.export.push import PushJob
-from loratory.engine.lab.rules import lab_problems, with_allowed_paths
+from loratory.engine.lab.rules import lab_problems, with_allowed_paths, with_allowed_scorers
 from loratory.engine.models.inventory_cache import architecture_values, known_inventory
 from loratory.engine.models.source import resolve_model
 from loratory.engine.paths import LAB, REFUSAL, AllowedPaths, LoratoryHome
@@ -211,6 +211,21 @@ def test_names_on_the_hub_are_not_paths_whatever_lies_in_the_working_folder(home
 
     assert lab_problems(config, home) == []
     assert with_allowed_paths(config, home) == config
+
+
+def test_scorers_of_a_dataset_are_refused_as_elsewhere(home, tmp_path):
+    outside = DatasetConfig(source="-", scorers=[{"scorer": "file", "path": "/etc/passwd"}])
+    judge = DatasetConfig(
+        source="-", scorers=[{"scorer": "judge", "endpoint": "http://x/v1", "model": "m", "rubric": "?"}]
+    )
+    for dataset in (outside, judge):
+        with pytest.raises(ConfigError, match=r"training\.rewards"):
+            with_allowed_scorers(dataset, home)
+    assert (
+        with_allowed_scorers(DatasetConfig(source="-", scorers=[{"scorer": "number"}]), home).scorers[0].scorer
+        == "number"
+    )
+    assert with_allowed_scorers(judge, LoratoryHome(tmp_path)) == judge
 
 
 def test_files_of_scorers_and_test_sets_are_confined_and_judges_refused(home):

@@ -226,6 +226,36 @@ def test_rows_that_a_check_found_are_shown_excluded_and_brought_back(page, servi
     assert "## duplicates: 2 exact" in download.value.path().read_text()
 
 
+def test_answers_get_a_score_by_which_rows_are_sorted_and_excluded(page, services):
+    open_set(page, "other")
+    expect(page.locator("#sets .head .score")).to_be_hidden()
+    page.locator("#sets summary", has_text="Row checks").click()
+    page.locator("#sets summary", has_text="Scorers of the answers").click()
+    page.locator("#sets .scorers .add").select_option("length")
+    page.locator("#sets .scorers").get_by_label("At least").fill("6")
+    page.locator("#sets .scorers .add").select_option("contains")
+    page.get_by_label("Remove Contains, scorer 2").click()
+    expect(page.locator("#sets .scorers fieldset")).to_have_count(1)
+    expect(page.locator("#sets .scorers").get_by_label("At least")).to_have_value("6")
+    page.get_by_label("Score below").fill("0.9")
+    page.get_by_role("button", name="Check rows").click()
+    line = page.locator("#sets .found tr", has_text="Answers that the scorers of the dataset")
+    expect(line).to_contain_text("below 0.9")
+    expect(page.locator("#sets .line-row .score").first).to_have_text("0.67")
+    assert barriers(page) == []
+    fits_its_window(page)
+
+    page.locator("#sets .head .score button").click()
+    expect(page.locator("#sets .line-row .score").first).to_have_text("0.33")
+    line.get_by_role("button", name="Exclude all").click()
+    expect(page.locator("#sets .line-row.excluded").first).to_be_visible()
+    kinds = [entry.operation.kind for entry in find_set(services.home, "other").entries]
+    assert kinds[-1] == "drop"
+    page.locator("#sets .log").evaluate("log => { log.open = true; }")
+    page.locator(f"#sets [data-pick='undo:{len(kinds)}']").click()
+    expect(page.locator("#sets .line-row.excluded")).to_have_count(0)
+
+
 def test_a_set_is_renamed_in_place_and_the_draft_follows(page, services):
     open_tab(page, "Data")
     page.locator("#sets tr[data-pick='set:other']").click()

@@ -55,3 +55,15 @@ def test_the_text_is_markdown_that_quotes_rows_as_code_as_many_as_are_wanted(run
 def test_an_unknown_check_and_a_threshold_out_of_bounds_are_refused(run, file):
     assert isinstance(run(file, *MAP, "--only", "spelling").exception, ConfigError)
     assert isinstance(run(file, *MAP, "--similarity", "0.1").exception, ConfigError)
+
+
+def test_scorers_rate_the_answers(run, file):
+    report = json.loads(
+        run(file, *MAP, "--only", "quality", "--scorer", "{scorer: contains, column: q}", "--scorer", "length",
+            "--score-below", "0.9", "--json").stdout
+    )  # fmt: skip
+
+    assert [scorer["scorer"] for scorer in report["scorers"]] == ["contains", "length"]
+    (check,) = report["checks"]
+    assert check["rows"] == len(check["scores"]) == 2
+    assert isinstance(run(file, *MAP, "--scorer", "charm").exception, ConfigError)

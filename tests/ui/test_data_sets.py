@@ -278,3 +278,23 @@ def test_a_remedy_is_applied_to_the_rows_of_a_check(query, faq, services):
 def iter_rows(faq):
     """Yield the values of the rows of a set's copy."""
     return (json.loads(line) for line in faq.copy().read_text().splitlines())
+
+
+def test_cards_of_scorers_are_drawn_and_what_they_hold_is_checked(query, faq):
+    html = query("scorers", scorers=[{"scorer": "length", "at_least": 40}, {"scorer": "<b>"}])["html"]
+    assert html.count("<fieldset") == 1
+    assert "Scorers</h3>" in html
+
+    query("check", name="faq", settings={"score_below": 0.9}, scorers=[{"scorer": "length", "at_least": 100}])
+    answer = ended(query)
+    (quality,) = (check for check in answer["checks"] if check["name"] == "quality")
+    assert quality["counts"]["exclude"] == quality["rows"] > 0
+    assert answer["scorers"][0]["at_least"] == 100
+    assert query("rows", name="faq", sort="score")["rows"][0]["score"] < 0.9
+
+    assert "missing" in query("check", name="faq", settings={}, scorers=[{"scorer": "regex"}])["error"]
+
+
+def test_a_judge_with_a_key_is_for_the_command(query, faq):
+    judge = {"scorer": "judge", "endpoint": "http://x/v1", "model": "m", "rubric": "?", "key_variable": "JUDGE_API_KEY"}
+    assert "loratory data check set:faq --scorer" in query("check", name="faq", settings={}, scorers=[judge])["error"]

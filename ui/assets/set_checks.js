@@ -32,6 +32,15 @@ const isValid = () => {
   return wrong?.reportValidity() ?? true;
 };
 
+// Cards of scorers, those of the last check at first; a card that was not sent is in no draft.
+const scorers = find('.scorers');
+const drawScorers = async (values) => {
+  const answer = await ask({do: 'scorers', scorers: values}, progress);
+  if (answer) scorers.innerHTML = answer.html;
+};
+scorers.onchange = ({target}) => { if (target.matches('.add') && target.value) drawScorers([...cards(), {scorer: target.value}]); };
+scorers.onclick = ({target}) => { if (target.matches('.remove')) target.closest('[data-scorer]').remove(); };
+
 const exampleOf = ({row, why, sample, other}) => make('div', {}, make('b', {textContent: `Row ${figure(row + 1)} `}), why, ...[sample, other].flatMap(under));
 const lineOfCheck = ({name, finds, rows, kinds, examples, below, counts}) => {
   const kind = Object.entries(kinds).map(([key, count]) => `${figure(count)} ${key}`).join(', ');
@@ -60,17 +69,18 @@ const drawChecks = async (more = {}) => {
   if (progress.innerHTML !== answer.html) progress.innerHTML = answer.html;
   isChecking = answer.is_running;
   drawSettings(answer.fields);
+  if (!scorers.firstChild && !answer.is_running) drawScorers(answer.scorers.length ? answer.scorers : JSON.parse(props.value).dataset.scorers ?? []);
   [find('[data-pick=check]').disabled, find('[data-pick=stop-checks]').hidden] = [isChecking, !isChecking];
-  if (isChecking) setTimeout(() => { if (mine === poll) drawChecks(); }, 500); else drawFound(answer);
+  if (isChecking) setTimeout(() => { if (mine === poll) drawChecks(); }, 500); else { drawFound(answer); if (answer.scorers.length) drawRows(); }
 };
 const forgetChecks = () => {
-  [isChecking, progress.textContent] = [false, ''];
+  [isChecking, progress.textContent, scorers.textContent] = [false, '', ''];
   poll += 1;
   for (const {field} of limits.values()) delete field.dataset.typed;
   drawFound({settings: {}});
 };
 Object.assign(VERBS, {
-  check: () => isValid() && drawChecks({settings: Object.fromEntries([...limits].filter(([, {field, start}]) => field.value && field.value !== start).map(([name, {field}]) => [name, field.value]))}),
+  check: () => isValid() && drawChecks({settings: Object.fromEntries([...limits].filter(([, {field, start}]) => field.value && field.value !== start).map(([name, {field}]) => [name, field.value])), scorers: cards()}),
   defaults: () => { for (const {field} of limits.values()) delete field.dataset.typed; fill({}); },
   'stop-checks': () => drawChecks({stop: true}),
   show: async (name) => { states.value = `check:${name}`; await drawFromTop(); grid.focus(); },

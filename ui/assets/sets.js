@@ -24,7 +24,9 @@ const view = () => {
 const lineOf = (row, position, top) => {
   const states = STATES.filter((_, bit) => row.state >> bit & 1).join(', ') || 'kept';
   const parts = row.parts.flatMap(([name, text]) => [make('b', {textContent: name}), ` ${text} `]);
-  const cells = [[figure(row.row)], [states], parts, [figure(row.characters)]].map((cell) => make('span', {role: 'gridcell'}, ...cell));
+  const score = row.score == null ? '–' : row.score.toFixed(2);
+  const cells = [[figure(row.row)], [states], parts, [figure(row.characters)], [score]].map((cell) => make('span', {role: 'gridcell'}, ...cell));
+  cells[4].className = 'score';
   const line = make('div', {role: 'row', id: `set-row-${position}`, className: `line-row${row.state & 1 ? ' excluded' : ''}`, ariaRowIndex: position + 2}, ...cells);
   line.style.top = `${top}px`;
   line.dataset.at = position;
@@ -54,6 +56,7 @@ const drawRows = async () => {
     Object.assign(set, {count: answer.count, last: Math.max(set.last, answer.last), total: answer.rows_in_set, columns: answer.columns});
     lines.style.height = `${Math.min(set.count * HEIGHT, MOST)}px`;
     const topOf = (position) => isScaled() ? grid.scrollTop + (position - firstRow()) * HEIGHT : position * HEIGHT;
+    grid.classList.toggle('scored', answer.has_scores);
     shown.clear();
     answer.rows.forEach((row, index) => shown.set(first + index, row));
     lines.replaceChildren(...answer.rows.map((row, index) => lineOf(row, first + index, topOf(first + index))));

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from loratory.engine.config.load import section_from_mapping
-from loratory.engine.config.run import SET_PREFIX
+from loratory.engine.config.run import SET_PREFIX, DatasetConfig
 from loratory.engine.data.contract import CheckProgress, SetQuestion
 from loratory.engine.data.hub import is_on_hub
 from loratory.engine.data.records import one_line
@@ -23,6 +23,7 @@ from loratory.engine.endpoint import Endpoint
 from loratory.engine.errors import DatasetError
 from loratory.engine.evaluation.used_datasets import VOTES, dataset_uses, list_datasets
 from loratory.engine.evaluation.votes import Votes
+from loratory.engine.lab.rules import with_allowed_scorers
 from loratory.engine.paths import REFUSAL, local_owner
 from loratory.engine.quantities import size
 from loratory.engine.runs.disk import require_disk_space
@@ -35,6 +36,7 @@ from loratory.ui.draft import Draft
 from loratory.ui.page import Page
 from loratory.ui.services import Services
 from loratory.ui.views.html import error_box, plural, small, work_status
+from loratory.ui.views.rewards import render_rewards
 from loratory.ui.views.rows import render_row
 
 _READ_AS = {"format", "column_map", "role_map", "subset", "split", "revision"}
@@ -55,7 +57,7 @@ class SetsPart:
         self.html = gr.HTML(
             "{}", elem_id="sets", visible=not page.services.home.is_guest, server_functions=[query],
             html_template="",
-            js_on_load=late_script("sets", "set_list", "set_row", "set_checks", "set_versions", "documents", "pick"),
+            js_on_load=late_script("sets", "set_list", "set_row", "cards", "set_checks", "set_versions", "documents", "pick"),
         )  # fmt: skip
         page.on_draft(self.html, render_form)
 
@@ -71,6 +73,8 @@ class SetsPart:
                 return answer_on_documents(self.services, question)
             if do == "tokens":
                 return {"html": self._render_row(name, question, form)}
+            if do == "scorers":
+                return {"html": render_rewards(question["scorers"], "dataset.scorers")}
             if do == "check":
                 return self._check(name, question, form)
             if do == "delete":
@@ -116,7 +120,12 @@ class SetsPart:
         elif "settings" in question:
             check = _question_of(name, form)
             facts = {"settings": section_from_mapping(CheckSettings, question["settings"]), "seed": check.seed}
-            request = SetQuestion.model_validate({**question, **facts, "dataset": check.dataset})
+            values = {**check.dataset.model_dump(mode="json"), "scorers": question.get("scorers", [])}
+            dataset = with_allowed_scorers(section_from_mapping(DatasetConfig, values), self.services.home)
+            if any(getattr(scorer, "key_variable", "") for scorer in dataset.scorers):
+                what = "The process that reads rows has no keys, and this judge needs one."
+                raise DatasetError(what, f"Use `loratory data check set:{name} --scorer`, or a judge without a key.")
+            request = SetQuestion.model_validate({**question, **facts, "dataset": dataset})
             self.works.start(name, "A check of these rows", FunctionJob(lambda note: ask(request, note)))
         work = self.works.find(name)
         is_running = work is not None and work.is_under_way

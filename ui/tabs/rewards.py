@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio as gr
 
@@ -26,7 +26,6 @@ from loratory.ui.tabs.data import with_source
 from loratory.ui.views.html import small, work_status
 from loratory.ui.views.rewards import render_actions, render_rewards, render_tried, render_try
 
-Values = TypeVar("Values")
 _MOST_SHOWN = 3  # prompts while the rest is answered
 
 
@@ -37,7 +36,7 @@ class RewardsPart:
         self.page = page
         page.form.register("training.rewards", gr.State([]))
         with gr.Column(visible=False, elem_id="rewards-part") as column:
-            self.cards = pick_list(elem_id="rewards", more=("rewards",))
+            self.cards = pick_list(elem_id="rewards", more=("cards", "rewards"))
             page.form.show_problems_of("training.rewards", self.cards)
             self.actions = pick_list(visible=False, elem_id="try-reward")
             self.job = WorkStatus(
@@ -61,7 +60,7 @@ class RewardsPart:
     def _view_of(self, component: Any) -> Callable[[Draft], Any]:
         return lambda draft: self.state(draft)[component]
 
-    def _on_draft(self, handler: Callable[[Draft], Values]) -> Callable[..., Values]:
+    def _on_draft(self, handler: Callable[[Draft], dict[Any, Any]]) -> Callable[..., Any]:
         return shown_as_message(lambda *values: handler(self.page.draft(values)))
 
     def _on_pick(self, event: gr.EventData, *values: Any) -> Updates:

@@ -23,17 +23,18 @@ _MOST_CHARACTERS = 600  # of an answer in the table
 _MOST_PROMPTS = 200  # of a try, in the page
 
 
-def render_rewards(rewards: Sequence[Any]) -> str:
-    """Return the scorers of a draft, which a client may have forged, and a list to add one from."""
+def render_rewards(rewards: Sequence[Any], setting: str = "training.rewards") -> str:
+    """Return the scorers of a setting, which a client may have forged, and a list to add one from."""
     known = [reward for reward in rewards if isinstance(reward, Mapping) and reward.get("scorer") in SCORERS]
     cards = "".join(_card(number, SCORERS[reward["scorer"]], reward) for number, reward in enumerate(known, 1))
     options = "".join(
         f'<option value="{name}" title="{escape(kind.sentence, quote=True)}">{escape(kind.label)}</option>'
         for name, kind in SCORERS.items()
     )
-    help_text = f'<p class="small info-text">{escape(field_of("training.rewards").description or "")}</p>'
+    field = field_of(setting)
+    help_text = f'<p class="small info-text">{escape(field.description or "")}</p>'
     add = f'<label class="add-scorer">Add a scorer <select class="add"><option value="">Choose …</option>{options}</select></label>'
-    return f'<div class="rewards"><h3>Rewards</h3>{help_text}{cards}{add}</div>'
+    return f'<div class="rewards"><h3>{field.title}</h3>{help_text}{cards}{add}</div>'
 
 
 def _card(number: int, kind: type[Scorer], values: Mapping[str, Any]) -> str:
@@ -73,23 +74,13 @@ def _field(field: FieldInfo, name: str, value: Any) -> str:
     else:
         is_list = get_origin(field.annotation) is tuple
         lines = [str(entry) for entry in value or ()] if is_list else []
-        text = (
-            "\n".join(lines)
-            if is_list
-            else value
-            if isinstance(value, str)
-            else ""
-            if value is None
-            else json.dumps(value)
-        )
+        plain = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+        text = "\n".join(lines) if is_list else plain
         is_long = is_list or any(getattr(rule, "max_length", 0) > _LONG for rule in field.metadata)
         kind = f'data-type="{"list" if is_list else "text"}" {attributes}'
         quoted = escape(str(text), quote=True)
-        box = (
-            f"<textarea {kind} rows=3>{quoted}</textarea>"
-            if is_long
-            else f'<input type="text" {kind} value="{quoted}">'
-        )
+        short, long = f'<input type="text" {kind} value="{quoted}">', f"<textarea {kind} rows=3>{quoted}</textarea>"
+        box = long if is_long else short
     return f"<label>{escape(field.title or name)} {box}</label>"
 
 
@@ -130,7 +121,7 @@ def render_try(result: TryRewardResult, config: RunConfig, steps: int | None) ->
     judging = small(f"{cost} in {plural(steps, 'step') if steps else 'a step'}.") if cost is not None else ""
     bad = [(escape(answer.name.capitalize()), _reward(answer.reward, highest)) for answer in result.bad_answers]
     bad_table = table(["Deliberately bad answers", Column.of_numbers("Earn")], bad)
-    return f"{head}{facts(figures)}{judging}{''.join(map(_note, result.notes))}{bad_table}{render_tried(result.prompts[:_MOST_PROMPTS], result.scorers)}"
+    return f"{head}{facts(figures)}{judging}{''.join(map(alarm, map(escape, result.notes)))}{bad_table}{render_tried(result.prompts[:_MOST_PROMPTS], result.scorers)}"
 
 
 def render_rollout(history: RunHistory, rewards: Sequence[Scorer]) -> str:
@@ -157,33 +148,21 @@ def render_rollout(history: RunHistory, rewards: Sequence[Scorer]) -> str:
     return f'<section aria-label="Answers of a step"><h3>Answers of step {newest.step:,}</h3>{html}</section>'
 
 
-def _note(text: str) -> str:
-    return alarm(escape(text))
-
-
 def render_tried(prompts: Sequence[PromptSamples], scorers: Sequence[str]) -> str:
     """Return prompts with their answers, each with the verdicts of the scorers; the first is open."""
-    columns: list[Column | str] = [
-        "Answer",
-        *(Column.of_numbers(escape(label)) for label in scorers),
-        Column.of_numbers("Reward"),
-    ]
+    columns: list[Column | str] = ["Answer", *map(Column.of_numbers, [*map(escape, scorers), "Reward"])]
     return "".join(_prompt(prompt, columns, is_first=not number) for number, prompt in enumerate(prompts))
 
 
 def _prompt(prompt: PromptSamples, columns: Sequence[Column | str], *, is_first: bool) -> str:
     answers = sorted(prompt.answers, key=lambda answer: -(answer.reward or 0.0))
-    rows = [
-        (_text(answer), *(_verdict(*verdict) for verdict in answer.verdicts), _reward(answer.reward))
-        for answer in answers
-    ]
+    rows = [(_text(a), *(_verdict(*verdict) for verdict in a.verdicts), _reward(a.reward)) for a in answers]
     tied = ", no difference" if prompt.is_tied else ""
     rewards = prompt.rewards
     mean = f"{sum(rewards) / len(rewards):.2f}" if rewards else "–"
     summary = f"<summary>Row {prompt.row + 1:,}: mean {mean}{tied} · {escape(prompt.prompt[-120:])}</summary>"
-    reference = (
-        f'<p class="soft">Reference: {escape(prompt.reference[:_MOST_CHARACTERS])}</p>' if prompt.reference else ""
-    )
+    text = escape(prompt.reference[:_MOST_CHARACTERS])
+    reference = f'<p class="soft">Reference: {text}</p>' if text else ""
     return f"<details{' open' * is_first}>{summary}{reference}{table(columns, rows)}</details>"
 
 

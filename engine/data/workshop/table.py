@@ -3,8 +3,10 @@
 import json
 from collections import Counter
 from collections.abc import Generator, Mapping
+from functools import lru_cache
 from itertools import product
 from operator import ne
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,8 +92,10 @@ class _Rows:
             marks |= state.astype(np.uint8) << bit
         return marks
 
-    def in_order(self, marks: NDArray[np.uint8], question: SetQuestion) -> NDArray[np.int64]:
-        """Return the numbers of the rows that a question is about, from 0."""
+    def in_order(
+        self, marks: NDArray[np.uint8], question: SetQuestion, scores: Mapping[int, float]
+    ) -> NDArray[np.int64]:
+        """Return the numbers of the rows that a question is about, from 0; in the order of scores, those without one last."""
         needle = _in_json(question.text.casefold())
         chosen = np.fromiter((needle in text for text in self.searched), np.bool_) if needle else marks >= 0
         if question.state:
@@ -99,6 +103,8 @@ class _Rows:
             chosen &= ((marks >> bit) & 1) == (question.state != "kept")
         order = np.flatnonzero(chosen)
         keys = self.characters[order] if "characters" in question.sort else order
+        if "score" in question.sort:
+            keys = np.array([scores.get(row, np.nan) for row in order.tolist()])
         return order[np.argsort(-keys if question.sort.startswith("-") else keys, kind="stable")]
 
 
@@ -131,8 +137,8 @@ class SetTables:
             report = yield from row_check_steps(config, self._options, question.settings, seed=question.seed)
             dataset = sets.find_set(self._home, question.name)
             write_atomically(dataset.folder / _REPORT, report.model_dump_json())
-        has_report = question.check or question.do in ("check", "found", "report")
-        report = (read_model(dataset.folder / _REPORT, RowCheckReport) if has_report else None) or RowCheckReport()
+        file = dataset.folder / _REPORT
+        report = _read_report(file, file.stat().st_mtime_ns) if file.is_file() else RowCheckReport()
         remedy = [_remedy(dataset, report, question)] if question.remedy else []
         try:
             operations = TypeAdapter(list[Operation]).validate_python(remedy or question.operations)
@@ -162,15 +168,18 @@ class SetTables:
             row = min(question.row, len(marks)) - 1
             facts = {"problem": rows.problems.get(row, ""), "record": rows.value(row), "state": int(marks[row])}
             return {**about, "row": row + 1, **facts}
-        chosen = rows.in_order(marks, question)
+        scores = report.outcome("quality").scores
+        chosen = rows.in_order(marks, question, scores)
         if question.check:
             chosen = chosen[np.isin(chosen, report.outcome(question.check).all_rows)]
         part = chosen[question.first : question.first + question.count]
         if question.do == "numbers":
             return {"numbers": (part + 1).tolist()}
-        window = [_summary(rows, int(row), int(marks[row])) for row in part[:_MOST_SHOWN]]
+        window = [
+            {**_summary(rows, row, int(marks[row])), "score": scores.get(row)} for row in part[:_MOST_SHOWN].tolist()
+        ]
         columns = sorted({*dataset.facts.columns, *(name for _, edit in rows.editor.edits.values() for name in edit)})
-        return {**about, "count": len(chosen), "rows": window, "columns": columns[:100]}
+        return {**about, "count": len(chosen), "rows": window, "has_scores": bool(scores), "columns": columns[:100]}
 
     def _rows(self, dataset: sets.DataSet, version: str) -> Generator[None, None, _Marked]:
         """Return the rows as they are at a version, or as they are now, with their states."""
@@ -192,13 +201,18 @@ class SetTables:
         return {"name": set_from(self._home, config, author=self._author, require_space=lambda _: None).name}
 
 
+@lru_cache(maxsize=_MOST_SETS)
+def _read_report(file: Path, changed: int) -> RowCheckReport:  # noqa: ARG001 - of another time, it is another one
+    return read_model(file, RowCheckReport) or RowCheckReport()
+
+
 def _findings(dataset: sets.DataSet, report: RowCheckReport, *, is_whole: bool) -> JsonObject:
     """Return a report as files, or with a few examples and the number of rows that each remedy changes."""
     if is_whole:
         return {"md": "\n".join(report.lines(MAX_LISTED)), "json": report.model_dump_json(indent=1)}
     checks = []
     for outcome in report.checks:
-        facts = outcome.model_dump(exclude={"findings", "all_rows", "clusters", "masks"})
+        facts = outcome.model_dump(exclude={"findings", "all_rows", "clusters", "masks", "scores"})
         examples = sorted(outcome.findings, key=lambda finding: finding.similarity or 0)[:_MOST_EXAMPLES]
         counts = {name: len(rows) for name, rows in _rows_to_change(dataset, report, outcome).items()}
         checks.append({**facts, "examples": [example.model_dump() for example in examples], "counts": counts})

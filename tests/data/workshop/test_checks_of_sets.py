@@ -118,7 +118,7 @@ def test_findings_outlive_their_process_and_name_their_version(query, check, hom
     answer, _ = finish(other.answer(SetQuestion(do="found", name="faq")))
     assert answer["source"] == f"set:faq@{version}"
     assert answer["version"] != version
-    assert len(answer["checks"]) == 8
+    assert len(answer["checks"]) == 9
 
 
 def test_exclusion_is_one_operation_on_exactly_these_rows(query, check, home):
@@ -219,3 +219,23 @@ def test_a_long_check_yields_and_reports_its_progress(home, tmp_path):
 def test_a_mask_that_a_client_made_up_is_refused(query, values):
     with pytest.raises(DatasetError):
         query("apply", operations=[{"kind": "mask", "values": values}])
+
+
+def test_rows_are_sorted_by_their_score_and_excluded_below_it(query, home):
+    scorers = [{"scorer": "length", "at_least": 76, "unit": "characters"}]
+    assert query("rows")["rows"][0]["score"] is None
+    dataset = DatasetConfig(source="-", eval_fraction=0.0, scorers=scorers)
+    answer = query("check", dataset=dataset, settings={"score_below": 1.0})
+
+    rows = query("rows", sort="score")["rows"]
+    assert [row["score"] for row in rows] == sorted(row["score"] for row in rows)
+    assert query("rows", sort="-score")["rows"][0]["score"] == 1.0
+    assert query("rows")["has_scores"]
+    assert answer["scorers"][0]["at_least"] == 76
+
+    below = [number for number, row in enumerate(ROWS, 1) if len(row["output"]) < 76]
+    assert rows_shown(query, "quality") == below
+    query("apply", check="quality", remedy="exclude")
+    assert set(read(home)) == set(range(1, len(ROWS) + 1)) - set(below)
+    apply(home, {"kind": "undo", "id": 1})
+    assert len(read(home)) == len(ROWS)

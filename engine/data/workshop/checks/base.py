@@ -18,6 +18,8 @@ from loratory.engine.data.passes.reader import DatasetRow
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.quantities import duration
+from loratory.engine.scoring.base import ScoredAnswer, Scorer
+from loratory.engine.scoring.registry import AnyScorer
 
 _PROMPTS, _ANSWERS = {"user", "text"}, {"assistant", "text"}
 _COMPARED = {"prompts": _PROMPTS, "answers": _ANSWERS, "both": {*_PROMPTS, *_ANSWERS, "tool"}}
@@ -42,6 +44,7 @@ class CheckedRow(NamedTuple):
 
     number: int  # from 0
     turns: tuple[Turn, ...]
+    answer: ScoredAnswer | None = None  # its own, where scorers rate it
 
     @classmethod
     def from_row(cls, row: DatasetRow) -> Self:
@@ -75,6 +78,7 @@ class CheckContext:
     settings: CheckSettings
     options: SourceOptions
     shared: dict[type, Any] = field(default_factory=dict)  # what several checks have, by its class
+    scorers: tuple[Scorer, ...] = ()  # of the dataset
     result: CheckResult = field(init=False)  # of the pass, for `finish`
 
 
@@ -102,6 +106,7 @@ class CheckOutcome(BaseModel, frozen=True):
     all_rows: tuple[int, ...] = ()
     clusters: tuple[tuple[int, ...], ...] = ()  # rows that belong together, the longest answer first
     masks: dict[int, dict[str, str]] = {}  # by row: what can replace its texts
+    scores: dict[int, float] = {}  # by row, also of those that were not found
 
 
 class RowCheckReport(BaseModel, frozen=True):
@@ -112,6 +117,7 @@ class RowCheckReport(BaseModel, frozen=True):
     train_rows: int = 0
     held_out_rows: int = 0
     settings: CheckSettings = CheckSettings()
+    scorers: tuple[AnyScorer, ...] = ()
     checks: tuple[CheckOutcome, ...] = ()
     seconds: float = 0.0
 
@@ -146,6 +152,7 @@ class RowCheck(ABC):
         self.below: list[RowFinding] = []
         self.clusters: list[list[int]] = []
         self.masks: dict[int, dict[str, str]] = {}
+        self.scores: dict[int, float] = {}
         self.kinds: Counter[str] = Counter()  # of all findings
         self.rows = array("I")  # of all findings
 
@@ -175,5 +182,5 @@ class RowCheck(ABC):
         return CheckOutcome(
             name=name, finds=self.__doc__ or "", rows=len(rows), kinds=self.kinds, all_rows=rows,
             findings=tuple(sorted(findings, key=lambda finding: finding.row)), below=below,
-            clusters=tuple(map(tuple, self.clusters)), masks=self.masks,
+            clusters=tuple(map(tuple, self.clusters)), masks=self.masks, scores=self.scores,
         )  # fmt: skip

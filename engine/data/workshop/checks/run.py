@@ -11,6 +11,7 @@ from loratory.engine.data.source import SourceOptions
 from loratory.engine.data.workshop.checks.base import CheckContext, CheckedRow, RowCheck, RowCheckReport
 from loratory.engine.data.workshop.checks.duplicates import Duplicates, Leakage, NearDuplicates
 from loratory.engine.data.workshop.checks.personal_data import PersonalData
+from loratory.engine.data.workshop.checks.quality import Quality, own_answer
 from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.data.workshop.checks.text import Language, Mojibake, Refusals, Thinking
 from loratory.engine.errors import ConfigError, Problem
@@ -24,6 +25,7 @@ CHECKS: Mapping[str, type[RowCheck]] = {
     "mojibake": Mojibake,
     "refusals": Refusals,
     "thinking": Thinking,
+    "quality": Quality,
 }
 
 
@@ -40,11 +42,11 @@ def row_check_steps(
         raise ConfigError([Problem("--only", f"{unknown[0]!r} is not a check; they are {', '.join(CHECKS)}.")])
     started = time.monotonic()
     reader = DatasetReader(config, options)
-    context = CheckContext(settings, options)
+    context = CheckContext(settings, options, scorers=config.scorers)
     checks = {name: CHECKS[name](context) for name in CHECKS if not names or name in names}
 
     def add(row: DatasetRow) -> None:
-        checked = CheckedRow.from_row(row)
+        checked = CheckedRow.from_row(row)._replace(answer=own_answer(row) if config.scorers else None)
         for check in checks.values():
             check.add(checked)
 
@@ -58,6 +60,7 @@ def row_check_steps(
     return RowCheckReport(
         **result.report.model_dump(include={"source", "rows", "train_rows", "held_out_rows"}),
         settings=settings,
+        scorers=config.scorers,
         checks=tuple(check.outcome(name, samples) for name, check in checks.items()),
         seconds=time.monotonic() - started,
     )

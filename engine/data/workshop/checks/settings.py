@@ -17,6 +17,8 @@ class CheckSettings(Section):
     """Turns that duplicates, near_duplicates and leakage compare. System prompts are never compared, plain text always."""
     similarity: float = setting(0.3, "Similarity from", ge=0.2, le=1.0)
     """Share of all pairs of words that both texts have, from which they are near-duplicates. 0.3 finds two words of ten changed and most with three, 0.6 one."""
+    score_below: float = setting(0.5, "Score below", ge=-1000, le=1000)
+    """quality finds answers that the scorers of the dataset rate lower; 1 is full marks of all of them."""
     against: str | None = setting(None, "Leaks from")
     """A dataset that must not be trained on, such as a benchmark: leakage finds rows that contain its prompts."""
     refusals: str | None = setting(None, "Phrases of refusals", max_length=50_000, examples=[OWN_PHRASES])
