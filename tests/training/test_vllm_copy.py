@@ -61,11 +61,11 @@ class StandIn:
 @pytest.fixture
 def copies(monkeypatch):
     """Install the stand-in; return the copies that are made of models."""
-    made: list[StandIn] = []
+    llms: list[StandIn] = []
 
     def make(*arguments: Any, **options: Any) -> StandIn:
-        made.append(StandIn(*arguments, **options))
-        return made[-1]
+        llms.append(StandIn(*arguments, **options))
+        return llms[-1]
 
     vllm: Any
     request: Any
@@ -74,7 +74,7 @@ def copies(monkeypatch):
     request.LoRARequest = lambda name, number, path: SimpleNamespace(name=name, number=number, path=path)
     for module in (vllm, lora, request):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    return made
+    return llms
 
 
 def test_the_copy_answers_with_the_adapter_of_each_step(tmp_path, home, tiny_model_folder, copies):

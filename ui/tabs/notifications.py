@@ -8,10 +8,10 @@ import gradio as gr
 
 from loratory.engine.errors import EngineError
 from loratory.engine.runs.webhook import KINDS, WebhookOutcome, WebhookStore, deliver, parse_webhook
-from loratory.ui.components import QUICK, SLOW, Updates, script, visible_if
+from loratory.ui.components import QUICK, SLOW, pick_list, picked_value, script
 from loratory.ui.gradio_internals import Dropdown
 from loratory.ui.page import Page
-from loratory.ui.views.html import error_box, notice, small
+from loratory.ui.views.html import error_box, notice, pick_button, small
 from loratory.ui.views.run_table import when
 
 _KIND_NAMES = {"json": "Generic JSON", "slack": "Slack", "discord": "Discord"}
@@ -31,7 +31,7 @@ class NotificationsPart:
             )  # fmt: skip
             if services.home.is_guest:
                 return
-            self.state = gr.HTML(elem_id="webhook-state")
+            self.state = pick_list(elem_id="webhook-state")
             with gr.Row(elem_id="webhook-row"):
                 self.url = gr.Textbox(
                     label="Webhook URL", info="Receives a message when one of your runs ends. Saved here and never shown again.",
@@ -39,42 +39,35 @@ class NotificationsPart:
                 )  # fmt: skip
                 names = [("Found from the URL", _BY_ADDRESS), *((_KIND_NAMES[kind], kind) for kind in KINDS)]
                 self.kind = Dropdown(names, value=_BY_ADDRESS, label="Service", scale=1, min_width=160)
-            with gr.Row(elem_id="webhook-actions"):
-                save = gr.Button("Save webhook", scale=0, min_width=140, elem_id="webhook-save")
-                shape: dict[str, Any] = {"visible": False, "scale": 0, "min_width": 140}
-                self.test = gr.Button("Send a test", elem_id="webhook-test", **shape)
-                self.remove = gr.Button("Remove webhook", elem_id="webhook-remove", **shape)
-        outputs = [self.state, self.test, self.remove]
-        fold.expand(self.render, None, outputs, **QUICK)
-        save.click(self.save, [self.url, self.kind], [*outputs, self.url], **QUICK)
-        self.test.click(self.send_test, None, outputs, trigger_mode="once", **SLOW)
-        self.remove.click(self.forget, None, outputs, **QUICK)
+            save = gr.Button("Save webhook", scale=0, min_width=140, elem_id="webhook-save")
+        fold.expand(self.render, None, self.state, **QUICK)
+        save.click(self.save, [self.url, self.kind], [self.state, self.url], **QUICK)
+        self.state.click(self.act, None, self.state, **SLOW)
 
-    def render(self, problem: str = "") -> Updates:
-        webhook = self._store.read()
-        state = "" if webhook is None else notice(f"{_KIND_NAMES[webhook.kind]} at {webhook.host}.")
-        return {
-            self.state: state + (problem or render_outcome(self._store.outcome())),
-            self.test: visible_if(webhook is not None),
-            self.remove: visible_if(webhook is not None),
-        }
+    def render(self, problem: str = "") -> str:
+        webhook, state = self._store.read(), ""
+        if webhook is not None:
+            actions = pick_button("test", "Send a test") + " " + pick_button("remove", "Remove webhook")
+            state = notice(f"{_KIND_NAMES[webhook.kind]} at {webhook.host}.") + actions
+        return state + (problem or render_outcome(self._store.outcome()))
 
-    def save(self, url: str, kind: str) -> Updates:
+    def save(self, url: str, kind: str) -> tuple[str, Any]:
         try:
             self._store.save(parse_webhook(str(url or ""), str(kind)))
         except EngineError as error:
-            return {**self.render(error_box(error)), self.url: gr.skip()}
-        return {**self.render(), self.url: ""}
+            return self.render(error_box(error)), gr.skip()
+        return self.render(), ""
 
-    def send_test(self) -> Updates:
+    def act(self, event: gr.EventData) -> str:
+        """Send a test, or remove the webhook."""
+        pick = picked_value(event)
+        if pick == "remove":
+            self._store.forget()
         try:
-            deliver(self._store.home, self._store.owner, "This is a test from Loratory.", {"event": "test"})
+            if pick == "test":
+                deliver(self._store.home, self._store.owner, "This is a test from Loratory.", {"event": "test"})
         except EngineError as error:
             return self.render(error_box(error))
-        return self.render()
-
-    def forget(self) -> Updates:
-        self._store.forget()
         return self.render()
 
 

@@ -46,9 +46,8 @@ class OneRunPart:
                         label="Tags", placeholder="separated by commas", max_lines=1, elem_id="note-tags", min_width=220
                     )
                 self.note = gr.Textbox(label="Note", lines=2, max_lines=12, max_length=10_000, elem_id="note-text")
-                with gr.Row():
-                    self.save = gr.Button("Save", scale=0, min_width=110, elem_id="note-save")
-                    self.attach = gr.Button("Attach test sets", scale=0, min_width=160, elem_id="note-attach")
+                self.save = gr.Button("Save", scale=0, min_width=110, elem_id="note-save")
+                self.attach = gr.Button("Attach test sets", scale=0, min_width=160, elem_id="note-attach")
             self.record = gr.HTML(elem_id="run-record")
             # Last: sticks to the bottom of the panel.
             with gr.Column(elem_id="run-foot"):

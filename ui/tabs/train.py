@@ -62,10 +62,6 @@ class TrainTab:
                 [], label="Run", show_label=False, container=False, visible=False, elem_id="follow-run", min_width=260
             )
         with gr.Column(elem_id="train-setup") as self.setup:
-            gr.HTML(
-                '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset changes the settings that it names, on '
-                'all tabs, and replaces another preset; your own dataset stays. <button class="link" popovertarget="yaml-drawer">Save the draft as preset</button></p>'
-            )
             self.presets = ui.pick_list(self.render_presets(), elem_id="presets")
             page.on_fill(self.presets, lambda _: self.render_presets())
             self._settings()

@@ -202,6 +202,13 @@ def _data(report: DatasetReport | None) -> str:
     return cut_alarm + html.small(f"{html.plural(report.train_rows, 'row')} to train on{held_out}{cut_words}.") + why
 
 
+_ABOUT_PRESETS = (
+    '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset changes the settings that it names, on '
+    "all tabs, and replaces another preset; your own dataset stays. "
+    '<button class="link" popovertarget="yaml-drawer">Save the draft as preset</button></p>'
+)
+
+
 def render_presets(presets: Sequence[Preset]) -> str:
     """Return a button per preset: title, device and description; one that a person saved can be deleted after a question."""
     items = questions = ""
@@ -216,4 +223,4 @@ def render_presets(presets: Sequence[Preset]) -> str:
 <p>Delete the preset {name}?</p><button type="button" class="link" data-pick="{name}" data-event="delete">Delete</button>
 <button type="button" class="link" autofocus popovertarget="delete-{name}" popovertargetaction="hide">Cancel</button></div>"""
         items += button
-    return html.toolbar("Presets", items, "presets") + questions
+    return _ABOUT_PRESETS + html.toolbar("Presets", items, "presets") + questions
