@@ -234,9 +234,7 @@ def _adapter_that_vllm_cannot_load(config: RunConfig) -> str | None:
     if not objective_of(config).samples_answers or not config.training.uses_vllm:
         return None
     obstacles = {
-        f"only LoRA, not {adapter.traits.label}": adapter.method != "lora",
-        "no DoRA": getattr(adapter, "use_dora", False),
-        "no modules_to_save": bool(getattr(adapter, "modules_to_save", None)),
+        "only LoRA that trains its two matrices alone": not adapter.traits.trains_in_compute_dtype(adapter),
         "no ranks above 512": getattr(adapter, "r", 0) > 512,
         "no quantized base that trains": config.model.quantization != "none",
         "no top_p below 1, which its log-probabilities are not of": config.training.top_p < 1,

@@ -100,8 +100,8 @@ def test_the_copy_answers_with_the_adapter_of_each_step(tmp_path, home, tiny_mod
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"adapter": {"method": "ia3"}}, "vLLM takes only LoRA, not IA3; set own."),
-        ({"adapter": {"use_dora": True}}, "vLLM takes no DoRA; set own."),
+        ({"adapter": {"method": "ia3"}}, "vLLM takes only LoRA that trains its two matrices alone; set own."),
+        ({"adapter": {"use_dora": True}}, "vLLM takes only LoRA that trains its two matrices alone; set own."),
         ({"model": {"id": "tiny", "quantization": "nf4"}}, "vLLM takes no quantized base that trains; set own."),
     ],
 )
