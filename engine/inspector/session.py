@@ -27,7 +27,6 @@ DATA_WORKER_MODULE = "loratory.engine.inspector.worker.data"
 MODELS_WORKER_MODULE = "loratory.engine.inspector.worker.inventory"
 
 Result = TypeVar("Result", bound=BaseModel)
-ProgressModel = TypeVar("ProgressModel", bound=BaseModel)
 
 
 class RenderedSequence(BaseModel, frozen=True):
@@ -200,7 +199,7 @@ class Inspector:
 
     def sets(self, question: contract.SetQuestion, on_progress: OnProgress | None = None) -> JsonObject:
         """Return what `SetTables` answers to a question about the person's sets; raises as it does."""
-        return result_of(self._stream(self._data, "sets", _dump(question)), on_progress)
+        return result_of(self._stream(self._data, "sets", question.model_dump(mode="json")), on_progress)
 
     def columns(self, dataset: DatasetConfig) -> contract.DatasetColumns:
         """Return the columns of a dataset that no format fits, and the format to begin with.
@@ -229,9 +228,11 @@ class Inspector:
             DatasetError: If the dataset cannot be read, or the text is too long.
         """
         request = contract.DataRequest(dataset=dataset, text=contract.searchable(text), after_row=after_row)
-        yield from _validated(
-            self._stream(self._data, "find", _dump(request)), contract.SearchProgress, contract.FoundRow
-        )
+        for answer in self._stream(self._data, "find", request.model_dump(mode="json")):
+            if "result" in answer:
+                yield contract.FoundRow.model_validate(answer["result"])
+            elif "progress" in answer:
+                yield contract.SearchProgress.model_validate(answer["progress"])
 
     def check(
         self,
@@ -251,12 +252,14 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         request = contract.DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed)
-        answers = self._stream(self._whole_reader(dataset), "check", _dump(request), waits_seconds=math.inf)
-        for step in _validated(answers, contract.CheckProgress, contract.DatasetReport):
-            if isinstance(step, contract.DatasetReport):
-                return step
-            if on_progress is not None:
-                on_progress(step)
+        params, report = request.model_dump(mode="json"), on_progress or (lambda _: None)
+        for answer in self._stream(self._whole_reader(dataset), "check", params, waits_seconds=math.inf):
+            if "result" in answer:
+                return contract.DatasetReport.model_validate(answer["result"])
+            if "waiting" in answer:
+                report(contract.CheckProgress(rows=0, bytes_read=0, size_bytes=None, waiting=answer["waiting"]))
+            elif "progress" in answer:
+                report(contract.CheckProgress.model_validate(answer["progress"]))
         raise AssertionError("a check ends with its report or an error")
 
     def held_out(
@@ -289,7 +292,7 @@ class Inspector:
         return self._fetching if reads_from_hub(dataset) else self._data
 
     def _request(self, pool: ProcessPool, method: str, request: BaseModel, result: type[Result]) -> Result:
-        return result.model_validate(result_of(self._stream(pool, method, _dump(request))))
+        return result.model_validate(result_of(self._stream(pool, method, request.model_dump(mode="json"))))
 
     def _stream(
         self, pool: ProcessPool, method: str, params: JsonObject, *, waits_seconds: float = _WAITS_SECONDS
@@ -311,23 +314,6 @@ class Inspector:
         finally:
             self._logged_in.close_if_unused()
         yield from pool.stream(method, params)
-
-
-def _validated(
-    answers: Iterator[JsonObject], progress: type[ProgressModel], result: type[Result]
-) -> Iterator[ProgressModel | Result]:
-    for answer in answers:
-        if "result" in answer:
-            yield result.model_validate(answer["result"])
-        elif "waiting" in answer and issubclass(progress, contract.CheckProgress):
-            yield progress(rows=0, bytes_read=0, size_bytes=None, waiting=answer["waiting"])
-        elif "progress" in answer:
-            yield progress.model_validate(answer["progress"])
-
-
-def _dump(request: BaseModel) -> JsonObject:
-    params: JsonObject = request.model_dump(mode="json")
-    return params
 
 
 def _explain_overrun(params: JsonObject) -> EngineError:
