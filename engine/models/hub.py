@@ -95,7 +95,7 @@ def fetch_from_hub(
     try:
         listing = _list_files(hub_id, revision, timeout_seconds, token)
         _refuse_by_list(hub_id, listing, part)
-        folder = _Fetching(hub_id, listing, on_progress, token, require_room).fetch(part)
+        folder = _fetch(hub_id, listing, part, on_progress, token, require_room)
     except (HubUnreachableError, ModelAccessError):
         # A copy that is here may be read without a login; the Hub lists the files of gated models to all.
         if cached is not None:
@@ -148,53 +148,46 @@ def _refuse_by_list(hub_id: str, listing: _Listing, part: model_files.ModelPart)
         raise ModelError(f"{hub_id} has no safetensors weights.", "Choose another model.")
 
 
-class _Fetching(NamedTuple):
-    """What the files of one model are fetched with."""
+def _fetch(
+    hub_id: str,
+    listing: _Listing,
+    part: model_files.ModelPart,
+    on_progress: OnModelProgress,
+    token: str | None,
+    require_room: RequireRoom,
+) -> Path:
+    """Fetch what a part needs, group after group, and return the folder.
 
-    hub_id: str
-    listing: _Listing
-    on_progress: OnModelProgress
-    token: str | None
-    require_room: RequireRoom
+    What makes a tokenizer look complete comes after all that belongs to it: a download that is cut off in between
+    then never looks like a model without a chat template.
+    """
+    storage, sizes = _storage_folder(hub_id), listing.sizes
+    folder = storage / "snapshots" / listing.commit
 
-    def fetch(self, part: model_files.ModelPart) -> Path:
-        """Fetch what a part needs, group after group, and return the folder.
-
-        What makes a tokenizer look complete comes after all that belongs to it: a download that is cut off in between
-        then never looks like a model without a chat template.
-        """
-        hub_id = self.hub_id
-        folder = _storage_folder(hub_id) / "snapshots" / self.listing.commit
-        groups: list[Sequence[str]] = [["config.json", "generation_config.json"]]
-        if part.value >= model_files.ModelPart.TOKENIZER.value:
-            groups.append([*_TOKENIZER_SIDE_FILES, *filter(model_files.is_named_template, self.listing.sizes)])
-            groups += [name for name in model_files.TOKENIZER_FILES if name != "tokenizer.json"], ["tokenizer.json"]
-        if part is model_files.ModelPart.WEIGHTS:
-            groups.append([model_files.WEIGHTS_INDEX])
-        for names in groups:
-            self._fetch_files(folder, names)
-        model_files.refuse_own_code(model_files.read_config(folder / "config.json", hub_id), hub_id)
-        if part is model_files.ModelPart.WEIGHTS:
-            self._fetch_files(folder, [file.name for file in model_files.weight_files(folder, hub_id)])
-        model_files.check_model_folder(folder, hub_id, part)
-        return folder
-
-    def _fetch_files(self, folder: Path, names: Sequence[str]) -> None:
-        sizes, storage = self.listing.sizes, _storage_folder(self.hub_id)
+    def fetch_files(names: Sequence[str]) -> None:
         missing = [name for name in names if name in sizes and not (folder / name).exists()]
         if not missing:
             return
         total = sum(sizes[name] for name in missing)
         disable_progress_bars()
-        with (
-            MODEL.explain_errors(self.hub_id),
-            _bytes_followed(storage / "blobs", self.hub_id, total, self.on_progress),
-        ):
+        with MODEL.explain_errors(hub_id), _bytes_followed(storage / "blobs", hub_id, total, on_progress):
             storage.mkdir(parents=True, exist_ok=True)
-            self.require_room(storage, total, self.hub_id, "set HF_HOME")
-            huggingface_hub.snapshot_download(
-                self.hub_id, revision=self.listing.commit, allow_patterns=missing, token=self.token
-            )
+            require_room(storage, total, hub_id, "set HF_HOME")
+            huggingface_hub.snapshot_download(hub_id, revision=listing.commit, allow_patterns=missing, token=token)
+
+    groups: list[Sequence[str]] = [["config.json", "generation_config.json"]]
+    if part.value >= model_files.ModelPart.TOKENIZER.value:
+        groups.append([*_TOKENIZER_SIDE_FILES, *filter(model_files.is_named_template, sizes)])
+        groups += [name for name in model_files.TOKENIZER_FILES if name != "tokenizer.json"], ["tokenizer.json"]
+    if part is model_files.ModelPart.WEIGHTS:
+        groups.append([model_files.WEIGHTS_INDEX])
+    for names in groups:
+        fetch_files(names)
+    model_files.refuse_own_code(model_files.read_config(folder / "config.json", hub_id), hub_id)
+    if part is model_files.ModelPart.WEIGHTS:
+        fetch_files([file.name for file in model_files.weight_files(folder, hub_id)])
+    model_files.check_model_folder(folder, hub_id, part)
+    return folder
 
 
 @contextmanager
