@@ -102,11 +102,6 @@ class RowIndex(BaseModel):
         index = min(row // STRIDE, len(self.positions) - 1)
         return self.positions[index] if index >= 0 else Position(0, 1, 0)
 
-    def saw(self, position: Position) -> None:
-        """Record a row that was read, in order; rows that are known already change nothing."""
-        if position.row == len(self.positions) * STRIDE:
-            self.positions.append(position)
-
 
 class TextFileRows(RowSource):
     """Rows of one text file, whose row index is kept in the folder, if there is one."""
@@ -159,8 +154,8 @@ class TextFileRows(RowSource):
         """Read rows from `start` on, and record their positions, and their number at the end."""
         end = start.row
         for record in self._reader.read(start, rows):
-            if record.row % STRIDE == 0:
-                self._index.saw(Position(record.row, record.line or 1, record.offset))
+            if record.row == len(self._index.positions) * STRIDE:
+                self._index.positions.append(Position(record.row, record.line or 1, record.offset))
             yield record
             end = record.row + 1
         if self.total_rows is None:
