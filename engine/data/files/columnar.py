@@ -71,7 +71,8 @@ class ParquetRows(ColumnarRows):
     endings = (".parquet",)
     magics = (b"PAR1",)
     form = SourceForm("parquet", "Parquet")
-    _rows_read = 0
+    total_rows: int | None = None
+    bytes_read = 0
 
     def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
         super().__init__(path, unpacked)
@@ -79,15 +80,7 @@ class ParquetRows(ColumnarRows):
             self._metadata = file.metadata
             self.columns = tuple(file.schema_arrow.names)
         self._groups = [self._metadata.row_group(group) for group in range(self._metadata.num_row_groups)]
-        self._rows: int = self._metadata.num_rows
-
-    @property
-    def total_rows(self) -> int | None:
-        return self._rows
-
-    @property
-    def bytes_read(self) -> int:
-        return round((self.size_bytes or 0) * self._rows_read / max(1, self._rows))
+        self.total_rows = self._metadata.num_rows
 
     def _batches(self, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
         first = 0  # row of the group
@@ -104,7 +97,7 @@ class ParquetRows(ColumnarRows):
                     size = _rows_at_once(_MOST_READ_ROWS, group.total_byte_size, group.num_rows)
                     row = first
                     for batch in in_bounded_steps(reader.iter_batches(batch_size=size, row_groups=[number])):
-                        self._rows_read = row
+                        self.bytes_read = round((self.size_bytes or 0) * row / max(1, self._metadata.num_rows))
                         yield row, batch
                         row += batch.num_rows
             first += group.num_rows
