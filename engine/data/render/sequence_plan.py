@@ -77,7 +77,7 @@ def plan_conversation(
     renderer = TurnRenderer(adaptation, tokenizer)
     notices = _special_token_warnings(conversation, tokenizer)
     if train_on == "all":
-        text = renderer.text(len(adaptation.messages))
+        text = renderer.render(len(adaptation.messages), prompt=False)
         return PlannedRow((SequencePlan(text, ()),), adaptation.notes, notices + renderer.omission_warnings(text))
     turns, beyond, warnings = _render_turns(_chosen_turns(adaptation, train_on), renderer, tokenizer, max_length)
     if not turns:
@@ -135,7 +135,7 @@ def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
         RowProblemError: If the template refuses the conversation.
     """
     adaptation = adapt_to_template(conversation, abilities_of(tokenizer))
-    return TurnRenderer(adaptation, tokenizer).prompt(len(adaptation.messages))
+    return TurnRenderer(adaptation, tokenizer).render(len(adaptation.messages), prompt=True)
 
 
 def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
@@ -246,13 +246,17 @@ class TurnRenderer:
         """Whether rendering has taken as long as it may for one row."""
         return self._rendered_messages > _MAX_RENDERED_MESSAGES
 
-    def text(self, count: int) -> str:
-        """Return the first `count` messages."""
-        return self._render(count, prompt=False)
+    def render(self, count: int, *, prompt: bool) -> str:
+        """Return the text of the first `count` messages; with the generation prompt, that of a `prompt`.
 
-    def prompt(self, count: int) -> str:
-        """Return the same with the template's generation prompt."""
-        return self._render(count, prompt=True)
+        Raises:
+            RowProblemError: If the template refuses it, or rendering takes too long.
+        """
+        if self.is_spent:
+            raise RowProblemError("too_long", f"its {len(self._messages):,} turns {_TAKES_TOO_LONG}")
+        text = apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=prompt)
+        self._rendered_messages += count + len(text) // _CHARACTERS_OF_A_MESSAGE
+        return text
 
     def turn(self, index: int) -> RenderedTurn | None:
         """Return prompt and answer of an assistant turn; None where nothing comes before it to answer.
@@ -262,7 +266,8 @@ class TurnRenderer:
         """
         if self._first_question >= index:
             return None
-        message, prompt, whole = self._messages[index], self.prompt(index), self.text(index + 1)
+        message = self._messages[index]
+        prompt, whole = self.render(index, prompt=True), self.render(index + 1, prompt=False)
         if whole.startswith(prompt):
             return RenderedTurn(prompt, self._with_reasoning(whole[len(prompt) :], index))
         shared = shared_length(prompt, whole)
@@ -305,13 +310,6 @@ class TurnRenderer:
             for index in sorted(self._without_reasoning)
         )
         return tuple(losses)
-
-    def _render(self, count: int, *, prompt: bool) -> str:
-        if self.is_spent:
-            raise RowProblemError("too_long", f"its {len(self._messages):,} turns {_TAKES_TOO_LONG}")
-        text = apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=prompt)
-        self._rendered_messages += count + len(text) // _CHARACTERS_OF_A_MESSAGE
-        return text
 
     def _with_reasoning(self, answer: str, index: int) -> str:
         """Put the reasoning before an answer if the template removed it."""
