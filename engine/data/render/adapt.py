@@ -190,7 +190,7 @@ def _with_identified_calls(steps: AdaptedConversation) -> AdaptedConversation:
                 calls.append(call if call.id else replace(call, id=f"call{count:05d}"))
                 count += 1
             waiting = [*waiting, *calls] if messages and messages[-1].role == "assistant" else list(calls)
-            messages.append(replace(message, tool_calls=tuple(calls)))
+            message = replace(message, tool_calls=tuple(calls))
         elif message.role == "tool":
             answered_call = next(
                 (call for call in waiting if call.id == message.tool_call_id), waiting[0] if waiting else None
@@ -198,10 +198,9 @@ def _with_identified_calls(steps: AdaptedConversation) -> AdaptedConversation:
             if answered_call is not None:
                 waiting.remove(answered_call)
                 message = replace(message, tool_call_id=answered_call.id, name=message.name or answered_call.name)
-            messages.append(message)
         else:
             waiting = []
-            messages.append(message)
+        messages.append(message)
     return replace(steps, messages=tuple(messages))
 
 
