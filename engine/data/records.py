@@ -64,7 +64,7 @@ class Record(NamedTuple):
     row: int
     line: int | None  # None where the source has no lines
     value: Mapping[str, Any] | None
-    raw: bytes | str = b""  # as it is in the file; empty for sources without text
+    raw: bytes = b""  # as it is in the file; empty for sources without text
     offset: int = 0
     kind: ProblemKind | None = None
     problem: str = ""
@@ -84,8 +84,7 @@ class Record(NamedTuple):
         """Return how the row begins, on one line."""
         if not self.raw and self.value is not None:
             return one_line(json.dumps(self.value, ensure_ascii=False, default=str)[: limit * 4], limit)
-        raw = self.raw[: limit * 4]
-        return one_line(raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw, limit)
+        return one_line(self.raw[: limit * 4].decode("utf-8", "replace"), limit)
 
 
 def _text_length(value: Any) -> int:

@@ -120,7 +120,7 @@ def _no_such_row(reader: DatasetReader, row: int) -> DatasetError:
 
 
 def _searchable(record: Record) -> str:
-    if isinstance(record.raw, bytes) and record.raw:
+    if record.raw:
         text = record.raw.decode("utf-8", "replace")
         # JSON may escape any character; such rows are searched after parsing.
         return text.casefold() if "\\u" not in text or record.value is None else str(record.value).casefold()

@@ -95,7 +95,7 @@ def _note_row(form: _Findings, row: DatasetRow, fields: TurnFields) -> Iterator[
         yield "has tools"
     if not all(message.is_trained for message in messages):
         yield "has turns of weight 0"
-    if row.record.raw[:64].lstrip()[:1] in (b"[", "["):
+    if row.record.raw[:64].lstrip()[:1] == b"[":
         yield "is a bare list of turns"
     form.most_answers = max(form.most_answers, sum(message.role == "assistant" for message in messages))
     form.has_reasoning |= any(message.reasoning for message in messages)
