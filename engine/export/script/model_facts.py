@@ -94,8 +94,7 @@ def read_model_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | Non
 
 def _local_folder(hub_id: str, revision: str | None, home: LoratoryHome) -> Path | None:
     """Return the model's local folder if its tokenizer is there; nothing is downloaded."""
-    snapshot = find_snapshot(hub_id, revision, ModelPart.TOKENIZER, home)
-    return snapshot.folder if snapshot is not None else None
+    return find_snapshot(hub_id, revision, ModelPart.TOKENIZER, home)
 
 
 def _batching(
