@@ -4,7 +4,7 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -22,13 +22,7 @@ from loratory.engine.serve import contract
 from loratory.engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, refuse_unless_usable
 from loratory.engine.serve.model import ServedModel
 
-Result = TypeVar("Result")
-
 MAX_BODY_BYTES = 8_000_000
-
-
-class ClientGoneError(Exception):
-    """The client has disconnected."""
 
 
 def build_endpoint(model: ServedModel) -> Starlette:
@@ -77,8 +71,6 @@ class _Endpoint:
         except EngineError as error:
             # If the device is in use, a later request may succeed.
             return _as_refusal(error).response({"Retry-After": "30"} if isinstance(error, DeviceError) else None)
-        except ClientGoneError:
-            return Response(status_code=499)  # the client is gone
 
     async def _answer(self, completion: contract.ChatCompletionRequest, question: ChatRequest) -> Response:
         await self._model.ready()
@@ -120,12 +112,8 @@ async def _events(
         await rest.aclose()  # stops the model
 
 
-async def _unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-    """Return the result of some work, or cancel it when the client disconnects.
-
-    Raises:
-        ClientGoneError: If the client has disconnected.
-    """
+async def _unless_gone(work: Coroutine[Any, Any, Response], receive: Receive) -> Response:
+    """Return the response that some work makes, or cancel the work when the client disconnects."""
 
     async def wait_until_gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -134,9 +122,7 @@ async def _unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> R
     doing, watching = asyncio.ensure_future(work), asyncio.ensure_future(wait_until_gone())
     try:
         await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
-            return doing.result()
-        raise ClientGoneError()
+        return doing.result() if doing.done() else Response(status_code=499)
     finally:
         for task in (doing, watching):
             task.cancel()
@@ -184,7 +170,6 @@ def serve_model(
     """Load the model and serve it until Ctrl-C or SIGTERM; its process has ended when this returns.
 
     Args:
-        model: The model to serve.
         host: A loopback address.
         port: The port; 0 for any free one.
         on_listening: Called with the `base_url` for clients, and the names of the models.
