@@ -65,17 +65,14 @@ def search_catalog(query: str) -> tuple[CatalogEntry, ...]:
     """
     phrase = " ".join(query.casefold().split())
     terms = phrase.split()
-    as_it_stands, in_name, elsewhere = [], [], []
+    entries = []
     for entry in list_catalog():
         name = f"{entry.id} {entry.title}".casefold()
         text = f"{name} {entry.hub_id} {entry.family} {entry.license} {entry.about}".casefold()
-        if phrase in name:
-            as_it_stands.append(entry)
-        elif all(word in name for word in terms):
-            in_name.append(entry)
-        elif all(word in text for word in terms):
-            elsewhere.append(entry)
-    return (*as_it_stands, *in_name, *elsewhere)
+        ranks = (phrase in name, all(word in name for word in terms), all(word in text for word in terms))
+        if any(ranks):
+            entries.append((ranks.index(True), entry))
+    return tuple(entry for _, entry in sorted(entries, key=lambda pair: pair[0]))
 
 
 def is_known_model_type(model_type: str) -> bool:
