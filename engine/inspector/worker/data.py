@@ -111,8 +111,7 @@ class DatasetHandlers:
 
     def held_out(self, request: DataRequest, job: Request) -> Steps:
         renderer = self._renderer(request, job)
-        if renderer is None:
-            raise ValueError("held-out rows need a model")
+        assert renderer is not None  # a request for held-out rows has a model
         steps = held_out_steps(
             request.dataset, self._options, seed=request.seed, renderer=renderer, count=request.count
         )
