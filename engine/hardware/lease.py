@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -67,21 +67,20 @@ class LeaseBook:
         self._runs = home.runs
         self._clock = clock
 
-    def take(self, devices: Iterable[str], holder: LeaseHolder) -> None:
+    def take(self, devices: Sequence[str], holder: LeaseHolder) -> None:
         """Give devices, named by `lease_name`, to a living process, if all of them are free or its own for the same thing.
 
         Raises:
             DeviceError: If one of them is in use; names the holder.
             StorageError: If the book cannot be written; those that were written stay its own, until it asks again or ends.
         """
-        names = tuple(devices)
         with self._open():
-            for device in names:
+            for device in devices:
                 present = self.holder(device)
                 if present is not None and not present.is_the_same_as(holder):
                     fix = "Wait until it is free, or stop what uses it."
                     raise DeviceError(f"{device_words(device)} is in use {present.as_seen_by(holder.owner).use}.", fix)
-            for device in names:
+            for device in devices:
                 self._wanted_mark(device).unlink(missing_ok=True)
                 self._write(device, holder)
 
