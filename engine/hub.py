@@ -110,10 +110,7 @@ class Subject:
 
     @contextmanager
     def explain_errors(self, name: str, revision: str | None = None) -> Iterator[None]:
-        """Turn errors of requests to the Hub into errors that people understand.
-
-        Args:
-            name: Of what is requested; it begins sentences.
+        """Turn errors of requests to the Hub into errors that people understand; `name` begins sentences.
 
         Raises:
             EngineError: As the attributes name them: `unreachable` without an answer, or with one outside the table;
@@ -247,8 +244,7 @@ _TOKEN = re.compile(r"hf_[\w.-]{8,}")
 def find_fault(error: BaseException, token: str | None = None) -> Fault | None:
     """Return the cause of an error, or of what it was raised from; None if it did not come from the Hub.
 
-    Args:
-        token: That the request was sent with; an answer is quoted only where it is known, and can be removed.
+    An answer is quoted only where the token of the request is known, and can be removed.
     """
     chain = list(error_chain(error))
     for link in chain:
@@ -305,12 +301,7 @@ _MOST_FILES = 200_000  # of one list: a full bucket must not fill our memory
 
 
 class RunBucket:
-    """The bucket, as one side uses it.
-
-    Args:
-        name: As owner/name.
-        explain_errors: Turns errors of requests for a bucket of that name into errors for people.
-    """
+    """The bucket of a name, owner/name, as one side uses it; `explain_errors` is a method of its `Subject`."""
 
     def __init__(
         self, api: HfApi, name: str, explain_errors: Callable[[str], AbstractContextManager[None]] = JOBS.explain_errors

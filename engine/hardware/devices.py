@@ -88,12 +88,7 @@ def device_options(devices: Sequence[Device], run: RunSection) -> tuple[tuple[De
 def first_that_fits(
     options: Sequence[tuple[Device, ...]], need: Callable[[Device], int | None]
 ) -> tuple[Device, ...] | None:
-    """Return the first set of devices that all have enough free memory for the run.
-
-    Args:
-        options: As `device_options` gives them.
-        need: Bytes that the run needs on a device; None where that is not known, and counts as nothing.
-    """
+    """Return the first set of devices that all have enough free memory; a `need` that is not known, None, is nothing."""
     return next((option for option in options if all((need(gpu) or 0) <= gpu.free_bytes for gpu in option)), None)
 
 

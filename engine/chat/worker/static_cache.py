@@ -80,7 +80,6 @@ class FixedCaches:
     A graph holds addresses of weights and adapters: call `clear` before these change.
 
     Args:
-        model: The model that answers.
         why_not: Why static caches are not used; empty if they are.
         capture: Records a pass; None to compute each one.
     """
@@ -108,10 +107,7 @@ class FixedCaches:
     def lend(self, adapter: str, positions: int, forward: Forward) -> LentCache | None:
         """Lend an empty cache of at least so many positions; None if the answer has to use a growing one.
 
-        Args:
-            adapter: The active adapter; empty for none.
-            positions: Positions of the prompt and the longest answer.
-            forward: The model with that adapter.
+        They are those of the prompt and the longest answer. The name of the active adapter is empty for none.
         """
         if self.why_not:
             return None

@@ -89,11 +89,8 @@ class BranchWeights:
     def token_losses(self, ids: Sequence[int], labels: Sequence[int]) -> list[float]:
         """Return -log p of each trained token of a sequence, in nats.
 
-        The sequence is read in pieces, so no more than one piece's logits are in memory.
-
-        Args:
-            ids: The tokens.
-            labels: The same where a token is trained, else -100; nothing predicts the first token.
+        The sequence is read in pieces, so no more than one piece's logits are in memory. `labels` are the tokens that are
+        trained, else -100; nothing predicts the first token.
         """
         device = self.holder.model.device
         cache = self.new_cache()
@@ -277,7 +274,6 @@ def load_model(spec: ModelSpec, config: ModelConfig) -> PreTrainedModel:
 
 
 def _require_memory(spec: ModelSpec, config: ModelConfig) -> None:
-    """Check that the weights fit into the free memory."""
     size = weights_bytes(spec, config) / 1024**3
     free = (torch.cuda.mem_get_info()[0] if spec.device.kind == "cuda" else memory_now().free_bytes) / 1024**3
     if size > free:

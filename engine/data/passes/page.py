@@ -198,12 +198,9 @@ def differing_tokens(left: Sequence[int], right: Sequence[int]) -> tuple[list[bo
 def sequence_view(
     sequence: RenderedRow, *, brief: bool = False, differs: Sequence[bool] = (), shared_tokens: int = 0
 ) -> SequenceView:
-    """Join the tokens of a sequence into spans; a brief view has only counts.
+    """Join the tokens of a sequence into spans, one of which ends after `shared_tokens`; a brief view has only counts.
 
-    Args:
-        brief: Whether spans are left out.
-        differs: Of each token, whether the other answer of a pair has another one there; empty where there is none.
-        shared_tokens: After so many tokens a span ends.
+    `differs` is, of each token, whether the other answer of a pair has another one there; empty where there is none.
     """
     marks = differs or [False] * len(sequence.input_ids)
     tokens = zip(sequence.pieces, sequence.labels, sequence.special, marks, sequence.input_ids, strict=True)
