@@ -216,7 +216,6 @@ class HubModel(BaseModel, frozen=True):
     parameters: int | None = Field(None, validation_alias=AliasPath("safetensors", "total"))
     gated: bool | None = None
     downloads: int | None = None  # of the last 30 days
-    likes: int | None = None
     model_type: str | None = Field(None, validation_alias=AliasPath("config", "model_type"))
     tags: tuple[str, ...] = ()
 
@@ -248,7 +247,7 @@ def search_hub(query: str, *, limit: int = 20, timeout_seconds: float = 6.0) -> 
         "pipeline_tag": "text-generation",
         "sort": "downloads",
         "limit": limit,
-        "expand": ["downloads", "likes", "gated", "safetensors", "tags", "config"],
+        "expand": ["downloads", "gated", "safetensors", "tags", "config"],
     }
     with MODEL.explain_errors(f"The search for {query.strip()!r}"):
         # One plain request: HfApi.list_models repeats a failed one for half a minute.
