@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import cast
 
 from loratory.engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, LoadedModel, OnProgress
 from loratory.engine.chat.session import ChatSession
@@ -88,22 +88,14 @@ class ServedModel:
         scanner = StopScanner(stops)
         async with self.room, contextlib.aclosing(_chunks(self.session, request)) as chunks:
             async for chunk in chunks:
-                scan = scanner.add(chunk.text)
-                text = scan.text
-                finish: OpenAIFinish | None = "stop" if scan.stopped else None
-                if chunk.done and not scan.stopped:
+                text, is_stopped = scanner.add(chunk.text)
+                finish: OpenAIFinish | None = "stop" if is_stopped else None
+                if chunk.done and not is_stopped:
                     text += scanner.finish()
                     finish = "stop" if chunk.finish_reason in ("eos", "stopped") else "length"
                 yield AnswerDelta(text, chunk.prompt_tokens, chunk.tokens, finish)
                 if finish is not None:
                     return
-
-
-class Scan(NamedTuple):
-    """The text that can be shown."""
-
-    text: str
-    stopped: bool  # at a stop text; nothing follows
 
 
 @dataclass
@@ -113,17 +105,17 @@ class StopScanner:
     stops: Sequence[str]
     _tail: str = field(default="", init=False)
 
-    def add(self, text: str) -> Scan:
-        """Add generated text; return the part that certainly belongs to the answer."""
+    def add(self, text: str) -> tuple[str, bool]:
+        """Add generated text; return the part that certainly belongs to the answer, and whether a stop text ends it."""
         pending = self._tail + text
         positions = [position for stop in self.stops if (position := pending.find(stop)) >= 0]
         if positions:
             self._tail = ""
-            return Scan(pending[: min(positions)], stopped=True)
+            return pending[: min(positions)], True
         # The longest ending that is the beginning of a stop text.
         endings = (pending[start:] for start in range(len(pending)))
         self._tail = next((end for end in endings if any(stop.startswith(end) for stop in self.stops)), "")
-        return Scan(pending[: len(pending) - len(self._tail)], stopped=False)
+        return pending[: len(pending) - len(self._tail)], False
 
     def finish(self) -> str:
         """Return the remaining text at the end of the answer."""

@@ -270,9 +270,9 @@ def scan(pieces, stops):
     scanner = StopScanner(stops)
     records = []
     for piece in pieces:
-        result = scanner.add(piece)
-        records.append(result.text)
-        if result.stopped:
+        text, is_stopped = scanner.add(piece)
+        records.append(text)
+        if is_stopped:
             return records, True
     records.append(scanner.finish())
     return records, False
@@ -310,6 +310,6 @@ def test_what_is_kept_does_not_depend_on_how_it_arrives(text, stops, expected, s
 def test_text_without_a_beginning_of_a_stop_is_shown_at_once():
     scanner = StopScanner(["\n\n"])
 
-    assert scanner.add("hello").text == "hello"
-    assert scanner.add(" you\n").text == " you"
-    assert scanner.add("!").text == "\n!"
+    assert scanner.add("hello") == ("hello", False)
+    assert scanner.add(" you\n") == (" you", False)
+    assert scanner.add("!") == ("\n!", False)
