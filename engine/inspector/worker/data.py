@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -36,18 +36,14 @@ _KEPT = 4
 _KEPT_SECONDS = 300.0  # a branch of a dataset may move; an address that the Hub signed is good for longer
 
 
-class _OpenReader(NamedTuple):
-    reader: DatasetReader
-    since: float
-
-
 @dataclass
 class OpenReaders:
     """The last few readers whose rows all come from the Hub; what is here is opened each time, for it may change."""
 
     open_reader: Callable[[DatasetConfig], DatasetReader]  # without a renderer
     clock: Callable[[], float] = time.monotonic  # in seconds
-    _readers: dict[str, _OpenReader] = field(default_factory=dict, init=False)  # the newest last
+    # By configuration, the newest last, each with the time when it was opened.
+    _readers: dict[str, tuple[DatasetReader, float]] = field(default_factory=dict, init=False)
 
     def get(self, config: DatasetConfig, renderer: Renderer | None) -> DatasetReader:
         """Return a reader for this dataset and renderer.
@@ -58,13 +54,13 @@ class OpenReaders:
         if not all(map(is_on_hub, (config.source, *config.mix))):
             return self.open_reader(config).with_renderer(renderer)
         key = config.model_dump_json(exclude={"eval_fraction", "max_samples"})  # which do not change single rows
-        entry = self._readers.pop(key, None)
-        if entry is None or self.clock() - entry.since > _KEPT_SECONDS:
-            entry = _OpenReader(self.open_reader(config), self.clock())
-        self._readers[key] = entry
+        reader, since = self._readers.pop(key, (None, 0.0))
+        if reader is None or self.clock() - since > _KEPT_SECONDS:
+            reader, since = self.open_reader(config), self.clock()
+        self._readers[key] = reader, since
         while len(self._readers) > _KEPT:
             del self._readers[next(iter(self._readers))]
-        return entry.reader.with_renderer(renderer)
+        return reader.with_renderer(renderer)
 
 
 class DatasetHandlers:
