@@ -2,10 +2,9 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import HfApi, constants
@@ -84,28 +83,27 @@ def fetch_from_hub(
         return cached
     on_progress(ModelProgress("looking", f"Looking up {hub_id} on the Hub."))
     try:
-        listing = _list_files(hub_id, revision, timeout_seconds, token)
-        _refuse_by_list(hub_id, listing, part)
-        folder = _fetch(hub_id, listing, part, on_progress, token, require_room)
+        commit, sizes = _list_files(hub_id, revision, timeout_seconds, token)
+        _refuse_by_list(hub_id, sizes, part)
+        folder = _storage_folder(hub_id) / "snapshots" / commit
+        _fetch(hub_id, folder, sizes, part, on_progress, token, require_room)
     except (HubUnreachableError, ModelAccessError):
         # A copy that is here may be read without a login; the Hub lists the files of gated models to all.
         if cached is not None:
             return cached
         raise
-    if revision != listing.commit:  # found again without a network, once all of it is here
+    if revision != commit:  # found again without a network, once all of it is here
         with suppress(OSError, StorageError):  # costs a look-up next time, not the model
             reference = _storage_folder(hub_id) / "refs" / (revision or constants.DEFAULT_REVISION)
             reference.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(reference, listing.commit)
+            write_atomically(reference, commit)
     return folder
 
 
-class _Listing(NamedTuple):
-    commit: str
-    sizes: dict[str, int]  # bytes by file name: the top folder, and chat templates with names of their own
-
-
-def _list_files(hub_id: str, revision: str | None, timeout_seconds: float, token: str | None) -> _Listing:
+def _list_files(
+    hub_id: str, revision: str | None, timeout_seconds: float, token: str | None
+) -> tuple[str, dict[str, int]]:
+    """Return the commit, and the bytes of files by name: the top folder, and chat templates with names of their own."""
     with MODEL.explain_errors(hub_id, revision):
         info = HfApi(token=token).model_info(hub_id, revision=revision, files_metadata=True, timeout=timeout_seconds)
     sizes = {
@@ -115,12 +113,11 @@ def _list_files(hub_id: str, revision: str | None, timeout_seconds: float, token
     }
     if info.sha is None or _COMMIT.fullmatch(info.sha) is None or not sizes:
         raise ModelError(f"{hub_id} is empty on the Hub.", "Check the id, or choose another model.")
-    return _Listing(info.sha, sizes)
+    return info.sha, sizes
 
 
-def _refuse_by_list(hub_id: str, listing: _Listing, part: model_files.ModelPart) -> None:
+def _refuse_by_list(hub_id: str, names: Collection[str], part: model_files.ModelPart) -> None:
     """Refuse by the names of its files alone what could never be used, before a byte of it is fetched."""
-    names = listing.sizes
     if "config.json" not in names:
         if model_files.ADAPTER_CONFIG in names:
             raise ModelError(f"{hub_id} holds an adapter, not a model.", "Choose the base model that its card names.")
@@ -141,19 +138,19 @@ def _refuse_by_list(hub_id: str, listing: _Listing, part: model_files.ModelPart)
 
 def _fetch(
     hub_id: str,
-    listing: _Listing,
+    folder: Path,
+    sizes: Mapping[str, int],
     part: model_files.ModelPart,
     on_progress: OnModelProgress,
     token: str | None,
     require_room: RequireRoom,
-) -> Path:
-    """Fetch what a part needs, group after group, and return the folder.
+) -> None:
+    """Fetch what a part needs, group after group, into the folder of a commit.
 
     What makes a tokenizer look complete comes after all that belongs to it: a download that is cut off in between
     then never looks like a model without a chat template.
     """
-    storage, sizes = _storage_folder(hub_id), listing.sizes
-    folder = storage / "snapshots" / listing.commit
+    storage = _storage_folder(hub_id)
 
     def fetch_files(names: Sequence[str]) -> None:
         missing = [name for name in names if name in sizes and not (folder / name).exists()]
@@ -164,7 +161,7 @@ def _fetch(
         with MODEL.explain_errors(hub_id), _bytes_followed(storage / "blobs", hub_id, total, on_progress):
             storage.mkdir(parents=True, exist_ok=True)
             require_room(storage, total, hub_id, "set HF_HOME")
-            huggingface_hub.snapshot_download(hub_id, revision=listing.commit, allow_patterns=missing, token=token)
+            huggingface_hub.snapshot_download(hub_id, revision=folder.name, allow_patterns=missing, token=token)
 
     groups: list[Sequence[str]] = [["config.json", "generation_config.json"]]
     if part.value >= model_files.ModelPart.TOKENIZER.value:
@@ -178,7 +175,6 @@ def _fetch(
     if part is model_files.ModelPart.WEIGHTS:
         fetch_files([file.name for file in model_files.weight_files(folder, hub_id)])
     model_files.check_model_folder(folder, hub_id, part)
-    return folder
 
 
 @contextmanager
