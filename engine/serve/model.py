@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from loratory.engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, LoadedModel, OnProgress
 from loratory.engine.chat.session import ChatSession
@@ -126,23 +125,17 @@ class StopScanner:
 async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[ChatChunk | Exception] = asyncio.Queue()
-    stop = threading.Event()
 
     def hand_over(message: ChatChunk | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the server has ended
             loop.call_soon_threadsafe(queue.put_nowait, message)
 
     def follow() -> None:
-        stream = cast(Generator[ChatChunk, None, None], session.stream(request))
         try:
-            for chunk in stream:
-                if stop.is_set():
-                    break
+            for chunk in session.stream(request):
                 hand_over(chunk)
         except Exception as error:
             hand_over(error)
-        finally:
-            stream.close()
 
     threading.Thread(target=follow, daemon=True).start()
     has_finished = False
@@ -155,5 +148,4 @@ async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[
             yield message
     finally:
         if not has_finished:
-            stop.set()
             session.stop(request.id)
