@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from loratory.engine.config.run import RunConfig, WorkPlace
+from loratory.engine.config.run import WorkPlace
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.device_job import OtherMachine
 from loratory.engine.paths import LoratoryHome
@@ -19,9 +19,6 @@ from loratory.engine.runs.run import RunFolder
 from loratory.engine.runs.summary import RunSummary
 
 ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
-
-# For chat, evaluation and export, by the configuration of the run whose result is loaded; this machine is not among them.
-_MACHINES: Mapping[WorkPlace, Callable[[LoratoryHome, RunConfig | None], OtherMachine]] = {"slurm": node_machine}
 
 # By the name that `run.where` gives them.
 PLACES: Mapping[str, type[RunPlace]] = {place.name: place for place in (ThisMachine, SlurmCluster, HuggingFaceJobs)}
@@ -47,11 +44,11 @@ def machine_of(home: LoratoryHome, place: WorkPlace, trained: Path | None) -> Ot
     Raises:
         EngineError: If it cannot be used.
     """
-    if place not in _MACHINES:
+    if place == "local":
         return None
     folder = RunFolder(trained) if trained is not None else None
     run = folder.read_config() if folder is not None and folder.config.is_file() else None
-    return _MACHINES[place](home, run)
+    return node_machine(home, run)
 
 
 def places_at(
