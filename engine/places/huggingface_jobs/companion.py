@@ -21,7 +21,7 @@ from loratory.engine.files import size_and_time, write_atomically
 from loratory.engine.hub import RunBucket
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.places.huggingface_jobs import layout
-from loratory.engine.places.huggingface_jobs.layout import JobOrder, JobResult
+from loratory.engine.places.huggingface_jobs.layout import JobOrder, JobResult, whole_lines
 from loratory.engine.processes.spawn import Access, allocator_environment, environment_for
 from loratory.engine.runs.checkpoints import MANIFEST, list_checkpoints
 from loratory.engine.runs.control import request_stop_for_time
@@ -158,7 +158,8 @@ class Companion:
     def _next_events(self) -> bool:
         """Upload what was added to the event log and the worker's output; returns whether more may follow."""
         with self._sending_events:
-            lines, log_now = self._new_lines(), size_and_time(self.folder.log)
+            lines = whole_lines(self.folder.events, self._sent_events, _LARGEST_SEGMENT_BYTES)
+            log_now = size_and_time(self.folder.log)
             files: dict[str, bytes | Path] = {}
             if lines:
                 files[layout.segment_name(self._sent_events)] = lines
@@ -170,15 +171,6 @@ class Companion:
             self._sent_events += len(lines)
             self._sent_log = log_now
         return len(lines) * 2 > _LARGEST_SEGMENT_BYTES  # more may follow; else it is not worth a request at once
-
-    def _new_lines(self) -> bytes:
-        try:
-            with self.folder.events.open("rb") as events:
-                events.seek(self._sent_events)
-                data = events.read(_LARGEST_SEGMENT_BYTES)
-        except FileNotFoundError:
-            return b""
-        return data[: data.rfind(b"\n") + 1]
 
     def _next_checkpoint(self) -> bool:
         """Upload the newest complete checkpoint that is not there yet, and remove those that the worker has removed."""

@@ -18,8 +18,8 @@ from loratory.engine.paths import LoratoryHome
 from loratory.engine.places.follower import JobView, RemoteExecutor, RemoteJob
 from loratory.engine.places.huggingface_jobs import layout
 from loratory.engine.places.huggingface_jobs.account import DEFAULT_LIMIT_HOURS, LoginOf, logins_of, price_per_hour_usd
-from loratory.engine.places.huggingface_jobs.layout import JobOrder, JobRecord, JobRequest
-from loratory.engine.places.huggingface_jobs.transfer import JobDownload, collect_inputs, whole_lines
+from loratory.engine.places.huggingface_jobs.layout import JobOrder, JobRecord, JobRequest, whole_lines
+from loratory.engine.places.huggingface_jobs.transfer import JobDownload, collect_inputs
 from loratory.engine.runs.control import request_stop_for_time
 from loratory.engine.runs.job import JobEnd, JobSpec
 from loratory.engine.runs.run import Run

@@ -176,6 +176,17 @@ class JobRequest(BaseModel, frozen=True):
         write_atomically(folder.control / "job.json", self.model_dump_json())
 
 
+def whole_lines(log: Path, offset: int = 0, most_bytes: int = -1) -> bytes:
+    """Return the complete lines of an event log from a byte on; empty where there are none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(offset)
+            data = file.read(most_bytes)
+    except FileNotFoundError:
+        return b""
+    return data[: data.rfind(b"\n") + 1]
+
+
 def write_piece(log: Path, offset: int, data: bytes) -> bool:
     """Insert a piece of the event log; pieces may repeat. Returns False if an earlier one is missing.
 

@@ -23,7 +23,7 @@ from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
 from loratory.engine.paths import AllowedPaths, LoratoryHome
 from loratory.engine.places.huggingface_jobs import layout
-from loratory.engine.places.huggingface_jobs.layout import JobResult, write_piece
+from loratory.engine.places.huggingface_jobs.layout import JobResult, whole_lines, write_piece
 from loratory.engine.runs.checkpoints import MANIFEST, damage, list_checkpoints, offered_checkpoints
 from loratory.engine.runs.disk import require_disk_space
 from loratory.engine.runs.provenance import read_provenance
@@ -80,15 +80,6 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
         for name in (*newest.manifest.files, MANIFEST):
             files[f"run/checkpoints/{newest.folder.name}/{name}"] = newest.folder / name
     return files
-
-
-def whole_lines(events: Path) -> bytes:
-    """Return the event log up to its last complete line; empty where there is none."""
-    try:
-        data = events.read_bytes()
-    except FileNotFoundError:
-        return b""
-    return data[: data.rfind(b"\n") + 1]
 
 
 def _with_demo_folder(config: RunConfig, home: LoratoryHome, files: dict[str, bytes | Path]) -> RunConfig:
