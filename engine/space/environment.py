@@ -4,13 +4,12 @@ Names of the variables: https://huggingface.co/docs/hub/spaces-overview#helper-e
 https://huggingface.co/docs/hub/spaces-oauth.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from loratory.engine.accounts.lab import PublicAddress
 from loratory.engine.accounts.oidc_settings import OidcSettings
@@ -25,7 +24,6 @@ HUB = "https://huggingface.co"
 _OAUTH = ("OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OPENID_PROVIDER_URL")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"  # of a person, an organization, a repository; also an id of 24 hex digits
 _REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
-_LARGEST_HANDOVER_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class SpaceEnvironment:
     def hand_over(self) -> int:
         """Write this into a file of memory that a program which replaces this one inherits; returns its number."""
         file = os.memfd_create("space", 0)
-        os.write(file, json.dumps({**asdict(self), "admitted_names": sorted(self.admitted_names)}).encode())
+        os.write(file, TypeAdapter(SpaceEnvironment).dump_json(self))
         os.lseek(file, 0, os.SEEK_SET)
         return file
 
@@ -139,13 +137,9 @@ class SpaceEnvironment:
             EngineError: If there is no such file.
         """
         try:
-            file = int(number)
-            values = json.loads(os.read(file, _LARGEST_HANDOVER_BYTES))
-            os.close(file)
-            return cls(
-                **{**values, "scopes": tuple(values["scopes"]), "admitted_names": frozenset(values["admitted_names"])},
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            with os.fdopen(int(number), "rb") as file:
+                return TypeAdapter(cls).validate_json(file.read())
+        except (OSError, ValueError):
             raise EngineError(f"{HANDED_OVER} names no file of a Space.", "Remove this variable.") from None
 
 
