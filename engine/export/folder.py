@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from loratory.engine.config.results import PushKind
-from loratory.engine.errors import ModelError, PushError, StorageError
+from loratory.engine.errors import ModelError, PushError, StorageError, explain_os_errors
 from loratory.engine.export.contract import ExportedFile
 from loratory.engine.export.kinds import KINDS
 from loratory.engine.files import fsync_folder
@@ -43,22 +43,20 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     prefix = f".{folder.name}.making-"
     staging = folder.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StorageError(f"{folder.name} exists already and is not empty.", "Choose a new folder.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for remainder in folder.parent.glob(f"{glob.escape(prefix)}*"):
-            maker = remainder.name.removeprefix(prefix).partition("-")[0]
-            if maker.isdecimal() and not psutil.pid_exists(int(maker)):
-                shutil.rmtree(remainder, ignore_errors=True)
-        staging.mkdir()
-        yield staging
-        if folder.is_dir():
-            folder.rmdir()
-        staging.rename(folder)
-        fsync_folder(folder.parent)
-    except OSError as error:
-        what = f"{folder.name} cannot be written ({error.strerror})."
-        raise StorageError(what, "Free some space, or choose another folder.") from error
+        with explain_os_errors(f"{folder.name} cannot be written", "Free some space, or choose another folder."):
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise StorageError(f"{folder.name} exists already and is not empty.", "Choose a new folder.")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            for remainder in folder.parent.glob(f"{glob.escape(prefix)}*"):
+                maker = remainder.name.removeprefix(prefix).partition("-")[0]
+                if maker.isdecimal() and not psutil.pid_exists(int(maker)):
+                    shutil.rmtree(remainder, ignore_errors=True)
+            staging.mkdir()
+            yield staging
+            if folder.is_dir():
+                folder.rmdir()
+            staging.rename(folder)
+            fsync_folder(folder.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
