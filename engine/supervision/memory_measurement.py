@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from loratory.engine.config.load import config_to_yaml
 from loratory.engine.config.objectives import RowKind, objective_of
 from loratory.engine.config.run import DataFormatName, DatasetConfig, RunConfig
-from loratory.engine.errors import ConfigError, DeviceError, RunError, StorageError, WorkerError
+from loratory.engine.errors import ConfigError, DeviceError, RunError, WorkerError, explain_os_errors
 from loratory.engine.files import write_atomically
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.device_job import note_model
@@ -284,16 +284,15 @@ def measuring_run(home: LoratoryHome) -> Iterator[Run]:
     """
     run_id = f"{_PREFIX}{secrets.token_hex(6)}"
     folder = RunFolder(_parent(home) / run_id)
+    fix = "Free some space, or check LORATORY_HOME."
     try:
-        _parent(home).mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.path.mkdir(mode=0o700)
-        folder.control.mkdir(mode=0o700)
-        if home.owner and not home.is_guest:
-            write_atomically(folder.provenance, Provenance(person=home.owner).model_dump_json())
-        yield Run(id=run_id, owner=_OWNER, folder=folder)
-    except OSError as error:
-        what = f"The files of the measurement cannot be written ({error.strerror})."
-        raise StorageError(what, "Free some space, or check LORATORY_HOME.") from error
+        with explain_os_errors("The files of the measurement cannot be written", fix):
+            _parent(home).mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.path.mkdir(mode=0o700)
+            folder.control.mkdir(mode=0o700)
+            if home.owner and not home.is_guest:
+                write_atomically(folder.provenance, Provenance(person=home.owner).model_dump_json())
+            yield Run(id=run_id, owner=_OWNER, folder=folder)
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
 
