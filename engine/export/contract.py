@@ -26,7 +26,7 @@ class ExportOrder(FrozenModel):
 
     plan: LoadPlan
     name: str  # of the finished folder
-    folder: Path  # empty; renamed once it is complete
+    folder: Path  # that of the export; an empty one next to it for the worker, renamed once it is complete
     settings: ExportConfig
     device: Device  # verification runs on it
     run: Path | None = None  # the run's folder, for the model card; None for a bare adapter

@@ -40,18 +40,18 @@ class _FolderJob:
         self._stop_requested.set()
 
     def _fill(
-        self, job: DeviceJob, folder: Path, method: str, order: Callable[[Path], BaseModel], on_progress: OnProgress
+        self, job: DeviceJob, method: str, order: "ExportOrder | ScriptOrder", on_progress: OnProgress
     ) -> ExportResult:
-        """Have the process fill a staging folder, then rename it; on any error no files are left."""
-        with staged_folder(folder) as staging:
+        """Have the process fill a staging folder, then rename it to that of the order; on any error no files are left."""
+        with staged_folder(order.folder) as staging:
             answer = job.run(
                 method,
-                order(staging).model_dump(mode="json"),
+                order.model_copy(update={"folder": staging}).model_dump(mode="json"),
                 self._stop_requested,
                 lambda value: on_progress(JobProgress.model_validate(value)),
                 lambda holder: on_progress(JobProgress(phase="starting", message=holder.why_wait)),
             )
-        return ExportResult.model_validate({**answer, "path": folder})
+        return ExportResult.model_validate({**answer, "path": order.folder})
 
 
 @dataclass(eq=False)
@@ -95,19 +95,16 @@ class ExportJob(_FolderJob):
         )
         starts = machine.wait_message if machine is not None else "Starting a process for the export."
         on_progress(JobProgress(phase="starting", message=starts))
-
-        def order(staging: Path) -> ExportOrder:
-            return ExportOrder(
-                plan=plan.model_copy(update={"second": None}),
-                name=folder.name,
-                folder=staging,
-                settings=settings,
-                device=device,
-                run=run,
-                llama_cpp=self.request.llama_cpp,
-            )
-
-        return self._fill(job, folder, "export", order, on_progress)
+        order = ExportOrder(
+            plan=plan.model_copy(update={"second": None}),
+            name=folder.name,
+            folder=folder,
+            settings=settings,
+            device=device,
+            run=run,
+            llama_cpp=self.request.llama_cpp,
+        )
+        return self._fill(job, "export", order, on_progress)
 
     def _folder(self) -> Path:
         folder = typed_path(self.request.folder).resolve()
@@ -137,7 +134,7 @@ class ScriptOrder(BaseModel, frozen=True):
     """The request for the worker process."""
 
     config: RunConfig
-    folder: Path  # empty
+    folder: Path  # that of the export; an empty one next to it for the worker
     run: Path | None = None  # the run's folder; None for a configuration
 
 
@@ -166,8 +163,5 @@ class ScriptJob(_FolderJob):
             model=self.config.model.id,
         )  # fmt: skip
         on_progress(JobProgress(phase="starting", message="Starting a process for the script."))
-
-        def order(staging: Path) -> ScriptOrder:
-            return ScriptOrder(config=self.config, folder=staging, run=self.run_folder)
-
-        return self._fill(job, self.folder, "script", order, on_progress)
+        order = ScriptOrder(config=self.config, folder=self.folder, run=self.run_folder)
+        return self._fill(job, "script", order, on_progress)
