@@ -63,7 +63,7 @@ def test_drafts_are_nearly_always_the_answer_and_then_one_pass_tells_it(method, 
         len({reference.answer for reference in references}) > len(prompts) / 2
     )  # they are answers, and not one word for all
 
-    drafts = draft_answers(branch, prompts, NO_END, ANSWER_TOKENS)
+    drafts = draft_answers(branch, prompts, NO_END)
     right = [number for number, reference in enumerate(references) if drafts[number] == reference.answer]
     passes = count_passes(branch, monkeypatch)
     records = [record_answer(branch, prompts[number], NO_END, drafts[number]) for number in right]
@@ -79,7 +79,7 @@ def test_drafts_are_nearly_always_the_answer_and_then_one_pass_tells_it(method, 
 def test_with_prefix_tuning_nothing_is_drafted(branches):
     branch, prompts = branches("prefix_tuning")
 
-    assert draft_answers(branch, prompts, NO_END, ANSWER_TOKENS) == [()] * len(prompts)
+    assert draft_answers(branch, prompts, NO_END) == [()] * len(prompts)
     assert len(record_answer(branch, prompts[0], NO_END, ()).answer) == ANSWER_TOKENS
 
 
@@ -104,7 +104,7 @@ def test_an_answer_ends_with_the_token_that_ends_it(branches):
     last = next(index for index in range(3, ANSWER_TOKENS) if whole[index] not in whole[:index])
     ends = frozenset({whole[last]})
 
-    drafts = draft_answers(branch, prompts, ends, ANSWER_TOKENS)
+    drafts = draft_answers(branch, prompts, ends)
 
     assert drafts[0] == record_answer(branch, prompts[0], ends, ()).answer == whole[: last + 1]
     assert record_answer(branch, prompts[0], ends, drafts[0]).answer == whole[: last + 1]
@@ -122,7 +122,7 @@ def test_where_memory_holds_no_batch_it_is_written_token_by_token(branches, monk
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(branch.holder.model, "generate", refuse)
-    drafts = draft_answers(branch, prompts[:2], NO_END, ANSWER_TOKENS)
+    drafts = draft_answers(branch, prompts[:2], NO_END)
 
     assert drafts == [(), ()]
     assert [record_answer(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]] == references

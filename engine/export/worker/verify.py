@@ -63,7 +63,7 @@ class Reference:
         end_ids = end_token_ids(tokenizer, branch.holder.model.generation_config)
         prompts = [render_prompt((Message("user", question),), tokenizer) for question in QUESTIONS]
         answers: list[RecordedAnswer] = []
-        for draft, prompt in zip(draft_answers(branch, prompts, end_ids, ANSWER_TOKENS), prompts, strict=True):
+        for draft, prompt in zip(draft_answers(branch, prompts, end_ids), prompts, strict=True):
             answers.append(record_answer(branch, prompt, end_ids, draft))
             on_answer(len(answers) / len(prompts))
         self.answers = tuple(answers)
@@ -163,12 +163,12 @@ def _results_moved(model: torch.nn.Module, unit: float, random: torch.Generator)
 
 
 def draft_answers(
-    branch: BranchWeights, prompts: Sequence[PromptView], end_ids: frozenset[int], most_tokens: int
+    branch: BranchWeights, prompts: Sequence[PromptView], end_ids: frozenset[int]
 ) -> list[tuple[int, ...]]:
     """Draft the answers to all prompts as one batch. Padding and rounding can change tokens, so drafts may be wrong.
 
     Returns:
-        For each prompt 1 to `most_tokens` tokens, of which the last may be one of `end_ids`; no tokens if memory is too
+        For each prompt 1 to `ANSWER_TOKENS` tokens, of which the last may be one of `end_ids`; no tokens if memory is too
         small for the batch, and with virtual tokens, which transformers' `generate` does not count.
     """
     if branch.virtual_tokens:
@@ -181,7 +181,7 @@ def draft_answers(
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
-        max_new_tokens=most_tokens,
+        max_new_tokens=ANSWER_TOKENS,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         eos_token_id=sorted(end_ids) or None,
