@@ -95,15 +95,12 @@ class Sessions:
     def list_for(self, person: Person) -> list[SessionState]:
         """Return a person's sessions, those used last in front."""
         rows = self._database.rows(
-            "SELECT digest, created, used, address, browser FROM sessions "
+            "SELECT lower(substr(hex(digest), 1, 12)) AS session, created, used, address, browser FROM sessions "
             "WHERE person = ? AND used >= ? AND created >= ? ORDER BY used DESC",
             person.name,
             *self._oldest(self._clock()),
         )
-        return [
-            SessionState(_name_of(row["digest"]), row["created"], row["used"], row["address"], row["browser"])
-            for row in rows
-        ]
+        return [SessionState(**dict(row)) for row in rows]
 
     def end(self, token: str) -> None:
         """Sign out."""
