@@ -17,7 +17,7 @@ from loratory.engine.errors import PushError, RunError
 from loratory.engine.export.card import write_card
 from loratory.engine.export.contract import ExportRequest, ExportResult, PushRequest, PushResult, UploadOrder
 from loratory.engine.export.job import ExportJob, require_trained, run_in
-from loratory.engine.files import read_model, write_atomically
+from loratory.engine.files import read_model, size_and_time, write_atomically
 from loratory.engine.models.folder import ModelPart
 from loratory.engine.models.source import can_be_repository, is_revision, resolve_model
 from loratory.engine.paths import LoratoryHome, typed_path
@@ -105,6 +105,10 @@ class PushJob:
         if (process := self._process) is not None:  # immediately, before the commit
             process.close(timeout_seconds=0.0)
 
+    @property
+    def _export_settings(self) -> dict[str, Any]:
+        return self.request.settings.model_dump(include={"kind", "dtype", "verify"})
+
     def _preparation_folder(self, plan: LoadPlan, folder: Path, repository: str) -> Path:
         """Return the folder for the export, named by a hash of everything that determines its content.
 
@@ -113,18 +117,11 @@ class PushJob:
         pushes = self.home.cache / "pushes"
         pushes.mkdir(parents=True, exist_ok=True)
         for path in pushes.iterdir():
-            try:
-                if path.stat().st_mtime < time.time() - _REUSABLE_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
-            except OSError:
-                continue
-        stamps = [
-            (path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        ]
-        settings = self.request.settings.model_dump(include={"kind", "dtype", "verify"})
-        decisive = json.dumps([plan.model_dump(mode="json"), repository, settings, stamps])
+            if size_and_time(path)[1] / 1e9 < time.time() - _REUSABLE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+        files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        stamps = [(path.relative_to(folder).as_posix(), *size_and_time(path)) for path in files]
+        decisive = json.dumps([plan.model_dump(mode="json"), repository, self._export_settings, stamps])
         return pushes / hashlib.sha256(decisive.encode()).hexdigest()[:24]
 
     def _prepare(self, folder: Path, name: str, on_progress: OnProgress) -> ExportResult:
@@ -133,12 +130,7 @@ class PushJob:
         if former is not None:
             return former
         shutil.rmtree(folder, ignore_errors=True)
-        settings = ExportConfig(
-            kind=self.request.settings.kind,
-            dtype=self.request.settings.dtype,
-            verify=self.request.settings.verify,
-            max_shard_gb=_SHARD_GB,
-        )
+        settings = ExportConfig(**self._export_settings, max_shard_gb=_SHARD_GB)
         request = ExportRequest(target=self.request.target, folder=folder / name, settings=settings)
         self._export = self.make_export(self.home, request)
         if self._stopped.is_set():
