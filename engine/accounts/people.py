@@ -96,7 +96,6 @@ def may(person: Person, action: Action, run: RunAccess | None = None) -> bool:
 
     Args:
         person: Who asks. A disabled account may do nothing.
-        action: What for.
         run: The run that it concerns; None for what concerns the lab.
     """
     if person.disabled is not None or (run is None) == (action in RUN_ACTIONS):

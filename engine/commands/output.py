@@ -119,8 +119,6 @@ def confirm(question: str, *, yes: bool, name: str = "") -> None:
     """Ask before something is lost, unless the answer was given on the command line.
 
     Args:
-        question: What will be lost.
-        yes: Whether the command line has the answer.
         name: To type instead of y, where much is lost.
 
     Raises:

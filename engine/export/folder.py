@@ -141,13 +141,7 @@ def intended_files(folder: Path, kind: PushKind) -> tuple[tuple[ExportedFile, ..
 def refuse_private_content(
     folder: Path, names: Sequence[str], private_folders: Sequence[Path], token: str | None
 ) -> None:
-    """Search the files to push for paths of this machine and access tokens.
-
-    Args:
-        folder: The export.
-        names: The files to push.
-        private_folders: Folders whose paths must not appear in any file.
-        token: The token for the Hub, which must not appear either.
+    """Search the files to push for paths of this machine and of `private_folders`, for access tokens and for `token`.
 
     Raises:
         PushError: With the name of the file, without its content.

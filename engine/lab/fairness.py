@@ -40,8 +40,6 @@ def order_fairly(
 
     Args:
         lines: The waiting runs of each person, in the order that the person chose. Ids sort by age.
-        standing: Usage of each person.
-        over_quota: People who used more GPU time this week than the soft quota.
     """
     ranking: list[tuple[bool, float, str, str]] = []
     for person, line in lines.items():

@@ -79,12 +79,7 @@ RemoteJobT = TypeVar("RemoteJobT", bound="RemoteJob[Any]")
 
 
 class RemoteJob(Job, Generic[Record]):
-    """A job on its way from submission to its end. Each step does one thing and saves it before the next.
-
-    Args:
-        record: Its job, as `job.json` has it.
-        end: How it ended, where it is over.
-    """
+    """A job on its way from submission to its end. Each step does one thing and saves it before the next."""
 
     def __init__(self, run: Run, record: Record, end: JobEnd = JobEnd()) -> None:  # noqa: B008 - it is frozen
         self.run = run

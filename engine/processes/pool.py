@@ -44,9 +44,6 @@ class ProcessSlots:
     A process keeps its slot while it is idle, and after a second of that may lose it to a person who needs one. Where all
     are busy, next is the person with the fewest busy ones, then who came first. A person who has a busy one gets another
     only while at least half of the slots are not busy, so one person cannot fill the machine.
-
-    Args:
-        most: Processes at once.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -214,9 +211,6 @@ class ProcessPool:
 
         Progress begins again where a question is asked again. What is known to overrun goes along as `overruns`. While it
         waits for a slot, `{"waiting": …}` comes once a second.
-
-        Args:
-            waits_seconds: How long it may wait for a slot.
 
         Raises:
             EngineError: As raised by the handler, of the same class.

@@ -130,12 +130,10 @@ def spawn(
     """Start a process that outlives us: own session, no inherited handles, stdout and stderr appended to `log_file`.
 
     Args:
-        argv: The command, as a list; never through a shell.
         log_file: Takes stderr, and stdout unless the process answers.
         environment: Variables in addition to those that `environment_for` passes on.
         access: What it may log in to; no other secret of ours reaches it.
         answers: Whether it has pipes for requests on stdin and answers on stdout.
-        pass_fds: Other descriptors that the process gets.
 
     Raises:
         WorkerError: If the process cannot be started.

@@ -56,9 +56,6 @@ class Admission:
     The creator is known by id. A listed id is that of a person or an organization. A listed name is believed once: it then
     means the id that came under it, for as long as it is listed, also after another account takes the name. The id is kept
     with the accounts, so a Space that lost its disk and has no mirror believes the name once more.
-
-    Args:
-        database: Keeps what names stand for.
     """
 
     def __init__(self, space: SpaceEnvironment, database: Database, accounts: Accounts) -> None:

@@ -101,7 +101,6 @@ class Mirror:
     Args:
         bucket: Of its owner; a `RunBucket` with the words of `MIRROR`.
         space: As owner/name: no other Space may have the bucket.
-        poll_seconds: Between two scans for changes.
     """
 
     def __init__(self, home: LoratoryHome, bucket: RunBucket, space: str, poll_seconds: float = 15.0) -> None:
@@ -123,9 +122,6 @@ class Mirror:
         """Take the bucket for this Space, and bring back what this home does not have.
 
         A home that is the same as before, after a restart of the process alone, stays as it is.
-
-        Args:
-            timeout_seconds: For the bucket to answer.
 
         Raises:
             PushError: If the bucket is another Space's, or Hugging Face refuses it; nothing will be saved then.

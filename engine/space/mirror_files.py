@@ -88,9 +88,6 @@ class RunScan:
     def scan(self, sent_stamps: Mapping[str, FileStamp]) -> dict[str, FileStamp]:
         """Return the files that belong into the mirror; an unchanged run that has ended costs the times of two folders.
 
-        Args:
-            sent_stamps: What is in the bucket.
-
         Raises:
             StorageError: If the run cannot be read.
         """

@@ -114,7 +114,6 @@ def plan_starts(
 
     Args:
         queue: In the order in which they should start.
-        devices: As they are now.
         holders: Who holds which device, by lease name; what is held for a run keeps that run itself from nothing.
         rules: Of a lab. A run that is held leaves its device to later ones.
     """

@@ -40,13 +40,7 @@ Upload = Mapping[str, bytes | Path]
 
 
 class Companion:
-    """Supervises one worker in a job.
-
-    Args:
-        bucket: The bucket to download the run from and to upload to.
-        order: The run and its time limit.
-        home: A home folder of the job's own.
-    """
+    """Supervises one worker in a job, in a home of the job's own."""
 
     def __init__(self, bucket: RunBucket, order: JobOrder, home: LoratoryHome) -> None:
         self._bucket = bucket

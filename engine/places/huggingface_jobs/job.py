@@ -298,7 +298,6 @@ class JobsExecutor(RemoteExecutor[HubJob]):
 
     Args:
         login_of: Returns a person's login at Hugging Face; a lab without it has none.
-        poll_seconds: Between two polls of a job.
     """
 
     name = "jobs"

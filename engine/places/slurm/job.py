@@ -33,11 +33,7 @@ _FILE_SERVER_SECONDS = 60.0  # for which a file server may show old content
 
 
 class SlurmJob(RemoteJob[places.SlurmRecord]):
-    """A job of a cluster; only the executor's thread calls `step`.
-
-    Args:
-        fetch: Brings what it needs before it is submitted.
-    """
+    """A job of a cluster; only the executor's thread calls `step`."""
 
     def __init__(
         self, run: Run, record: places.SlurmRecord, place: places.ClusterPlace, slurm: Slurm, fetch: Fetch | None = None
