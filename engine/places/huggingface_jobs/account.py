@@ -104,10 +104,8 @@ def read_flavors(hardware: Iterable[JobHardwareInfo]) -> tuple[Flavor, ...]:
 
 
 def _flavor_of(hardware: JobHardwareInfo) -> Flavor | None:
-    price, ram = (
-        price_per_hour_usd(hardware),
-        round(_number(hardware.ram) * (1e12 if "TB" in hardware.ram.upper() else 1e9)),
-    )
+    price = price_per_hour_usd(hardware)
+    ram = round(_number(hardware.ram) * (1e12 if "TB" in hardware.ram.upper() else 1e9))
     accelerator = hardware.accelerator
     if accelerator is None:
         cores = int(_number(hardware.cpu))
