@@ -27,7 +27,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()  # guards the connection: a transaction belongs to one thread
-        try:
+        with self._explained_errors():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             # SQLite gives its own side files the mode of this one. A file that exists is not opened here: closing it
             # would drop the locks of this process's other connections, and another process would remove their log.
@@ -40,8 +40,6 @@ class Database:
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA foreign_keys = ON")
-        except (OSError, sqlite3.Error) as error:
-            raise self._unusable(error) from error
         with self.transaction() as connection:
             for statement in _SCHEMA.read_text(encoding="utf-8").split(";"):
                 connection.execute(statement)
@@ -53,18 +51,11 @@ class Database:
         Raises:
             StorageError: If the file cannot be read or written.
         """
-        with self._lock:
-            try:
-                # Taken at once: two processes that both read and then write would otherwise fail, not wait.
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._connection
-                except BaseException:
-                    self._connection.execute("ROLLBACK")
-                    raise
-                self._connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise self._unusable(error) from error
+        with self._lock, self._explained_errors():
+            # Taken at once: two processes that both read and then write would otherwise fail, not wait.
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._connection:
+                yield self._connection
 
     def execute(self, query: str, *values: object) -> None:
         """Change something in a transaction of its own.
@@ -81,11 +72,8 @@ class Database:
         Raises:
             StorageError: If the file cannot be read.
         """
-        with self._lock:
-            try:
-                return self._connection.execute(query, values).fetchall()
-            except sqlite3.Error as error:
-                raise self._unusable(error) from error
+        with self._lock, self._explained_errors():
+            return self._connection.execute(query, values).fetchall()
 
     def copy_to(self, path: Path) -> None:
         """Write a consistent copy, while others read and write.
@@ -93,21 +81,22 @@ class Database:
         Raises:
             StorageError: If it cannot be written.
         """
-        with self._lock:
-            try:
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-                with contextlib.closing(sqlite3.connect(path)) as copy:
-                    self._connection.backup(copy)
-            except (OSError, sqlite3.Error) as error:
-                raise self._unusable(error) from error
+        with self._lock, self._explained_errors():
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            with contextlib.closing(sqlite3.connect(path)) as copy:
+                self._connection.backup(copy)
 
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
             self._connection.close()
 
-    def _unusable(self, error: Exception) -> StorageError:
-        return StorageError(
-            f"The accounts in {self._path.name} cannot be used ({error}).",
-            "Check the permissions and the free space of LORATORY_HOME, or restore a backup.",
-        )
+    @contextlib.contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(
+                f"The accounts in {self._path.name} cannot be used ({error}).",
+                "Check the permissions and the free space of LORATORY_HOME, or restore a backup.",
+            ) from error
