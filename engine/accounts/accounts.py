@@ -289,14 +289,6 @@ def add_person(connection: sqlite3.Connection, name: str, role: Role, password: 
         raise AccountError(f"The name {name!r} is taken.", "Choose another.") from error
 
 
-def guests_in(database: Database) -> frozenset[str]:
-    """Return who is a guest, removed accounts included: the limits of their runs stay.
-
-    Making `Accounts` for this would hash a password, which takes a quarter of a second.
-    """
-    return frozenset(row["name"] for row in database.rows("SELECT name FROM people WHERE role = 'guest'"))
-
-
 def new_token() -> str:
     """Return 256 random bits for a link or a cookie."""
     return secrets.token_urlsafe(_TOKEN_BYTES)

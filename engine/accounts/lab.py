@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
+from loratory.engine.accounts.database import DATABASE_FILE, Database
 from loratory.engine.accounts.limits import SETTINGS_FILE, LabLimits, LabRules, Maintenance, is_lab
 from loratory.engine.errors import AccountError, StorageError
 from loratory.engine.files import size_and_time, write_atomically
@@ -93,15 +94,13 @@ def read_rules(home: LoratoryHome) -> LabRules | None:
     """
     if not is_lab(home):
         return None
-    from loratory.engine.accounts.accounts import (  # brings argon2, which a home without accounts does without
-        guests_in,
-        open_database,
-    )
-
     settings = read_settings(home)
-    with contextlib.closing(open_database(home)) as database:
-        guests = guests_in(database)
-    return LabRules(limits=settings.limits, maintenance=settings.maintenance, guests=guests)
+    with contextlib.closing(Database(home.root / DATABASE_FILE)) as database:
+        guests = database.rows(
+            "SELECT name FROM people WHERE role = 'guest'"
+        )  # also removed: limits of their runs stay
+    names = frozenset(row["name"] for row in guests)
+    return LabRules(limits=settings.limits, maintenance=settings.maintenance, guests=names)
 
 
 class RulesReader:

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from loratory.engine.accounts.accounts import INVITATION_SECONDS, Accounts, guests_in, open_database
+from loratory.engine.accounts.accounts import INVITATION_SECONDS, Accounts, open_database
 from loratory.engine.accounts.database import DATABASE_FILE
+from loratory.engine.accounts.lab import read_rules
 from loratory.engine.errors import AccountError, StorageError
 from tests.accounts.conftest import PASSWORD, at_once
 
@@ -185,12 +186,12 @@ def test_what_a_server_writes_is_seen_after_commands_came_and_went(home):
     server.close()
 
 
-def test_a_removed_guest_stays_a_guest_for_the_limits_of_their_runs(accounts, database, make_person):
+def test_a_removed_guest_stays_a_guest_for_the_limits_of_their_runs(accounts, home, make_person):
     make_person("root", "admin")
     make_person("gus", "guest")
     accounts.remove("gus")
 
-    assert guests_in(database) == {"gus"}
+    assert read_rules(home).guests == {"gus"}
 
 
 def test_a_browser_is_known_to_its_person_until_the_password_changes(accounts, make_person):
