@@ -11,8 +11,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -196,7 +195,8 @@ class Mirror:
                 fresh.append(_title(run))
             elif folder in view.training:
                 training.append((_title(run), _newest_step(view.saved_paths, folder)))
-        uploads = sum(path not in view.saved_paths for path in _plain_files(own.uploads, self._home.root))
+        files = (file.relative_to(self._home.root).as_posix() for file in own.uploads.rglob("*") if not file.is_dir())
+        uploads = sum("/." not in path and path not in view.saved_paths for path in files)
         exports = sum(not path.name.startswith(".") for path in own.exports.glob("*"))
         trouble = f"{view.trouble.what} {view.trouble.fix}" if view.trouble is not None else ""
         return Unsaved(tuple(fresh), tuple(training), uploads, exports, trouble)
@@ -290,12 +290,6 @@ def _newest_step(saved_paths: frozenset[str], folder: str) -> int | None:
     return max(
         (int(path.removeprefix(start).split("/")[0]) for path in saved_paths if path.startswith(start)), default=None
     )
-
-
-def _plain_files(folder: Path, root: Path) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from ((Path(parent) / name).relative_to(root).as_posix() for name in names if not name.startswith("."))
 
 
 def _end_workers(home: LoratoryHome, seconds: float) -> None:
