@@ -269,7 +269,6 @@ def _report(status: "Status", changes: Sequence[str] | None = None, *, as_json: 
 
 
 def _values(status: "Status") -> dict[str, object]:
-    """Return the JSON object of a state."""
     return {_JSON_NAMES.get(name, name): value for name, value in status._asdict().items()}
 
 

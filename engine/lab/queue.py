@@ -168,7 +168,6 @@ def _id_for(viewer: Person, owner: str, run_id: str) -> str:
 
 
 def _family_of(pid: int) -> frozenset[int]:
-    """Return the pids of a process and of all that it started."""
     try:
         return frozenset({pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))})
     except psutil.Error:

@@ -198,7 +198,6 @@ class Demo:
             self._save_sample(run, sample.model_copy(update={"answers": tuple(answers)}))
 
     def _questions(self, config: RunConfig) -> list[_Question]:
-        """Return questions of rows that were held out."""
         training, count = config.training, 4 * _ANSWERED_ROWS
         held_out = self.inspector.held_out(
             config.dataset, config.model, training.max_length, seed=training.seed, count=count

@@ -132,7 +132,6 @@ def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: GgufPrec
 
 
 def _target_type(record: TensorRecord, shape: _Shape, precision: GgufPrecision) -> str:
-    """Return the type that a precision uses for a tensor."""
     name = record.name
     if len(record.shape) < 2 or _KEPT.search(name):
         return "f32"

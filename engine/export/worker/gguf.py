@@ -303,7 +303,6 @@ def _compare_tensors(reader: GGUFReader, gguf: WrittenGguf) -> tuple[int, list[s
 
 
 def _gguf_names(reader: GGUFReader) -> Callable[[str], str | None]:
-    """Return the mapping from transformers' tensor names to llama.cpp's."""
     architecture = _field(reader, "general.architecture")
     architectures = {text: number for number, text in MODEL_ARCH_NAMES.items()}
     blocks = _field(reader, f"{architecture}.block_count")

@@ -214,7 +214,6 @@ def _record(export: ExportTask, plan: LoadPlan, spec: weights.ModelSpec) -> tupl
 
 
 def _compare_merged(export: ExportTask, spec: weights.ModelSpec, reference: Reference) -> ModelDifference:
-    """Load the merged model from its folder, and compare its answers with the run's."""
     export.report("verifying", "Loading the merged model.")
     again = weights.load_model(
         replace(spec, folder=export.order.folder, name="the merged model"), _without_quantization(export)

@@ -215,7 +215,6 @@ class HubJob(RemoteJob[JobRecord]):
             self.save(limit_hours=math.floor(latest * 10) / 10)
 
     def _send(self) -> JobInfo:
-        """Upload what the job needs, then submit it."""
         self._bucket.make()
         wheel_file = build_wheel()
         wheel = f"wheels/{wheel_file.number}/{wheel_file.file_name}"  # one serves all jobs of one version
