@@ -1,5 +1,6 @@
 """Options that commands share, and what they print: JSON on stdout, tables, a line of progress on stderr."""
 
+import contextlib
 import functools
 import inspect
 import math
@@ -155,7 +156,7 @@ def format_time(moment: float | None) -> str:
     return "–" if not moment else f"{datetime.fromtimestamp(moment):%Y-%m-%d %H:%M}"
 
 
-class ProgressLine:
+class ProgressLine(contextlib.AbstractContextManager["ProgressLine"]):
     """One line that is written over and over on a terminal; elsewhere a line now and then, so logs stay short.
 
     As a context manager it is cleared at the end.
@@ -166,9 +167,6 @@ class ProgressLine:
         self._is_terminal = self._stream.isatty()
         self._line = ""
         self._last_written = -math.inf
-
-    def __enter__(self) -> "ProgressLine":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.clear()
