@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from loratory.engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
@@ -213,7 +213,7 @@ def _tail(log: Path) -> bytes:
         return b""
 
 
-def main(_: Sequence[str] = ()) -> int:
+def main() -> int:
     """Run the job that the environment names; returns the exit code."""
     from huggingface_hub import HfApi
 
