@@ -110,11 +110,8 @@ class Companion:
         return code
 
     def _put(self, files: Upload) -> bool:
-        self._bucket.put(self._with_names(files))
+        self._bucket.put({f"{self._order.folder}/{name}": source for name, source in files.items()})
         return False
-
-    def _with_names(self, files: Upload) -> dict[str, bytes | Path]:
-        return {f"{self._order.folder}/{name}": source for name, source in files.items()}
 
     def _obey(self) -> None:
         """Forward a request to stop, and stop in time before the job's time limit."""
@@ -171,9 +168,9 @@ class Companion:
         here = {checkpoint.folder.name: checkpoint for checkpoint in list_checkpoints(self.folder.checkpoints)}
         removals = self._sent_checkpoints - here.keys()
         if removals:
-            there = self._bucket.list(f"{self._order.folder}/{layout.CHECKPOINTS}")
-            names = [f"{layout.CHECKPOINTS}/{name}" for name in there if name.split("/")[0] in removals]
-            self._bucket.remove(list(self._with_names(dict.fromkeys(names, b""))))
+            there = f"{self._order.folder}/{layout.CHECKPOINTS}"
+            names = [name for name in self._bucket.list(there) if name.split("/")[0] in removals]
+            self._bucket.remove([f"{there}/{name}" for name in names])
             self._sent_checkpoints -= removals
         missing = [name for name in here if name not in self._sent_checkpoints]
         if not missing:
