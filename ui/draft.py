@@ -121,11 +121,7 @@ def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> di
 def fill_derived_defaults(
     mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: DatasetKind | None
 ) -> dict[str, DerivedDefault]:
-    """Fill in the defaults of unset settings that depend on other settings.
-
-    Returns:
-        Those defaults; empty if a setting has an invalid value.
-    """
+    """Fill in and return the unset settings' derived defaults; none if a setting has an invalid value."""
     open_ones = set(names)
     try:
         config = parse_partial_config(given_by_person(mapping, open_ones))

@@ -128,11 +128,7 @@ class Page:
         return f"the adapter in {Path(start).name}" if start else ""
 
     def wire(self, *, exclude: tuple[str, ...] = ()) -> Dependency:
-        """Redraw on every edit of the form, except for settings in `exclude`, whose own events redraw.
-
-        Returns:
-            The event of an undo.
-        """
+        """Redraw on every edit of the form, except for settings in `exclude`, whose own events redraw; return an undo's event."""
         components = [self.form[name] for name in self.form.names if name not in exclude]
         inputs = [
             # Hidden components are set by events alone, which redraw with `refresh_after`.

@@ -43,9 +43,6 @@ def poll(
     Args:
         answer: Called in a thread with the question and the stamp of the newest answer, "" at first, both of which a
             client can forge; returns what `poll_answer` makes, or None while nothing is new.
-        seconds: Between two questions.
-        question: What it asks from the start.
-        elem_id: Its id on the page.
         while_hidden: Whether it also asks, less often, while another tab of the browser is in front.
     """
 
@@ -84,10 +81,7 @@ class PollAnswers:
     """Answers the polls of a page before Gradio does, in a third of the processor time.
 
     The route of Gradio 6.31 for questions to components looks for itself among 80, and goes to a thread three times.
-
-    Args:
-        app: Answers every other request.
-        blocks: The page, laid out.
+    `app` answers every other request.
     """
 
     def __init__(self, app: ASGIApp, blocks: gr.Blocks) -> None:
@@ -129,7 +123,6 @@ class WorkStatus:
 
     Args:
         find: Returns the work under a key, which a client can forge.
-        render: Returns the status of a work as HTML.
         watch: Returns a stamp of whatever else is shown of a key; with it, the poll continues after the end of the work.
         is_laid_out: Whether the status is laid out here; another part may do it with `render`.
     """
@@ -188,13 +181,7 @@ class WorkStatus:
 
 
 class JobPanel(WorkStatus):
-    """Lays out the two buttons of a job above its status.
-
-    Args:
-        works: Where it runs, at most once at a time under each key.
-        name: What the `elem_id` of each part begins with.
-        stopped: What is shown after a stop.
-    """
+    """Lays out the two buttons of a job above its status; each `elem_id` begins with `name`."""
 
     def __init__(
         self,
@@ -238,11 +225,7 @@ class JobPanel(WorkStatus):
     def start_by(
         self, start: Callable[..., Updates], inputs: list[Any], outputs: list[Any], secret: gr.Textbox | None = None
     ) -> None:
-        """Let the button start work; an error is shown in the status until an input is edited.
-
-        Args:
-            secret: One of the inputs, which each start empties.
-        """
+        """Let the button start work, which empties `secret`; errors are shown in the status until an input is edited."""
         clear_error_after(self.status, [component for component in inputs if component is not secret], typed_box=secret)
         event = self.start.click(self.shown_in_status(start), inputs, outputs, **ONCE)
         if secret is not None:

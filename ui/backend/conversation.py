@@ -243,7 +243,6 @@ class AnswerStream:
         """Give the chunks of all requests as they come; from here on they can be stopped, and the end stops them.
 
         Args:
-            requests: One or more, answered side by side.
             headers: Of its request; on ZeroGPU, they identify the visitor whose GPU quota is used.
         """
         token = headers.get(TOKEN_HEADER, "")[:LONGEST_TOKEN]

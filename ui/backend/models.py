@@ -45,8 +45,7 @@ Shapes = dict[tuple[str, str | None], ModelShape]  # by id and revision
 class KnownShapes:
     """Model shapes that the inspector has read already: an estimate never waits for a process.
 
-    Args:
-        of_catalog: Those of the catalogue, which are public; the pages of a lab share them, of 7 MB.
+    Those of the catalogue are public: the pages of a lab share them, of 7 MB.
     """
 
     def __init__(self, inspector: Inspector, of_catalog: Shapes | None = None) -> None:
@@ -158,11 +157,7 @@ class KnownFits:
 
 
 class FitTable:
-    """Verdicts for each catalogue model at the default settings, on the device with the most memory of the best kind.
-
-    Args:
-        known_fits: Verdicts of all pages of this process.
-    """
+    """Verdicts for each catalogue model at the default settings, on the device with the most memory of the best kind."""
 
     def __init__(
         self,

@@ -50,11 +50,7 @@ class Transfers:
         self.sweep()
 
     def sweep(self, now: float | None = None) -> None:
-        """Remove files that are older than six hours, also of servers that were killed.
-
-        Args:
-            now: Seconds since the epoch; the clock's where None.
-        """
+        """Remove files that are older than six hours, also of servers that were killed; `now` is in seconds since the epoch."""
         oldest = (time.time() if now is None else now) - _KEPT_SECONDS
         for folder, _, names in os.walk(self.home.transfers, topdown=False):
             for name in names:
@@ -68,10 +64,7 @@ class Transfers:
 
     @contextmanager
     def room_for(self, bytes_: int, *, instead: str) -> Iterator[None]:
-        """Reserve space for a file while it is written.
-
-        Args:
-            instead: How to move one that is too large.
+        """Reserve space for a file while it is written; an error names what to do `instead` with one that is too large.
 
         Raises:
             StorageError: If it is too large, the limit of all files is reached, or the disk is full.

@@ -84,11 +84,7 @@ class DemoPages:
         ]
 
     async def welcome(self, _request: Request, why: str = "") -> Response:
-        """Return the page.
-
-        Args:
-            why: Why a signed-in person is not admitted; empty for everyone else.
-        """
+        """Return the page; with `why` a signed-in person is not admitted."""
         await self._refresh()
         if not why:
             return _answer(self._whole)

@@ -230,8 +230,7 @@ def requested_address(request: Request) -> str:
 def _with_security_headers(send: Send, framed_by: str = _NO_SITE) -> Send:
     """Add the headers that limit what browsers do with an answer; a content security policy that it has stays.
 
-    Args:
-        framed_by: Origin of the site whose pages may show it in a frame.
+    Pages of the origin `framed_by` may show it in a frame.
     """
 
     async def send_hardened(message: Message) -> None:

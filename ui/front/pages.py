@@ -175,12 +175,7 @@ class PersonPages:
 async def housekeeping(
     pages: PersonPages, enabled_names: Callable[[], Collection[str]], measure_disk: Callable[[], object]
 ) -> AsyncIterator[None]:
-    """Close pages that are unused or whose person lost the account, and remove old files; close all pages at the end.
-
-    Args:
-        enabled_names: Returns the names of the people who may sign in.
-        measure_disk: Measures what people have on disk.
-    """
+    """Close pages that are unused or whose person lost the account, and remove old files; close all pages at the end."""
 
     async def close_unused() -> None:
         await pages.close_unused(await asyncio.to_thread(enabled_names))

@@ -42,11 +42,7 @@ _ABOUT = {
 
 
 class ExportForms:
-    """Lays out the settings of every format.
-
-    Args:
-        asks_token: Whether a push needs the person's own token, as in a lab.
-    """
+    """Lays out the settings of every format; in a lab, a push needs the person's own token."""
 
     def __init__(self, *, asks_token: bool = False) -> None:
         fields, push = ExportConfig.model_fields, PushConfig.model_fields

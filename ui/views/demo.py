@@ -200,14 +200,7 @@ def _side(title: str, answer: DemoAnswer) -> str:
 def render_question_form(
     view: DemoView, *, prompt: str = "", problem: str = "", answers: DemoAnswers | None = None
 ) -> str:
-    """Return the form for a question, and the answers to the last one.
-
-    Args:
-        view: Whose model is asked.
-        prompt: What stays in the form.
-        problem: Why it was not answered.
-        answers: Of base and tuned.
-    """
+    """Return the form for a question, and the answers to the last one or why it has none."""
     reply = f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else ""
     if not view.can_ask:
         return f'<section id="ask">{reply}</section>' if reply else ""

@@ -84,16 +84,10 @@ def table(
     attributes: str = "",
     scrolls: str = "scroll",
 ) -> str:
-    """Return a table; one whose titles are all empty has no head.
+    """Return a table of cells in HTML; one whose titles are all empty has no head.
 
-    Args:
-        columns: Plain text is the title of a column of text. Where rows or what is in them can be picked, the table is one
-            tab stop: the arrow keys move in it.
-        rows: HTML of the cells of each.
-        css: More classes of the table.
-        caption: Text above it.
-        attributes: More attributes of the table.
-        scrolls: Class of what is around it, `scroll` or `scroll tall`; empty puts nothing around it.
+    Where rows or what is in them can be picked, the table is one tab stop: the arrow keys move in it. `scrolls` is the class
+    of what is around it, `scroll` or `scroll tall`; empty puts nothing around it.
     """
     kinds = [column if isinstance(column, Column) else Column(column) for column in columns]
     has_head = any(kind.title for kind in kinds)

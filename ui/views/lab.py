@@ -42,12 +42,7 @@ def render_devices(devices: Sequence[DeviceUse], entries: Sequence[QueueEntry]) 
 
 
 def render_queue(entries: Sequence[QueueEntry], viewer: str, *, manages: bool = False) -> str:
-    """Return active and queued runs; of other users' runs, the public part.
-
-    Args:
-        entries: As the viewer may see them.
-        manages: Add what an admin does to runs of all.
-    """
+    """Return active and queued runs; of other users' runs, the public part; with `manages`, what an admin does to all."""
     if not entries:
         return html.empty("No runs", "No active or queued runs. The next run starts immediately.")
     rows = [_row(entry, viewer, manages) for entry in entries]

@@ -247,11 +247,7 @@ def _numbers(values: Sequence[float] | Array) -> list[float]:
 
 
 def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
-    """Return training loss raw and smoothed, held-out points and the base model's loss; empty before the second step.
-
-    Args:
-        width: In pixels, at which the words in it have their size.
-    """
+    """Return training loss raw and smoothed, held-out points and the base model's loss; empty before the second step."""
     steps, losses = finite(history, "step", "loss")
     if len(steps) < 2:
         return ""

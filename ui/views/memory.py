@@ -227,13 +227,7 @@ def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:
 
 
 def render_grid(needs: Mapping[tuple[int, int], tuple[int, Verdict]], chosen: tuple[int, int], device_name: str) -> str:
-    """Return the needed memory by length and batch; a cell sets both.
-
-    Args:
-        needs: Bytes and verdict by `max_length` and `per_device_train_batch_size`.
-        chosen: Those of the draft.
-        device_name: What is judged.
-    """
+    """Return the needed memory in bytes by `max_length` and `per_device_train_batch_size`; a cell sets both."""
     lengths, batches = (sorted({key[axis] for key in needs}) for axis in (0, 1))
     cells = {key: _grid_cell(need, key, chosen) for key, need in needs.items()}
     rows = [(f"{length:,}", *(cells[length, batch] for batch in batches)) for length in lengths]

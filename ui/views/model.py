@@ -107,13 +107,7 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
 
 
 def render_own(what: str, models: Sequence[PrivateCopy], asked_id: str) -> str:
-    """Return the user's own downloads; the one with `asked_id` asks whether to remove it.
-
-    Args:
-        what: "models" or "datasets".
-        models: They.
-        asked_id: Id on the Hub of one of them, or empty.
-    """
+    """Return the user's own "models" or "datasets"; the one with `asked_id` asks whether to remove it."""
     if not models:
         return ""
     rows = [
