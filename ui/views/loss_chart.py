@@ -247,7 +247,10 @@ def _numbers(values: Sequence[float] | Array) -> list[float]:
 
 
 def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
-    """Return training loss raw and smoothed, held-out points and the base model's loss; empty before the second step."""
+    """Return training loss raw and smoothed, held-out points and the base model's loss; empty before the second step.
+
+    The words in it have their size at a width of `width` pixels.
+    """
     steps, losses = finite(history, "step", "loss")
     if len(steps) < 2:
         return ""
