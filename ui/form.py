@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
 from gradio.components.base import Component
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from loratory.engine.config import derived_defaults
@@ -140,18 +139,6 @@ def setting_in(mapping: Mapping[str, Mapping[str, Any]], name: str) -> Any:
     """Return the value of a setting in nested plain values; None if it is absent."""
     section, _, field = name.partition(".")
     return mapping.get(section, {}).get(field)
-
-
-def section_fields(section_name: str) -> dict[str, FieldInfo]:
-    """Return the Fields of a section by name.
-
-    Raises:
-        KeyError: If there is no such section.
-    """
-    section = RunConfig.model_fields[section_name].annotation
-    assert isinstance(section, type)
-    assert issubclass(section, BaseModel)
-    return section.model_fields
 
 
 def label_of(name: str) -> str:

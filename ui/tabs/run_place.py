@@ -10,6 +10,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from loratory.engine.accounts.people import Action, Logins, Person, require
+from loratory.engine.config.load import setting_names
 from loratory.engine.config.run import RunConfig, WorkPlace
 from loratory.engine.errors import EngineError, SignInNeededError
 from loratory.engine.memory.estimate import GIB
@@ -90,11 +91,10 @@ class PlacePanel:
 
     def lay_out(self) -> None:
         """Lay out the settings, and `offer`."""
-        section = RunConfig.model_fields[self.name].annotation
-        assert section is not None
         with gr.Row():
-            for field in section.model_fields:
-                self.setting(f"{self.name}.{field}", f"{self.name}-{field}", 200)
+            for name in setting_names():
+                if name.startswith(f"{self.name}."):
+                    self.page.form.setting(name, elem_id=name.replace(".", "-"), min_width=200)
         self.offer = gr.HTML()
 
     def render_offer(self, draft: Draft) -> str:  # noqa: ARG002
@@ -107,10 +107,6 @@ class PlacePanel:
 
     def wire(self) -> None:
         """Connect the events."""
-
-    def setting(self, name: str, elem_id: str, min_width: int) -> None:
-        """Place a setting."""
-        self.page.form.setting(name, elem_id=elem_id, min_width=min_width)
 
     def hardware(self, name: str, elem_id: str, first: tuple[str, str], choices: Sequence[tuple[str, str]] = ()) -> Any:
         """Place the choice of the hardware, which can be typed as well; by default that of `first`."""
@@ -160,13 +156,13 @@ class ClusterPanel(PlacePanel):
 
     def lay_out(self) -> None:
         with gr.Row():
-            self.setting("slurm.gpus", "cluster-gpus", 140)
+            self.page.form.setting("slurm.gpus", elem_id="cluster-gpus", min_width=140)
             types = _types(self.page.services.home)
             self.hardware("slurm.gpu_type", "cluster-gpu-type", ("the smallest that fits", ""), types)
-            self.setting("slurm.nodes", "cluster-nodes", 140)
+            self.page.form.setting("slurm.nodes", elem_id="cluster-nodes", min_width=140)
         with gr.Row():
-            self.setting("slurm.memory_gib", "cluster-memory", 200)
-            self.setting("slurm.limit_hours", "cluster-limit", 200)
+            self.page.form.setting("slurm.memory_gib", elem_id="cluster-memory", min_width=200)
+            self.page.form.setting("slurm.limit_hours", elem_id="cluster-limit", min_width=200)
         self.offer = gr.HTML(elem_id="cluster-offer")
         self.forecast = gr.HTML(elem_id="cluster-forecast")
 
@@ -215,8 +211,8 @@ class JobsPanel(PlacePanel):
         self._login = JobsLogin(self.page, services.person, services.logins) if is_lab else None  # type: ignore[arg-type]
         with gr.Row():
             self.flavor = self.hardware("jobs.flavor", "jobs-flavor", self._CHEAPEST)
-            self.setting("jobs.limit_hours", "jobs-limit", 160)
-            self.setting("jobs.namespace", "jobs-namespace", 200)
+            self.page.form.setting("jobs.limit_hours", elem_id="jobs-limit", min_width=160)
+            self.page.form.setting("jobs.namespace", elem_id="jobs-namespace", min_width=200)
         self.offer = gr.HTML(elem_id="jobs-offer")
 
     def wire(self) -> None:

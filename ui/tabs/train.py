@@ -8,6 +8,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from loratory.engine.config.derived_defaults import SETTINGS, derive_defaults
+from loratory.engine.config.load import setting_names
 from loratory.engine.config.objectives import preference_name
 from loratory.engine.config.presets import find_preset, list_presets
 from loratory.engine.config.run import RunConfig
@@ -18,7 +19,7 @@ from loratory.engine.runs.summary import RunSummary
 from loratory.ui import components as ui
 from loratory.ui.backend.dataset_checks import CheckQuestion, lengths_stamp
 from loratory.ui.draft import Draft, given_by_person
-from loratory.ui.form import section_fields, setting_in
+from loratory.ui.form import setting_in
 from loratory.ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from loratory.ui.page import Page
 from loratory.ui.tabs.follow import FollowPart
@@ -82,7 +83,7 @@ class TrainTab:
             with gr.Row():
                 for column in row:
                     self._lay_out(column)
-        names = (f"{section}.{name}" for section in ("training", "run") for name in section_fields(section))
+        names = [name for section in ("training.", "run.") for name in setting_names() if name.startswith(section)]
         with gr.Accordion("Advanced", open=False, elem_id="more-training"):
             more = [name for name in names if name not in (*_IN_SIGHT, *_OF_OBJECTIVE, "run.where")]
             for first in range(0, len(more), 2):
