@@ -1,6 +1,7 @@
 """The page: header, tabs in the order of the work, the side panel, and the bar with the next step."""
 
 import time
+from functools import partial
 from html import escape
 from typing import Any, NamedTuple
 
@@ -162,21 +163,9 @@ class NextStepBar:
         return {**opened, (page.wants_run if tab == "runs" else page.wants_result): request_view(target)}
 
 
-class StartHere:
-    """Lays out the card of a first visit, which fills the form with the quick start."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.card = ui.pick_list(elem_id="start-here")
-        page.on_draft(self.card, self.render)
-
-    def wire(self, train: TrainTab) -> None:
-        """Connect the events."""
-        train.use_preset_by(self.card.click)
-
-    def render(self, draft: Draft) -> str:
-        """Return the card on an empty form without runs."""
-        return views.render_start_here(QUICK_START) if _is_first_visit(self.page, draft) else ""
+def render_card(page: Page, draft: Draft) -> str:
+    """Return the card of a first visit, which fills the form with the quick start; empty later."""
+    return views.render_start_here(QUICK_START) if _is_first_visit(page, draft) else ""
 
 
 def _is_first_visit(page: Page, draft: Draft) -> bool:
@@ -206,7 +195,8 @@ def build_app(services: Services) -> gr.Blocks:
         news = poll(answer, HEADER_SECONDS, question="header", elem_id="header-live", while_hidden=True)
         with gr.Row(equal_height=False, elem_id="bench"):
             with gr.Column(scale=7, min_width=560, elem_id="work"):
-                start_here = StartHere(page)
+                start_here = ui.pick_list(elem_id="start-here")
+                page.on_draft(start_here, partial(render_card, page))
                 with gr.Tabs(selected="model", elem_id="tabs") as page.tabs:
                     with gr.Tab("Model", id="model"):
                         model_tab = ModelTab(page, fits)
@@ -233,7 +223,7 @@ def build_app(services: Services) -> gr.Blocks:
         train_tab.start.enable_after(bar.redraw_after(train_tab.wire()))
         bar.redraw_after(news.submit(ui.nothing, None, None, **ui.QUICK))
         data_tab.open_named_by(header.click)
-        start_here.wire(train_tab)
+        train_tab.use_preset_by(start_here.click)
         for part in (model_tab, data_tab, *others, side_panel, YamlDrawer(page, train_tab)):
             part.wire()
         bar.wire(header, news)

@@ -11,7 +11,7 @@ from loratory.engine.errors import RunError
 from loratory.engine.evaluation.blind_test import judgements_file
 from loratory.engine.runs.control import resume_is_requested
 from loratory.ui.backend.background import FunctionJob
-from loratory.ui.build import NextStepBar, StartHere
+from loratory.ui.build import NextStepBar, render_card
 from loratory.ui.gradio_internals import Blocks
 from loratory.ui.page import Page
 from loratory.ui.tabs.train import FOLLOW, SET_UP, TrainTab
@@ -25,10 +25,9 @@ def bar(services) -> NextStepBar:
         with gr.Tabs() as page.tabs, gr.Tab("Train", id="train"):
             train = TrainTab(page)
         train.follow.lay_out_side()
-        bar, card = NextStepBar(page, train), StartHere(page)
+        bar = NextStepBar(page, train)
         page.form.complete()
         bar.redraw_after(train.wire())
-        card.wire(train)
         bar.wire(gr.HTML(), gr.HTML())
         page.wire()
     services.shapes.learn(a_config().model)
@@ -251,10 +250,9 @@ def test_both_buttons_start_the_same_and_wait_together(bar, services, monkeypatc
 
 
 def test_the_card_of_a_first_visit_loads_a_preset_and_goes_with_the_first_choice(bar, services):
-    card = StartHere.__new__(StartHere)
-    card.page = bar.page
+    page = bar.page
 
-    assert "quickstart-cpu" in card.render(draft_of(bar, {}))
-    assert card.render(draft_of(bar, {"model": complete()["model"]})) == ""
+    assert "quickstart-cpu" in render_card(page, draft_of(bar, {}))
+    assert render_card(page, draft_of(bar, {"model": complete()["model"]})) == ""
     write_run(services.runs, a_config(), InventedRun())
-    assert card.render(draft_of(bar, {})) == ""
+    assert render_card(page, draft_of(bar, {})) == ""
