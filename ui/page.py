@@ -139,11 +139,13 @@ class Page:
         # Gradio clamps a number beyond the slider's end when its box loses focus.
         inputs += [component.release for component in components if isinstance(component, gr.Slider)]
         inputs.append(self._turn.change)
-        self._follow(gr.on(inputs, self.redraw, self.redraw_inputs, self._redraw_outputs, **ui.LATEST))
+        defaults = [self.form[name] for name in SETTINGS]
+        outputs = [*self.views, *defaults, self._defaults_note, self.change_line, self.saved_draft]
+        self._follow(gr.on(inputs, self.redraw, self.redraw_inputs, outputs, **ui.LATEST))
         data_events: list[Any] = [self.data_trouble.change, self.data_kind.change, self.data_lengths.change]
         self.refresh_after(gr.on(data_events, ui.nothing, None, None, **ui.QUICK))
-        outputs = [*self._fill_outputs, self.last_change, self.copied_from]
-        return self.refresh_after(self.change_line.click(self.undo, self.redraw_inputs, outputs, **ui.QUICK))
+        undo_outputs = [*self._fill_outputs, self.last_change, self.copied_from]
+        return self.refresh_after(self.change_line.click(self.undo, self.redraw_inputs, undo_outputs, **ui.QUICK))
 
     def restore(self, app: gr.Blocks) -> Dependency:
         """Restore this browser's draft when the page opens, and draw all views of it.
@@ -163,12 +165,13 @@ class Page:
 
     def redraw_after(self, event: Dependency, *components: Component) -> Dependency:
         """Redraw views of the draft after an event that changed something else that they show."""
+        return self._draw_after(event, {component: self.views[component] for component in components})
 
-        def redraw(is_restored: bool, _last_change: FormChange | None, *values: Any) -> ui.Updates:
-            views = {component: self.views[component] for component in components}
+    def _draw_after(self, event: Dependency, views: Mapping[Component, DraftView]) -> Dependency:
+        def draw(is_restored: bool, _last_change: FormChange | None, *values: Any) -> ui.Updates:
             return _draw_views(views, self.draft(values)) if is_restored else ui.UNCHANGED
 
-        return event.then(redraw, self.redraw_inputs, list(components), **ui.LATEST)
+        return event.then(draw, self.redraw_inputs, list(views), **ui.LATEST)
 
     def fill_after(self, event: Dependency, mapping: Component, title: str) -> Dependency:
         """Fill the form with the nested values in `mapping` after a successful event, then redraw.
@@ -206,18 +209,11 @@ class Page:
         return self.change_after(trigger(ui.shown_as_message(handler), inputs, change, **ui.SLOW), change, undo=undo)
 
     def _follow(self, event: Dependency) -> Dependency:
-        if not self.later_views:
-            return event
-        return event.then(self._redraw_later, self.redraw_inputs, list(self.later_views), **ui.LATEST)
+        return self._draw_after(event, self.later_views) if self.later_views else event
 
     @property
     def redraw_inputs(self) -> list[Component]:
         return [self.is_restored, self.last_change, *self.form.components]
-
-    @property
-    def _redraw_outputs(self) -> list[Component]:
-        components = [self.form[name] for name in SETTINGS]
-        return [*self.views, *components, self._defaults_note, self.change_line, self.saved_draft]
 
     @property
     def _fill_outputs(self) -> list[Component]:
@@ -247,9 +243,6 @@ class Page:
             self._defaults_note: json.dumps(note),
             **{self.form[name]: components[self.form[name]] for name in names},
         }
-
-    def _redraw_later(self, is_restored: bool, _last_change: FormChange | None, *values: Any) -> ui.Updates:
-        return _draw_views(self.later_views, self.draft(values)) if is_restored else ui.UNCHANGED
 
     def restore_draft(self, saved: Any) -> ui.Updates:
         """Restore a stored draft; one that cannot be read leaves an empty form."""
@@ -339,8 +332,8 @@ class Page:
         components = self._components(_merge(self.form.mapping(values), change))
         return {self.form[name]: components[self.form[name]] for name in names}
 
-    def fill(self, mapping: Mapping[str, Any] | None) -> ui.Updates:
-        return {**self._components(mapping), **_draw_views(self._fill_views, mapping)} if mapping else ui.UNCHANGED
+    def fill(self, mapping: Mapping[str, Any]) -> ui.Updates:
+        return {**self._components(mapping), **_draw_views(self._fill_views, mapping)}
 
     def _components(self, mapping: Mapping[str, Any]) -> ui.Updates:
         updates = dict(zip(self.form.components, self.form.updates(mapping), strict=True))
