@@ -80,23 +80,17 @@ class AccountPages(PlainPages):
         links = await asyncio.to_thread(self.links_of, person, has_password)
         notice = next((text for name, text in _NOTICES.items() if name in request.query_params), "")
         password = (_PASSWORD_FORM if has_password else _LINK_ADVICE) if self.has_passwords else ""
-        return page("Account", _account(signed_in, sessions, password, links, notice, problem), status)
-
-
-def _account(
-    signed_in: SignedIn, sessions: list[SessionState], password: str, links: str, notice: str, problem: str
-) -> str:
-    person = signed_in.person
-    return (
-        (f'<p class="notice" role="status">{escape(notice)}</p>' if notice else "")
-        + problem_box(problem)
-        + f'<p>Signed in as <b>{escape(person.name)}</b>, {person.role}. <a href="/">Back to Loratory</a></p>'
-        + f'<h2>Sessions</h2><ul class="sessions">{"".join(_session(session, signed_in) for session in sessions)}</ul>'
-        + f'<form method="post" action="{SIGN_OUT}"><input type="hidden" name="everywhere" value="1">'
-        + "<button>Sign out everywhere</button></form>"
-        + links
-        + password
-    )
+        body = (
+            (f'<p class="notice" role="status">{escape(notice)}</p>' if notice else "")
+            + problem_box(problem)
+            + f'<p>Signed in as <b>{escape(person.name)}</b>, {person.role}. <a href="/">Back to Loratory</a></p>'
+            + f'<h2>Sessions</h2><ul class="sessions">{"".join(_session(session, signed_in) for session in sessions)}</ul>'
+            + f'<form method="post" action="{SIGN_OUT}"><input type="hidden" name="everywhere" value="1">'
+            + "<button>Sign out everywhere</button></form>"
+            + links
+            + password
+        )
+        return page("Account", body, status)
 
 
 _LINK_ADVICE = '<h2>Password</h2><p class="small">This account has none. An admin can send you a link to set one.</p>'

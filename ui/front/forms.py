@@ -187,10 +187,41 @@ class Front(PlainPages):
         return await self._begin_session(request, person, "/")
 
     def _sign_in_page(self, name: str, problem: str = "", status: int = 200) -> HTMLResponse:
-        return page("Sign in", _sign_in_form(name, self.notice(), self.other_way, problem), status)
+        notice = self.notice()
+        other = (
+            f'<form method="post" action="{SIGN_IN_WITH}">'
+            f"{_other_button('sign in', f'Sign in with {self.other_way}')}</form>"
+            '<p class="small or">or with a password of this lab</p>'
+        )
+        body = (
+            (f'<p class="notice">{escape(notice)}</p>' if notice else "")
+            + problem_box(problem)
+            + (other if self.other_way else "")
+            + f'<form method="post" action="{SIGN_IN}">'
+            + field("name", "Name", "text", "username", name[:64])
+            + field("password", "Password", "password", "current-password")
+            + "<button>Sign in</button></form>"
+            + '<p class="small">No account, or a forgotten password? An admin of this lab can send you a link.</p>'
+        )
+        return page("Sign in", body, status)
 
     def _join_page(self, code: str, name: str, problem: str = "", status: int = 200) -> HTMLResponse:
-        return page("Join", _join_form(code, name, self.other_way, problem), status)
+        other = '<p class="small or">or without a password</p>' + _other_button(
+            "join", f"Continue with {self.other_way}", f' class="other" formaction="{SIGN_IN_WITH}" formnovalidate'
+        )
+        body = (
+            problem_box(problem)
+            + f'<form method="post" action="{JOIN}">'
+            + field("code", "Code of the invitation", "text", "off", code[:64])
+            + field("name", "Name", "text", "username", name[:64], is_required=False)
+            + '<p class="small">2 to 32 letters, digits, - and _. Leave it empty if the link resets your password.</p>'
+            + field("password", "New password", "password", "new-password")
+            + field("again", "New password again", "password", "new-password")
+            + f'<p class="small">{SHORTEST} to {LONGEST} characters, such as several words.</p>'
+            + f"<button>Continue</button>{other if self.other_way else ''}</form>"
+            + f"<script>{_TAKE_CODE}</script>"
+        )
+        return page("Join", body, status)
 
     def _account_name(self, name: str) -> str:
         """Return a name for the log: what is not the name of an account may be a password in the wrong field."""
@@ -219,41 +250,6 @@ async def read_form(request: Request) -> Form:
 def address_of(request: Request) -> str:
     """Return the address of a client, as the gate found it."""
     return request.client.host if request.client else ""
-
-
-def _sign_in_form(name: str, notice: str, other_way: str, problem: str = "") -> str:
-    other = (
-        f'<form method="post" action="{SIGN_IN_WITH}">{_other_button("sign in", f"Sign in with {other_way}")}</form>'
-        '<p class="small or">or with a password of this lab</p>'
-    )
-    return (
-        (f'<p class="notice">{escape(notice)}</p>' if notice else "")
-        + problem_box(problem)
-        + (other if other_way else "")
-        + f'<form method="post" action="{SIGN_IN}">'
-        + field("name", "Name", "text", "username", name[:64])
-        + field("password", "Password", "password", "current-password")
-        + "<button>Sign in</button></form>"
-        + '<p class="small">No account, or a forgotten password? An admin of this lab can send you a link.</p>'
-    )
-
-
-def _join_form(code: str, name: str, other_way: str, problem: str = "") -> str:
-    other = '<p class="small or">or without a password</p>' + _other_button(
-        "join", f"Continue with {other_way}", f' class="other" formaction="{SIGN_IN_WITH}" formnovalidate'
-    )
-    return (
-        problem_box(problem)
-        + f'<form method="post" action="{JOIN}">'
-        + field("code", "Code of the invitation", "text", "off", code[:64])
-        + field("name", "Name", "text", "username", name[:64], is_required=False)
-        + '<p class="small">2 to 32 letters, digits, - and _. Leave it empty if the link resets your password.</p>'
-        + field("password", "New password", "password", "new-password")
-        + field("again", "New password again", "password", "new-password")
-        + f'<p class="small">{SHORTEST} to {LONGEST} characters, such as several words.</p>'
-        + f"<button>Continue</button>{other if other_way else ''}</form>"
-        + f"<script>{_TAKE_CODE}</script>"
-    )
 
 
 def _other_button(purpose: str, label: str, attributes: str = "") -> str:
