@@ -20,7 +20,7 @@ from loratory.ui.form import ALL_LINEAR, EVERY_LAYER, field_of, group_settings
 from loratory.ui.gradio_internals import CheckboxGroup, Radio
 from loratory.ui.page import Page
 from loratory.ui.views.html import Column, Row, gib, pick_button, pickable, table, under
-from loratory.ui.views.memory import VERDICTS
+from loratory.ui.views.memory import MARKS, VERDICTS
 
 # How far the sliders go; larger values can be typed.
 _PRESENTATION: dict[str, dict[str, Any]] = {
@@ -30,10 +30,8 @@ _PRESENTATION: dict[str, dict[str, Any]] = {
 # Settings that a change of method may change, because methods have other defaults for them.
 _SHARED_DEFAULTS = sorted({name for method in METHODS.values() for name in method.defaults})
 _FITS: dict[Verdict | None, str] = {
-    "fits": '<span class="yes">yes</span>',
-    "tight": '<span class="tight">tight</span>',
-    "does_not_fit": '<span class="no">no</span>',
     None: "–",
+    **{verdict: f'<span class="{mark}">{mark}</span>' for verdict, mark in MARKS.items()},
 }
 
 # Gradio clamps a rank beyond the slider's end when its box loses focus.

@@ -22,7 +22,7 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Okabe and Ito's palette, safe for any kind of colour vision; the legend gives names and figures too.
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
 
-_MARKS: dict[Verdict, str] = {"fits": "yes", "tight": "tight", "does_not_fit": "no"}
+MARKS: dict[Verdict, str] = {"fits": "yes", "tight": "tight", "does_not_fit": "no"}
 VERDICTS = {"fits": "Fits in memory.", "tight": "Tight in memory.", "does_not_fit": "Does not fit in memory."}
 # Shown until the browser's draft is restored.
 OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{html.small("Restoring draft …")}</div>'
@@ -220,7 +220,7 @@ def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:
         return ""
     rows = []
     for change in changes:
-        needs = f'<span class="{_MARKS[change.verdict]}">{html.gib(change.needed_bytes)}</span>'
+        needs = f'<span class="{MARKS[change.verdict]}">{html.gib(change.needed_bytes)}</span>'
         cells = html.under(escape(change.change), change.cost), needs
         rows.append(html.Row(cells, html.pickable(" ".join(change.overrides), chosen=None)))
     return html.section(title, html.table(["Change", html.Column.of_numbers("Needs, GiB")], rows, scrolls=""))
@@ -242,7 +242,7 @@ def _grid_cell(need: tuple[int, Verdict], key: tuple[int, int], chosen: tuple[in
     overrides = f"training.max_length={key[0]} training.per_device_train_batch_size={key[1]}"
     fit = VERDICTS[verdict].rstrip(".").lower()
     label = f"{html.gib(needed_bytes)} GiB at length {key[0]:,} and batch {key[1]}: {fit}"
-    css = f"{_MARKS[verdict]}{' now' if key == chosen else ''}"
+    css = f"{MARKS[verdict]}{' now' if key == chosen else ''}"
     return html.pick_button(overrides, html.gib(needed_bytes), css=css, label=label)
 
 
