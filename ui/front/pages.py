@@ -52,7 +52,6 @@ class PersonPages:
     services_of: Callable[[Person], Services]
     address: PublicAddress
     close_services: Callable[[Services], None]  # ends what a page started for itself, such as a loaded model
-    clock: Callable[[], float] = time.monotonic
     _theme: gr.themes.Base = field(default_factory=build_theme)
     _pages: dict[str, _PersonPage] = field(default_factory=dict)
     _locks: dict[str, asyncio.Lock] = field(default_factory=dict)  # one building at a time of a person's page
@@ -72,7 +71,7 @@ class PersonPages:
                 await self._close(person.name)
                 page = None
             opened = page or await self._open(person)
-            opened.last_use = self.clock()
+            opened.last_use = time.monotonic()
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             opened.requests += 1  # one that is being answered is in use, however long that takes
@@ -80,7 +79,7 @@ class PersonPages:
                 await opened.answers(scope, receive, send)
             finally:
                 opened.requests -= 1
-                opened.last_use = self.clock()
+                opened.last_use = time.monotonic()
 
         return answer
 
@@ -107,7 +106,7 @@ class PersonPages:
 
     async def close_unused(self, enabled: Collection[str]) -> None:
         """Close the pages of people who have been away, or who lost their account although a request is under way."""
-        oldest = self.clock() - _CLOSED_AFTER_SECONDS
+        oldest = time.monotonic() - _CLOSED_AFTER_SECONDS
 
         def is_unused(name: str, page: _PersonPage) -> bool:
             return name not in enabled or (page.last_use < oldest and not page.requests)
@@ -139,7 +138,7 @@ class PersonPages:
         stack.callback(close_queue, blocks)
         await stack.enter_async_context(app.router.lifespan_context(app))
         answers = PagePolicy(PollAnswers(app, blocks), services.transfers)
-        page = _PersonPage(person.role, services, app, answers, stack, self.clock())
+        page = _PersonPage(person.role, services, app, answers, stack, time.monotonic())
         self._pages[person.name] = page
         return page
 
