@@ -31,6 +31,9 @@ class Peak:
     layer_bytes: int  # how high one layer reaches, forward and backward
     workspace_bytes: int
     is_approximate: bool  # some layers are estimated by the size of their products alone
+    apart_bytes: int = (
+        0  # on a CPU, what answers may take besides the holes that a step leaves, and the other way round
+    )
 
     @property
     def allocated_bytes(self) -> int:
@@ -44,7 +47,8 @@ class Peak:
             layer_bytes=self.layer_bytes,
             paged_bytes=self.persistent.paged,
             loading_bytes=self.persistent.loading,
-            uncertain_bytes=(self.group_bytes.total - self.group_bytes.gradients) // 2 if self.is_approximate else 0,
+            uncertain_bytes=self.apart_bytes
+            + ((self.group_bytes.total - self.group_bytes.gradients) // 2 if self.is_approximate else 0),
         )
 
 
@@ -78,7 +82,20 @@ def find_peak(
         layer_bytes=step.layer_bytes,
         workspace_bytes=workspace,
         is_approximate=structure.is_approximate,
+        apart_bytes=_apart_bytes({name: group_bytes.total for name, group_bytes in peaks.items()}, workload),
     )
+
+
+def _apart_bytes(peaks: Mapping[Phase, int], workload: Workload) -> int:
+    """Return what the heap may hold more where answers and steps take about as much.
+
+    Runs of 60 and 80 steps with evaluations and checkpoints took 20 to 24% more than expected where both were alike, and
+    those whose steps took three times as much nothing.
+    """
+    if workload.device != "cpu" or "answers" not in peaks:
+        return 0
+    less, most = sorted((peaks["answers"], max(total for name, total in peaks.items() if name != "answers")))
+    return max(0, 2 * less - most)
 
 
 def workspace_bytes(workload: Workload, device_name: str) -> int:
