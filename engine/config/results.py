@@ -54,7 +54,7 @@ class EvaluationConfig(Section):
     """Measures all rows of this dataset, instead of the rows that the run held out."""
 
 
-HELD_OUT_PROMPTS = "Held-out prompts"  # a test that is no set: the held-out rows of a run that learns from rewards
+HELD_OUT_PROMPTS = "Held-out prompts"  # of a run that learns from rewards; they are its own rows and not a set
 
 
 class TestSet(Section):

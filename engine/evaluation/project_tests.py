@@ -54,6 +54,8 @@ def answer_project_tests(
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(message)s")
     home = LoratoryHome.locate()
-    if (lock := answering_lock(home)).acquire(timeout_seconds=0):
+    lock = answering_lock(home)
+    # Again after the release: a run may have been completed in between, whose own process found the lock taken.
+    while waiting_requests(home) and lock.acquire(timeout_seconds=0):
         answer_project_tests(home)
         lock.release()

@@ -108,4 +108,4 @@ def test_a_table_has_columns_for_each_test_set():
     assert [rows[0][name] for name in ("sums", "sums low", "sums high")] == ["0.2", "0.0", "1.0"]
     assert rows[1]["sums"] == ""
     assert "tests" not in rows[0]
-    assert "'=1+1" in summaries_csv([with_scores(1, **{"=1+1": 0.5})]).splitlines()[0], "a name is no formula"
+    assert "'=1+1" in summaries_csv([with_scores(1, **{"=1+1": 0.5})]).splitlines()[0], "names are not formulas"

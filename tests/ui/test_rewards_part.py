@@ -196,5 +196,5 @@ def test_a_scorer_without_its_required_setting_is_a_problem_of_the_draft(visitor
     visitor.change({"training": {"rewards": [{"scorer": "regex"}]}})
     (problem,) = visitor.draft.problems
     assert problem.field == "training.rewards"
-    assert "pattern" in problem.message.lower(), "and not that there are no rewards"
+    assert "pattern" in problem.message.lower(), "and not the message about missing rewards"
     assert visitor.draft.config is None

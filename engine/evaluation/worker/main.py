@@ -59,7 +59,7 @@ class EvaluationWorker:
         """Compute losses on the held-out rows, then answer some of them with every branch."""
         start = time.perf_counter()
         order = EvaluationOrder.model_validate(params)
-        model = self._open(order, request)
+        model = self._open(order, request, reads_hub=bool(order.lm_eval))
         folder, tokenizer = model.folder, model.tokenizer
         model.announce("Reading the held-out rows.")
         training, objective = order.run.training, objective_of(order.run)
@@ -175,11 +175,13 @@ class EvaluationWorker:
             tests.append((test, rows.select(spread_evenly(range(len(rows)), test.max_rows))))
         return tests
 
-    def _open(self, order: EvaluationOrder | TryRewardOrder, request: Request) -> "_OpenModel":
+    def _open(
+        self, order: EvaluationOrder | TryRewardOrder, request: Request, *, reads_hub: bool = False
+    ) -> "_OpenModel":
         """Find the model of an order and load its tokenizer; gives up the Hub where the data needs none of it."""
         home = order.plan.home(self._home)
         source = resolve_model(order.plan.model, home)
-        if not getattr(order, "lm_eval", ()) and not reads_from_hub(order.run.dataset, *order.run.test_datasets):
+        if not reads_hub and not reads_from_hub(order.run.dataset, *order.run.test_datasets):
             give_up_access(Access.HUB)
         folder = Path(source.location)
         folders = [weights.folder for weights in order.plan.trained_weights.values()]
