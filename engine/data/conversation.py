@@ -12,6 +12,16 @@ from loratory.engine.data.records import ProblemKind, one_line
 
 Role = Literal["system", "user", "assistant", "tool"]
 JsonValue = Any  # any JSON: a tool's arguments and schema are passed to the template unchanged
+IMAGE_MARK = "\ufffc"  # OBJECT REPLACEMENT CHARACTER: in the content of a turn, where an image is
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image of a row, in the media store."""
+
+    digest: str  # sha256, in hex, of the bytes as the data had them: its name in the store
+    width: int  # of the stored image, in pixels, after EXIF rotation
+    height: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +44,7 @@ class Message:
     name: str | None = None  # of the tool that answers
     tool_call_id: str | None = None
     is_trained: bool = True  # False where the data marks an assistant's turn as context only
+    images: tuple[ImageRef, ...] = ()  # as many as `content` has marks, in their order
     has_empty_block: bool = field(
         default=False, compare=False
     )  # of reasoning; for checks, since it changes nothing else
