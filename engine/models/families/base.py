@@ -1,0 +1,45 @@
+"""What is to be known of a family of vision-language models, without loading one."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+PixelSetting = Literal["min_pixels", "max_pixels", "do_image_splitting"]
+
+
+class PixelBudget(Protocol):
+    """How large images may be; None is the model's own."""
+
+    @property
+    def min_pixels(self) -> int | None: ...
+
+    @property
+    def max_pixels(self) -> int | None: ...
+
+    @property
+    def do_image_splitting(self) -> bool | None: ...
+
+
+@dataclass(frozen=True)
+class ImageFamily:
+    """Where the parts of such a model are, and what it takes besides tokens."""
+
+    model_types: tuple[str, ...]  # of config.json
+    label: str
+    tower: str  # paths of modules in the loaded ...ForConditionalGeneration
+    projector: str  # of some families within the tower
+    language_model: str
+    image_inputs: tuple[str, ...]  # tensors besides input_ids and attention_mask
+    settings: tuple[PixelSetting, ...]  # those of PixelBudget that it has
+    token_types: str | None = None  # which of `image_inputs` has a value for each token: 1 for those of images
+    more_projectors: tuple[str, ...] = ()
+    takes_virtual_tokens: bool = False
+
+
+class Tiles(NamedTuple):
+    """How an image is cut: its size after resizing, in rows and columns of tiles."""
+
+    width: int  # pixels
+    height: int
+    rows: int
+    columns: int
+    has_overview: bool  # whether the whole image, made smaller, comes with the tiles
