@@ -23,7 +23,8 @@ from loratory.engine.paths import LoratoryHome
 RequireRoom = Callable[[Path, int, str, str], None]  # folder, bytes, what for, what would help
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZER_SIDE_FILES = (
-    "tokenizer_config.json special_tokens_map.json added_tokens.json merges.txt chat_template.jinja chat_template.json"
+    "tokenizer_config.json special_tokens_map.json added_tokens.json merges.txt chat_template.jinja chat_template.json "
+    "preprocessor_config.json processor_config.json video_preprocessor_config.json"
 ).split()
 
 

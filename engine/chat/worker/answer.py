@@ -22,7 +22,7 @@ from loratory.engine.chat.worker.weights import BranchWeights
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.data.records import RowProblemError
-from loratory.engine.data.render.sequence_plan import prompt_text
+from loratory.engine.data.render.sequence_plan import plan_prompt
 from loratory.engine.data.render.template import ChatTokenizer, rendering_confined, stop_token_ids
 from loratory.engine.data.render.tokenize import prompt_ids
 from loratory.engine.errors import ModelError
@@ -64,7 +64,7 @@ def render_prompt(messages: Sequence[Message], tokenizer: ChatTokenizer) -> Prom
     """
     try:
         with rendering_confined(sum(len(message.content) for message in messages)):
-            text = prompt_text(Conversation(tuple(messages)), tokenizer)
+            text = plan_prompt(Conversation(tuple(messages)), tokenizer).text
             ids = prompt_ids(messages, tokenizer)
     except RowProblemError as error:
         fix = "Change the turn that it names, or leave the system prompt out."

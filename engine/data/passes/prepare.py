@@ -11,11 +11,12 @@ from typing import TypeVar, overload
 from loratory.engine.config.objectives import Objective
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
-from loratory.engine.data.conversation import Conversation
+from loratory.engine.data.conversation import Conversation, ImageRef
 from loratory.engine.data.formats import require_rows_of
 from loratory.engine.data.passes.check import finish, pass_steps
 from loratory.engine.data.passes.reader import DatasetReader, DatasetRow, Renderer
 from loratory.engine.data.passes.split import Positions
+from loratory.engine.data.render.images import images_of
 from loratory.engine.data.render.template import ChatTokenizer
 from loratory.engine.data.render.tokenize import IGNORED_LABEL, PromptFacts, TokenizedRow, prompt_ids
 from loratory.engine.data.source import SourceOptions
@@ -35,12 +36,15 @@ class TokenizedRows(Sequence[TokenizedRow]):
         self._ends = array("q", [0])  # a sequence begins where the one before it ends
         self._rows, self._parts, self._desirable = array("q"), array("i"), array("b")
         self._prompts: list[PromptFacts | None] = []  # of each sequence, where prompts are answered
+        self._images: dict[int, tuple[ImageRef, ...]] = {}  # of the sequences that have some
         self._numbers = array("q")  # numbers of the rows' first sequences in the arrays above
 
     def append(self, row: TokenizedRow, desirable: bool | None = None) -> None:
         """Append a sequence, and how it was rated, if it was."""
         if len(self._rows) % self._each == 0:
             self._numbers.append(len(self._rows))
+        if row.images:
+            self._images[len(self._rows)] = row.images
         self._ids.extend(row.input_ids)
         self._trained.extend(label != IGNORED_LABEL for label in row.labels)
         self._ends.append(len(self._ids))
@@ -84,7 +88,10 @@ class TokenizedRows(Sequence[TokenizedRow]):
         labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, self._trained[span], strict=True)]
         desirable = None if rating < 0 else bool(rating)
         prompt = self._prompts[number] if self._prompts else None
-        return TokenizedRow(self._rows[number], self._parts[number], ids, labels, desirable=desirable, prompt=prompt)
+        images = self._images.get(number, ())
+        return TokenizedRow(
+            self._rows[number], self._parts[number], ids, labels, desirable=desirable, prompt=prompt, images=images
+        )
 
     def _span(self, number: int, count: int = 1) -> slice:
         return slice(self._ends[number], self._ends[number + count])
@@ -93,14 +100,21 @@ class TokenizedRows(Sequence[TokenizedRow]):
         """Return the tokens of each row, for grouping by length."""
         return [self._ends[number + self._each] - self._ends[number] for number in self._numbers]
 
+    def image_counts(self) -> list[int]:
+        """Return the images of each row, for grouping by their number."""
+        sides = range(self._each)
+        return [sum(len(self._images.get(number + side, ())) for side in sides) for number in self._numbers]
+
     def sha256(self) -> str:
-        """Return a hash of every sequence's tokens, labels and rating, in order, in hexadecimal digits."""
+        """Return a hash of every sequence's tokens, labels, rating and images, in order, in hexadecimal digits."""
         digest = hashlib.sha256()
         for number in (number + side for number in self._numbers for side in range(self._each)):
             span = self._span(number)
             digest.update(f"{span.stop - span.start} {self._desirable[number]} ".encode())
             digest.update(memoryview(self._ids)[span])
             digest.update(memoryview(self._trained)[span])
+            for image in self._images.get(number, ()):
+                digest.update(image.digest.encode())
         return digest.hexdigest()
 
     @property
@@ -176,9 +190,9 @@ def prompt_row(row: DatasetRow, tokenizer: ChatTokenizer) -> TokenizedRow:
     prompt = messages[: len(messages) if example.kind == "prompts" else last]
     if last < len(messages) and example.kind != "prompts":
         columns = {"answer": messages[last].content, **columns}
-    ids = prompt_ids(prompt, tokenizer, example.tools)
+    ids, images = prompt_ids(prompt, tokenizer, example.tools), images_of(prompt)
     facts = PromptFacts("\n".join(turn.content for turn in prompt), columns)
-    return TokenizedRow(row.record.row, 0, ids, [IGNORED_LABEL] * len(ids), prompt=facts)
+    return TokenizedRow(row.record.row, 0, ids, [IGNORED_LABEL] * len(ids), prompt=facts, images=images)
 
 
 def held_out_steps(

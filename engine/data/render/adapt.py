@@ -13,9 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from loratory.engine.data.conversation import Conversation, Message, ToolCall
+from loratory.engine.data.conversation import IMAGE_MARK, Conversation, Message, ToolCall
 from loratory.engine.data.records import RowProblemError
-from loratory.engine.data.render.template import ChatMessages, ChatTokenizer, apply_template, once_per_tokenizer
+from loratory.engine.data.render.images import image_text_of
+from loratory.engine.data.render.template import (
+    ChatMessages,
+    ChatTokenizer,
+    apply_template,
+    once_per_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
     def shows(messages: Sequence[Message], *texts: str, tools: Sequence[Any] = (), **settings: Any) -> bool:
         abilities = TemplateAbilities(**{"text_parts": text_parts, **settings})
         try:
-            dicts = [_as_dict(message, abilities) for message in messages]
+            dicts = [message_dict(message, abilities) for message in messages]
             rendered_text = apply_template(tokenizer, dicts, list(tools), prompt=False)
         except RowProblemError:
             return False
@@ -65,7 +71,9 @@ def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
     user, answer, system = Message("user", _A), Message("assistant", _B), Message("system", _C)
     turns = [user, Message("assistant", _B, reasoning=_C)]
     text_parts = False
-    text_parts = not shows([user], _A) and shows([user], _A, text_parts=True)
+    # Templates of models that take images get parts always, as TRL gives them.
+    takes_parts = image_text_of(tokenizer) is not None or not shows([user], _A)
+    text_parts = takes_parts and shows([user], _A, text_parts=True)
     object_calls = takes_calls(1, as_text=False)
     text_calls = not object_calls and takes_calls(1, as_text=True)
     inline: Literal["inline", "none"] = "inline" if shows(turns, _B, _C) else "none"
@@ -113,7 +121,7 @@ class AdaptedConversation(Conversation):
 
     def for_template(self, abilities: TemplateAbilities) -> ChatMessages:
         """Return the messages as dictionaries, as chat templates read them."""
-        return [_as_dict(message, abilities) for message in self.messages]
+        return [message_dict(message, abilities) for message in self.messages]
 
 
 def adapt_to_template(conversation: Conversation, abilities: TemplateAbilities) -> AdaptedConversation:
@@ -156,7 +164,7 @@ def _tool_list_as_text(steps: AdaptedConversation, *, how_to_call: bool) -> Adap
 
 def _calls_as_text(steps: AdaptedConversation) -> AdaptedConversation:
     pieces: list[list[Message]] = []
-    responses: list[str] = []  # of tools, in a row
+    responses: list[Message] = []  # of tools, in a row
     for message, following in itertools.zip_longest(steps.messages, steps.messages[1:]):
         if message.tool_calls:
             calls = "\n".join(
@@ -168,11 +176,12 @@ def _calls_as_text(steps: AdaptedConversation) -> AdaptedConversation:
         elif message.role != "tool":
             pieces.append([message])
         else:
-            responses.append(f"<tool_response>\n{message.content}\n</tool_response>")
+            content = f"<tool_response>\n{message.content}\n</tool_response>"
+            responses.append(Message("user", content, images=message.images))
             if following is not None and following.role == "tool":
                 pieces.append([])
             else:
-                pieces.append([Message("user", "\n".join(responses))])
+                pieces.append([_joined(responses, responses[0], "\n")])
                 responses = []
     note = "The model's template has no tool calls; they are written as text (Hermes convention)."
     return _rewritten(steps, pieces, note)
@@ -227,22 +236,22 @@ def _calls_one_by_one(steps: AdaptedConversation) -> AdaptedConversation:
 def _with_accepted_system(steps: AdaptedConversation, abilities: TemplateAbilities) -> AdaptedConversation:
     """Move unsupported system turns into the next user turn."""
     pieces: list[list[Message]] = []
-    texts: list[str] = []
+    moved: list[Message] = []
     for index, message in enumerate(steps.messages):
         accepted = abilities.system if index == 0 else abilities.later_system
         if message.role == "system" and not accepted:
-            texts.append(message.content)
+            moved.append(Message("user", message.content, images=message.images))
             pieces.append([])
             continue
-        if not texts:
+        if not moved:
             pieces.append([message])
         elif message.role == "user":
-            pieces.append([replace(message, content="\n\n".join([*texts, message.content]))])
+            pieces.append([_joined([*moved, message], message)])
         else:
-            pieces.append([Message("user", "\n\n".join(texts)), message])
-        texts = []
-    if texts:
-        pieces.append([Message("user", "\n\n".join(texts))])
+            pieces.append([_joined(moved, moved[0]), message])
+        moved = []
+    if moved:
+        pieces.append([_joined(moved, moved[0])])
     note = "The model's template does not take a system turn there; its text starts the next user turn."
     return _rewritten(steps, pieces, note)
 
@@ -259,10 +268,7 @@ def _with_merged_roles(steps: AdaptedConversation) -> AdaptedConversation:
             groups.append([message])
     pieces: list[list[Message]] = []
     for group in groups:
-        joined = group[0]
-        if len(group) > 1:  # at once, in linear time
-            content = "\n\n".join(message.content for message in group)
-            joined = replace(joined, content=content, is_trained=all(message.is_trained for message in group))
+        joined = _joined(group, group[0]) if len(group) > 1 else group[0]  # at once, in linear time
         pieces += [*([] for _ in group[1:]), [joined]]  # at the position of the last
     note = "The model's template wants roles to alternate; turns of one role in a row are joined."
     return _rewritten(steps, pieces, note)
@@ -278,15 +284,26 @@ def _rewritten(steps: AdaptedConversation, pieces: Sequence[Sequence[Message]], 
     return replace(steps, messages=messages, completion_start=completion, notes=(*steps.notes, note))
 
 
-def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
+def _joined(messages: Sequence[Message], like: Message, separator: str = "\n\n") -> Message:
+    """Join turns into one like one of them; it is trained only if all of them are."""
+    return replace(
+        like,
+        content=separator.join(message.content for message in messages),
+        images=tuple(image for message in messages for image in message.images),
+        is_trained=all(message.is_trained for message in messages),
+    )
+
+
+def message_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
+    """Return a message as chat templates read it."""
     entry: dict[str, Any] = {"role": message.role, "content": message.content}
     reasoning = (message.reasoning or "").strip()
     if reasoning and abilities.reasoning == "field":
         entry["reasoning_content"] = reasoning
     elif reasoning:
         entry["content"] = f"<think>\n{reasoning}\n</think>\n\n{message.content}"
-    if abilities.text_parts:  # for templates of models that also take pictures
-        entry["content"] = [{"type": "text", "text": entry["content"]}]
+    if abilities.text_parts:  # for templates of models that also take images
+        entry["content"] = _parts(entry["content"])
     if message.tool_calls:
         arguments = _arguments_as_text if abilities.text_arguments else operator.attrgetter("arguments")
         entry["tool_calls"] = [
@@ -297,3 +314,14 @@ def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
         entry |= {"tool_call_id": message.tool_call_id, "name": message.name}
         entry = {key: value for key, value in entry.items() if value is not None}
     return entry
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    """Return content as parts: text, and images where the marks are."""
+    parts: list[dict[str, str]] = []
+    for index, text in enumerate(content.split(IMAGE_MARK)):
+        if index:
+            parts.append({"type": "image"})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return parts or [{"type": "text", "text": ""}]

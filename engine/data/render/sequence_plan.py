@@ -13,9 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loratory.engine.config.run import TrainOn
-from loratory.engine.data.conversation import Conversation, RowWarning
+from loratory.engine.data.conversation import IMAGE_MARK, Conversation, ImageRef, RowWarning
 from loratory.engine.data.records import RowProblemError, one_line, shared_length
-from loratory.engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template, tool_schema
+from loratory.engine.data.render.adapt import (
+    AdaptedConversation,
+    abilities_of,
+    adapt_to_template,
+    message_dict,
+    tool_schema,
+)
+from loratory.engine.data.render.images import images_of, refuse_reserved, require_supported_images
 from loratory.engine.data.render.template import (
     ChatTokenizer,
     apply_template,
@@ -39,6 +46,7 @@ class RenderedTurn:
 
     prompt: str
     answer: str
+    images: tuple[ImageRef, ...] = ()  # of both, in order
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,13 @@ class SequencePlan:
     trained: tuple[RenderedTurn, ...]  # in order; empty where everything counts
     plain: bool = False  # plain text, encoded with the tokenizer's own special tokens
     is_prompt: bool = False  # to be answered: nothing counts
+    images: tuple[ImageRef, ...] = ()  # of the text, in order
+
+    @classmethod
+    def of_turns(cls, trained: Sequence[RenderedTurn]) -> "SequencePlan":
+        """Return the sequence that ends with the last of these turns."""
+        last = trained[-1]
+        return cls(last.prompt + last.answer, tuple(trained), images=last.images)
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,8 @@ def plan_conversation(
     notices = _special_token_warnings(conversation, tokenizer)
     if train_on == "all":
         text = renderer.render(len(adaptation.messages), prompt=False)
-        return PlannedRow((SequencePlan(text, ()),), adaptation.notes, notices + renderer.omission_warnings(text))
+        sequence = SequencePlan(text, (), images=images_of(adaptation.messages))
+        return PlannedRow((sequence,), adaptation.notes, notices + renderer.omission_warnings(text))
     turns, beyond, warnings = _render_turns(_chosen_turns(adaptation, train_on), renderer, tokenizer, max_length)
     if not turns:
         has_marks = any(not message.is_trained for message in adaptation.messages)
@@ -124,18 +140,20 @@ def _render_turns(
 def plan_text(text: str, tokenizer: ChatTokenizer) -> PlannedRow:
     """Return plain text as one sequence that ends with the end-of-sequence token."""
     eos = tokenizer.eos_token or ""
+    refuse_reserved(text, tokenizer)
     text = text if eos and text.endswith(eos) else text + eos
     return PlannedRow((SequencePlan(text, (), plain=True),))
 
 
-def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
+def plan_prompt(conversation: Conversation, tokenizer: ChatTokenizer) -> SequencePlan:
     """Return the prompt of the next answer: the conversation, and the template's generation prompt.
 
     Raises:
         RowProblemError: If the template refuses the conversation.
     """
     adaptation = adapt_to_template(conversation, abilities_of(tokenizer))
-    return TurnRenderer(adaptation, tokenizer).render(len(adaptation.messages), prompt=True)
+    text = TurnRenderer(adaptation, tokenizer).render(len(adaptation.messages), prompt=True)
+    return SequencePlan(text, (), is_prompt=True, images=images_of(adaptation.messages))
 
 
 def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
@@ -184,7 +202,7 @@ def _sequence_of(index: int, renderer: "TurnRenderer") -> SequencePlan | None:
         turn = renderer.turn(index)
     except RowProblemError:
         return None
-    return SequencePlan(turn.prompt + turn.answer, (turn,)) if turn is not None else None
+    return SequencePlan.of_turns([turn]) if turn is not None else None
 
 
 def _share_sequences(turns: list[RenderedTurn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
@@ -210,7 +228,7 @@ def _share_sequences(turns: list[RenderedTurn], tokenizer: ChatTokenizer) -> tup
                 apart.append(turn)
             else:
                 trained.append(fitting)
-        sequences.append(SequencePlan(text, (*trained, last)))
+        sequences.append(SequencePlan.of_turns([*trained, last]))
         remaining = apart
     return tuple(reversed(sequences))
 
@@ -240,6 +258,7 @@ class TurnRenderer:
         questions = (index for index, message in enumerate(self._messages) if message.role != "assistant")
         self._first_question = next(questions, len(self._messages))
         self._rendered_messages = 0
+        require_supported_images(self._messages, self._tools, tokenizer)
 
     @property
     def is_spent(self) -> bool:
@@ -254,7 +273,8 @@ class TurnRenderer:
         """
         if self.is_spent:
             raise RowProblemError("too_long", f"its {len(self._messages):,} turns {_TAKES_TOO_LONG}")
-        text = apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=prompt)
+        images = images_of(self._messages[:count])
+        text = apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=prompt, images=images)
         self._rendered_messages += count + len(text) // _CHARACTERS_OF_A_MESSAGE
         return text
 
@@ -268,22 +288,22 @@ class TurnRenderer:
             return None
         message = self._messages[index]
         prompt, whole = self.render(index, prompt=True), self.render(index + 1, prompt=False)
+        images = images_of(self._messages[: index + 1])
         if whole.startswith(prompt):
-            return RenderedTurn(prompt, self._with_reasoning(whole[len(prompt) :], index))
+            return RenderedTurn(prompt, self._with_reasoning(whole[len(prompt) :], index), images)
         shared = shared_length(prompt, whole)
         if not prompt[shared:].strip():
-            return RenderedTurn(prompt, self._with_reasoning(whole[shared:].lstrip(), index))
+            return RenderedTurn(prompt, self._with_reasoning(whole[shared:].lstrip(), index), images)
         tag = _OPENED_TAG.search(prompt)
         if tag is not None and whole.startswith(prompt[: tag.start()]):
             # The prompt opens a reasoning block that the rendered turn lacks: close it, filled or empty.
             reasoning = (message.reasoning or "").strip("\n")
             answer = whole[tag.start() :].lstrip("\n")
-            return RenderedTurn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{answer}")
+            return RenderedTurn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{answer}", images)
         if message.reasoning and _CLOSED_TAG.search(prompt) and index not in self._without_reasoning:
             # The prompt ends the reasoning before the answer begins: this template answers without.
             self._without_reasoning.add(index)
-            bare = {key: value for key, value in self._dicts[index].items() if key != "reasoning_content"}
-            self._dicts[index] = bare | {"content": message.content}
+            self._dicts[index] = message_dict(replace(message, reasoning=None), abilities_of(self._tokenizer))
             return self.turn(index)
         raise RowProblemError(
             "template",
@@ -296,15 +316,16 @@ class TurnRenderer:
         losses: list[RowWarning] = []
         start = 0
         for number, message in enumerate(self._messages, start=1):
-            content = message.content.strip()
-            if not content or (number == len(self._messages) and message.role != "assistant"):
+            if number == len(self._messages) and message.role != "assistant":
                 continue
-            position = text.find(content, start)
-            if position >= 0:  # nearly always, and near
-                start = position + len(content)
-            elif content not in text and json.dumps(content)[1:-1] not in text:
-                name = f"turn {number} ({message.role}: {one_line(content, 30)!r})"
-                losses.append(("template_leaves_out", f"{name} is left out or changed by the model's chat template"))
+            for content in filter(None, map(str.strip, message.content.split(IMAGE_MARK))):
+                position = text.find(content, start)
+                if position >= 0:  # nearly always, and near
+                    start = position + len(content)
+                elif content not in text and json.dumps(content)[1:-1] not in text:
+                    name = f"turn {number} ({message.role}: {one_line(content, 30)!r})"
+                    reason = f"{name} is left out or changed by the model's chat template"
+                    losses.append(("template_leaves_out", reason))
         losses.extend(
             ("template_leaves_out", f"the reasoning of turn {index + 1} is left out: the template answers without any")
             for index in sorted(self._without_reasoning)

@@ -10,7 +10,9 @@ from datetime import date
 from functools import lru_cache, wraps
 from typing import Any, Protocol, TypeVar
 
+from loratory.engine.data.conversation import ImageRef
 from loratory.engine.data.records import RowProblemError, one_line
+from loratory.engine.data.render.images import image_text_of
 from loratory.engine.errors import ModelError, ModelLimitError
 from loratory.engine.processes.limits import TimeLimitError, limited, renew_deadline, time_limit
 
@@ -187,7 +189,20 @@ def _default_template(tokenizer: ChatTokenizer) -> str:
     """Return the default, with the begin-of-sequence token in front where the tokenizer itself puts it."""
     ids = list(tokenizer("a")["input_ids"])
     starts_with_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-    return ("{{- bos_token -}}" if starts_with_bos else "") + DEFAULT_TEMPLATE
+    template, image_text = DEFAULT_TEMPLATE, image_text_of(tokenizer)
+    if image_text is not None:
+        template = with_parts(template, image_text.placeholder)
+    return ("{{- bos_token -}}" if starts_with_bos else "") + template
+
+
+def with_parts(template: str, placeholder: str) -> str:
+    """Return a template for texts as one for parts of text and images, with a placeholder for each image."""
+    macro = (
+        "{%- macro content_of(message) -%}{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
+        "{%- for part in message['content'] -%}{{ part['text'] if part['type'] == 'text' else '" + placeholder + "' }}"
+        "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+    )
+    return macro + template.replace("message['content']", "content_of(message)")
 
 
 def without_clock(template: Any) -> Any:
@@ -218,6 +233,9 @@ def tokenizer_fingerprint(tokenizer: ChatTokenizer) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = [tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token]
+    image_text = image_text_of(tokenizer)
+    if image_text is not None:
+        parts.append(image_text.settings)
     return hashlib.sha256(f"{json.dumps(parts)}{vocabulary}".encode()).hexdigest()
 
 
@@ -230,7 +248,9 @@ def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
     stops = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     word = "answer"
     try:
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": word}]
+        turns: ChatMessages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": word}]
+        if image_text_of(tokenizer) is not None:
+            turns = [turn | {"content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
         text = apply_template(tokenizer, turns, [], prompt=False)
     except RowProblemError:  # a template that refuses a plain conversation; then only eos is known
         return tuple(stops)
@@ -246,11 +266,18 @@ _LONGER_THAN_INPUT = 10  # times; escaping in JSON makes text up to six times as
 ChatMessages = list[dict[str, Any]]
 
 
-def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list[Any], *, prompt: bool) -> str:
-    """Render with the frozen template; `prompt` adds the generation prompt.
+def apply_template(
+    tokenizer: ChatTokenizer,
+    messages: ChatMessages,
+    tools: list[Any],
+    *,
+    prompt: bool,
+    images: Sequence[ImageRef] = (),
+) -> str:
+    """Render with the frozen template, and write out the images of the messages; `prompt` adds the generation prompt.
 
     Raises:
-        RowProblemError: With the template's own message, if it refuses.
+        RowProblemError: With the template's own message, if it refuses; if it does not write each image once.
         ModelLimitError: If it computes for too long, needs too much memory or writes too much.
     """
     try:
@@ -270,7 +297,8 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
         ) from error
     if len(text) > _ALWAYS_FITS_CHARACTERS and len(text) > _LONGER_THAN_INPUT * len(json.dumps([messages, tools])):
         raise _overrun(tokenizer, f"turns one row into {len(text):,} characters, which is far more than the row has")
-    return str(text)
+    image_text = image_text_of(tokenizer)
+    return str(text) if image_text is None else image_text.expand(str(text), images)
 
 
 def rendering_confined(size_bytes: int) -> AbstractContextManager[None]:

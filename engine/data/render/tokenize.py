@@ -7,15 +7,16 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from loratory.engine.config.run import TrainOn
-from loratory.engine.data.conversation import Conversation, Example, Message, PromptRow, RowWarning
+from loratory.engine.data.conversation import Conversation, Example, ImageRef, Message, PromptRow, RowWarning
 from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render.images import cut_between_images, image_characters, image_spans
 from loratory.engine.data.render.sequence_plan import (
     PlannedRow,
     RenderedTurn,
     SequencePlan,
     plan_conversation,
+    plan_prompt,
     plan_text,
-    prompt_text,
 )
 from loratory.engine.data.render.template import (
     ChatTokenizer,
@@ -56,6 +57,7 @@ class TokenizedRow:
     prompt: "PromptFacts | None" = field(default=None, kw_only=True)  # where answers to it are sampled and scored
     # Log-probabilities of both answers of a pair by the reference, where they are precomputed.
     reference: tuple[float, float] | None = field(default=None, kw_only=True)
+    images: tuple[ImageRef, ...] = field(default=(), kw_only=True)  # in order, each whole within `input_ids`
 
     @property
     def trained_tokens(self) -> int:
@@ -119,6 +121,7 @@ class RenderedRow(TokenizedRow):
     tokenizer: ChatTokenizer
     lost_trained_tokens: int = 0  # trained tokens beyond the cut
     beyond_tokens: int = 0  # length with those turns of the conversation that left no sequence, if it is greater
+    image_spans: tuple[tuple[int, int], ...] = ()  # the range of tokens of each of `images`
 
     @property
     def text(self) -> str:
@@ -172,13 +175,13 @@ def render_many(
         (row, side, example.trained_part(options.train_on)) for row, example in examples for side in example.sides()
     ]
     plans: list[PlannedRow | RowProblemError] = []
-    sizes = [len(side.text()) for _, side, _ in sides]
+    sizes = [len(side.text()) + image_characters(side, tokenizer) for _, side, _ in sides]
     with rendering_confined(sum(sizes)):
         for (_, side, train_on), size in zip(sides, sizes, strict=True):
             next_row_confined(size)
             try:
                 if isinstance(side, PromptRow):
-                    plans.append(PlannedRow((SequencePlan(prompt_text(side, tokenizer), (), is_prompt=True),)))
+                    plans.append(PlannedRow((plan_prompt(side, tokenizer),)))
                 elif isinstance(side, Conversation):
                     plans.append(plan_conversation(side, tokenizer, train_on, options.max_length))
                 else:
@@ -231,7 +234,7 @@ def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Seq
     Raises:
         RowProblemError: If the template refuses the conversation.
     """
-    return encode(prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer), tokenizer).ids
+    return encode(plan_prompt(Conversation(tuple(messages), tuple(tools)), tokenizer).text, tokenizer).ids
 
 
 def _sequences_to_encode(plan: PlannedRow) -> tuple[SequencePlan, ...]:
@@ -256,27 +259,38 @@ def _finish(
     pending = list(zip(plan.sequences, sequences, strict=False))
     rows: list[RenderedRow] = []
     lost_tokens, whole_length = plan.beyond_tokens, _whole_length(plan, sequences, tokenizer)
+    image_tokens = 0  # of the sequence with the most
     for sequence, first_encoded in pending:
         encoded, trained, apart = _mark_trained(sequence, first_encoded, tokenizer)
         for turn in apart:
-            alone = SequencePlan(turn.prompt + turn.answer, (turn,))
+            alone = SequencePlan.of_turns([turn])
             pending.append((alone, encode(alone.text, tokenizer)))
-        cut = len(encoded.ids) if options.max_length is None else options.max_length
+        limit = len(encoded.ids) if options.max_length is None else options.max_length
+        spans = image_spans(sequence.images, encoded.text, encoded.spans, tokenizer)
+        for first, after in spans:
+            trained[first:after] = [False] * (after - first)
+        image_tokens = max(image_tokens, sum(after - first for first, after in spans))
+        cut, images = cut_between_images(sequence.images, spans, limit, tokenizer)
+        if len(images) < len(sequence.images) and not sequence.trained:  # what comes before an image is not a row
+            cut, images = 0, ()
         ids, is_trained = encoded.ids[:cut], trained[:cut]
         lost_here = sum(trained[cut:])
         lost_tokens += lost_here
         if sequence.is_prompt and len(encoded.ids) > cut:
-            reason = f"the prompt is longer than max_length ({len(encoded.ids):,} and {cut:,} tokens)"
+            reason = f"the prompt is longer than max_length ({len(encoded.ids):,} and {limit:,} tokens)"
             return RowProblemError("cut_away", reason)
         if any(is_trained) or sequence.is_prompt:
             labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, is_trained, strict=True)]
-            rows.append(RenderedRow(row, len(rows), ids, labels, encoded, tokenizer, lost_here))
+            rendered = RenderedRow(row, len(rows), ids, labels, encoded, tokenizer, lost_here, images=images)
+            rows.append(replace(rendered, image_spans=tuple(spans[: len(images)])))
         else:
             whole_length = max(whole_length, len(encoded.ids))
     if not rows and not lost_tokens:
         return RowProblemError("nothing_to_learn", "no token of it would be trained")
     if not rows:
         reason = f"all trained tokens are truncated by max_length ({options.max_length:,} tokens)"
+        if image_tokens:
+            reason += f"; its images take {image_tokens:,}"
         return RowProblemError("cut_away", reason)
     # The last sequence counts what was lost with turns that left no sequence, the longest one the whole length.
     others = lost_tokens - sum(sequence.lost_trained_tokens for sequence in rows)

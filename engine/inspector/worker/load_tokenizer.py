@@ -10,6 +10,8 @@ from loratory.engine.data.render.template import FrozenTemplate, freeze_template
 from loratory.engine.errors import ModelError, ModelLimitError
 from loratory.engine.models import folder as model_files
 from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.families.base import PixelBudget
+from loratory.engine.models.families.registry import family_of
 from loratory.engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
 from loratory.engine.models.shape import ModelDetails
 from loratory.engine.models.source import ModelSource, resolve_model
@@ -23,12 +25,17 @@ _LOAD_MEMORY_BYTES = 5 << 28  # 1.25 GiB
 _DEMO_NOT_HERE = "The demo model is not on this machine yet. It is fetched (93 MB) and unpacked once; then its chat template is shown here."
 
 
-def load_tokenizer(source: ModelSource) -> tuple[Any, FrozenTemplate]:
+def load_tokenizer(source: ModelSource, budget: PixelBudget | None = None) -> tuple[Any, FrozenTemplate]:
     """Load a model's tokenizer, ready for rendering, training and chat.
+
+    Args:
+        source: The model.
+        budget: How large images may be, where the model takes some.
 
     Returns:
         A fast tokenizer of transformers, with a template, an eos token and a pad token of its own; and what was
-        settled about it. Saving it with `save_pretrained` saves the template that training uses.
+        settled about it. Saving it with `save_pretrained` saves the template that training uses. Where the model takes
+        images, its attribute `image_text` is their processor.
 
     Raises:
         ModelError: If there is none, or it does not report which characters its tokens come from.
@@ -39,6 +46,12 @@ def load_tokenizer(source: ModelSource) -> tuple[Any, FrozenTemplate]:
             f"The tokenizer of {source.name} does not report which characters its tokens come from.",
             "Choose a model with a tokenizer.json; without it, trained tokens cannot be marked exactly.",
         )
+    folder = Path(source.location)
+    if (folder / "config.json").exists() and family_of(model_files.read_config(folder / "config.json", source.name)):
+        from loratory.engine.models.families.worker.processor import ImageProcessor
+
+        with limited(_LOAD_SECONDS, _LOAD_MEMORY_BYTES):
+            tokenizer.image_text = ImageProcessor.load(folder, tokenizer, budget)
     with rendering_confined(0):
         return tokenizer, freeze_template(tokenizer)
 
@@ -62,6 +75,9 @@ def open_tokenizer(source: ModelSource) -> Any:
             f"The tokenizer of {source.name} cannot be loaded ({type(error).__name__}).",
             "Check that the model is complete and that its files are those of a text model.",
         ) from error
+    legacy = Path(source.location) / "chat_template.json"  # of processors; transformers prefers it to the tokenizer's
+    if legacy.exists() and not legacy.with_suffix(".jinja").exists():
+        tokenizer.chat_template = model_files.read_config(legacy, source.name).get("chat_template")
     model_files.check_template_length(tokenizer.chat_template, source.name)
     tokenizer.name_or_path = source.name  # a path elsewhere; errors name it, and it is not saved
     return tokenizer

@@ -30,7 +30,7 @@ class ImageFamily:
     language_model: str
     image_inputs: tuple[str, ...]  # tensors besides input_ids and attention_mask
     settings: tuple[PixelSetting, ...]  # those of PixelBudget that it has
-    token_types: str | None = None  # which of `image_inputs` has a value for each token: 1 for those of images
+    typing_input: str | None = None  # which of `image_inputs` has a value for each token: 1 for those of images
     more_projectors: tuple[str, ...] = ()
     takes_virtual_tokens: bool = False
 

@@ -28,7 +28,7 @@ def _qwen(model_type: str, label: str, more_projectors: tuple[str, ...] = ()) ->
         language_model="model.language_model",
         image_inputs=("pixel_values", "image_grid_thw", "mm_token_type_ids"),
         settings=("min_pixels", "max_pixels"),
-        token_types="mm_token_type_ids",
+        typing_input="mm_token_type_ids",
     )
 
 
@@ -39,8 +39,8 @@ _GEMMA3 = ImageFamily(
     projector="model.multi_modal_projector",
     language_model="model.language_model",
     image_inputs=("pixel_values", "token_type_ids"),
-    settings=("do_image_splitting",),
-    token_types="token_type_ids",
+    settings=(),
+    typing_input="token_type_ids",
 )
 _LLAVA_ONEVISION = ImageFamily(
     model_types=("llava_onevision",),
