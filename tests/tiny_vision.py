@@ -257,10 +257,10 @@ def trl_processor(folder: Path, member: VisionMember) -> Any:
     """Return transformers' own processor of such a folder, without videos, which need torchvision."""
     from types import SimpleNamespace
 
+    import transformers
     from transformers import AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
     from transformers.models.smolvlm import processing_smolvlm
-    import transformers
 
     processing_smolvlm.num2words = str  # it names the frames of videos
     original = getattr(transformers, PROCESSOR_MAPPING_NAMES[member.model_type])

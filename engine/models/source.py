@@ -8,6 +8,12 @@ from typing import NamedTuple
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.errors import HubUnreachableError, ModelError
 from loratory.engine.models.catalog import find_in_catalog, list_catalog
+from loratory.engine.models.demo_vision import (
+    DEMO_VISION_ID,
+    demo_vision_folder,
+    is_demo_vision_prepared,
+    prepare_demo_vision,
+)
 from loratory.engine.models.folder import ModelPart, check_model_folder
 from loratory.engine.models.prepared import (
     DEMO_MODEL_ID,
@@ -77,6 +83,11 @@ def resolve_model(
     entry = find_in_catalog(text)
     if entry is not None and entry.id == DEMO_MODEL_ID:
         return _resolve_demo(config.revision, home, on_progress, part)
+    if text == DEMO_VISION_ID:
+        if not is_demo_vision_prepared(home):
+            base = _resolve_demo(None, home, on_progress, ModelPart.WEIGHTS)
+            prepare_demo_vision(Path(base.location), home, on_progress)
+        return ModelSource(str(demo_vision_folder(home)), DEMO_VISION_ID)
     path = _local_path(text, home)
     if path is not None and path.is_dir():
         check_model_folder(path, text, part)
@@ -100,6 +111,8 @@ def find_model(config: ModelConfig, home: LoratoryHome, part: ModelPart = ModelP
     entry = find_in_catalog(text)
     if entry is not None and entry.id == DEMO_MODEL_ID and config.revision is None and is_demo_prepared(home):
         return demo_folder(home)
+    if text == DEMO_VISION_ID:
+        return demo_vision_folder(home) if is_demo_vision_prepared(home) else None
     path = _local_path(text, home) if entry is None else None
     if path is not None:
         return path if path.is_dir() else None
@@ -115,6 +128,8 @@ def may_need_hub(config: ModelConfig) -> bool:
     entry = find_in_catalog(text)
     if entry is not None:
         return entry.id != DEMO_MODEL_ID
+    if text == DEMO_VISION_ID:
+        return False
     return is_hub_id(text) and _local_path(text) is None
 
 

@@ -281,8 +281,8 @@ def _finish(
             return RowProblemError("cut_away", reason)
         if any(is_trained) or sequence.is_prompt:
             labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, is_trained, strict=True)]
-            rendered = RenderedRow(row, len(rows), ids, labels, encoded, tokenizer, lost_here, images=images)
-            rows.append(replace(rendered, image_spans=tuple(spans[: len(images)])))
+            sequence_row = RenderedRow(row, len(rows), ids, labels, encoded, tokenizer, lost_here, images=images)
+            rows.append(replace(sequence_row, image_spans=tuple(spans[: len(images)])))
         else:
             whole_length = max(whole_length, len(encoded.ids))
     if not rows and not lost_tokens:
