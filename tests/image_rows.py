@@ -143,13 +143,13 @@ def compare(
 ) -> Comparison:
     """Compare a batch of rows; AssertionError where ids, labels or tensors differ in another way than known."""
     expected = trl_batch(rows, processor, member, form, train_on=train_on)
-    found = Comparison(rows=len(rows))
+    comparison = Comparison(rows=len(rows))
     for number, row in enumerate(rows):
         rendering = render(row, tokenizer, train_on)
         assert isinstance(rendering, Rendering), rendering
         *apart, last = rendering.rows
-        found.sequences_apart += bool(apart)
-        _compare_row(last, expected, number, bool(apart), tokenizer, found)
+        comparison.sequences_apart += bool(apart)
+        _compare_row(last, expected, number, bool(apart), tokenizer, comparison)
         assert len(last.images) == len(row.images)
         for image, (first, after) in zip(last.images, last.image_spans, strict=True):
             count = last.input_ids[first:after].count(tokenizer.image_text.image_token_id)
@@ -162,12 +162,17 @@ def compare(
     for name in names:
         assert ours[name].dtype == expected[name].dtype, name
         assert torch.equal(ours[name], expected[name]), name
-        found.tensors += 1
-    return found
+        comparison.tensors += 1
+    return comparison
 
 
 def _compare_row(
-    row: RenderedRow, expected: dict[str, torch.Tensor], number: int, is_part: bool, tokenizer: Any, found: Comparison
+    row: RenderedRow,
+    expected: dict[str, torch.Tensor],
+    number: int,
+    is_part: bool,
+    tokenizer: Any,
+    comparison: Comparison,
 ) -> None:
     mask = expected["attention_mask"][number].bool()
     ids, labels = (expected[name][number][mask].tolist() for name in ("input_ids", "labels"))
@@ -179,10 +184,10 @@ def _compare_row(
             continue
         if index in of_images:
             assert ours == IGNORED_LABEL
-            found.image_labels += 1
+            comparison.image_labels += 1
         elif tokenizer.decode([ids[index]]).isspace() or index == 0:  # the first token has no context
             assert ours == IGNORED_LABEL
-            found.white_space += 1
+            comparison.white_space += 1
         else:
             assert is_part, (index, tokenizer.decode([ids[index]]), ours, theirs)
 

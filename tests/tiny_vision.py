@@ -264,8 +264,8 @@ def trl_processor(folder: Path, member: VisionMember) -> Any:
 
     processing_smolvlm.num2words = str  # it names the frames of videos
     original = getattr(transformers, PROCESSOR_MAPPING_NAMES[member.model_type])
-    unchecked = {"check_argument_for_proper_class": lambda self, name, argument: None}
-    kind = type(original.__name__, (original,), unchecked)
+    no_check = {"check_argument_for_proper_class": lambda self, name, argument: None}
+    kind: Any = type(original.__name__, (original,), no_check)
     parts = {
         "image_processor": AutoImageProcessor.from_pretrained(folder),
         "tokenizer": AutoTokenizer.from_pretrained(folder),

@@ -17,6 +17,7 @@ from safetensors import deserialize
 from loratory.engine.data.render.template import with_parts
 from loratory.engine.models.folder import SINGLE_WEIGHTS, read_config
 from loratory.engine.models.prepared import (
+    DEMO_VISION_ID,
     ModelProgress,
     OnModelProgress,
     Recipe,
@@ -26,7 +27,6 @@ from loratory.engine.models.prepared import (
 )
 from loratory.engine.paths import LoratoryHome
 
-DEMO_VISION_ID = "smollm2-135m-vision"
 _RECIPE = Recipe(made_from="SmolLM2-135M-Instruct with a random tower 1", needed_bytes=300_000_000)
 _PLACEHOLDER = "<image>"
 _TOKENS = (
@@ -44,9 +44,10 @@ def demo_vision_folder(home: LoratoryHome) -> Path:
     return home.models / DEMO_VISION_ID
 
 
-def is_demo_vision_prepared(home: LoratoryHome) -> bool:
-    """Return whether the demo model with eyes is ready in this home."""
-    return is_prepared(demo_vision_folder(home), _RECIPE)
+def find_demo_vision(home: LoratoryHome) -> Path | None:
+    """Return the folder of the demo model with eyes; None where it is not in this home yet."""
+    folder = demo_vision_folder(home)
+    return folder if is_prepared(folder, _RECIPE) else None
 
 
 def prepare_demo_vision(base: Path, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress) -> Path:
@@ -69,7 +70,7 @@ def prepare_demo_vision(base: Path, home: LoratoryHome, on_progress: OnModelProg
 def _write_tokenizer(base: Path, target: Path) -> int:
     """Write the tokenizer with tokens for images, and a template that takes some; return the size of the vocabulary."""
     tokenizer = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
-    first = 1 + max(*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"]))
+    first: int = 1 + max(*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"]))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokenizer["added_tokens"] += [
         {"id": first + index, "content": token, "special": True, **flags} for index, token in enumerate(_TOKENS)
@@ -85,7 +86,7 @@ def _write_tokenizer(base: Path, target: Path) -> int:
 
 def _write_settings(base: Path, target: Path, vocabulary: int) -> None:
     text = read_config(base / "config.json", DEMO_VISION_ID)
-    vision = {
+    vision: dict[str, Any] = {
         "model_type": "idefics3_vision",
         "hidden_size": _WIDTH,
         "intermediate_size": _HIDDEN,
@@ -94,7 +95,7 @@ def _write_settings(base: Path, target: Path, vocabulary: int) -> None:
         "image_size": _TILE,
         "patch_size": _PATCH,
     }
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["Idefics3ForConditionalGeneration"],
         "model_type": "idefics3",
         "dtype": "bfloat16",
@@ -122,7 +123,7 @@ def _write_settings(base: Path, target: Path, vocabulary: int) -> None:
 def _write_weights(base: Path, target: Path, vocabulary: int) -> None:
     random = np.random.default_rng(0)
     tensors: dict[str, _Tensor] = {}
-    for name, tensor in deserialize((base / SINGLE_WEIGHTS).read_bytes()):
+    for name, tensor in deserialize((base / SINGLE_WEIGHTS).read_bytes()):  # type: ignore[no-untyped-call]
         if name == "lm_head.weight":  # the embeddings again
             continue
         shape, data = tensor["shape"], bytes(tensor["data"])
@@ -189,7 +190,8 @@ def _bfloat16(values: np.ndarray) -> bytes:
 def _mean(data: bytes, width: int) -> np.ndarray:
     """Return the mean of rows in bfloat16."""
     bits = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
-    return bits.view(np.float32).reshape(-1, width).mean(axis=0)
+    mean: np.ndarray = bits.view(np.float32).reshape(-1, width).mean(axis=0)
+    return mean
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

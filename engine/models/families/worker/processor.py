@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _MAX_CHARACTERS = 8 << 20  # of the images of a row as text; a row of the longest context has a quarter of them
 
 
-class _ShapesOnly(PilBackend):
+class _ShapesOnly(PilBackend):  # type: ignore[misc]  # transformers has no types
     """Resizes the shape of an image and none of its pixels."""
 
     def resize(self, image: np.ndarray, size: Any, **_: Any) -> np.ndarray:
@@ -346,6 +346,6 @@ def _without_video(text_class: type[Any], folder: Path, name: str, images: Any, 
     names = [key for key in inspect.signature(text_class.__init__).parameters if key not in ("self", "chat_template")]
     values = {key: settings[key] for key in names if isinstance(settings.get(key), int | float | str)}
     parts = {"image_processor": images, "tokenizer": tokenizer, "video_processor": None}
-    unchecked = {"check_argument_for_proper_class": lambda self, argument_name, argument: None}  # noqa: ARG005
-    whole = type(text_class.__name__, (text_class,), unchecked)
+    no_check = {"check_argument_for_proper_class": lambda self, argument_name, argument: None}  # noqa: ARG005
+    whole = type(text_class.__name__, (text_class,), no_check)
     return whole(**values, **{key: part for key, part in parts.items() if key in names})
