@@ -135,6 +135,14 @@ class SeveralSources(RowSource):
             start += total
             rows = rows[bisect_left(rows, start) :]
 
+    def folder_of(self, row: int) -> Path | None:
+        for source in self._sources:
+            total = source.total_rows
+            if total is None or row < total:  # those before the row have been read to their ends
+                return source.folder_of(row)
+            row -= total
+        return None
+
     def fingerprint(self) -> str:
         prints = [source.fingerprint() for source in self._sources]
         return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()

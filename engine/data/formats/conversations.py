@@ -4,7 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from loratory.engine.data.conversation import Conversation, PlainText
-from loratory.engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
+from loratory.engine.data.formats.base import (
+    IMAGES,
+    SYSTEM,
+    TOOLS,
+    Cells,
+    Column,
+    DataFormat,
+    Detection,
+    Evidence,
+    Table,
+)
 from loratory.engine.data.formats.turns import are_single_turns, begins_like_turns, is_turn, is_turn_text, turn_list
 from loratory.engine.data.records import RowProblemError
 
@@ -51,7 +61,7 @@ class ShareGPT(TurnLists):
     label = "ShareGPT"
     turn_column = "conversations"
     turn_fields = ("from", "value")
-    columns = (Column("conversations", True, "list of turns, each with from and value"), SYSTEM, TOOLS)
+    columns = (Column("conversations", True, "list of turns, each with from and value"), SYSTEM, TOOLS, IMAGES)
 
 
 class Messages(TurnLists):
@@ -60,7 +70,7 @@ class Messages(TurnLists):
     name = "messages"
     label = "messages"
     turn_column = "messages"
-    columns = (Column("messages", True, "list of turns, each with role and content"), SYSTEM, TOOLS)
+    columns = (Column("messages", True, "list of turns, each with role and content"), SYSTEM, TOOLS, IMAGES)
 
     def detect(self, table: Table) -> list[Detection]:
         detections = super().detect(table)

@@ -9,6 +9,7 @@ from typing import Any
 from loratory.engine.config.objectives import RowKind
 from loratory.engine.data.conversation import LabeledCompletion, Message, PreferencePair
 from loratory.engine.data.formats.base import (
+    IMAGES,
     SYSTEM,
     TOOLS,
     Cells,
@@ -83,7 +84,14 @@ class Preference(PairFormat):
 
     name = "preference"
     label = "preference pairs"
-    columns = (Column("prompt", False, "what is asked: text, or a list of turns"), _CHOSEN, _REJECTED, SYSTEM, TOOLS)
+    columns = (
+        Column("prompt", False, "what is asked: text, or a list of turns"),
+        _CHOSEN,
+        _REJECTED,
+        SYSTEM,
+        TOOLS,
+        IMAGES,
+    )
 
     def fits(self, table: Table) -> str:
         chosen, rejected = table.names["chosen"], table.names["rejected"]
@@ -159,6 +167,7 @@ class Ranking(PairFormat):
         _REJECTED,
         SYSTEM,
         TOOLS,
+        IMAGES,
     )
     may_hold_turns = ("chosen", "rejected")
 
@@ -191,6 +200,7 @@ class Ratings(DataFormat):
         Column("label", True, "whether the answer is good: true or false"),
         SYSTEM,
         TOOLS,
+        IMAGES,
     )
     may_hold_turns = ("prompt", "completion")
 
