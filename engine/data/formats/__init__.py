@@ -13,7 +13,7 @@ from loratory.engine.config.run import DataFormatName, DatasetConfig, TurnRole
 from loratory.engine.data.conversation import Conversation, Example
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.formats.base import IMAGES, SYSTEM_NAMES, TURN_FIELDS, Cells, DataFormat, Detection, Table
-from loratory.engine.data.formats.conversations import MESSAGES, SHAREGPT, TEXT
+from loratory.engine.data.formats.conversations import CAPTIONS, MESSAGES, SHAREGPT, TEXT
 from loratory.engine.data.formats.images import IMAGE_NAMES, Load, holds_bytes, is_image
 from loratory.engine.data.formats.pairs import ALPACA, ANSWER_NAMES, MATERIAL_NAMES, PROMPT_COMPLETION, single_spaced
 from loratory.engine.data.formats.preferences import FORMATS_OF_PREFERENCES
@@ -24,7 +24,7 @@ from loratory.engine.errors import DatasetError
 
 FORMATS: dict[str, DataFormat] = {
     format_.name: format_
-    for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT, *FORMATS_OF_PREFERENCES, PROMPTS)
+    for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT, *FORMATS_OF_PREFERENCES, PROMPTS, CAPTIONS)
 }
 _ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
 

@@ -25,7 +25,7 @@ AnyConversation = TypeVar("AnyConversation", bound=Conversation)
 
 
 def is_image(value: Any) -> bool:
-    """Return whether a cell looks like an image, or a list of some."""
+    """Return whether a cell looks like an image, or a list with one."""
     if isinstance(value, Mapping):
         return isinstance(value.get("bytes"), bytes) or is_image(value.get("path"))
     if isinstance(value, str):
@@ -34,7 +34,7 @@ def is_image(value: Any) -> bool:
         name = value.partition("?")[0]
         return bool(_EMBEDDED_OR_ADDRESS.match(value)) or PurePath(name[-20:].lower()).suffix in IMAGE_ENDINGS
     if isinstance(value, list | tuple):
-        return bool(value) and all(map(is_image, value))
+        return any(map(is_image, value))
     return isinstance(value, bytes)
 
 
@@ -96,7 +96,8 @@ def place_images(
     rejected = example.rejected if isinstance(example, PreferencePair) else ()
     turns = [*example.messages, *rejected]
     has_parts = any(turn.images for turn in turns)
-    turns = [turn if turn.images else _marked(turn, has_tags=column is not None and not has_parts) for turn in turns]
+    has_tags = column is not None and not has_parts
+    turns = [turn if turn.images else _marked(turn, has_tags=has_tags) for turn in turns]
     require_few(len(cells))
     if cells and not any(turn.images for turn in turns):
         first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
@@ -119,7 +120,8 @@ def place_images(
         for turn, row in zip(turns, places, strict=True)
     ]
     for number, turn in enumerate(turns, start=1):
-        if turn.content.count(IMAGE_MARK) != len(turn.images):
+        is_tagged = has_tags and _TAG in (turn.reasoning or "")
+        if is_tagged or turn.content.count(IMAGE_MARK) != len(turn.images):
             raise RowProblemError("image", f"an image of turn {number} is in its reasoning, where none can be")
     messages, others = tuple(turns[: len(example.messages)]), tuple(turns[len(example.messages) :])
     return replace(example, messages=messages, **({"rejected": others} if others else {}))

@@ -155,7 +155,7 @@ def test_pairs_share_the_images_of_their_prompt(folder, home):
     for row in rows:
         example = read_one(folder, home, row).example
         for side in example.sides():
-            assert [(m.content, len(m.images)) for m in side.messages][0] == (f"{M}What?", 1)
+            assert next((m.content, len(m.images)) for m in side.messages) == (f"{M}What?", 1)
         assert example.rejected[0].content == "Blue."
 
 
@@ -206,7 +206,9 @@ def test_plain_bytes_and_large_images_of_parquet_are_read(folder, home):
 
 
 def test_files_of_tables_and_folders_name_images(folder, home):
-    (folder / "rows.csv").write_text('question,answer,images\nWhat?,Red.,"[""red.png"", ""pictures/blue.jpg""]"\nNo?,No.,\n')
+    (folder / "rows.csv").write_text(
+        'question,answer,images\nWhat?,Red.,"[""red.png"", ""pictures/blue.jpg""]"\nNo?,No.,\n'
+    )
     assert [shown(row)[0] for row in read(folder / "rows.csv", home)] == [(f"{M}{M}What?", 40, 20), ("No?",)]
     (folder / "rows.csv").unlink()
 
@@ -290,7 +292,9 @@ def test_a_person_of_a_lab_reads_no_image_of_another(home):
 
     guesses = [f"media:{stored.digest}", str(ann.uploads / "red.png"), "../ann/red.png",
                f"../../media/ann/{stored.digest[:2]}/{stored.digest}-40x30.png"]  # fmt: skip
-    rows = read(write_rows(bob.uploads / "rows.jsonl", [turns([{"type": "image", "path": g}], "R") for g in guesses]), bob)
+    rows = read(
+        write_rows(bob.uploads / "rows.jsonl", [turns([{"type": "image", "path": g}], "R") for g in guesses]), bob
+    )
 
     assert [row.example for row in rows] == [None] * 4
 
@@ -309,7 +313,11 @@ def test_row_checks_compare_the_images_of_questions(folder, home):
     rows.append(turns("Which color does this one square have?", "R", image="red.png"))
     path = write_rows(folder / "rows.jsonl", rows)
     steps = row_check_steps(
-        DatasetConfig(source=str(path)), SourceOptions(home=home), CheckSettings(), ("duplicates", "near_duplicates"), seed=1
+        DatasetConfig(source=str(path)),
+        SourceOptions(home=home),
+        CheckSettings(),
+        ("duplicates", "near_duplicates"),
+        seed=1,
     )
     exact, near = finish(steps).checks
 
