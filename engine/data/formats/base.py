@@ -31,9 +31,8 @@ class Column(NamedTuple):
 SYSTEM = Column("system", False, "system prompt")
 SYSTEM_NAMES = ("system", "system_prompt", "system_message")
 TOOLS = Column("tools", False, "functions that the assistant may call")
-IMAGES = Column(
-    "images", False, "images: files, data: URLs or bytes, one or a list; <image> in a text is the place of one"
-)
+IMAGES = Column("images", False, "files, data: URLs or bytes, one or a list; <image> in a text is the place of one")
+COMMON = (SYSTEM, TOOLS, IMAGES)  # of any conversation
 
 # Names of a turn's own fields, which a mapping may rename as well.
 TURN_FIELDS = ("from", "value", "role", "content")

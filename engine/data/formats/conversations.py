@@ -5,9 +5,9 @@ from typing import Any
 
 from loratory.engine.data.conversation import Conversation, Message, PlainText
 from loratory.engine.data.formats.base import (
+    COMMON,
     IMAGES,
     SYSTEM,
-    TOOLS,
     Cells,
     Column,
     DataFormat,
@@ -62,7 +62,7 @@ class ShareGPT(TurnLists):
     label = "ShareGPT"
     turn_column = "conversations"
     turn_fields = ("from", "value")
-    columns = (Column("conversations", True, "list of turns, each with from and value"), SYSTEM, TOOLS, IMAGES)
+    columns = (Column("conversations", True, "list of turns, each with from and value"), *COMMON)
 
 
 class Messages(TurnLists):
@@ -71,7 +71,7 @@ class Messages(TurnLists):
     name = "messages"
     label = "messages"
     turn_column = "messages"
-    columns = (Column("messages", True, "list of turns, each with role and content"), SYSTEM, TOOLS, IMAGES)
+    columns = (Column("messages", True, "list of turns, each with role and content"), *COMMON)
 
     def detect(self, table: Table) -> list[Detection]:
         detections = super().detect(table)

@@ -41,11 +41,9 @@ def is_image(value: Any) -> bool:
 def image_column(names: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Return the column that has the images of rows, by one of its usual names or the only one with bytes; else None."""
     columns = (names[name] for name in IMAGE_NAMES if name in names)
-    found = next((column for column in columns if any(is_image(row.get(column)) for row in rows)), None)
-    if found is None:
-        with_bytes = [name for name in {*names.values()} if any(holds_bytes(row.get(name)) for row in rows)]
-        found = with_bytes[0] if len(with_bytes) == 1 else None
-    return found
+    with_images = [column for column in columns if any(is_image(row.get(column)) for row in rows)]
+    with_bytes = [name for name in {*names.values()} if any(holds_bytes(row.get(name)) for row in rows)]
+    return with_images[0] if with_images else with_bytes[0] if len(with_bytes) == 1 else None
 
 
 def holds_bytes(value: Any) -> bool:
@@ -97,7 +95,7 @@ def place_images(
     turns = [*example.messages, *rejected]
     has_parts = any(turn.images for turn in turns)
     has_tags = column is not None and not has_parts
-    turns = [turn if turn.images else _marked(turn, has_tags=has_tags) for turn in turns]
+    turns = [turn if turn.images else _with_marks(turn, has_tags=has_tags) for turn in turns]
     require_few(len(cells))
     if cells and not any(turn.images for turn in turns):
         first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
@@ -123,11 +121,12 @@ def place_images(
         is_tagged = has_tags and _TAG in (turn.reasoning or "")
         if is_tagged or turn.content.count(IMAGE_MARK) != len(turn.images):
             raise RowProblemError("image", f"an image of turn {number} is in its reasoning, where none can be")
-    messages, others = tuple(turns[: len(example.messages)]), tuple(turns[len(example.messages) :])
-    return replace(example, messages=messages, **({"rejected": others} if others else {}))
+    split = len(example.messages)
+    example = replace(example, messages=tuple(turns[:split]))
+    return replace(example, rejected=tuple(turns[split:])) if isinstance(example, PreferencePair) else example
 
 
-def _marked(turn: Message, *, has_tags: bool) -> Message:
+def _with_marks(turn: Message, *, has_tags: bool) -> Message:
     content = turn.content.replace(IMAGE_MARK, "")
     content = content.replace(_TAG, IMAGE_MARK) if has_tags else content
     return replace(turn, content=content, images=(_NEXT,) * content.count(IMAGE_MARK))

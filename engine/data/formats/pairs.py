@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.data.formats.base import (
+    COMMON,
     IMAGES,
     SYSTEM,
-    TOOLS,
     Cells,
     Column,
     DataFormat,
@@ -187,9 +187,7 @@ class PromptCompletion(QuestionFormat):
     columns = (
         Column("prompt", True, "what is asked: text, or a list of turns"),
         Column("completion", True, "the answer: text, or a list of turns"),
-        SYSTEM,
-        TOOLS,
-        IMAGES,
+        *COMMON,
     )
     may_hold_turns = ("prompt", "completion")
     takes_material = False

@@ -48,7 +48,7 @@ def to_stored(data: bytes, *, keeps_metadata: bool = False) -> tuple[bytes, str]
         NotAnImageError: With the reason.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         reasons = (why for start, why in _STARTS if start.match(data[:4096]))
         raise NotAnImageError(next(reasons, "it is not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image")) from None
@@ -61,9 +61,9 @@ def to_stored(data: bytes, *, keeps_metadata: bool = False) -> tuple[bytes, str]
         notes += "a"
     orientation = _orientation(image)
     is_plain = orientation == 1 and not notes and not image.has_transparency_data
-    stored = _without_metadata(image, data, keeps_metadata=keeps_metadata) if is_plain else None
+    content = _without_metadata(image, data, keeps_metadata=keeps_metadata) if is_plain else None
     is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-    if stored is None:
+    if content is None:
         image.load()
         exif = image.getexif() if keeps_metadata else None
         image, notes = _to_rgb(ImageOps.exif_transpose(image) if orientation != 1 else image, notes)
@@ -73,8 +73,8 @@ def to_stored(data: bytes, *, keeps_metadata: bool = False) -> tuple[bytes, str]
         jpeg: Any = {"format": "JPEG", "quality": 95, "subsampling": 0}
         image.info.clear()  # PNG's writer takes text and profiles from there
         image.save(target, **(jpeg if is_jpeg else {"format": "PNG", "compress_level": 3}), exif=exif or b"")
-        stored, (width, height) = target.getvalue(), image.size
-    return stored, f"{width}x{height}{notes and f'-{notes}'}.{'jpg' if is_jpeg else 'png'}"
+        content, (width, height) = target.getvalue(), image.size
+    return content, f"{width}x{height}{notes and f'-{notes}'}.{'jpg' if is_jpeg else 'png'}"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -94,11 +94,11 @@ def _without_metadata(image: Image.Image, data: bytes, *, keeps_metadata: bool) 
     else:
         return None
     try:
-        stored = data if keeps_metadata else b"".join(parts)
-        Image.open(io.BytesIO(stored), formats=("JPEG", "PNG")).load()
+        content = data if keeps_metadata else b"".join(parts)
+        Image.open(io.BytesIO(content), formats=("JPEG", "PNG")).load()
     except (ValueError, IndexError, OSError, SyntaxError, struct.error):
         return None  # an unusual file, or a damaged one: the whole of it is decoded, which has the reason
-    return stored
+    return content
 
 
 def _jpeg_parts(data: bytes) -> Iterator[bytes]:
@@ -152,7 +152,7 @@ def _to_rgb(image: Image.Image, notes: str) -> tuple[Image.Image, str]:
         raise NotAnImageError(f"its pixels are of the kind {image.mode}; save it as PNG with 8 bits a channel")
     if image.has_transparency_data:
         clear = image.convert("RGBA")
-        if clear.getextrema()[3] != (255, 255):
+        if clear.getchannel("A").getextrema() != (255, 255):
             white = Image.new("RGBA", image.size, "white")
             white.alpha_composite(clear)
             clear, notes = white, f"{notes}t"
@@ -170,7 +170,7 @@ def _store(params: JsonObject, _: Request) -> JsonObject:
     lift_memory_limit()
     try:
         with limited(DECODE_SECONDS, DECODE_BYTES):
-            stored, name = to_stored(Path(params["source"]).read_bytes(), keeps_metadata=params["keeps_metadata"])
+            content, name = to_stored(Path(params["source"]).read_bytes(), keeps_metadata=params["keeps_metadata"])
     except NotAnImageError as error:
         return {"problem": str(error)}
     except MemoryError:
@@ -178,7 +178,7 @@ def _store(params: JsonObject, _: Request) -> JsonObject:
     except Exception as error:  # whatever a damaged file makes a decoder raise
         return {"problem": f"it is damaged or cut off: {one_line(str(error) or type(error).__name__, 100)}"}
     path = Path(f"{params['target']}-{name}")
-    write_atomically(path, stored, makes_folder=True)
+    write_atomically(path, content, makes_folder=True)
     return {"name": path.name}
 
 

@@ -74,8 +74,8 @@ class RowImages:
             if ref is None:
                 raise RowProblemError("image", "the media store does not have it")
             return ref
-        if embedded := _EMBEDDED.match(cell):
-            return self.store.add(_embedded(cell, embedded))
+        if start := _EMBEDDED.match(cell):
+            return self.store.add(_decode_url(cell, start))
         if _ADDRESS.match(cell):
             why = "is an address, and nothing is fetched from there; download it, and name the file"
             raise RowProblemError("image", f"{shown_name(cell)} {why}")
@@ -102,7 +102,7 @@ def require_few(count: int) -> None:
         raise RowProblemError("too_long", f"it has {count:,} images; {MAX_IMAGES:,} is the most")
 
 
-def _embedded(cell: str, start: re.Match[str]) -> bytes:
+def _decode_url(cell: str, start: re.Match[str]) -> bytes:
     if not start[0].lower().endswith(";base64,"):
         raise RowProblemError("image", "its data: URL is not in base64")
     if len(cell) > MAX_IMAGE_BYTES * 4 // 3 + 1000:

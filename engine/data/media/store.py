@@ -52,7 +52,7 @@ class MediaStore:
         if len(data) > MAX_IMAGE_BYTES:
             raise RowProblemError("image", f"it has {len(data) / 1e6:,.0f} MB; {MAX_IMAGE_BYTES >> 20} MiB is the most")
         digest = hashlib.sha256(data).hexdigest()
-        name = self._listed(digest[:2]).get(digest)
+        name = self._files_in(digest[:2]).get(digest)
         if name is None:
             problem = self._problems.get(digest, "")
             name = _NAME.fullmatch("" if problem else self._store(digest, data))
@@ -101,11 +101,11 @@ class MediaStore:
     def _lookup(self, digest: str) -> re.Match[str] | None:
         if _DIGEST.fullmatch(digest) is None:
             return None
-        if digest not in self._listed(digest[:2]):
+        if digest not in self._files_in(digest[:2]):
             del self._names[digest[:2]]  # another process may have stored it since
-        return self._listed(digest[:2]).get(digest)
+        return self._files_in(digest[:2]).get(digest)
 
-    def _listed(self, part: str) -> dict[str, re.Match[str]]:
+    def _files_in(self, part: str) -> dict[str, re.Match[str]]:
         """Return the files in one of the folders, as they were when it was listed."""
         if part not in self._names:
             folder = self._folder / part

@@ -55,7 +55,7 @@ def read_one(folder, home, row, **config):
     return read_row
 
 
-def shown(row):
+def read_turns(row):
     """Return the turns of a row, with the widths of their images."""
     assert row.example is not None, row.problem
     return [(m.content, *(image.width for image in m.images)) for m in row.example.messages]
@@ -126,20 +126,20 @@ FORMS = {
 def test_images_come_where_the_row_has_them(folder, home, form):
     row, expected = FORMS[form]
 
-    assert shown(read_one(folder, home, row)) == expected
+    assert read_turns(read_one(folder, home, row)) == expected
 
 
 def test_text_rows_stand_beside_image_rows(folder, home):
     rows = [turns("What?", "R", images=["red.png"]), turns("Text", "alone"), turns("Text", "too", images=[]),
             turns(f"And <image> without{M} a column?", "Text.", images=None)]  # fmt: skip
-    kept = read(write_rows(folder / "rows.jsonl", rows), home)
+    rows = read(write_rows(folder / "rows.jsonl", rows), home)
 
-    assert [shown(row)[0] for row in kept[:3]] == [(f"{M}What?", 40), ("Text",), ("Text",)]
-    assert "1 place for images in its turns, and images has 0" in kept[3].problem
+    assert [read_turns(row)[0] for row in rows[:3]] == [(f"{M}What?", 40), ("Text",), ("Text",)]
+    assert "1 place for images in its turns, and images has 0" in rows[3].problem
 
 
 def test_a_tag_is_text_where_no_column_has_images(folder, home):
-    assert shown(read_one(folder, home, turns(f"What is <image>{M} in HTML?", "A tag."))) == [
+    assert read_turns(read_one(folder, home, turns(f"What is <image>{M} in HTML?", "A tag."))) == [
         ("What is <image> in HTML?",), ("A tag.",)
     ]  # fmt: skip
 
@@ -162,15 +162,15 @@ def test_pairs_share_the_images_of_their_prompt(folder, home):
 def test_a_column_of_any_name_can_be_mapped_or_left_out(folder, home):
     row = turns("What?", "R", photo="red.png", image="pictures/blue.jpg")
 
-    assert shown(read_one(folder, home, row, column_map={"images": "photo"}))[0] == (f"{M}What?", 40)
-    assert shown(read_one(folder, home, row, column_map={"images": ""}))[0] == ("What?",)
-    assert shown(read_one(folder, home, row, format="messages"))[0] == (f"{M}What?", 20)
+    assert read_turns(read_one(folder, home, row, column_map={"images": "photo"}))[0] == (f"{M}What?", 40)
+    assert read_turns(read_one(folder, home, row, column_map={"images": ""}))[0] == ("What?",)
+    assert read_turns(read_one(folder, home, row, format="messages"))[0] == (f"{M}What?", 20)
 
 
 def test_a_column_that_only_has_such_a_name_is_not_one_of_images(folder, home):
     row = read_one(folder, home, turns("What?", "R", images=3, image="a red square"))
 
-    assert shown(row) == [("What?",), ("R",)]
+    assert read_turns(row) == [("What?",), ("R",)]
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow", "rows.parquet.gz"])
@@ -189,10 +189,10 @@ def test_bytes_in_columns_of_arrow_are_read(folder, home, name):
         with pyarrow.ipc.new_file(path, table.schema) as file:
             file.write_table(table)
 
-    kept = read(folder / name, home)
+    rows = read(folder / name, home)
 
-    assert [shown(row)[0] for row in kept] == [(f"{M}{M}What?", 40, 20), (f"{M}Which?", 40), ("None?",)]
-    assert "media:" in kept[0].record.sample(1000)
+    assert [read_turns(row)[0] for row in rows] == [(f"{M}{M}What?", 40, 20), (f"{M}Which?", 40), ("None?",)]
+    assert "media:" in rows[0].record.sample(1000)
 
 
 def test_plain_bytes_and_large_images_of_parquet_are_read(folder, home):
@@ -202,20 +202,24 @@ def test_plain_bytes_and_large_images_of_parquet_are_read(folder, home):
         pyarrow.Table.from_pylist([{"question": "What?", "answer": "Noise.", "image": large}]), folder / "rows.parquet"
     )
 
-    assert shown(read(folder / "rows.parquet", home)[0])[0] == (f"{M}What?", 2600)
+    assert read_turns(read(folder / "rows.parquet", home)[0])[0] == (f"{M}What?", 2600)
 
 
 def test_files_of_tables_and_folders_name_images(folder, home):
     (folder / "rows.csv").write_text(
         'question,answer,images\nWhat?,Red.,"[""red.png"", ""pictures/blue.jpg""]"\nNo?,No.,\n'
     )
-    assert [shown(row)[0] for row in read(folder / "rows.csv", home)] == [(f"{M}{M}What?", 40, 20), ("No?",)]
+    assert [read_turns(row)[0] for row in read(folder / "rows.csv", home)] == [(f"{M}{M}What?", 40, 20), ("No?",)]
     (folder / "rows.csv").unlink()
 
     below = {"question": "Blue?", "answer": "Yes.", "file_name": "blue.jpg"}
     write_rows(folder / "metadata.jsonl", [{"question": "Red?", "answer": "Yes.", "file_name": "red.png"}])
     write_rows(folder / "pictures" / "metadata.jsonl", [below, below])
-    assert [shown(row)[0] for row in read(folder, home)] == [(f"{M}Red?", 40), (f"{M}Blue?", 20), (f"{M}Blue?", 20)]
+    assert [read_turns(row)[0] for row in read(folder, home)] == [
+        (f"{M}Red?", 40),
+        (f"{M}Blue?", 20),
+        (f"{M}Blue?", 20),
+    ]
 
 
 def test_captions_become_answers(folder, home):
@@ -223,7 +227,7 @@ def test_captions_become_answers(folder, home):
 
     (row,) = read(folder, home)
 
-    assert shown(row) == [(M, 40), ("A red square.",)]
+    assert read_turns(row) == [(M, 40), ("A red square.",)]
 
 
 PROBLEMS = {
@@ -287,11 +291,11 @@ def test_a_person_of_a_lab_reads_no_image_of_another(home):
     for person in (ann, bob):
         person.uploads.mkdir(parents=True)
     (ann.uploads / "red.png").write_bytes(RED)
-    stored = read_one(ann.uploads, ann, turns("?", "R", image="red.png")).example.messages[0].images[0]
-    assert (ann.media / stored.digest[:2]).is_dir()
+    ref = read_one(ann.uploads, ann, turns("?", "R", image="red.png")).example.messages[0].images[0]
+    assert (ann.media / ref.digest[:2]).is_dir()
 
-    guesses = [f"media:{stored.digest}", str(ann.uploads / "red.png"), "../ann/red.png",
-               f"../../media/ann/{stored.digest[:2]}/{stored.digest}-40x30.png"]  # fmt: skip
+    guesses = [f"media:{ref.digest}", str(ann.uploads / "red.png"), "../ann/red.png",
+               f"../../media/ann/{ref.digest[:2]}/{ref.digest}-40x30.png"]  # fmt: skip
     rows = read(
         write_rows(bob.uploads / "rows.jsonl", [turns([{"type": "image", "path": g}], "R") for g in guesses]), bob
     )

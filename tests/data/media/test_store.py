@@ -38,7 +38,7 @@ def exif(**tags):
     data = Image.Exif()
     data[ARTIST] = "Ann Onymous"
     data.get_ifd(PLACE)[2] = (47.0, 22.0, 30.0)
-    data[TURNED] = tags.get("turned", 1)
+    data[TURNED] = tags.get("orientation", 1)
     return data
 
 
@@ -65,10 +65,10 @@ def test_a_stored_image_is_not_decoded_again(store, tmp_path):
 def test_pixels_are_those_that_pillow_reads_of_the_source(store, form):
     data = file_of(noise(), form)
 
-    stored = store.open(store.add(data))
+    image = store.open(store.add(data))
 
-    assert stored.mode == "RGB"
-    assert stored.tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+    assert image.mode == "RGB"
+    assert image.tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize(("mode", "form"), [("L", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("1", "PNG"), ("P", "GIF")])
@@ -89,27 +89,29 @@ def test_what_is_transparent_is_white_with_a_note(store):
     image.putpixel((0, 0), (0, 0, 255, 255))
     ref = store.add(file_of(image))
 
-    stored = store.open(ref)
+    image = store.open(ref)
 
-    assert (stored.getpixel((0, 0)), stored.getpixel((5, 5))) == ((0, 0, 255), (255, 255, 255))
+    assert (image.getpixel((0, 0)), image.getpixel((5, 5))) == ((0, 0, 255), (255, 255, 255))
     assert store.notes(ref) == "t"
     assert store.notes(store.add(picture("red", mode="RGBA"))) == ""
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
-@pytest.mark.parametrize("turned", [1, 3, 6, 8])
-def test_exif_turns_an_image_and_is_not_stored(store, form, turned):
-    data = file_of(two_colors(), form, exif=exif(turned=turned), **({"lossless": True} if form == "WEBP" else {}))
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_exif_turns_an_image_and_is_not_stored(store, form, orientation):
+    data = file_of(
+        two_colors(), form, exif=exif(orientation=orientation), **({"lossless": True} if form == "WEBP" else {})
+    )
     assert b"Ann" in data
 
     ref = store.add(data)
 
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    stored = store.open(ref)
-    assert (ref.width, ref.height) == stored.size == expected.size == ((30, 40) if turned in (6, 8) else (40, 30))
-    corners = ((1, 1), (stored.width - 2, stored.height - 2))
+    image = store.open(ref)
+    assert (ref.width, ref.height) == image.size == expected.size == ((30, 40) if orientation in (6, 8) else (40, 30))
+    corners = ((1, 1), (image.width - 2, image.height - 2))
     for corner in corners:
-        pixels = zip(stored.getpixel(corner), expected.getpixel(corner), strict=True)
+        pixels = zip(image.getpixel(corner), expected.getpixel(corner), strict=True)
         assert all(abs(left - right) < 12 for left, right in pixels)
     assert b"Ann" not in store.path(ref).read_bytes()
     with Image.open(store.path(ref)) as file:
@@ -119,8 +121,8 @@ def test_exif_turns_an_image_and_is_not_stored(store, form, turned):
 def test_metadata_is_kept_by_choice_and_turned_with_the_image(tmp_path, monkeypatch):
     monkeypatch.setenv(KEEPS_METADATA, "1")
     store = MediaStore(tmp_path)
-    for turned in (1, 6):
-        ref = store.add(file_of(two_colors(), "JPEG", exif=exif(turned=turned)))
+    for orientation in (1, 6):
+        ref = store.add(file_of(two_colors(), "JPEG", exif=exif(orientation=orientation)))
         with Image.open(store.path(ref)) as file:
             assert file.getexif()[ARTIST] == "Ann Onymous"
             assert file.getexif().get(TURNED, 1) == 1
@@ -128,10 +130,10 @@ def test_metadata_is_kept_by_choice_and_turned_with_the_image(tmp_path, monkeypa
 
 def test_comments_profiles_and_what_follows_the_end_are_not_stored(store):
     jpeg = file_of(noise(), "JPEG", comment=b"secret comment", icc_profile=b"secret profile" * 20, progressive=True)
-    noted = Image.open(io.BytesIO(file_of(noise())))
+    plain = Image.open(io.BytesIO(file_of(noise())))
     text = PngInfo()
     text.add_text("Author", "secret author")
-    for data in (jpeg, file_of(noted, pnginfo=text, icc_profile=b"secret profile" * 20)):
+    for data in (jpeg, file_of(plain, pnginfo=text, icc_profile=b"secret profile" * 20)):
         ref = store.add(data + b"secret trailer <script>")
         assert b"secret" not in store.path(ref).read_bytes()
         assert store.open(ref).tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
@@ -204,7 +206,7 @@ def peak_bytes(pid):
 
 LARGE = {
     "progressive JPEG, turned": lambda: file_of(
-        Image.new("RGB", (8192, 8192), "red"), "JPEG", progressive=True, exif=exif(turned=6)
+        Image.new("RGB", (8192, 8192), "red"), "JPEG", progressive=True, exif=exif(orientation=6)
     ),
     "transparent PNG": lambda: file_of(Image.new("RGBA", (8192, 8192), (1, 2, 3, 4)), compress_level=1),
     "AVIF": lambda: file_of(Image.new("RGB", (8192, 8192), "red"), "AVIF", speed=10),

@@ -76,8 +76,8 @@ class CheckedRow(NamedTuple):
         """
         text = "\n".join(turn.text for turn in self.turns if turn.role in _COMPARED[over])
         plain = _PUNCTUATION.sub(" ", text.casefold())
-        words = (plain if plain.isascii() else _UNSPACED.sub(r" \g<0> ", plain)).split() or text.split()
-        return [f"{word} {self.images}" for word in words] if self.images else words
+        word_list = (plain if plain.isascii() else _UNSPACED.sub(r" \g<0> ", plain)).split() or text.split()
+        return [f"{word} {self.images}" for word in word_list] if self.images else word_list
 
 
 @dataclass
