@@ -161,6 +161,7 @@ class SetRows(SeveralSources):
         super().__init__(f"{dataset.name}@{self.version.name}", [self.untouched])
         self.form = SourceForm("set", "set")
         self.read_as = facts.dataset.model_dump(include={"format", "column_map", "role_map"})
+        self._folder = dataset.folder
         operations = [entry.operation for entry in in_force(dataset.entries)]
         self.editor = Editor(operations, facts.rows)
 
@@ -170,6 +171,9 @@ class SetRows(SeveralSources):
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         return (record and self.editor.apply(record) for record in super().pick(rows))
+
+    def folder_of(self, row: int) -> Path | None:  # noqa: ARG002 - it is one set
+        return self._folder
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.version.name} {super().fingerprint()}".encode()).hexdigest()

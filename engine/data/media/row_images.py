@@ -3,9 +3,11 @@
 import binascii
 import re
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from loratory.engine.data.conversation import ImageRef, RowWarning
 from loratory.engine.data.files.access import DataAccess, open_regular, shown_name
@@ -15,6 +17,7 @@ from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome
 
 MAX_IMAGES = 256  # of one row
+DIGESTS = "image-digests.json"  # in the folder of a set: stored images by the names that rows have for them
 NOTES = {
     "a": "has several frames or pages; only the first is read",
     "c": "is in CMYK, and is read as RGB without its color profile",
@@ -30,16 +33,18 @@ class RowImages:
     """Reads the images of one row after another."""
 
     def __init__(self, home: LoratoryHome | None, access: DataAccess) -> None:
-        self._home, self._access = home, access
+        self.home, self.access = home, access
         self.folder_of: Callable[[int], Path | None] = lambda _: None  # the folder of a row's data file
         self.reads_files = False  # whether an image was in a file of its own, which may change
         self._row = self._count = 0  # of the row
         self.count = 0  # of all rows
         self.notes: tuple[RowWarning, ...] = ()  # on the images of the row
+        self.digests: dict[str, str] = {}  # of the files that were read, by the names that rows have for them
+        self._digests_in = lru_cache(_read_digests)
 
     @cached_property
     def store(self) -> MediaStore:
-        return MediaStore((self._home or LoratoryHome.locate()).media)
+        return MediaStore((self.home or LoratoryHome.locate()).media)
 
     def begin(self, row: int) -> None:
         """Begin another row, by its number."""
@@ -79,21 +84,27 @@ class RowImages:
         if _ADDRESS.match(cell):
             why = "is an address, and nothing is fetched from there; download it, and name the file"
             raise RowProblemError("image", f"{shown_name(cell)} {why}")
-        return self.store.add(self._file_content(cell))
-
-    def _file_content(self, name: str) -> bytes:
         folder = self.folder_of(self._row)
         if folder is None:
-            raise RowProblemError("image", f"{shown_name(name)} is a file, and this dataset does not bring it")
+            raise RowProblemError("image", f"{shown_name(cell)} is a file, and this dataset does not bring it")
+        ref = self.store.find(self._digests_in(folder).get(cell, "")) or self.store.add(self._read_file(folder, cell))
+        self.digests[cell] = ref.digest
+        return ref
+
+    def _read_file(self, folder: Path, name: str) -> bytes:
         self.reads_files = True
         try:
-            path = self._access.resolve(str(folder / name))
+            path = self.access.resolve(str(folder / name))
             with open_regular(path) as file:
-                data = file.read(MAX_IMAGE_BYTES + 1)
+                return file.read(MAX_IMAGE_BYTES + 1)
         except (DatasetError, ValueError) as error:
             why = str(getattr(error, "what", error)).replace(f"{folder}/", "").rstrip(".")
             raise RowProblemError("image", why) from error
-        return data
+
+
+def _read_digests(folder: Path) -> dict[str, str]:
+    file = folder / DIGESTS
+    return TypeAdapter(dict[str, str]).validate_json(file.read_bytes()) if file.is_file() else {}
 
 
 def require_few(count: int) -> None:
