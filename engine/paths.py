@@ -125,6 +125,8 @@ class LoratoryHome:
     own_models = _Folder("own-models", of_owner=True)
     exports = _Folder("exports", of_owner=True)  # unless the person names another folder
     uploads = _Folder("uploads", of_owner=True)  # dataset files that came in through the page
+    # Images of rows by their digests, of one person: in another's, a digest that was guessed leads to nothing.
+    media = _Folder("media", of_owner=True)
     datasets = _Folder("datasets", of_owner=True)  # sets of one person: datasets with versions and edits
     presets = _Folder("presets", of_owner=True)  # that one person saved
     votes = _Folder("votes", of_owner=True)  # on answers, of one person

@@ -19,8 +19,8 @@ from loratory.engine.section import Section, setting
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
 DataFormatName = Literal[
-    "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "hh", "ranking", "kto", "prompt"
-]
+    "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "hh", "ranking", "kto", "prompt", "captions"
+]  # fmt: skip
 DatasetFormat = Literal["auto", DataFormatName]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 LauncherName = Literal["local", "accelerate"]

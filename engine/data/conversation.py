@@ -111,7 +111,11 @@ class Conversation(Example):
     completion_start: int | None = None  # index of the first turn of the completion, where the format marks it
 
     def text(self) -> str:
-        return "\n".join(message.content for message in self.messages)
+        return "\n".join(self.contents())
+
+    def contents(self) -> list[str]:
+        """Return the content of each turn, of a pair also those of the rejected answer."""
+        return [message.content for message in self.messages]
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -179,8 +183,8 @@ class PreferencePair(Conversation):
     def trained_part(self, train_on: TrainOn) -> TrainOn:  # noqa: ARG002 - the answers are compared
         return "completion"
 
-    def text(self) -> str:
-        return "\n".join(message.content for message in (*self.messages, *self.rejected))
+    def contents(self) -> list[str]:
+        return [message.content for message in (*self.messages, *self.rejected)]
 
     def warnings(self) -> tuple[RowWarning, ...]:
         chosen, rejected = (" ".join(turn.content for turn in side) for side in (self.chosen, self.rejected))
@@ -194,7 +198,11 @@ class PreferencePair(Conversation):
 
 
 def _clipped(messages: Sequence[Message], clip: Callable[[str], str]) -> tuple[Message, ...]:
-    return tuple(replace(message, content=clip(message.content)) for message in messages)
+    clipped = (replace(message, content=clip(message.content)) for message in messages)
+    return tuple(
+        replace(message, images=message.images[: message.content.count(IMAGE_MARK)]) if message.images else message
+        for message in clipped
+    )
 
 
 def _turn_warnings(messages: Sequence[Message]) -> Iterator[RowWarning]:

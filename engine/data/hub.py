@@ -39,6 +39,7 @@ _CONFINED_TO: ContextVar[str | None] = ContextVar("confined_to", default=None)
 # What opens the file or address that a row names, such as Image, has this; Json has it too, and opens nothing.
 _DECODER = "decode_example"
 _PLAIN_FEATURES = ("Json",)
+_IMAGE = "Image"  # whose bytes the dataset holds; the media store decodes them
 _LOCAL_PATH = re.compile(r"(?<![\w:/.@-])(?:[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])+[^\s'\"]*")
 
 
@@ -185,11 +186,13 @@ class HubRows(RowSource):
         self._data = self._load()
         features = getattr(self._data, "features", None) or {}
         media = [name for name, feature in features.items() if _holds_media(feature)]
+        if streaming and any(map(_decodes, features.values())):
+            self._data = self._data.decode(False)  # else each is opened: a file or an address that the row names
+        elif not streaming:
+            _disable_decoding(self._data.info.features or {})
         if media:
-            if streaming:  # else each is opened before it is removed: a file or an address that the row names
-                self._data = self._data.decode(False)
             self._data = self._data.remove_columns(media)
-            self.notes = [f"Columns that hold pictures or sound are not read: {', '.join(media)}."]
+            self.notes = [f"Columns that hold sound, video or PDF are not read: {', '.join(media)}."]
         if not streaming:
             self.total_rows = len(self._data)
         self.download_bytes: int | None = getattr(getattr(self._data, "info", None), "download_size", None)
@@ -268,20 +271,35 @@ def _without_gaps(value: Any, feature: Any) -> Any:
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
     if isinstance(value, list) and inner is not None:
         return [_without_gaps(child, inner) for child in value]
+    if type(feature).__name__ == _IMAGE:
+        return without_gaps(value)
     if isinstance(value, dict) and isinstance(feature, dict):
         return {key: _without_gaps(child, feature.get(key)) for key, child in value.items() if child is not None}
     return value
 
 
-def _holds_media(feature: Any) -> bool:
-    if isinstance(feature, dict):
-        return any(_holds_media(inner) for inner in feature.values())
-    if isinstance(feature, list | tuple):
-        return any(_holds_media(inner) for inner in feature)
+def _leaves(feature: Any) -> Iterator[Any]:
+    """Yield the features of single values in a column's."""
     inner = getattr(feature, "feature", None)  # of a list
-    if inner is not None:
-        return _holds_media(inner)
-    return hasattr(feature, _DECODER) and type(feature).__name__ not in _PLAIN_FEATURES
+    if isinstance(feature, dict | list | tuple) or inner is not None:
+        parts = feature.values() if isinstance(feature, dict) else feature if inner is None else (inner,)
+        yield from (leaf for part in parts for leaf in _leaves(part))
+    else:
+        yield feature
+
+
+def _decodes(feature: Any) -> bool:
+    return any(hasattr(leaf, _DECODER) and type(leaf).__name__ not in _PLAIN_FEATURES for leaf in _leaves(feature))
+
+
+def _holds_media(feature: Any) -> bool:
+    return any(_decodes(leaf) for leaf in _leaves(feature) if type(leaf).__name__ != _IMAGE)
+
+
+def _disable_decoding(features: Any) -> None:
+    for leaf in _leaves(features):
+        if type(leaf).__name__ == _IMAGE:
+            leaf.decode = False
 
 
 def _explain(error: Exception, name: str) -> EngineError:

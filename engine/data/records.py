@@ -1,10 +1,12 @@
 """Rows of a source, reasons to leave them out, and the interface of sources."""
 
+import hashlib
 import json
 import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 _OfFormat = Literal[
@@ -14,7 +16,7 @@ _OfValues = Literal["weight", "missing_column", "not_text", "empty", "tools", "l
 _OfTurns = Literal["unknown_role", "no_assistant_turn", "unanswered", "order"]
 _OfTraining = Literal["nothing_to_learn", "template", "template_leaves_out", "special_token", "cut_away"]
 _OfPairs = Literal["pair", "equal_answers", "other_prompt", "white_space"]
-ProblemKind = Literal[_OfFormat, _OfValues, _OfTurns, _OfTraining, _OfPairs]
+ProblemKind = Literal[_OfFormat, _OfValues, _OfTurns, _OfTraining, _OfPairs, "image"]
 
 
 class RowProblemError(Exception):
@@ -45,6 +47,17 @@ def one_line(text: str, limit: int = 60) -> str:
     clean = "".join(letter if letter.isprintable() else " " for letter in piece).strip()
     return clean if len(clean) <= limit and len(text) <= limit * 2 else f"{clean[: limit - 1]}…"
 
+
+class Blob(bytes):
+    """Bytes in a cell, such as those of an image; as text, the name that the media store has for them."""
+
+    def __repr__(self) -> str:
+        return f"{MEDIA_PREFIX}{hashlib.sha256(self).hexdigest()}"
+
+    __str__ = __repr__
+
+
+MEDIA_PREFIX = "media:"
 
 # Far beyond any max_length (some two million tokens), and small enough that a few copies of it do no harm.
 MAX_ROW_BYTES = 8 << 20
@@ -78,7 +91,7 @@ class Record(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it holds in memory; sources without text have it counted."""
-        return len(self.raw) if self.raw else _text_length(self.value)
+        return len(self.raw) if self.raw else text_length(self.value, str | bytes)
 
     def sample(self, limit: int = 120) -> str:
         """Return how the row begins, on one line."""
@@ -87,12 +100,13 @@ class Record(NamedTuple):
         return one_line(self.raw[: limit * 4].decode("utf-8", "replace"), limit)
 
 
-def _text_length(value: Any) -> int:
+def text_length(value: Any, kinds: Any = str) -> int:
+    """Return the length of all text in a value, or of other kinds as well."""
     length = 0
     waiting = [value]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, str | bytes):
+        if isinstance(part, kinds):
             length += len(part)
         elif isinstance(part, Mapping):
             waiting.extend(part.values())
@@ -188,6 +202,10 @@ class RowSource(ABC):
     def records(self, first_row: int = 0) -> Iterator[Record | None]:
         """Yield rows from `first_row` on, as `pick` does."""
         return self.pick(range(first_row, sys.maxsize))
+
+    def folder_of(self, row: int) -> Path | None:  # noqa: ARG002 - several sources have several
+        """Return the folder of the data file that a row was read from, where its images may be; None where it has none."""
+        return None
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -135,6 +135,14 @@ class SeveralSources(RowSource):
             start += total
             rows = rows[bisect_left(rows, start) :]
 
+    def folder_of(self, row: int) -> Path | None:
+        for source in self._sources:
+            total = source.total_rows
+            if total is None or row < total:  # those before the row have been read to their ends
+                return source.folder_of(row)
+            row -= total
+        return None
+
     def fingerprint(self) -> str:
         prints = [source.fingerprint() for source in self._sources]
         return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()
@@ -153,6 +161,7 @@ class SetRows(SeveralSources):
         super().__init__(f"{dataset.name}@{self.version.name}", [self.untouched])
         self.form = SourceForm("set", "set")
         self.read_as = facts.dataset.model_dump(include={"format", "column_map", "role_map"})
+        self._folder = dataset.folder
         operations = [entry.operation for entry in in_force(dataset.entries)]
         self.editor = Editor(operations, facts.rows)
 
@@ -162,6 +171,9 @@ class SetRows(SeveralSources):
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         return (record and self.editor.apply(record) for record in super().pick(rows))
+
+    def folder_of(self, row: int) -> Path | None:  # noqa: ARG002 - it is one set
+        return self._folder
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.version.name} {super().fingerprint()}".encode()).hexdigest()

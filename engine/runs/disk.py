@@ -46,7 +46,7 @@ def disk_use(home: LoratoryHome, owner: str) -> DiskUse:
     own = home.for_person(owner)
     folders = {
         "runs": own.own_runs, "uploads": own.uploads, "exports": own.exports, "own models": own.own_models,
-        "sets": own.datasets, "cache": own.cache, "transfers": own.transfers,
+        "sets": own.datasets, "images": own.media, "cache": own.cache, "transfers": own.transfers,
     }  # fmt: skip
     sizes = {name: folder_size_bytes(folder) for name, folder in folders.items()}
     return DiskUse(owner, {name: bytes_ for name, bytes_ in sizes.items() if bytes_})

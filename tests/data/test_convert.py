@@ -179,7 +179,12 @@ PROBLEMS = {
     "content true": (turns(("user", True), ("assistant", "y")), "not_text", "is true"),
     "content an object": (turns(("user", {"a": 1}), ("assistant", "y")), "not_text", "an object"),
     "content a list of numbers": (turns(("user", [1]), ("assistant", "y")), "not_text", "the number 1"),
-    "content with a picture": (turns(("user", [{"type": "image_url"}]), ("assistant", "y")), "not_text", "image_url"),
+    "content with a picture": (
+        turns(("user", [{"type": "image_url"}]), ("assistant", "y")),
+        "image",
+        "no column has images",
+    ),
+    "content with sound": (turns(("user", [{"type": "input_audio"}]), ("assistant", "y")), "not_text", "input_audio"),
     "a turn that is text": ({"messages": ["hello"]}, "not_an_object", "turn 1 is text"),
     "turns that are text": ({"messages": "hello"}, "not_text", "not a list of turns"),
     "turns that look like JSON": ({"messages": "[{]"}, "tools", "not the JSON list"),

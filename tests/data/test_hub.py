@@ -22,6 +22,7 @@ from loratory.engine.models.prepared import DEMO_MODEL_ID
 from loratory.engine.processes.spawn import Access
 from tests.data.checks import check_dataset
 from tests.data.families import renderer_of
+from tests.data.pictures import picture
 
 ROWS = [{"instruction": f"Ask {number}", "output": "Answer"} for number in range(30)]
 _NEVER_READ = (".xls", ".zip", ".pkl", ".jsonl.zst")
@@ -173,19 +174,43 @@ def test_names_of_files_are_never_asked_of_the_hub(hub, name):
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_columns_with_pictures_are_left_out_and_said_to_be_at_any_depth(hub, streaming):
-    picture = datasets.Image()
+def test_pictures_are_read_as_the_bytes_that_the_dataset_holds_and_no_path_is_opened(hub, streaming, home):
     features = datasets.Features(
         {
             "instruction": datasets.Value("string"),
             "output": datasets.Value("string"),
-            "photo": picture,
-            "turns": datasets.List({"text": datasets.Value("string"), "seen": datasets.List(picture)}),
+            "photos": datasets.List(datasets.Image()),
+        }
+    )
+    own, elsewhere = {"bytes": picture("red"), "path": "red.png"}, {"bytes": None, "path": "/etc/hostname.png"}
+    rows = [{**row, "photos": photos} for row, photos in zip(ROWS, ([own], [own, own], [elsewhere], []), strict=False)]
+    fake = hub()
+    data = datasets.Dataset.from_list(rows, features=features)
+    fake.as_dataset = lambda split: data
+    fake.as_streaming_dataset = lambda split: data.to_iterable_dataset()
+
+    reader = DatasetReader(DatasetConfig(source="someone/data"), SourceOptions(home=home, streaming=streaming))
+    first, second, third, last = reader.rows()
+
+    assert reader.detection.columns["images"] == "photos"
+    assert [len(row.example.messages[0].images) for row in (first, second, last)] == [1, 2, 0]
+    assert third.problem == "image 1 cannot be read: /etc/hostname.png is a file, and this dataset does not bring it"
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_columns_with_video_are_left_out_and_said_to_be_at_any_depth(hub, streaming):
+    video = datasets.Video()
+    features = datasets.Features(
+        {
+            "instruction": datasets.Value("string"),
+            "output": datasets.Value("string"),
+            "film": video,
+            "turns": datasets.List({"text": datasets.Value("string"), "seen": datasets.List(video)}),
         }
     )
     # Were they looked at, the path would be opened.
-    image = {"bytes": None, "path": "/nowhere/of/this/machine.png"}
-    rows = [{**row, "photo": image, "turns": [{"text": "x", "seen": [image]}]} for row in ROWS]
+    clip = {"bytes": None, "path": "/nowhere/of/this/machine.mp4"}
+    rows = [{**row, "film": clip, "turns": [{"text": "x", "seen": [clip]}]} for row in ROWS]
     fake = hub()
     data = datasets.Dataset.from_list(rows, features=features)
     fake.as_dataset = lambda split: data
@@ -195,7 +220,7 @@ def test_columns_with_pictures_are_left_out_and_said_to_be_at_any_depth(hub, str
 
     assert [row.kind for row in reader.rows()] == [None] * 30
     assert reader.columns == ("instruction", "output")
-    assert any("photo, turns" in note for note in reader.notes)
+    assert any("film, turns" in note for note in reader.notes)
 
 
 def open_streamed(config):

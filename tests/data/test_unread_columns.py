@@ -98,7 +98,7 @@ def test_the_report_says_it_once_for_each_source(tmp_path):
     alone = check_file(rows)
     mixed = check_dataset(DatasetConfig(source=str(rows), mix={str(other): 1.0}))
 
-    text = "The text in the columns rationale, hint is not read. A column mapping can give it a role."
+    text = "What is in the columns rationale, hint is not read. A column mapping can give it a role."
     assert alone.notes == (text, "No held-out rows: there is one row.")
     assert mixed.notes[0] == text.replace("hint", "hint of rows.jsonl")
     assert "column critique of other.csv is not read" in mixed.notes[1]

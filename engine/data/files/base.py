@@ -71,6 +71,9 @@ class BinaryRows(RowSource):
         self.form = self.form._replace(is_gzipped=unpacked is not None)
         self.size_bytes = self._path.stat().st_size
 
+    def folder_of(self, row: int) -> Path | None:  # noqa: ARG002 - it is one file
+        return self._original.parent
+
     def fingerprint(self) -> str:
         return fingerprint_of(self._original)
 
@@ -161,6 +164,9 @@ class TextFileRows(RowSource):
         if self.total_rows is None:
             self._index.total_rows = end
             write_cached(self._index_file, self._index)
+
+    def folder_of(self, row: int) -> Path | None:  # noqa: ARG002 - it is one file
+        return self._stream.path.parent
 
     def fingerprint(self) -> str:
         return fingerprint_of(self._stream.path)

@@ -10,7 +10,15 @@ from typing import Any
 
 from loratory.engine.data.files.access import UnpackedFile
 from loratory.engine.data.files.base import BinaryRows
-from loratory.engine.data.records import MAX_ROW_BYTES, Record, RowProblemError, SourceForm, lookup
+from loratory.engine.data.records import (
+    MAX_ROW_BYTES,
+    Blob,
+    Record,
+    RowProblemError,
+    SourceForm,
+    lookup,
+    text_length,
+)
 from loratory.engine.errors import DatasetError
 from loratory.engine.processes.limits import memory_limited
 
@@ -187,7 +195,7 @@ def batch_records(batch: Any, first_row: int) -> Iterator[Record]:
     values = itertools.chain.from_iterable(in_bounded_steps(pieces, _WRITE_BYTES))
     for row, size in enumerate(map(int, sizes), first_row):
         record = Record(row, None, next(values) if size <= MAX_ROW_BYTES else None)
-        size = max(size, record.size_bytes)
+        size = max(size, text_length(record.value))
         if size > MAX_ROW_BYTES:
             record = Record(row, None, None, kind="too_long", problem=RowProblemError.too_long(size).problem)
         yield record
@@ -214,14 +222,15 @@ def _to_rows(piece: Any) -> list[dict[str, Any]]:
     # Decoded at once: one by one, entries of a dictionary take ten times as long.
     columns = [column.dictionary_decode() if types.is_dictionary(column.type) else column for column in piece.columns]
     rows: list[dict[str, Any]] = pyarrow.RecordBatch.from_arrays(columns, names=piece.schema.names).to_pylist()
-    for name in (field.name for field in piece.schema if types.is_nested(field.type)):
+    is_binary = (types.is_binary, types.is_large_binary, types.is_nested)
+    for name in (field.name for field in piece.schema if any(is_kind(field.type) for is_kind in is_binary)):
         for value in rows:
             value[name] = without_gaps(value[name])
     return rows
 
 
 def without_gaps(value: Any) -> Any:
-    """Return a value of Arrow's without the keys that hold nothing, at any depth.
+    """Return a value of Arrow's without the keys that hold nothing, at any depth, and bytes as a `Blob`.
 
     All structs of a column have the same fields. What an object did not have is null there, and would give tools the
     parameters, and calls the arguments, of other rows. An intended null cannot be distinguished from that.
@@ -230,4 +239,4 @@ def without_gaps(value: Any) -> Any:
         return {key: without_gaps(child) for key, child in value.items() if child is not None}
     if isinstance(value, list | tuple):  # tuples are the entries of a map
         return type(value)(map(without_gaps, value))
-    return value
+    return Blob(value) if isinstance(value, bytes) else value

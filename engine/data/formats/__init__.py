@@ -12,8 +12,9 @@ from loratory.engine.config.objectives import OBJECTIVES, ROW_KINDS, Objective
 from loratory.engine.config.run import DataFormatName, DatasetConfig, TurnRole
 from loratory.engine.data.conversation import Conversation, Example
 from loratory.engine.data.files.access import shown_name
-from loratory.engine.data.formats.base import SYSTEM_NAMES, TURN_FIELDS, Cells, DataFormat, Detection, Table
-from loratory.engine.data.formats.conversations import MESSAGES, SHAREGPT, TEXT
+from loratory.engine.data.formats.base import IMAGES, SYSTEM_NAMES, TURN_FIELDS, Cells, DataFormat, Detection, Table
+from loratory.engine.data.formats.conversations import CAPTIONS, MESSAGES, SHAREGPT, TEXT
+from loratory.engine.data.formats.images import IMAGE_NAMES, Load, holds_bytes, is_image
 from loratory.engine.data.formats.pairs import ALPACA, ANSWER_NAMES, MATERIAL_NAMES, PROMPT_COMPLETION, single_spaced
 from loratory.engine.data.formats.preferences import FORMATS_OF_PREFERENCES
 from loratory.engine.data.formats.prompts import PROMPTS
@@ -23,7 +24,7 @@ from loratory.engine.errors import DatasetError
 
 FORMATS: dict[str, DataFormat] = {
     format_.name: format_
-    for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT, *FORMATS_OF_PREFERENCES, PROMPTS)
+    for format_ in (ALPACA, SHAREGPT, MESSAGES, PROMPT_COMPLETION, TEXT, *FORMATS_OF_PREFERENCES, PROMPTS, CAPTIONS)
 }
 _ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
 
@@ -48,9 +49,11 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 class Converter:
     """Reads rows in the format that was detected."""
 
-    def __init__(self, detection: Detection, role_map: Mapping[str, TurnRole] = {}) -> None:
+    def __init__(
+        self, detection: Detection, role_map: Mapping[str, TurnRole] = {}, load_image: Load | None = None
+    ) -> None:
         self._format = FORMATS[detection.format]
-        self._cells = Cells(dict(detection.columns), role_map)
+        self._cells = Cells(dict(detection.columns), role_map, load_image)
         self.fields = self._cells.fields  # of turns
 
     def convert(self, value: Mapping[str, Any]) -> Example:
@@ -61,6 +64,8 @@ class Converter:
         """
         self._cells.value = value
         example = self._format.convert(self._cells)
+        if isinstance(example, Conversation):
+            example = self._cells.with_images(example)
         if isinstance(example, Conversation) and example.kind != "prompts":
             answers = [message for message in example.messages if message.role == "assistant"]
             if not answers:
@@ -82,7 +87,8 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]], *, u
     mapping = dict(config.column_map)
     if config.format != "auto":
         return _detection_of(FORMATS[config.format], names, mapping, "chosen by you")
-    if mapping and not any(mapping.values()):  # only leaves columns out
+    if mapping and not any(column for role, column in mapping.items() if role != IMAGES.role):
+        # Only leaves columns out, or names the one of images.
         automatic = detect_format(config.model_copy(update={"column_map": {}}), rows, unreadable=unreadable)
         return _detection_of(FORMATS[automatic.format], names, {**automatic.columns, **mapping}, automatic.reason)
     if mapping:
@@ -199,6 +205,7 @@ def _detection_of(format_: DataFormat, names: Sequence[str], mapping: Mapping[st
             "Correct the name, which must be exact.",
         )
     exact_names = _exact_and_plain(names)
+    exact_names.setdefault(IMAGES.role, exact_names.get("image", ""))
     columns = {column.role: exact_names[column.role] for column in format_.columns if column.role in exact_names}
     # A role that is mapped to no column is left out, even if a column has its name.
     columns = {role: column for role, column in (columns | dict(mapping)).items() if column}
@@ -218,7 +225,7 @@ def _title(format_: DataFormat) -> str:
 def unread_columns(
     detection: Detection, column_map: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """Return the text columns that the conversion does not read, in their order.
+    """Return the columns of text or images that the conversion does not read, in their order.
 
     Ids, categories, links and the like are none, nor is what repeats the text that is read. Roles that `column_map` maps
     to no column are left out on purpose.
@@ -241,11 +248,13 @@ def unread_note(columns: Sequence[str], where: str = "") -> str:
     names = ", ".join(shown_name(column, 40) for column in columns[:most])
     more = f" and {len(columns) - most:,} more" if len(columns) > most else ""
     noun = "columns" if len(columns) > 1 else "column"
-    return f"The text in the {noun} {names}{more}{where} is not read. A column mapping can give it a role."
+    return f"What is in the {noun} {names}{more}{where} is not read. A column mapping can give it a role."
 
 
 def _holds_content(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     values = [row.get(name) for row in rows]
+    if any(map(is_image if _plain(name) in IMAGE_NAMES else holds_bytes, values)):
+        return True
     if _plain(name) in _CONTENT_NAMES:
         return any(True for value in values for _ in _texts(value))
     is_metadata = any(word.lower() in _METADATA_WORDS for word in _WORD.findall(name))

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from loratory.engine.config.objectives import RowKind
 from loratory.engine.config.run import DataFormatName, TurnRole
-from loratory.engine.data.conversation import Conversation, Example, Message
+from loratory.engine.data.conversation import IMAGE_MARK, Conversation, Example, Message
+from loratory.engine.data.formats.images import AnyConversation, Load, image_column, images_of, place_images
 from loratory.engine.data.formats.turns import TurnFields, list_of_turns, tool_schemas, turn_list
 from loratory.engine.data.records import RowProblemError, describe_kind, one_line
 
@@ -30,6 +31,8 @@ class Column(NamedTuple):
 SYSTEM = Column("system", False, "system prompt")
 SYSTEM_NAMES = ("system", "system_prompt", "system_message")
 TOOLS = Column("tools", False, "functions that the assistant may call")
+IMAGES = Column("images", False, "files, data: URLs or bytes, one or a list; <image> in a text is the place of one")
+COMMON = (SYSTEM, TOOLS, IMAGES)  # of any conversation
 
 # Names of a turn's own fields, which a mapping may rename as well.
 TURN_FIELDS = ("from", "value", "role", "content")
@@ -123,6 +126,8 @@ class DataFormat(ABC):
             if column.role in detection.columns:
                 continue
             own = table.names.get(column.role)
+            if column.role == IMAGES.role and (own := image_column(table.names, table.rows)) is not None:
+                detection = replace(detection, reason=f"{detection.reason}; {own} has images")
             name = own if own not in detection.columns.values() else None  # such as the question, which an input may be
             name = self.optional_column(column.role, detection, table) if name is None else name
             if name is not None:
@@ -137,11 +142,14 @@ class DataFormat(ABC):
 class Cells:
     """The cells of a row by role; `columns` maps roles to column names, `role_map` those of turns to known ones."""
 
-    def __init__(self, columns: Mapping[str, str], role_map: Mapping[str, TurnRole]) -> None:
+    def __init__(
+        self, columns: Mapping[str, str], role_map: Mapping[str, TurnRole], load_image: Load | None = None
+    ) -> None:
         self.columns = columns
+        self._load_image, self._image_column = load_image, columns.get(IMAGES.role)
         self.value: Mapping[str, Any] = {}  # the row that is read
         role, content = (tuple(columns.get(name, name) for name in names) for names in TurnFields()[:2])
-        self.fields = TurnFields(role, content, role_map)
+        self.fields = TurnFields(role, content, role_map, load_image)
 
     def required(self, role: str) -> Any:
         """Return the cell of a role.
@@ -188,8 +196,20 @@ class Cells:
         messages = list(turns)
         if system.strip():
             if messages and messages[0].role == "system":
-                messages[0] = Message("system", f"{system}\n\n{messages[0].content}")
+                messages[0] = replace(messages[0], content=f"{system}\n\n{messages[0].content}")
             else:
                 messages.insert(0, Message("system", system))
         name = self.columns.get("tools")
         return Conversation(tuple(messages), tool_schemas(self.value.get(name), name) if name else ())
+
+    def with_images(self, example: AnyConversation) -> AnyConversation:
+        """Return what was read of the row with its images in their places.
+
+        Raises:
+            RowProblemError: If they do not fit the turns, or one cannot be read.
+        """
+        name = self._image_column
+        if name is None and not any(IMAGE_MARK in text for text in example.contents()):
+            return example
+        cells = images_of(self.value.get(name)) if name is not None else []
+        return place_images(example, cells, self._load_image, name)

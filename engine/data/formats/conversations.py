@@ -3,8 +3,19 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loratory.engine.data.conversation import Conversation, PlainText
-from loratory.engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
+from loratory.engine.data.conversation import Conversation, Message, PlainText
+from loratory.engine.data.formats.base import (
+    COMMON,
+    IMAGES,
+    SYSTEM,
+    Cells,
+    Column,
+    DataFormat,
+    Detection,
+    Evidence,
+    Table,
+)
+from loratory.engine.data.formats.images import image_column, images_of
 from loratory.engine.data.formats.turns import are_single_turns, begins_like_turns, is_turn, is_turn_text, turn_list
 from loratory.engine.data.records import RowProblemError
 
@@ -51,7 +62,7 @@ class ShareGPT(TurnLists):
     label = "ShareGPT"
     turn_column = "conversations"
     turn_fields = ("from", "value")
-    columns = (Column("conversations", True, "list of turns, each with from and value"), SYSTEM, TOOLS)
+    columns = (Column("conversations", True, "list of turns, each with from and value"), *COMMON)
 
 
 class Messages(TurnLists):
@@ -60,7 +71,7 @@ class Messages(TurnLists):
     name = "messages"
     label = "messages"
     turn_column = "messages"
-    columns = (Column("messages", True, "list of turns, each with role and content"), SYSTEM, TOOLS)
+    columns = (Column("messages", True, "list of turns, each with role and content"), *COMMON)
 
     def detect(self, table: Table) -> list[Detection]:
         detections = super().detect(table)
@@ -113,4 +124,30 @@ class Text(DataFormat):
         return PlainText(text)
 
 
-SHAREGPT, MESSAGES, TEXT = ShareGPT(), Messages(), Text()
+class Captions(DataFormat):
+    """Images and what is to be said about each, such as in the metadata.jsonl of a folder; the user's turn is the image alone."""
+
+    name = "captions"
+    label = "images and captions"
+    columns = (IMAGES._replace(required=True), Column("text", True, "the answer to the image alone"), SYSTEM)
+
+    def detect(self, table: Table) -> list[Detection]:
+        images = image_column(table.names, table.rows)
+        text = next((table.names[name] for name in ("text", "caption") if name in table.names), None)
+        if images is None or text is None or not table.is_text(text):
+            return []
+        if any(str(cell).startswith("http") for cell in table.cells(images)):  # of a text, as of a page on the web
+            return []
+        reason = f"the columns {images}, which has images, and {text}"
+        return [self.detected({"images": images, "text": text}, reason, table, Evidence.SIMILAR_COLUMNS)]
+
+    def convert(self, row: Cells) -> Conversation:
+        if not images_of(row.required("images")):
+            raise RowProblemError("image", f"{row.columns['images']} has no image")
+        text = row.text("text")
+        if not text.strip():
+            raise RowProblemError("empty", f"{row.columns['text']} is empty")
+        return row.conversation([Message("user"), Message("assistant", text)])
+
+
+SHAREGPT, MESSAGES, TEXT, CAPTIONS = ShareGPT(), Messages(), Text(), Captions()

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from loratory.engine.data.conversation import Conversation, Message
-from loratory.engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
+from loratory.engine.data.formats.base import (
+    COMMON,
+    IMAGES,
+    SYSTEM,
+    Cells,
+    Column,
+    DataFormat,
+    Detection,
+    Evidence,
+    Table,
+)
 from loratory.engine.data.formats.turns import answer, check_turn_count, is_turn_text, is_turns, turn_list
 from loratory.engine.data.records import RowProblemError
 
@@ -134,6 +144,7 @@ class Alpaca(QuestionFormat):
         Column("output", True, "the answer"),
         SYSTEM,
         Column("history", False, "earlier question and answer pairs"),
+        IMAGES,
     )
     takes_material = True
 
@@ -176,8 +187,7 @@ class PromptCompletion(QuestionFormat):
     columns = (
         Column("prompt", True, "what is asked: text, or a list of turns"),
         Column("completion", True, "the answer: text, or a list of turns"),
-        SYSTEM,
-        TOOLS,
+        *COMMON,
     )
     may_hold_turns = ("prompt", "completion")
     takes_material = False

@@ -9,8 +9,8 @@ from typing import Any
 from loratory.engine.config.objectives import RowKind
 from loratory.engine.data.conversation import LabeledCompletion, Message, PreferencePair
 from loratory.engine.data.formats.base import (
+    COMMON,
     SYSTEM,
-    TOOLS,
     Cells,
     Column,
     DataFormat,
@@ -83,7 +83,7 @@ class Preference(PairFormat):
 
     name = "preference"
     label = "preference pairs"
-    columns = (Column("prompt", False, "what is asked: text, or a list of turns"), _CHOSEN, _REJECTED, SYSTEM, TOOLS)
+    columns = (Column("prompt", False, "what is asked: text, or a list of turns"), _CHOSEN, _REJECTED, *COMMON)
 
     def fits(self, table: Table) -> str:
         chosen, rejected = table.names["chosen"], table.names["rejected"]
@@ -157,8 +157,7 @@ class Ranking(PairFormat):
         Column("conversations", False, "turns before the answers, each with from and value"),
         _CHOSEN,
         _REJECTED,
-        SYSTEM,
-        TOOLS,
+        *COMMON,
     )
     may_hold_turns = ("chosen", "rejected")
 
@@ -189,8 +188,7 @@ class Ratings(DataFormat):
         Column("prompt", False, "what is asked: text, or a list of turns"),
         Column("completion", True, "the answer: text, or a list of turns"),
         Column("label", True, "whether the answer is good: true or false"),
-        SYSTEM,
-        TOOLS,
+        *COMMON,
     )
     may_hold_turns = ("prompt", "completion")
 

@@ -2,7 +2,7 @@
 
 from loratory.engine.config.objectives import RowKind
 from loratory.engine.data.conversation import Message, PromptRow
-from loratory.engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
+from loratory.engine.data.formats.base import COMMON, Cells, Column, DataFormat, Detection, Evidence, Table
 from loratory.engine.data.formats.pairs import ANSWER_NAMES
 from loratory.engine.data.formats.turns import is_turns
 from loratory.engine.data.records import RowProblemError
@@ -16,7 +16,7 @@ class Prompts(DataFormat):
 
     name = "prompt"
     label = "prompts"
-    columns = (Column("prompt", True, "what is asked: text, or a list of turns"), SYSTEM, TOOLS)
+    columns = (Column("prompt", True, "what is asked: text, or a list of turns"), *COMMON)
     rows: RowKind = "prompts"
     may_hold_turns = ("prompt",)
 

@@ -10,7 +10,9 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from loratory.engine.config.run import TurnRole
-from loratory.engine.data.conversation import Message, Role, ToolCall
+from loratory.engine.data.conversation import IMAGE_MARK, ImageRef, Message, Role, ToolCall
+from loratory.engine.data.formats.images import Load, image_of_part, is_image_part
+from loratory.engine.data.media.row_images import require_few
 from loratory.engine.data.records import RowProblemError, describe_kind, one_line
 
 _TAGS: dict[Role, str] = {
@@ -41,6 +43,7 @@ class TurnFields(NamedTuple):
     role: tuple[str, ...] = ("from", "role")
     content: tuple[str, ...] = ("value", "content")
     role_map: Mapping[str, TurnRole] = {}  # of a configuration
+    load_image: Load | None = None
 
     def role_of(self, tag: Any) -> TurnRole | None:
         """Return the role that a turn's own name of it means; None for an unknown one."""
@@ -152,13 +155,14 @@ def _turn(turn: Any, number: int, fields: TurnFields) -> Message | None:
     calls = _openai_calls(turn, number) if role == "assistant" else ()
     if content is None and not (calls or turn.get("reasoning_content")):
         raise RowProblemError("not_text", f"turn {number} has no content")
-    text = "" if content is None else _content(content, number, role)
+    text, images = ("", ()) if content is None else _content(content, number, role, fields.load_image)
     if role == "assistant":
-        return _assistant_turn(turn, number, text, calls)
+        message = _assistant_turn(turn, number, text, calls)
+        return replace(message, images=images) if images else message
     if role == "tool":
         name, call_id = (_optional_text(turn.get(field)) for field in ("name", "tool_call_id"))
-        return Message(role, text, name=name, tool_call_id=call_id)
-    return Message(role, text)
+        return Message(role, text, name=name, tool_call_id=call_id, images=images)
+    return Message(role, text, images=images)
 
 
 def _assistant_turn(turn: Mapping[str, Any], number: int, text: str, calls: tuple[ToolCall, ...]) -> Message:
@@ -203,24 +207,30 @@ def answer(text: str) -> Message:
     return Message("assistant", text)
 
 
-def _content(content: Any, number: int, role: Role) -> str:
+def _content(content: Any, number: int, role: Role, load_image: Load | None) -> tuple[str, tuple[ImageRef, ...]]:
+    """Return the text of a turn, with a mark for each of its images."""
     if isinstance(content, str):
-        return content
+        return content, ()
     if isinstance(content, list):
-        parts = []
+        require_few(sum(map(is_image_part, content)))
+        parts: list[str] = []
+        images: list[ImageRef] = []
         for part in content:
-            if isinstance(part, str):
-                parts.append(part)
+            if is_image_part(part):
+                parts.append(IMAGE_MARK)
+                images.append(image_of_part(part, load_image))
+            elif isinstance(part, str):
+                parts.append(part.replace(IMAGE_MARK, ""))
             elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-                parts.append(part["text"])
+                parts.append(part["text"].replace(IMAGE_MARK, ""))
             else:
                 kind = part.get("type") if isinstance(part, Mapping) else describe_kind(part)
                 raise RowProblemError(
-                    "not_text", f"turn {number} holds a part of type {one_line(str(kind), 30)}, not text"
+                    "not_text", f"turn {number} holds a part of type {one_line(str(kind), 30)}, not text or an image"
                 )
-        return "".join(parts)
+        return "".join(parts), tuple(images)
     if role == "tool" and isinstance(content, Mapping):
-        return json.dumps(content, ensure_ascii=False)
+        return json.dumps(content, ensure_ascii=False), ()
     raise RowProblemError("not_text", f"the content of turn {number} is {describe_kind(content)}, not text")
 
 

@@ -229,7 +229,8 @@ def check_steps(
     report = read_model(cache_file, DatasetReport) if cache_file is not None else None
     if report is None:
         report = (yield from pass_steps(reader, seed)).report
-        write_cached(cache_file, report)
+        if not reader.images.reads_files:  # files of images may change, and the dataset's own fingerprint stays
+            write_cached(cache_file, report)
     return report
 
 

@@ -1,5 +1,6 @@
 """The rows of a page, by position or number, as conversations and trained tokens; and search."""
 
+import re
 from collections.abc import Generator, Mapping, Sequence
 from difflib import SequenceMatcher
 from itertools import groupby, islice
@@ -27,6 +28,9 @@ from loratory.engine.data.source import SourceOptions, open_source
 from loratory.engine.errors import DatasetError
 
 _RAW_CHARACTERS = 2000
+_EMBEDDED = re.compile(
+    rb"(?<=base64,)[A-Za-z0-9+/\\=]{40,}"
+)  # image within JSON, in which short texts are found by chance
 
 
 def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, None, DatasetPage]:
@@ -121,7 +125,8 @@ def _no_such_row(reader: DatasetReader, row: int) -> DatasetError:
 
 def _searchable(record: Record) -> str:
     if record.raw:
-        text = record.raw.decode("utf-8", "replace")
+        raw = _EMBEDDED.sub(b"", record.raw) if b"base64," in record.raw else record.raw
+        text = raw.decode("utf-8", "replace")
         # JSON may escape any character; such rows are searched after parsing.
         return text.casefold() if "\\u" not in text or record.value is None else str(record.value).casefold()
     return str(record.value).casefold()

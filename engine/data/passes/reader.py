@@ -14,6 +14,7 @@ from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.conversation import Conversation, Example, RowWarning
 from loratory.engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
 from loratory.engine.data.formats.base import Detection
+from loratory.engine.data.media.row_images import RowImages
 from loratory.engine.data.records import ProblemKind, Record, RowProblemError, RowSource, one_line, row_label
 from loratory.engine.data.render.template import ChatTokenizer
 from loratory.engine.data.render.tokenize import Rendering, RenderOptions, render_many
@@ -50,6 +51,7 @@ DETECTION_ROWS = 100
 _DETECTION_BYTES = 4 << 20
 _BATCH_ROWS = 64
 _BATCH_BYTES = 1 << 16  # takes some tens of milliseconds to render and tokenize
+_BATCH_IMAGE_ROWS = 4  # each new image takes some milliseconds to store
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,15 @@ class DatasetReader(SeveralSources):
     """
 
     def __init__(self, config: DatasetConfig, options: SourceOptions, renderer: Renderer | None = None) -> None:
-        self.parts = [DatasetPart(config, options)]
+        self.images = RowImages(options.home, options.access)
+        self.parts = [DatasetPart(config, options, self.images)]
         own = {"subset": None, "revision": None, "split": DatasetConfig.model_fields["split"].default, "mix": {}}
         for source in config.mix:
             other = config.model_copy(update={"source": source, **own})
-            self.parts.append(DatasetPart(other, options, of_a_mix=True))
+            self.parts.append(DatasetPart(other, options, self.images, of_a_mix=True))
         super().__init__(self.parts[0].source.name, [part.source for part in self.parts])
+        self.images.folder_of = self.folder_of
+        self._batch_rows = _BATCH_ROWS
         self.columns = tuple(dict.fromkeys(column for part in self.parts for column in part.columns))
         self.weights = (1.0, *config.mix.values())
         self.config = config
@@ -153,13 +158,15 @@ class DatasetReader(SeveralSources):
             batch.append(record)
             size += record.size_bytes
             # Batches grow, so the first row of a page does not wait for a full batch.
-            if len(batch) >= min(_BATCH_ROWS, count) or size > _BATCH_BYTES:
+            if len(batch) >= min(self._batch_rows, count) or size > _BATCH_BYTES:
                 yield from self._convert_batch(batch)
                 batch, size = [], 0
         yield from self._convert_batch(batch)
 
     def _convert_batch(self, records: Sequence[Record]) -> list[DatasetRow]:
         rows = list(map(self._convert, records))
+        if self.images.count:
+            self._batch_rows = _BATCH_IMAGE_ROWS
         if self.renderer is None:
             return rows
         options = RenderOptions(self.renderer.max_length, self.config.train_on)
@@ -171,11 +178,13 @@ class DatasetReader(SeveralSources):
         part = self._part_of(record.row) if len(self.parts) > 1 else 0
         if record.value is None:
             return DatasetRow(record, part, kind=record.kind, problem=record.problem)
+        self.images.begin(record.row)
         try:
             example = self.parts[part].converter.convert(record.value)
             digest = digest_of(example)
             group = digest_of(prompt) if (prompt := example.shared_prompt()) is not None else digest
-            return DatasetRow(record, part, example, notices=example.warnings(), digest=digest, group=group)
+            notices = (*example.warnings(), *self.images.notes)
+            return DatasetRow(record, part, example, notices=notices, digest=digest, group=group)
         except RowProblemError as problem:
             roles = self.parts[part].converter.fields.unknown_roles(record.value.values())
             return DatasetRow(record, part, kind=problem.kind, problem=problem.problem, unknown_roles=roles)
@@ -205,7 +214,9 @@ class DatasetPart:
         DatasetError: If it cannot be read, holds no rows, or no format fits it.
     """
 
-    def __init__(self, config: DatasetConfig, options: SourceOptions, *, of_a_mix: bool = False) -> None:
+    def __init__(
+        self, config: DatasetConfig, options: SourceOptions, images: RowImages | None = None, *, of_a_mix: bool = False
+    ) -> None:
         self.source: RowSource = open_source(config, options)
         role_map = {**self.source.read_as.get("role_map", {}), **config.role_map}
         if config.format == "auto" and not config.column_map:
@@ -229,7 +240,7 @@ class DatasetPart:
             if of_a_mix
             else detect_format(config, rows, unreadable=unreadable)
         )
-        self.converter = Converter(self.detection, role_map)
+        self.converter = Converter(self.detection, role_map, images.load if images is not None else None)
         self.samples = column_samples(rows)
         self.unread = printable_names(unread_columns(self.detection, config.column_map, rows))
 
@@ -298,7 +309,11 @@ def _canonical(example: Example) -> str:
         type(example) is Conversation
         and not example.tools
         and not any(
-            message.tool_calls or message.role == "tool" or message.reasoning or not message.is_trained
+            message.tool_calls
+            or message.role == "tool"
+            or message.reasoning
+            or message.images
+            or not message.is_trained
             for message in example.messages
         )
     ):
@@ -309,4 +324,6 @@ def _canonical(example: Example) -> str:
         del message["has_empty_block"]
         if message["is_trained"]:  # default values are left out
             del message["is_trained"]
+        if not message["images"]:
+            del message["images"]
     return json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)

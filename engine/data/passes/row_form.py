@@ -93,6 +93,8 @@ def _note_row(form: _Findings, row: DatasetRow, fields: TurnFields) -> Iterator[
     messages = row.example.messages
     if row.example.tools or any(message.tool_calls or message.role == "tool" for message in messages):
         yield "has tools"
+    if any(message.images for message in messages):
+        yield "has images"
     if not all(message.is_trained for message in messages):
         yield "has turns of weight 0"
     if row.record.raw[:64].lstrip()[:1] == b"[":

@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -14,7 +16,8 @@ from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.files import DATA_ENDINGS
 from loratory.engine.data.files.access import open_regular
 from loratory.engine.data.hub import is_on_hub, require_hub_id
-from loratory.engine.data.passes.reader import DatasetReader, printable_names
+from loratory.engine.data.media.row_images import DIGESTS
+from loratory.engine.data.passes.reader import DETECTION_ROWS, DatasetReader, printable_names
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
 from loratory.engine.data.workshop import sets
 from loratory.engine.errors import DatasetError, StorageError
@@ -39,7 +42,7 @@ def add_set(
             if path.stat().st_mtime < time.time() - _KEPT_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
         draft.mkdir(mode=0o700)
-        source, size_bytes = config.source.strip(), None
+        source, size_bytes, original = config.source.strip(), None, None
         if is_on_hub(source):
             from huggingface_hub import HfApi  # takes long
 
@@ -48,18 +51,22 @@ def add_set(
             config = config.model_copy(update={"revision": info.sha})
             fingerprint = f"{source} {config.subset} {config.split} {info.sha}"
         else:
-            copy = _copy(path_of(source, SourceOptions(home=home).access), draft / sets.SOURCE, require_space)
+            original = path_of(source, SourceOptions(home=home).access)
+            copy = _copy(original, draft / sets.SOURCE, require_space)
             source, size_bytes, fingerprint = str(copy), copy.stat().st_size, sha256_of(copy)
         reader = DatasetReader(config.model_copy(update={"source": source, "mix": {}}), SourceOptions())
         rows, columns = 0, dict.fromkeys(reader.columns)
         for rows, record in enumerate(filter(None, reader.records()), 1):  # noqa: B007 - their number
             columns |= dict.fromkeys(record.value or ()) if len(columns) <= sets.MAX_COLUMNS else {}
+        images = _store_images(reader, home, original and original.parent)
         facts = sets.SetFacts(
             dataset=config, fingerprint=fingerprint, rows=rows, copied_bytes=size_bytes, author=author,
             columns=printable_names(columns) if len(columns) <= sets.MAX_COLUMNS else (), created=datetime.now(UTC),
         )  # fmt: skip
         write_atomically(draft / sets.FACTS, facts.model_dump_json(indent=1, exclude_defaults=True))
         write_atomically(draft / sets.LOG, b"")
+        if images:
+            write_atomically(draft / DIGESTS, json.dumps(images))
         fsync_tree(draft)
         sets.move_to_name(home, draft, name)
     except OSError as error:
@@ -68,6 +75,16 @@ def add_set(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return sets.find_set(home, name)
+
+
+def _store_images(reader: DatasetReader, home: LoratoryHome, folder: Path | None) -> dict[str, str]:
+    """Store the images of all rows, where the first ones have some; return the digests of those in files."""
+    images, rows = reader.images, reader.rows()
+    images.home, images.access, images.folder_of = home, SourceOptions(home=home).access, lambda _: folder
+    deque(islice(rows, DETECTION_ROWS), maxlen=0)
+    if images.count:
+        deque(rows, maxlen=0)
+    return images.digests
 
 
 def set_from(

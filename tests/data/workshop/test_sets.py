@@ -8,6 +8,8 @@ import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from loratory.engine.config.run import DatasetConfig
@@ -33,6 +35,7 @@ from loratory.engine.data.workshop.sets import (
 from loratory.engine.errors import DatasetError, StorageError
 from tests.data.checks import check_dataset, write_rows
 from tests.data.families import shared_tokenizer
+from tests.data.pictures import picture
 from tests.data.workshop.made_sets import ROWS, apply, make_set, newest, operation, read
 
 EVERYTHING = (
@@ -356,3 +359,33 @@ def test_operations_that_arrive_while_a_set_is_renamed_are_all_added(home, tmp_p
     operations = [entry.operation for entry in find_set(home, "faq").entries]
     texts = sorted(int(each.text) for each in operations if isinstance(each, Mark))
     assert texts == list(range(30))
+
+
+def test_a_set_has_the_images_of_its_rows_after_their_files_are_gone(home, tmp_path):
+    (tmp_path / "red.png").write_bytes(picture("red", (40, 30)))
+    rows = [{"instruction": "What?", "output": "Red.", "image": "red.png"}] * 2
+    make_set(home, tmp_path, rows)
+    (tmp_path / "red.png").unlink()
+    apply(home, {"kind": "edit", "row": 1, "record": {**rows[0], "output": "A red square."}})
+
+    reader = DatasetReader(DatasetConfig(source="set:faq"), SourceOptions(home=home))
+
+    turns = [row.example.messages for row in reader.rows()]
+    assert [(question.images[0].width, answer.content) for question, answer in turns] == [
+        (40, "A red square."),
+        (40, "Red."),
+    ]
+
+
+def test_a_row_with_bytes_keeps_its_image_when_its_text_is_edited(home, tmp_path):
+    row = {"instruction": "What?", "output": "Red.", "image": {"bytes": picture("red", (40, 30)), "path": "red.png"}}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    config = DatasetConfig(source=str(tmp_path / "rows.parquet"))
+    add_set(home, "faq", config, author="ann", require_space=lambda _: None)
+    record = json.loads(json.dumps(read(home)[1], default=str))  # as a page has it
+
+    apply(home, {"kind": "edit", "row": 1, "record": {**record, "output": "A red square."}})
+
+    (row,) = DatasetReader(DatasetConfig(source="set:faq"), SourceOptions(home=home)).rows()
+    question, answer = row.example.messages
+    assert (question.images[0].width, answer.content) == (40, "A red square.")

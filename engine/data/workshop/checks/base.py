@@ -1,5 +1,6 @@
 """What row checks share: a row as they see it, and how they report what they find."""
 
+import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
@@ -45,12 +46,14 @@ class CheckedRow(NamedTuple):
     number: int  # from 0
     turns: tuple[Turn, ...]
     answer: ScoredAnswer | None = None  # its own, where scorers rate it
+    images: str = ""  # digest of those in its turns; empty where there is none
 
     @classmethod
     def from_row(cls, row: DatasetRow) -> Self:
         """Return the texts of all turns; of a comparison, those of the second answer after the first."""
         turns: list[Turn] = []
-        for index, side in enumerate(row.example.sides() if row.example is not None else ()):
+        sides = row.example.sides() if row.example is not None else ()
+        for index, side in enumerate(sides):
             if not isinstance(side, Conversation):
                 turns.append(Turn(1, "text", side.text()))
                 continue
@@ -62,13 +65,19 @@ class CheckedRow(NamedTuple):
                 if message.tool_calls:
                     arguments = [call.arguments for call in message.tool_calls]
                     turns.append(Turn(turn, "call", json.dumps(arguments, ensure_ascii=False)))
-        return cls(row.record.row, tuple(turns))
+        images = [image.digest for side in sides for turn in getattr(side, "messages", ()) for image in turn.images]
+        digest = hashlib.sha256("".join(images).encode()).hexdigest()[:16] if images else ""
+        return cls(row.record.row, tuple(turns), images=digest)
 
     def split_words(self, over: str) -> list[str]:
-        """Return the words of prompts, answers or both, without case and punctuation; of scripts without spaces, characters."""
+        """Return the words of prompts, answers or both, without case and punctuation; of scripts without spaces, characters.
+
+        A question on one image is another one than the same on another: words of such rows have the images' digest.
+        """
         text = "\n".join(turn.text for turn in self.turns if turn.role in _COMPARED[over])
         plain = _PUNCTUATION.sub(" ", text.casefold())
-        return (plain if plain.isascii() else _UNSPACED.sub(r" \g<0> ", plain)).split() or text.split()
+        word_list = (plain if plain.isascii() else _UNSPACED.sub(r" \g<0> ", plain)).split() or text.split()
+        return [f"{word} {self.images}" for word in word_list] if self.images else word_list
 
 
 @dataclass
