@@ -4,7 +4,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -39,11 +39,16 @@ class ImageParts:
 
     def training_of(self, name: str) -> PartTraining | None:
         """Return how the part is trained that a module or weight of the base is in; None in the language model and its head."""
+        part = self.part_of(name)
+        return None if part is None else self.vision.tower if part == "tower" else self.vision.projector
+
+    def part_of(self, name: str) -> Literal["tower", "projector"] | None:
+        """Return the part that a module or weight of the base is in; None in the language model and its head."""
         root = self.family.language_model.rpartition(".")[0]
         if not _is_within(name, [root]) or _is_within(name, [self.family.language_model]):
             return None
         in_tower = _is_within(name, [self.family.tower]) and not _is_within(name, self.projectors)
-        return self.vision.tower if in_tower else self.vision.projector
+        return "tower" if in_tower else "projector"
 
     def is_adapted(self, name: str) -> bool:
         """Return whether the adapter goes to a module of the base."""

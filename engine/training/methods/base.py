@@ -133,7 +133,13 @@ def choose_names(model: Any, adapter: AdapterConfig) -> list[str]:
     patterns = (
         [name for name in names if name != head] if targets == ALL_LINEAR else _match_targets(targets, names, head)
     )
-    return [name for name in names if ends_with_one_of(name, patterns)]
+    chosen = [name for name in names if ends_with_one_of(name, patterns)]
+    for part, path in (("tower", parts.family.tower), ("projector", parts.family.projector)):
+        is_adapted = any(parts.part_of(name) == part for name in chosen)
+        if getattr(parts.vision, part) == "lora" and not is_adapted:
+            message = f"{path} of {parts.family.label} has no linear layer among the targets; set full, or frozen."
+            raise _refusal(message, f"vision.{part}")
+    return chosen
 
 
 def _match_targets(patterns: str | Sequence[str], linear: Sequence[str], head: str | None) -> list[str]:
