@@ -53,7 +53,7 @@ class Prompt(NamedTuple):
 def prompts_of(rows: Iterable[TokenizedRow]) -> list[Prompt]:
     """Return the prompts of the rows that have one."""
     return [
-        Prompt(row.row, parts[0], *parts[1:], images=row.images)
+        Prompt(row.row, *parts)._replace(images=row.images)
         for row in rows
         if (parts := (tuple(row.input_ids),) if row.prompt is not None else split_at_answer(row)) is not None
     ]

@@ -23,7 +23,7 @@ from loratory.engine.training.batching.choose import choose_row_attention
 from loratory.engine.training.batching.images import ImageInputs
 from loratory.engine.training.batching.probe import Probe, losses_match
 from loratory.engine.training.batching.steps import TrainerSetup
-from loratory.engine.training.image_parts import language_model_of
+from loratory.engine.training.image_parts import language_model_of, trained_vision
 from loratory.engine.training.kernels import use_fused_loss, use_layer_kernels, why_not_compiled
 from loratory.engine.training.methods.registry import method_trainer
 from loratory.engine.training.objectives.base import TrainingObjective
@@ -91,7 +91,7 @@ def assemble(
         expected = probe.own_loss()
     _require_finite(expected, causal_lm, precision)
     inputs = config.adapter.traits.count_virtual_inputs(config.adapter)
-    attach = partial(attach_loss, causal_lm, virtual_inputs=inputs)
+    attach = partial(attach_loss, causal_lm, virtual_inputs=inputs, seeing=trained_vision(model))
     attach()
     if losses_match(probe.loss(probe.padded()), expected):
         optimizations = {"fused_loss": use_fused_loss(probe, placement, expected, partial(attach, fused=True))}

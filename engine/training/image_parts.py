@@ -108,7 +108,7 @@ def language_model_of(base: Any) -> Any:
     return base if parts is None else base.get_submodule(parts.family.language_model)
 
 
-def trained_vision(model: Any) -> list[torch.nn.Parameter]:
+def trained_vision(model: Any) -> Sequence[torch.nn.Parameter]:
     """Return the trained weights of a model, with its adapter if it has one, that see images."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     parts = image_parts_of(base)

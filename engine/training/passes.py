@@ -6,7 +6,6 @@ Counts of a step stay on the device until a step is logged, so no step waits for
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from loratory.engine.training.batching.batches import PassTensors
 from loratory.engine.training.batching.steps import StepBatches, TrainerSetup
 from loratory.engine.training.distribution import is_sharded, reshard
-from loratory.engine.training.image_parts import language_model_of, trained_vision
+from loratory.engine.training.image_parts import language_model_of
 from loratory.engine.training.objectives.base import PassLosses
 from loratory.engine.training.objectives.preferences import DirectPreference
 from loratory.engine.training.ops.loss import TrainedTokens, causal_lm_of
@@ -44,7 +43,6 @@ class ModelPasses:
         self._device = device
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
         self.is_sharded = is_sharded(model)
-        self._unseen = trained_vision(model) if accelerator.num_processes > 1 else []
 
     def pad_pass_count(
         self, passes: Sequence[_Pass], spare: Callable[[], _Pass], most: int | None = None
@@ -84,12 +82,7 @@ class ModelPasses:
                 nothing = self._no_gradient(model, batch)
             return PassLosses((nothing, *(torch.zeros_like(nothing) for _ in terms[1:])))
         with self.casting():
-            losses = objective.losses(model, batch, estimate)
-        if self._unseen and torch.is_grad_enabled() and "pixel_values" not in batch.inputs:
-            # Other processes wait for gradients of what sees images alone.
-            nothing = torch.stack([p.sum().float() for p in self._unseen]).sum() * 0.0
-            losses = replace(losses, sums=(losses.sums[0] + nothing, *losses.sums[1:]))
-        return losses
+            return objective.losses(model, batch, estimate)
 
     def _no_gradient(self, model: Any, batch: PassTensors) -> torch.Tensor:
         """Return a loss of zero that gives every trained weight a gradient of zero."""

@@ -8,6 +8,7 @@ elsewhere.
 
 import functools
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -85,6 +86,7 @@ def attach_loss(
     virtual_inputs: int = 0,
     fused: bool = False,
     temperature: float = 1.0,
+    seeing: Sequence[torch.nn.Parameter] = (),
 ) -> None:
     """Let `model(..., trained_tokens=…)` return the summed loss of those tokens in place of logits.
 
@@ -97,6 +99,8 @@ def attach_loss(
         virtual_inputs: Embeddings that PEFT puts before every row, which the positions of trained tokens do not count.
         fused: Let the Triton kernel make losses and gradients (`loratory.engine.training.kernels.use_fused_loss`).
         temperature: Divides the logits, as where tokens were sampled.
+        seeing: Trained weights that get a gradient of zero from passes without images: other processes wait for it, and a
+            step is the same however its rows are divided.
     """
     original = getattr(causal_lm, _ORIGINAL_FORWARD, causal_lm.forward)
     setattr(causal_lm, _ORIGINAL_FORWARD, original)
@@ -121,6 +125,8 @@ def attach_loss(
         if "inputs_embeds" in arguments:  # of (batch, virtual inputs + length, …)
             positions = positions + (positions // (states.shape[1] - virtual_inputs) + 1) * virtual_inputs
         chosen = states.reshape(-1, states.shape[-1])[positions]
+        if seeing and "pixel_values" not in arguments:
+            chosen = chosen + 0.0 * sum(weight.sum() for weight in seeing).to(chosen.dtype)
         if through_logits:
             return functional.cross_entropy(
                 chosen.float() / temperature, targets, reduction="none" if token_losses else "sum"
