@@ -63,6 +63,7 @@ class ImageProcessor(ABC):
         self._max_pixels: int | None = None  # of an image before it is processed
         self.placeholder: str = texts.image_token
         self.image_token_id: int = texts.image_token_ids[0]
+        self._image_token: str = texts.tokenizer.convert_ids_to_tokens(self.image_token_id)
         self._size_text = lru_cache(maxsize=4096)(self._text_of_size)
 
     @staticmethod
@@ -150,10 +151,6 @@ class ImageProcessor(ABC):
             raise RowProblemError("too_long", f"its {len(images):,} images take {tokens:,} tokens")
         return texts
 
-    @cached_property
-    def _image_token(self) -> str:
-        return str(self._texts.tokenizer.convert_ids_to_tokens(self.image_token_id))
-
     def expand(self, text: str, images: Sequence[ImageRef]) -> str:
         """Replace the placeholders in a text by what the images of a row are in text.
 
@@ -193,9 +190,8 @@ class ImageProcessor(ABC):
             return {}
         import torch
 
-        return {
-            self.family.typing_input: torch.tensor(self._texts.create_mm_token_type_ids(list(map(list, input_ids))))
-        }
+        types = self._texts.create_mm_token_type_ids([list(ids) for ids in input_ids])
+        return {self.family.typing_input: torch.tensor(types)}
 
     def save(self, folder: Path) -> None:
         """Write the image processor with its budget, as transformers loads it."""
