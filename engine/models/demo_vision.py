@@ -1,5 +1,6 @@
 """The demo model with eyes: an Idefics3 of its weights and a small random vision tower, made on first use."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from loratory.engine.models.prepared import (
@@ -28,8 +29,10 @@ def find_demo_vision(home: LoratoryHome) -> Path | None:
     return folder if is_prepared(folder, _RECIPE) else None
 
 
-def prepare_demo_vision(base: Path, home: LoratoryHome, on_progress: OnModelProgress = ignore_progress) -> Path:
-    """Return the folder of the demo model with eyes, made on first use from the demo model in `base`.
+def prepare_demo_vision(
+    find_base: Callable[[], Path], home: LoratoryHome, on_progress: OnModelProgress = ignore_progress
+) -> Path:
+    """Return the folder of the demo model with eyes, made on first use from the folder of the demo model.
 
     Raises:
         StorageError: If the disk has no space for it.
@@ -37,6 +40,7 @@ def prepare_demo_vision(base: Path, home: LoratoryHome, on_progress: OnModelProg
     """
 
     def build(target: Path) -> None:
+        base = find_base()
         on_progress(ModelProgress("converting", "Adding a vision tower to the demo model."))
         maker = JsonLinesProcess(
             "loratory.engine.models.families.worker.make_demo", log_file=home.logs / "demo_vision.log"

@@ -181,7 +181,7 @@ class ImageProcessor(ABC):
         if not any(rows):
             return {}
         resized = [[self._shrink(image) for image in row] for row in rows]
-        outputs = self._images(resized, **{**self._options, "return_tensors": "pt"})
+        outputs = self._images(resized, **self._texts._merge_kwargs(return_tensors="pt")["images_kwargs"])
         return {name: outputs[name] for name in self.family.image_inputs if name in outputs}
 
     def token_tensors(self, input_ids: Sequence[Sequence[int]]) -> dict[str, "torch.Tensor"]:
@@ -206,12 +206,6 @@ class ImageProcessor(ABC):
     def _shrink(self, image: Image) -> Image:
         size = self._size(*image.size)
         return image if size == image.size else image.resize(size, resample=self._images.resample)
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        """What transformers' processor passes to its image processor."""
-        options: dict[str, Any] = self._texts._merge_kwargs()["images_kwargs"]
-        return options
 
     @cached_property
     def _shapes(self) -> Any:
@@ -286,19 +280,11 @@ class Gemma3Images(ImageProcessor):
     image_class = Gemma3ImageProcessorPil
     text_class = Gemma3Processor
 
-    def tiles(self, width: int, height: int, count: int = 1) -> Tiles:
-        crops = self._inputs_of(width, height, count)["num_crops"][0]
-        size, is_wide = self._images.size, width >= height
-        rows, columns = (1, max(1, crops)) if is_wide else (max(1, crops), 1)
-        return Tiles(size.width * columns, size.height * rows, rows, columns, has_overview=crops > 0)
+    def tiles(self, width: int, height: int, count: int = 1) -> Tiles:  # noqa: ARG002
+        return Tiles(self._images.size.width, self._images.size.height, 1, 1, has_overview=False)
 
     def _inputs_of(self, width: int, height: int, count: int) -> dict[str, Any]:  # noqa: ARG002
-        options = self._options
-        names = ("pan_and_scan_min_crop_size", "pan_and_scan_max_num_crops", "pan_and_scan_min_ratio_to_activate")
-        crops = options["do_pan_and_scan"] and self._images.pan_and_scan(
-            _shape(width, height), **{name: options[name] for name in names}
-        )
-        return {"num_crops": [len(crops or ())]}
+        return {"num_crops": [0]}  # the processor's defaults come before the files of a model, and have none
 
 
 class LlavaOnevisionImages(ImageProcessor):
