@@ -64,7 +64,7 @@ class ImageProcessor(ABC):
         self.placeholder: str = texts.image_token
         self.image_token_id: int = texts.image_token_ids[0]
         self._image_token: str = texts.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        self._size_text = lru_cache(maxsize=4096)(self._text_of_size)
+        self._size_text = lru_cache(maxsize=512)(self._text_of_size)  # of 200 kB at most
 
     @staticmethod
     def load(folder: Path, tokenizer: Any, budget: PixelBudget | None = None) -> "ImageProcessor":
