@@ -127,6 +127,14 @@ def test_a_smaller_budget_of_pixels_takes_fewer_tokens(model_type, tmp_path):
     assert torch.isfinite(model(input_ids=torch.tensor([ids]), **inputs).logits).all()
 
 
+def test_a_budget_beyond_the_models_other_limit_moves_that_one(folders):
+    tokens = {"max_pixels": 28 * 28, "min_pixels": 90 * 28 * 28}
+
+    counts = [load(folders["qwen2_vl"], **{name: value}).image_text.expansion(50, 50) for name, value in tokens.items()]
+
+    assert [text.count("<|image_pad|>") for text in counts] == [1, 100]
+
+
 def test_an_image_may_be_kept_whole(folders):
     text = load(folders["smolvlm"], do_image_splitting=False).image_text
 

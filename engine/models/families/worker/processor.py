@@ -251,14 +251,12 @@ class QwenImages(ImageProcessor):
 
     model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
     image_class = Qwen2VLImageProcessorPil
-    text_class = Qwen2VLProcessor  # the others differ for videos alone
+    text_class = Qwen2VLProcessor  # those of newer models differ for videos alone
 
     def _apply(self, budget: Mapping[PixelSetting, Any]) -> None:
-        size = self._images.size
-        self._images.size = SizeDict(
-            shortest_edge=budget.get("min_pixels", size.shortest_edge),
-            longest_edge=budget.get("max_pixels", size.longest_edge),
-        )
+        most = budget.get("max_pixels", self._images.size.longest_edge)
+        least = budget.get("min_pixels", min(self._images.size.shortest_edge, most))
+        self._images.size = SizeDict(shortest_edge=least, longest_edge=max(least, most))
 
     def tiles(self, width: int, height: int, count: int = 1) -> Tiles:  # noqa: ARG002
         factor = self._images.patch_size * self._images.merge_size
