@@ -5,14 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.conversation import IMAGE_MARK, Conversation, ImageRef, Message, PlainText, PreferencePair
-from loratory.engine.data.passes.prepare import TokenizedRows
+from loratory.engine.data.media.store import MediaStore
+from loratory.engine.data.passes.prepare import TokenizedRows, prepare_dataset
 from loratory.engine.data.records import RowProblemError
 from loratory.engine.data.render.adapt import TemplateAbilities, adapt_to_template
 from loratory.engine.data.render.tokenize import IGNORED_LABEL, Rendering, RenderOptions, prompt_ids, render_many
 from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
 from loratory.engine.models.source import ModelSource
+from tests.data.checks import write_rows
 from tests.data.families import shared_tokenizer
+from tests.data.pictures import picture
 from tests.image_rows import FORMS, batches, compare, image_rows, render, rows_of, trl_batch
 from tests.tiny_vision import MEMBERS, make_vision_folder, trl_processor
 
@@ -248,6 +252,27 @@ def test_both_answers_of_a_pair_follow_the_images_of_its_prompt(tokenizer):
     assert chosen.rejected is not None
     assert chosen.images == chosen.rejected.images == (SQUARE,)
     assert rows.image_counts() == [2]
+
+
+def test_images_of_a_dataset_reach_the_model_with_their_tokens(member, tokenizer, home, tmp_path):
+    (tmp_path / "wide.png").write_bytes(picture("red", (200, 60)))
+    (tmp_path / "tall.jpg").write_bytes(picture("blue", (50, 90), "JPEG"))
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A color."}]
+    rows = [{"messages": turns, "images": [file]} for file in ("wide.png", "tall.jpg")]
+    rows.append({"messages": [{"role": "user", "content": "Why?"}, turns[1]]})
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0.0)
+
+    data = prepare_dataset(config, seed=0, max_length=2048, tokenizer=tokenizer, home=home)
+
+    assert sorted(data.train.image_counts()) == [0, 1, 1]
+    store = MediaStore(home.media)
+    for row in data.train:
+        tensors = tokenizer.image_text.tensors([[store.open(image) for image in row.images]])
+        assert bool(tensors) == bool(row.images)
+        expected = [text for image in row.images for text in tokenizer.image_text.expansions([image])]
+        assert row.input_ids.count(tokenizer.image_text.image_token_id) == sum(
+            text.count(member.image_token) for text in expected
+        )
 
 
 def test_a_batch_without_images_has_no_tensors_of_images(member, tokenizer):
