@@ -249,7 +249,11 @@ def make_tiny_vision_model(folder: Path, member: VisionMember, vocabulary: Path 
 
     make_vision_folder(folder, member, vocabulary)
     torch.manual_seed(seed)
-    AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+    for name, parameter in model.named_parameters():
+        if name.endswith("mm_input_projection_weight"):  # Gemma 3 begins with zeros, through which no image is seen
+            torch.nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -8,6 +8,7 @@ from loratory.engine.config.methods.base import CrossFieldRule
 from loratory.engine.config.methods.registry import METHODS
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.run import SET_PREFIX, JobsConfig, RunConfig, RunSection, SlurmConfig
+from loratory.engine.config.vision import PartTraining
 from loratory.engine.errors import Problem
 
 DistributionName = Literal["DDP", "FSDP", "device_map"]  # as PyTorch, transformers and people call them
@@ -348,6 +349,36 @@ def _set_elsewhere(config: RunConfig) -> str | None:
     if config.run.where == "jobs" and any(text.startswith(SET_PREFIX) for _, text in config.names):
         return "a job has no sets; write the version to a file with `loratory data export`, and name that file."
     return None
+
+
+@_rule("vision.min_pixels")
+def _pixels_from_more_to_less(config: RunConfig) -> str | None:
+    least, most = config.vision.min_pixels, config.vision.max_pixels
+    if least is not None and most is not None and least > most:
+        return f"it is above max_pixels ({most:,}); set at most as many."
+    return None
+
+
+@_rule("vision.tower")
+def _tower_as_the_method_cannot(config: RunConfig) -> str | None:
+    return _part_problem(config, config.vision.tower)
+
+
+@_rule("vision.projector")
+def _projector_as_the_method_cannot(config: RunConfig) -> str | None:
+    return _part_problem(config, config.vision.projector)
+
+
+def _part_problem(config: RunConfig, training: PartTraining) -> str | None:
+    """Return why a part that sees images cannot be trained so."""
+    method = config.adapter.traits
+    if training == "frozen":
+        return None
+    if config.run.fsdp != "none":
+        return "FSDP2 cannot divide it, as some passes have no images; set frozen, or one copy per GPU (fsdp none)."
+    if method.trains_all:
+        return "full fine-tuning has no adapter; set full, or frozen." if training == "lora" else None
+    return None if method.adapts_layers else f"{method.label} adapts no layers; set frozen, or choose LoRA."
 
 
 def constraint_problems(config: RunConfig) -> list[Problem]:

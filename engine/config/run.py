@@ -12,6 +12,7 @@ from loratory.engine.config.methods.base import PeftMethod
 from loratory.engine.config.methods.registry import DEFAULT_METHOD, METHODS, MethodSettings
 from loratory.engine.config.results import EvaluationSection
 from loratory.engine.config.training import TrainingConfig
+from loratory.engine.config.vision import VisionConfig
 from loratory.engine.scoring.base import Scorer
 from loratory.engine.scoring.registry import AnyScorer
 from loratory.engine.section import Section, setting
@@ -230,6 +231,7 @@ class RunConfig(Section):
     adapter: AdapterConfig = AdapterConfig()
     dataset: DatasetConfig
     training: TrainingConfig = TrainingConfig()
+    vision: VisionConfig = VisionConfig()
     run: RunSection = RunSection()
     jobs: JobsConfig = JobsConfig()
     slurm: SlurmConfig = SlurmConfig()

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers import Cache, DynamicCache
 
-from loratory.engine.data.conversation import Message
+from loratory.engine.data.conversation import ImageRef, Message
 from loratory.engine.data.passes.prepare import spread_evenly
 from loratory.engine.data.render.template import ChatTokenizer, rendering_confined, stop_token_ids
 from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow, prompt_ids
 from loratory.engine.errors import ModelError, shorten
 from loratory.engine.runs.history.events import AnswersData
+from loratory.engine.training.batching.images import ImageInputs
 from loratory.engine.training.ops.loss import causal_lm_of
 from loratory.engine.training.reporting import RunEvents
 
@@ -46,12 +47,13 @@ class Prompt(NamedTuple):
     ids: tuple[int, ...]
     reference: tuple[int, ...] = ()
     typed: str = ""
+    images: tuple[ImageRef, ...] = ()
 
 
 def prompts_of(rows: Iterable[TokenizedRow]) -> list[Prompt]:
     """Return the prompts of the rows that have one."""
     return [
-        Prompt(row.row, *parts)
+        Prompt(row.row, parts[0], *parts[1:], images=row.images)
         for row in rows
         if (parts := (tuple(row.input_ids),) if row.prompt is not None else split_at_answer(row)) is not None
     ]
@@ -61,7 +63,9 @@ def choose_prompts(text: str, rows: Sequence[TokenizedRow], tokenizer: ChatToken
     """Return the prompts that `training.eval_prompts` names, else three different ones of the median length."""
     names = list(filter(None, map(str.strip, text.split("|"))))[:_MOST_PROMPTS]
     rows = [row for row in rows if str(row.row + 1) in names] if names else spread_evenly(rows, _ROWS_COMPARED)
-    by_ids = {prompt.ids: prompt for prompt in prompts_of(row for row in rows if row.desirable is not False)}
+    by_ids = {
+        (prompt.ids, prompt.images): prompt for prompt in prompts_of(row for row in rows if row.desirable is not False)
+    }
     prompts = list(by_ids.values())
     if missing := {part for part in names if part.isdecimal()} - {str(prompt.row + 1) for prompt in prompts}:
         raise ValueError(f"row {', '.join(sorted(missing))} is not held out, or has no prompt")
@@ -81,6 +85,7 @@ class PromptAnswers:
     tokenizer: Any
     choose: Callable[[], Sequence[Prompt]]
     max_new_tokens: int  # 0 answers none
+    images: ImageInputs | None = None
 
     def answer(self, model: Any, step: int) -> None:
         """Answer all prompts, as one batch, with a model that is ready for it."""
@@ -99,12 +104,17 @@ class PromptAnswers:
             data = AnswersData(
                 step=step,
                 names=tuple(prompt.typed or f"Row {prompt.row + 1:,}" for prompt in prompts),
-                prompts=tuple(self.tokenizer.decode(prompt.ids)[-_LONGEST_TEXT:] for prompt in prompts),
+                prompts=tuple(self._text(prompt)[-_LONGEST_TEXT:] for prompt in prompts),
                 references=tuple(decode(prompt.reference, self.tokenizer)[:_LONGEST_TEXT] for prompt in prompts),
                 answers=tuple(decode(tokens, self.tokenizer)[:_LONGEST_TEXT] for tokens in answers),
                 seconds=time.perf_counter() - began,
             )
             self.events.emit(data)
+
+    def _text(self, prompt: Prompt) -> str:
+        """Return a prompt as text, without the tokens that stand for what an image shows."""
+        of_images = self.images.processor.image_token_id if self.images is not None else None
+        return str(self.tokenizer.decode([token for token in prompt.ids if token != of_images]))
 
     def _generate(self, model: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
         causal_lm, cache = causal_lm_of(model), virtual_token_cache(model, len(prompts))
@@ -115,11 +125,15 @@ class PromptAnswers:
         mask = [[1] * skipped + [0] * n + [1] * (longest - n) for n in padding]
         device, eos = causal_lm.get_input_embeddings().weight.device, causal_lm.generation_config.eos_token_id
         ends = {*stop_token_ids(self.tokenizer), *(eos if isinstance(eos, list) else [eos])} - {None}
+        more = {} if cache is None else {"cache": cache}
+        if self.images is not None:
+            tensors = self.images.tensors([prompt.images for prompt in prompts], torch.tensor(rows))
+            more |= {name: tensor.to(device) for name, tensor in tensors.items()}
         # What is not set here comes from the model's own configuration, which may sample.
         output = causal_lm.generate(
             input_ids=torch.tensor(rows, device=device), attention_mask=torch.tensor(mask, device=device),
             max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0, use_cache=True,
-            eos_token_id=sorted(ends), pad_token_id=pad, disable_compile=True, **({"cache": cache} if cache is not None else {}),
+            eos_token_id=sorted(ends), pad_token_id=pad, disable_compile=True, **more,
         )  # fmt: skip
         answers = output[:, skipped + longest :].tolist()
         return [list(itertools.takewhile(lambda token: token not in ends, answer)) for answer in answers]

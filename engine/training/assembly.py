@@ -20,8 +20,10 @@ from loratory.engine.errors import ModelError
 from loratory.engine.models.batching import shares_prompts
 from loratory.engine.training.batching.batches import join
 from loratory.engine.training.batching.choose import choose_row_attention
+from loratory.engine.training.batching.images import ImageInputs
 from loratory.engine.training.batching.probe import Probe, losses_match
 from loratory.engine.training.batching.steps import TrainerSetup
+from loratory.engine.training.image_parts import language_model_of
 from loratory.engine.training.kernels import use_fused_loss, use_layer_kernels, why_not_compiled
 from loratory.engine.training.methods.registry import method_trainer
 from loratory.engine.training.objectives.base import TrainingObjective
@@ -60,10 +62,12 @@ def assemble(
     placement: Placement,
     rows: Sequence[TokenizedRow],
     pad_token_id: int,
+    images: ImageInputs | None = None,
 ) -> Assembly:
     """Attach the loss, use faster kernels where wanted, and choose how rows are batched.
 
-    The choice is tried on a few rows: loss and attention must be those of the model by itself.
+    The choice is tried on a few rows: loss and attention must be those of the model by itself. `images` are given where
+    rows have some.
 
     Raises:
         ModelError: If the loss is not finite, or if packing is wanted and the model cannot keep joined rows apart.
@@ -96,12 +100,14 @@ def assemble(
         notes.append("This model changes its logits in a way of its own, so all of them are computed.")
         optimizations = {"fused_loss": "the model changes its logits in a way of its own"}
     optimizations |= use_layer_kernels(probe, config, placement, expected)
-    own_attention = str(causal_lm.config._attn_implementation)
-    attention = choose_row_attention(probe, config, placement, expected)
+    own_attention = str(language_model_of(causal_lm).config._attn_implementation)
+    attention = choose_row_attention(probe, config, placement, expected, has_images=images is not None)
     notes.extend(attention.notes)
     joined = attention.batching == "joined"
     if training.packing and not joined:
         what = f"{type(causal_lm).__name__} cannot keep packed rows apart with {own_attention} attention."
+        if images is not None:
+            what = "Rows with images are padded, and cannot be packed."
         raise ModelError(what, "Switch packing off, or set attn_implementation to auto.")
     few = join(probe.rows, flash=attention.flash) if joined else probe.padded(masked=attention.masked)
     if training.torch_compile and (reason := why_not_compiled(probe, config, placement, expected, few)):
@@ -131,6 +137,7 @@ def assemble(
         prefetches=placement.torch_device.type != "cpu",
         objective=TRAINING_OBJECTIVES[traits.name](training, reference),
         method=method,
+        images=images,
     )
     optimizations |= attention.why_not | method.optimizations(model)
     return Assembly(setup, attention.name, tuple(notes), optimizations)

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM
 from transformers.utils import is_flash_attn_2_available
 from trl import SFTConfig
 
@@ -14,9 +13,12 @@ from loratory.engine.config.run import RunConfig
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.errors import ConfigError, ModelError, Problem
 from loratory.engine.models.batching import FLASH_ATTENTION, can_run_flash_attention
+from loratory.engine.models.families.registry import family_of
+from loratory.engine.models.folder import read_config
 from loratory.engine.models.source import ModelSource
 from loratory.engine.training.distribution import attach_device_hooks, plan_layer_split
 from loratory.engine.training.failure import is_out_of_memory
+from loratory.engine.training.image_parts import ImageParts, image_parts_of, model_class_of
 from loratory.engine.training.methods.registry import method_trainer
 from loratory.engine.training.ops.attention import copy_shared_heads
 from loratory.engine.training.placement import Placement, TrainingDtypes, quantization_of
@@ -42,8 +44,14 @@ def load_model(source: ModelSource, config: RunConfig, precision: TrainingDtypes
     attention = choose_attention(config, placement)
     if attention is not None:
         arguments["attn_implementation"] = attention
+    settings = Path(source.location) / "config.json"
+    values = read_config(settings, source.name) if settings.is_file() else {}
+    family = family_of(values)
     quantization = quantization_of(config.model, precision.compute, sharded=placement.sharded)
     if quantization is not None:
+        if family is not None:
+            seeing = ImageParts(family, config.vision).outside_language_model
+            quantization.llm_int8_skip_modules = ["lm_head", *seeing]  # for 4 bits as well
         arguments["quantization_config"] = quantization
     if placement.layer_devices:
         arguments["device_map"] = plan_layer_split(source, config, placement.layer_devices)
@@ -52,7 +60,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: TrainingDtypes
     elif quantization is not None or placement.torch_device.type != "cpu":
         arguments["device_map"] = {"": placement.torch_device}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.location, **arguments)
+        model = model_class_of(values).from_pretrained(source.location, **arguments)
     except Exception as error:  # broken or foreign files surface as nearly any exception
         if is_out_of_memory(error):
             raise
@@ -65,6 +73,8 @@ def load_model(source: ModelSource, config: RunConfig, precision: TrainingDtypes
         unmap_weights(model)
     copy_shared_heads(precision.compute, placement.torch_indexes)
     model.config.use_cache = False
+    if family is not None:
+        ImageParts(family, config.vision).attach(model)
     if placement.layer_devices:
         attach_device_hooks(model)
     for module in model.modules():
@@ -102,10 +112,16 @@ def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
     Raises:
         ConfigError: If the targets match nothing, or PEFT cannot adapt one of them.
     """
+    parts = image_parts_of(model)
+    if parts is not None:
+        parts.freeze(model)
     if config.adapter.traits.trains_all:
-        model.requires_grad_(True)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parts is None or parts.training_of(name) in (None, "full"))
         train_in_float32(model)
         return model
+    if parts is not None and config.adapter.traits.virtual_tokens != "none":
+        _require_virtual_tokens(parts, config)
     method = method_trainer(config.adapter.method)
     try:
         if config.adapter.traits.virtual_tokens == "inputs":
@@ -118,6 +134,16 @@ def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
         method.publish(settings, source)
     train_in_float32(peft_model)
     return peft_model
+
+
+def _require_virtual_tokens(parts: ImageParts, config: RunConfig) -> None:
+    """Refuse virtual tokens in a family that must see tokens to know where images are."""
+    if not parts.family.takes_virtual_tokens:
+        label = config.adapter.traits.label
+        message = (
+            f"{parts.family.label} finds the positions of images by its tokens, which {label} changes; choose LoRA."
+        )
+        raise ConfigError([Problem("adapter.method", message)])
 
 
 def _require_equal_widths(model: Any) -> None:

@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.weak import WeakTensorKeyDictionary
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from loratory.engine.config.run import RunConfig
@@ -35,6 +35,7 @@ from loratory.engine.memory.layer_split import DevicePart
 from loratory.engine.memory.workload import workload_of_run
 from loratory.engine.models.folder import read_config
 from loratory.engine.models.source import ModelSource
+from loratory.engine.training.image_parts import language_model_of, model_class_of
 from loratory.engine.training.ops.loss import causal_lm_of
 from loratory.engine.training.placement import Placement
 
@@ -54,7 +55,8 @@ def shard(model: Any, placement: Placement, compute: torch.dtype) -> None:
     mesh = init_device_mesh(device, (placement.group.world_size,))
     rounded = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
     causal_lm = causal_lm_of(model)
-    for module in list(causal_lm.modules()):
+    # What sees images is gathered with the root: a process whose rows have none would not come to its layers.
+    for module in list(language_model_of(causal_lm).modules()):
         if isinstance(module, GradientCheckpointingLayer):
             is_trained = all(parameter.requires_grad for parameter in module.parameters())
             fully_shard(module, mesh=mesh, mp_policy=rounded if is_trained else MixedPrecisionPolicy())
@@ -142,7 +144,7 @@ def plan_layer_split(source: ModelSource, config: RunConfig, devices: Sequence[D
     parts = Estimator(shape, devices[0]).parts(workload_of_run(shape, config, devices[0]), len(devices))
     architecture = AutoConfig.from_pretrained(source.location, trust_remote_code=False, local_files_only=True)
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
+        empty = model_class_of(architecture.to_dict()).from_config(architecture, trust_remote_code=False)
     return device_map_of(empty, parts)
 
 

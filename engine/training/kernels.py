@@ -17,6 +17,7 @@ from loratory.engine.config.run import RunConfig
 from loratory.engine.training.batching.batches import PassTensors
 from loratory.engine.training.batching.probe import Probe, losses_match
 from loratory.engine.training.failure import is_out_of_memory
+from loratory.engine.training.image_parts import language_model_of
 from loratory.engine.training.ops.attention import JOINED_ATTENTION, joined_attention
 from loratory.engine.training.ops.loss import causal_lm_of
 from loratory.engine.training.placement import Placement
@@ -68,7 +69,7 @@ def use_layer_kernels(probe: Probe, config: RunConfig, placement: Placement, exp
     elif not _runs_triton(placement.torch_device):
         no_norms = "needs CUDA"
     else:
-        no_norms = _try(probe, placement, expected, lambda: fuse_norms(causal_lm))
+        no_norms = _try(probe, placement, expected, lambda: fuse_norms(language_model_of(causal_lm)))
     return {"liger_kernels": no_liger, "fused_norms": no_norms}
 
 
@@ -124,7 +125,8 @@ def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> int:
     for module in model.modules():
         if "forward" in vars(module) and hasattr(module, "lora_A"):
             module.forward = torch.compiler.disable(module.forward)
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    language_model = language_model_of(causal_lm_of(model))
+    layers = [module for module in language_model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)
     return len(layers)

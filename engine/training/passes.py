@@ -6,6 +6,7 @@ Counts of a step stay on the device until a step is logged, so no step waits for
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from loratory.engine.training.batching.batches import PassTensors
 from loratory.engine.training.batching.steps import StepBatches, TrainerSetup
 from loratory.engine.training.distribution import is_sharded, reshard
+from loratory.engine.training.image_parts import language_model_of, trained_vision
 from loratory.engine.training.objectives.base import PassLosses
 from loratory.engine.training.objectives.preferences import DirectPreference
 from loratory.engine.training.ops.loss import TrainedTokens, causal_lm_of
@@ -42,6 +44,7 @@ class ModelPasses:
         self._device = device
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
         self.is_sharded = is_sharded(model)
+        self._unseen = trained_vision(model) if accelerator.num_processes > 1 else []
 
     def pad_pass_count(
         self, passes: Sequence[_Pass], spare: Callable[[], _Pass], most: int | None = None
@@ -81,7 +84,12 @@ class ModelPasses:
                 nothing = self._no_gradient(model, batch)
             return PassLosses((nothing, *(torch.zeros_like(nothing) for _ in terms[1:])))
         with self.casting():
-            return objective.losses(model, batch, estimate)
+            losses = objective.losses(model, batch, estimate)
+        if self._unseen and torch.is_grad_enabled() and "pixel_values" not in batch.inputs:
+            # Other processes wait for gradients of what sees images alone.
+            nothing = torch.stack([p.sum().float() for p in self._unseen]).sum() * 0.0
+            losses = replace(losses, sums=(losses.sums[0] + nothing, *losses.sums[1:]))
+        return losses
 
     def _no_gradient(self, model: Any, batch: PassTensors) -> torch.Tensor:
         """Return a loss of zero that gives every trained weight a gradient of zero."""
@@ -118,16 +126,16 @@ class ModelPasses:
     @contextlib.contextmanager
     def answering(self, model: Any) -> Iterator[Any]:
         """Yield a model that can generate, with its own attention and without compiled layers, as it was afterwards."""
-        causal_lm, setup = causal_lm_of(model), self._setup
-        attention = causal_lm.config._attn_implementation
+        language_model, setup = language_model_of(causal_lm_of(model)), self._setup
+        attention = language_model.config._attn_implementation
         with contextlib.ExitStack() as stack:
             for context in (torch.no_grad(), self._evaluating(model), self.casting()):
                 stack.enter_context(context)
             if setup.settings.training.torch_compile:  # each length would be compiled
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             if attention != setup.attention:
-                causal_lm.set_attn_implementation(setup.attention)
-                stack.callback(causal_lm.set_attn_implementation, attention)
+                language_model.set_attn_implementation(setup.attention)
+                stack.callback(language_model.set_attn_implementation, attention)
             yield model
 
     def held_out_losses(

@@ -14,6 +14,7 @@ from loratory.engine.config.rules import optimizer_name
 from loratory.engine.config.run import DatasetConfig, RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.data.hub import reads_from_hub
+from loratory.engine.data.media.store import MediaStore
 from loratory.engine.data.passes.prepare import PreparedDataset, prepare_dataset
 from loratory.engine.data.step_plan import RowOrder, RowPlan, choose_row_order, row_plan
 from loratory.engine.errors import DatasetError, ModelError
@@ -32,6 +33,7 @@ from loratory.engine.runs.run import RunFolder
 from loratory.engine.training import faults
 from loratory.engine.training.assembly import Assembly, assemble
 from loratory.engine.training.batching.choose import choose_merging, lengths_of
+from loratory.engine.training.batching.images import ImageInputs
 from loratory.engine.training.build import add_adapter, load_model
 from loratory.engine.training.checkpoints import folder as checkpoints
 from loratory.engine.training.checkpoints.state_files import count_parameters, load_warm_start
@@ -122,7 +124,7 @@ class Preparation:
         base_files = list_weights(Path(source.location), source.name)  # before they are loaded
         if not reads_from_hub(config.dataset):
             self._give_up_hub_access()
-        tokenizer, template = load_tokenizer(source)
+        tokenizer, template = load_tokenizer(source, config.vision)
         self.check_requests()
         data = self._read_data(tokenizer)
         self._give_up_hub_access()
@@ -136,7 +138,8 @@ class Preparation:
         if placement.sharded:
             shard(model, placement, precision.compute)
             replaced = sharded_like(replaced, dict(model.named_parameters()))
-        assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
+        images = self._image_inputs(tokenizer, data)
+        assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id, images)
         for note in assembly.notes:
             events.warn(note, "batching")
         assembly = self._with_merged_passes(assembly, placement, data)
@@ -242,6 +245,19 @@ class Preparation:
         )
         return data
 
+    def _image_inputs(self, tokenizer: Any, data: PreparedDataset) -> ImageInputs | None:
+        """Return what opens the images of rows, where some have any.
+
+        Raises:
+            DatasetError: If answers to prompts with images are to be sampled.
+        """
+        if not any((*data.train.image_counts(), *data.held_out.image_counts())):
+            return None
+        if objective_of(self.attempt.config).samples_answers:
+            what = f"{self.attempt.config.training.objective} samples answers to prompts of text alone, and rows have images."
+            raise DatasetError(what, "Choose rows without images, or training.objective sft or dpo.")
+        return ImageInputs(tokenizer.image_text, MediaStore(self.attempt.home.media))
+
     def _load_model(
         self, source: ModelSource, precision: TrainingDtypes, placement: Placement
     ) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -267,6 +283,9 @@ class Preparation:
 
     def _with_merged_passes(self, assembly: Assembly, placement: Placement, data: PreparedDataset) -> Assembly:
         """Merge passes where the device has room; a resumed run keeps its number where that still fits."""
+        if assembly.setup.images is not None:
+            why = "the estimate does not know the memory of images"
+            return replace(assembly, optimizations=dict(assembly.optimizations) | {"merged_passes": why})
         before = self.resumed_from.manifest.row_plan if self.resumed_from is not None else None
         choice = choose_merging(
             self.attempt.config,

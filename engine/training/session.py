@@ -167,7 +167,8 @@ class TrainingSession:
             self._events.warn("No prompts are answered in evaluations, because FSDP divides the weights.")
         choose = functools.partial(choose_prompts, training.eval_prompts, prepared.data.held_out, prepared.tokenizer)
         is_off = placement.sharded or not placement.group.is_main
-        return PromptAnswers(self._events, prepared.tokenizer, functools.cache(choose), 0 if is_off else most)
+        images = prepared.assembly.setup.images
+        return PromptAnswers(self._events, prepared.tokenizer, functools.cache(choose), 0 if is_off else most, images)
 
     def _measure_base(self, trainer: SupervisedLoop, prepared: PreparedRun) -> None:
         """Measure the held-out loss before the first step, without an adapter that already changes the model."""

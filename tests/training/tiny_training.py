@@ -108,6 +108,7 @@ def make_training(
     base: Any = None,
     placement: Placement = ON_CPU,
     merged: int = 1,
+    images: Any = None,
 ) -> TinyTraining:
     """Build what `loratory.engine.training.session` builds, without its files and processes; on `base` where one is loaded."""
     tokenizer = _tokenizer_of(config.model.id)
@@ -118,7 +119,7 @@ def make_training(
     if placement.sharded:
         PartialState(cpu=placement.torch_device.type == "cpu")
         shard(model, placement, precision.compute)
-    assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id)
+    assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id, images)
     assembly = assembly.with_settings(merged=merged)
     steps: list[StepData] = []
     hooks = hooks or TrainerHooks()

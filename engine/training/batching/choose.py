@@ -31,6 +31,7 @@ from loratory.engine.models.batching import (
 from loratory.engine.models.shape import ModelShape
 from loratory.engine.training.batching.batches import join, pad
 from loratory.engine.training.batching.probe import Probe
+from loratory.engine.training.image_parts import language_model_of
 from loratory.engine.training.ops.attention import JOINED_ATTENTION, joined_attention
 from loratory.engine.training.ops.gpu_attention import (
     UNMASKED_ATTENTION,
@@ -54,10 +55,15 @@ class RowAttention:
     why_not: dict[str, str] = field(default_factory=dict)  # an optimization is used, as in `Assembly.optimizations`
 
 
-def choose_row_attention(probe: Probe, config: RunConfig, placement: Placement, expected: float) -> RowAttention:
+def choose_row_attention(
+    probe: Probe, config: RunConfig, placement: Placement, expected: float, *, has_images: bool = False
+) -> RowAttention:
     """Try the attentions that suit model and device on a few rows, the fastest first; `expected` is the model's own loss."""
     causal_lm = causal_lm_of(probe.model)
-    own, kind = str(causal_lm.config._attn_implementation), placement.torch_device.type
+    language_model = language_model_of(causal_lm)
+    own, kind = str(language_model.config._attn_implementation), placement.torch_device.type
+    if has_images:
+        return RowAttention("padded", own, masked=True, why_not=dict.fromkeys(_OF_ROWS, "rows have images"))
     facts = read_attention(causal_lm)
     notes: list[str] = []
     no_varlen = _why_no_varlen(facts, own, config, placement)
@@ -67,12 +73,12 @@ def choose_row_attention(probe: Probe, config: RunConfig, placement: Placement, 
             continue
         separate = probe.separate_attention() if separate is None else separate
         flash = attention == VARLEN_ATTENTION or attention.startswith("flash_attention")
-        _use(causal_lm, attention if flash else JOINED_ATTENTION)
+        _use(language_model, attention if flash else JOINED_ATTENTION)
         if probe.keeps_rows_separate(expected, separate, partial(join, flash=flash)):
             name = attention if attention != VARLEN_ATTENTION else "varlen_attn"
             why_not = {"varlen_attention": no_varlen, "unmasked_rows": "rows are joined"}
             return RowAttention("joined", name if flash else f"{own}, row by row", flash, False, tuple(notes), why_not)
-        causal_lm.set_attn_implementation(own)
+        language_model.set_attn_implementation(own)
         if attention == VARLEN_ATTENTION:
             no_varlen = "the model's losses or attention differ"
         else:
@@ -84,12 +90,15 @@ def choose_row_attention(probe: Probe, config: RunConfig, placement: Placement, 
     return RowAttention("padded", name, masked=bool(mask), notes=tuple(notes), why_not=why_not)
 
 
-def _use(causal_lm: Any, attention: str) -> None:
+def _use(language_model: Any, attention: str) -> None:
     AttentionInterface.register(JOINED_ATTENTION, joined_attention)
     AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
     AttentionInterface.register(UNMASKED_ATTENTION, unmasked_attention)
-    if str(causal_lm.config._attn_implementation) != attention:
-        causal_lm.set_attn_implementation(attention)
+    if str(language_model.config._attn_implementation) != attention:
+        language_model.set_attn_implementation(attention)
+
+
+_OF_ROWS = ("varlen_attention", "unmasked_rows")
 
 
 def _why_no_varlen(facts: AttentionFacts, own: str, config: RunConfig, placement: Placement) -> str:
@@ -109,12 +118,12 @@ def _why_masked(probe: Probe, facts: AttentionFacts, own: str, config: RunConfig
         return LEFT_OUT
     if needs_mask(facts, own, config):
         return "the model, its attention or virtual tokens need the mask"
-    causal_lm = causal_lm_of(probe.model)
+    language_model = language_model_of(causal_lm_of(probe.model))
     separate = probe.separate_attention()
-    _use(causal_lm, UNMASKED_ATTENTION)
+    _use(language_model, UNMASKED_ATTENTION)
     if probe.keeps_rows_separate(expected, separate, partial(pad, pad_token_id=probe.pad_token_id, masked=False)):
         return ""
-    causal_lm.set_attn_implementation(own)
+    language_model.set_attn_implementation(own)
     return "the model's losses or attention differ"
 
 

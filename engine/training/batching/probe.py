@@ -21,6 +21,7 @@ from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.training.batching.batches import PassTensors, pad
 from loratory.engine.training.distribution import is_sharded
 from loratory.engine.training.failure import is_out_of_memory
+from loratory.engine.training.image_parts import language_model_of
 from loratory.engine.training.ops.attention import UnsupportedAttentionError
 from loratory.engine.training.ops.loss import causal_lm_of
 
@@ -59,7 +60,9 @@ class Probe:
         cls, model: Any, rows: Sequence[TokenizedRow], max_length: int, pad_token_id: int, autocast: torch.dtype | None
     ) -> "Probe":
         """Choose rows among those of a run."""
-        first, middle = rows[0].input_ids, rows[len(rows) // 2].input_ids
+        # Images stay out: their tokens mean nothing without them.
+        image_token = getattr(causal_lm_of(model).config, "image_token_id", None)
+        first, middle = ([i for i in row.input_ids if i != image_token] for row in (rows[0], rows[len(rows) // 2]))
         short = tuple(_all_trained(ids) for ids in (first[:_SHORT], middle[:_SHORTER], first[:_SHORT]))
         length = _crossing_length(causal_lm_of(model).config.get_text_config(), max_length, _device(model))
         crossing = _all_trained(list(itertools.islice(itertools.cycle([*first, *middle]), length)))
@@ -136,7 +139,7 @@ class Probe:
     def _attention(self, batch: PassTensors) -> list[torch.Tensor]:
         """Return outputs of attention for one sequence in the first layers, (tokens, features) each."""
         outputs: list[torch.Tensor] = []
-        with _listening(causal_lm_of(self.model), outputs), contextlib.suppress(_EnoughError):
+        with _listening(language_model_of(causal_lm_of(self.model)), outputs), contextlib.suppress(_EnoughError):
             self.loss(batch)
         if is_sharded(self.model):
             self.model.reset_iter_state()  # the pass was interrupted

@@ -12,6 +12,7 @@ from loratory.engine.data.passes.prepare import PreparedDataset
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.data.step_plan import EpochPlanner, Pass, PlanSettings, Step, divide
 from loratory.engine.training.batching.batches import PassTensors, join, join_shared, pad
+from loratory.engine.training.batching.images import ImageInputs
 from loratory.engine.training.methods.base import MethodTrainer
 from loratory.engine.training.objectives.base import TrainingObjective
 
@@ -42,6 +43,7 @@ class TrainerSetup:
     prefetches: bool = False  # the next step's batch is made during this one; a processor has no time to spare for it
     objective: TrainingObjective = field(default_factory=TrainingObjective)
     method: MethodTrainer = field(default_factory=MethodTrainer)
+    images: ImageInputs | None = None  # where rows have some
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,11 @@ class StepBatches:
         sequences = [sequence for group in groups for sequence in group]
         if self._setup.settings.batching == "joined":
             return join(sequences, flash=self._setup.flash)
-        return pad(sequences, self._setup.pad_token_id, masked=self._setup.masked)
+        batch, images = pad(sequences, self._setup.pad_token_id, masked=self._setup.masked), self._setup.images
+        if images is None:
+            return batch
+        tensors = images.tensors([sequence.images for sequence in sequences], batch.inputs["input_ids"])
+        return replace(batch, inputs=batch.inputs | tensors)
 
 
 class StepOrder:

@@ -221,6 +221,8 @@ def save_adapter(
         finally:
             model.config.dtype = config_dtype
     tokenizer.save_pretrained(str(folder))
+    if (processor := getattr(tokenizer, "image_text", None)) is not None:
+        processor.save(folder)
 
 
 def load_trained(model: Any, checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ from loratory.engine.errors import ConfigError, Problem
 from loratory.engine.memory.structure import ALL_LINEAR, ends_with_one_of, match_pattern, stacked_experts_among
 from loratory.engine.models.shape import EXPERT_PROJECTIONS
 from loratory.engine.models.source import ModelSource
+from loratory.engine.training.image_parts import image_parts_of
 
 
 class MethodTrainer:
@@ -104,7 +105,10 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     Raises:
         ConfigError: If a name or the expression matches nothing, or would adapt the output head.
     """
-    linear, head, has_experts = linear_module_names(model), _output_head_name(model), has_stacked_experts(model)
+    parts, head, has_experts = image_parts_of(model), _output_head_name(model), has_stacked_experts(model)
+    linear = linear_module_names(model)
+    if parts is not None:
+        return parts.target_expression(choose_names(model, adapter), linear)
     if adapter.target_modules == ALL_LINEAR:
         if not has_experts:
             return ALL_LINEAR
@@ -115,6 +119,27 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
             f"{', '.join(experts)} would mean the stacked experts of this model, which take no adapter here."
         )
     return names
+
+
+def choose_names(model: Any, adapter: AdapterConfig) -> list[str]:
+    """Choose the linear modules of a vision-language model that get an adapter, by their full names.
+
+    Raises:
+        ConfigError: As `choose_targets`.
+    """
+    parts, head, targets = image_parts_of(model), _output_head_name(model), adapter.target_modules
+    assert parts is not None
+    names = [name for name in linear_module_names(model) if parts.is_adapted(name)]
+    patterns = (
+        [name for name in names if name != head] if targets == ALL_LINEAR else _match_targets(targets, names, head)
+    )
+    chosen = [name for name in names if ends_with_one_of(name, patterns)]
+    for part, path in (("tower", parts.family.tower), ("projector", parts.family.projector)):
+        is_adapted = any(parts.part_of(name) == part for name in chosen)
+        if getattr(parts.vision, part) == "lora" and not is_adapted:
+            message = f"{path} of {parts.family.label} has no linear layer among the targets; set full, or frozen."
+            raise _refusal(message, f"vision.{part}")
+    return chosen
 
 
 def _match_targets(patterns: str | Sequence[str], linear: Sequence[str], head: str | None) -> list[str]:
@@ -146,7 +171,12 @@ def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None
     Raises:
         ConfigError: If a name matches nothing, or what it matches has no weights that can be trained.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
+    parts = image_parts_of(model)
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if name and (parts is None or parts.training_of(name) is None)
+    }
     selected: set[str] = set()
     for pattern in adapter.modules_to_save:
         matches = [name for name in modules if ends_with_one_of(name, (pattern,))]
@@ -157,6 +187,8 @@ def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None
         for name in matches:
             _require_trainable(name, modules[name], pattern)
         selected.update(matches)
+    if parts is not None:
+        return sorted({*selected, *parts.saved_modules(model)}) or None
     if not selected:
         return None
     by_letters = {name for name in modules if name.endswith(adapter.modules_to_save)}
@@ -188,11 +220,14 @@ def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> dict[str, list[str
     Raises:
         ConfigError: As `choose_targets`.
     """
-    patterns, head = choose_targets(model, adapter), _output_head_name(model)
+    is_text, head = image_parts_of(model) is None, _output_head_name(model)
+    patterns = choose_targets(model, adapter) if is_text else choose_names(model, adapter)
     names = [name for name in linear_module_names(model) if name != head]
     targets = [name for name in names if patterns == ALL_LINEAR or ends_with_one_of(name, patterns)]
     endings = adapter.feedforward_modules or FEEDFORWARD_ENDINGS
     feedforward = {ending for ending in endings if any(ends_with_one_of(name, (ending,)) for name in targets)}
+    if not is_text:  # endings alone would mean modules that see images too
+        return {"target_modules": targets, "feedforward_modules": [n for n in targets if ends_with_one_of(n, endings)]}
     if patterns == ALL_LINEAR:
         patterns = [_last_part(name) for name in targets]
     return {"target_modules": sorted({*patterns, *feedforward}), "feedforward_modules": sorted(feedforward)}

@@ -132,4 +132,5 @@ class ReferenceCache:
             for sequence in pair.sequences:
                 ids = sequence.input_ids
                 digest.update(array("q", [len(ids), sequence.trained_tokens, *ids]).tobytes())
+                digest.update("".join(image.digest for image in sequence.images).encode())
         return self.path / f"{digest.hexdigest()}.safetensors"
