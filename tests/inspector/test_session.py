@@ -5,11 +5,14 @@ import json
 import pytest
 
 from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.config.vision import VisionConfig
 from loratory.engine.data.contract import CheckProgress, DatasetReport, FoundRow, SearchProgress, SetQuestion
 from loratory.engine.errors import DatasetError, ModelError
 from loratory.engine.inspector.session import Inspector
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.messages import CancelledRequestError
+from tests.data.pictures import picture
+from tests.tiny_vision import make_vision_folder, member_of
 
 ROWS = 400
 
@@ -64,6 +67,32 @@ def test_without_a_model_conversations_are_shown_and_no_tokens_counted(inspector
     assert page.rows[0].conversation.messages[1].content == "Answer 0."
     assert page.rows[0].sequences == ()
     assert report.total_tokens is None
+
+
+def test_the_size_of_images_counts_in_previews_and_checks(inspector, inspected_home, tmp_path):
+    folder = make_vision_folder(tmp_path / "vision", member_of("qwen2_vl"))
+    (inspected_home.uploads / "red.png").write_bytes(picture("red", (200, 150)))
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "Red."}]
+    path = inspected_home.uploads / "images.jsonl"
+    path.write_text("".join(json.dumps({"messages": turns, "images": ["red.png"]}) + "\n" for _ in range(3)))
+    dataset, model = DatasetConfig(source=str(path)), ModelConfig(id=str(folder))
+    small = VisionConfig(max_pixels=4 * 28 * 28)
+
+    tokens = [
+        (
+            inspector.preview(dataset, model, 512, count=1, vision=vision).rows[0].sequences[0].tokens,
+            (inspector.check(dataset, model, 512, vision=vision).total_tokens or 0) / 3,
+            len(inspector.render(dataset, model, 512, row=0, vision=vision)[0].input_ids),
+        )
+        for vision in (VisionConfig(), small)
+    ]
+
+    assert [len(set(counts)) for counts in tokens] == [1, 1]
+    assert tokens[0][0] - tokens[1][0] == 7 * 5 - 2 * 1
+    length = int(tokens[1][0])
+    assert inspector.held_out(dataset, model, length, seed=0, vision=small).total == 0
+    with pytest.raises(DatasetError, match="max_length"):  # no image fits
+        inspector.held_out(dataset, model, length, seed=0)
 
 
 def test_chosen_rows(inspector, dataset):

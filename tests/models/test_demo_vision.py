@@ -7,13 +7,12 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.data.conversation import IMAGE_MARK, Conversation, ImageRef, Message
-from loratory.engine.data.render.tokenize import RenderOptions, render_many
 from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
 from loratory.engine.models.demo_vision import demo_vision_folder
 from loratory.engine.models.prepared import DEMO_VISION_ID, demo_folder
 from loratory.engine.models.source import find_model, may_need_hub, resolve_model
 from loratory.engine.paths import LoratoryHome
-from tests.image_rows import random_image
+from tests.image_rows import ImageRow, random_image, rows_of
 
 MODEL = ModelConfig(id=DEMO_VISION_ID)
 
@@ -56,8 +55,7 @@ def test_the_demo_model_sees_after_its_first_use(demo_home, tmp_path):
         Message("user", f"{IMAGE_MARK}What is it?", images=(ImageRef("a" * 64, *image.size),)),
         Message("assistant", "A cat."),
     )
-    (rendering,) = render_many([(0, Conversation(turns))], tokenizer, RenderOptions(512))
-    (row,) = rendering.rows
+    (row,) = rows_of(ImageRow(Conversation(turns), (image,)), tokenizer, 512)
     inputs = tokenizer.image_text.tensors([[image]])
     loss = model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels]), **inputs).loss
     loss.backward()

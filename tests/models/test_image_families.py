@@ -17,7 +17,7 @@ from loratory.engine.errors import ModelError
 from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
 from loratory.engine.models.families.registry import FAMILIES, family_of, require_family
 from loratory.engine.models.source import ModelSource
-from tests.image_rows import image_rows, render
+from tests.image_rows import image_rows, rows_of
 from tests.tiny_vision import MEMBERS, make_tiny_vision_model, make_vision_folder, member_of, trl_processor
 
 EVERY_MEMBER = pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.model_type)
@@ -61,7 +61,7 @@ def test_the_parts_of_a_model_are_where_its_family_says(member, tmp_path):
     tokenizer = load(folder)
     rows = [row for row in image_rows(6, largest=150) if row.images]
     for row in rows:  # as many features as tokens, or the model refuses them
-        (*_, sequence) = render(row, tokenizer, "completion").rows
+        (*_, sequence) = rows_of(row, tokenizer)
         ids = torch.tensor([sequence.input_ids])
         inputs = tokenizer.image_text.tensors([row.images]) | tokenizer.image_text.token_tensors([sequence.input_ids])
         assert set(inputs) == set(family.image_inputs)
@@ -121,10 +121,18 @@ def test_a_smaller_budget_of_pixels_takes_fewer_tokens(model_type, tmp_path):
     assert counts[1] < counts[0] / 2
     assert tokenizer_fingerprint(small) != tokenizer_fingerprint(tokenizer)
     row = image_rows(1)[0]
-    ids = render(row, small, "completion").rows[0].input_ids
+    ids = rows_of(row, small)[0].input_ids
     inputs = small.image_text.tensors([row.images]) | small.image_text.token_tensors([ids])
     model = AutoModelForImageTextToText.from_pretrained(folder)
     assert torch.isfinite(model(input_ids=torch.tensor([ids]), **inputs).logits).all()
+
+
+def test_a_budget_beyond_the_models_other_limit_moves_that_one(folders):
+    tokens = {"max_pixels": 28 * 28, "min_pixels": 90 * 28 * 28}
+
+    counts = [load(folders["qwen2_vl"], **{name: value}).image_text.expansion(50, 50) for name, value in tokens.items()]
+
+    assert [text.count("<|image_pad|>") for text in counts] == [1, 100]
 
 
 def test_an_image_may_be_kept_whole(folders):

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from loratory.engine.config.run import DatasetConfig, ModelConfig
+from loratory.engine.config.vision import VisionConfig
 from loratory.engine.data.contract import DataRequest, SetQuestion
 from loratory.engine.data.files.access import DataAccess
 from loratory.engine.data.hub import is_on_hub
@@ -67,7 +68,10 @@ class DatasetHandlers:
     """Answers questions about data."""
 
     def __init__(
-        self, home: LoratoryHome, access: DataAccess, load: Callable[[ModelSource], tuple[Any, FrozenTemplate]]
+        self,
+        home: LoratoryHome,
+        access: DataAccess,
+        load: Callable[[ModelSource, VisionConfig], tuple[Any, FrozenTemplate]],
     ) -> None:
         self._home = home
         self._options = SourceOptions(access=access, home=home)
@@ -76,8 +80,10 @@ class DatasetHandlers:
         self._previews = OpenReaders(lambda dataset: DatasetReader(dataset, streamed))
 
         @lru_cache(maxsize=4)
-        def renderer_of(source: ModelSource, _files: str) -> Renderer:  # a changed file is another key
-            tokenizer, frozen = load(source)
+        def renderer_of(
+            source: ModelSource, _files: str, vision: VisionConfig
+        ) -> Renderer:  # changed files: another key
+            tokenizer, frozen = load(source, vision)
             return Renderer(tokenizer, max_length=0, model=source.name, notes=frozen.notes)
 
         self._renderer_of = renderer_of
@@ -144,7 +150,7 @@ class DatasetHandlers:
         source = resolve_model(request.model, self._home, part=ModelPart.TOKENIZER)
         files = tokenizer_files_fingerprint(Path(source.location))
         job.work_with(files)
-        return replace(self._renderer_of(source, files), max_length=request.max_length)
+        return replace(self._renderer_of(source, files, request.vision), max_length=request.max_length)
 
 
 def _answer(

@@ -63,7 +63,8 @@ class ImageProcessor(ABC):
         self._max_pixels: int | None = None  # of an image before it is processed
         self.placeholder: str = texts.image_token
         self.image_token_id: int = texts.image_token_ids[0]
-        self._size_text = lru_cache(maxsize=4096)(self._text_of_size)
+        self._image_token: str = texts.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        self._size_text = lru_cache(maxsize=512)(self._text_of_size)  # of 200 kB at most
 
     @staticmethod
     def load(folder: Path, tokenizer: Any, budget: PixelBudget | None = None) -> "ImageProcessor":
@@ -150,10 +151,6 @@ class ImageProcessor(ABC):
             raise RowProblemError("too_long", f"its {len(images):,} images take {tokens:,} tokens")
         return texts
 
-    @cached_property
-    def _image_token(self) -> str:
-        return str(self._texts.tokenizer.convert_ids_to_tokens(self.image_token_id))
-
     def expand(self, text: str, images: Sequence[ImageRef]) -> str:
         """Replace the placeholders in a text by what the images of a row are in text.
 
@@ -184,7 +181,7 @@ class ImageProcessor(ABC):
         if not any(rows):
             return {}
         resized = [[self._shrink(image) for image in row] for row in rows]
-        outputs = self._images(resized, **{**self._options, "return_tensors": "pt"})
+        outputs = self._images(resized, **self._texts._merge_kwargs(return_tensors="pt")["images_kwargs"])
         return {name: outputs[name] for name in self.family.image_inputs if name in outputs}
 
     def token_tensors(self, input_ids: Sequence[Sequence[int]]) -> dict[str, "torch.Tensor"]:
@@ -193,9 +190,8 @@ class ImageProcessor(ABC):
             return {}
         import torch
 
-        return {
-            self.family.typing_input: torch.tensor(self._texts.create_mm_token_type_ids(list(map(list, input_ids))))
-        }
+        types = self._texts.create_mm_token_type_ids([list(ids) for ids in input_ids])
+        return {self.family.typing_input: torch.tensor(types)}
 
     def save(self, folder: Path) -> None:
         """Write the image processor with its budget, as transformers loads it."""
@@ -210,12 +206,6 @@ class ImageProcessor(ABC):
     def _shrink(self, image: Image) -> Image:
         size = self._size(*image.size)
         return image if size == image.size else image.resize(size, resample=self._images.resample)
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        """What transformers' processor passes to its image processor."""
-        options: dict[str, Any] = self._texts._merge_kwargs()["images_kwargs"]
-        return options
 
     @cached_property
     def _shapes(self) -> Any:
@@ -261,14 +251,12 @@ class QwenImages(ImageProcessor):
 
     model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
     image_class = Qwen2VLImageProcessorPil
-    text_class = Qwen2VLProcessor  # the others differ for videos alone
+    text_class = Qwen2VLProcessor  # those of newer models differ for videos alone
 
     def _apply(self, budget: Mapping[PixelSetting, Any]) -> None:
-        size = self._images.size
-        self._images.size = SizeDict(
-            shortest_edge=budget.get("min_pixels", size.shortest_edge),
-            longest_edge=budget.get("max_pixels", size.longest_edge),
-        )
+        most = budget.get("max_pixels", self._images.size.longest_edge)
+        least = budget.get("min_pixels", min(self._images.size.shortest_edge, most))
+        self._images.size = SizeDict(shortest_edge=least, longest_edge=max(least, most))
 
     def tiles(self, width: int, height: int, count: int = 1) -> Tiles:  # noqa: ARG002
         factor = self._images.patch_size * self._images.merge_size
@@ -290,19 +278,11 @@ class Gemma3Images(ImageProcessor):
     image_class = Gemma3ImageProcessorPil
     text_class = Gemma3Processor
 
-    def tiles(self, width: int, height: int, count: int = 1) -> Tiles:
-        crops = self._inputs_of(width, height, count)["num_crops"][0]
-        size, is_wide = self._images.size, width >= height
-        rows, columns = (1, max(1, crops)) if is_wide else (max(1, crops), 1)
-        return Tiles(size.width * columns, size.height * rows, rows, columns, has_overview=crops > 0)
+    def tiles(self, width: int, height: int, count: int = 1) -> Tiles:  # noqa: ARG002
+        return Tiles(self._images.size.width, self._images.size.height, 1, 1, has_overview=False)
 
     def _inputs_of(self, width: int, height: int, count: int) -> dict[str, Any]:  # noqa: ARG002
-        options = self._options
-        names = ("pan_and_scan_min_crop_size", "pan_and_scan_max_num_crops", "pan_and_scan_min_ratio_to_activate")
-        crops = options["do_pan_and_scan"] and self._images.pan_and_scan(
-            _shape(width, height), **{name: options[name] for name in names}
-        )
-        return {"num_crops": [len(crops or ())]}
+        return {"num_crops": [0]}  # the processor's defaults come before the files of a model, and have none
 
 
 class LlavaOnevisionImages(ImageProcessor):
