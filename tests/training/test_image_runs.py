@@ -67,14 +67,14 @@ TRAINING = {"max_steps": 8, "save_steps": 4, "eval_steps": 4, "max_length": 2048
 )
 def test_a_run_with_images_resumes_bit_by_bit(family, vision, workers, image_runs):
     runs = image_runs(family)
-    whole, interrupted = (runs.create(vision=vision, training=TRAINING) for _ in range(2))
+    whole, second = (runs.create(vision=vision, training=TRAINING) for _ in range(2))
     assert workers.run(whole.folder.path) == EXIT_FINISHED, (whole.folder.path / "worker.log").read_text()[-3000:]
 
-    workers.run(interrupted.folder.path, "training:step-6=kill")
-    assert workers.run(interrupted.folder.path) == EXIT_FINISHED
+    workers.run(second.folder.path, "training:step-6=kill")
+    assert workers.run(second.folder.path) == EXIT_FINISHED
 
-    assert losses_of(interrupted) == losses_of(whole)
-    assert weights_of(interrupted) == weights_of(whole)
+    assert losses_of(second) == losses_of(whole)
+    assert weights_of(second) == weights_of(whole)
     assert not data_of_events(whole, "warning")
     answers = data_of_events(whole, "answers")
     assert answers
