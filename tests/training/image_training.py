@@ -3,7 +3,7 @@
 import copy
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,24 @@ class VisionRows:
     sequences: list[TokenizedRow]
     images: ImageInputs
     tokenizer: Any
+
+    def rejected(self, number: int) -> ImageRow:
+        """Return a row with the last answer of the row after it."""
+        row, other = self.rows[number], self.rows[(number + 1) % len(self.rows)]
+        messages = (*row.conversation.messages[:-1], other.conversation.messages[-1])
+        return ImageRow(Conversation(messages, completion_start=row.conversation.completion_start), row.images)
+
+    def pairs(self) -> list[TokenizedRow]:
+        """Return the rows as chosen answers, with rejected ones."""
+        processor = trl_processor(self.folder, self.member)
+        pairs = []
+        for number, chosen in enumerate(self.sequences):
+            row = self.rejected(number)
+            rendering = render(row, self.tokenizer, "completion")
+            assert isinstance(rendering, Rendering)
+            rejected = _as_trl(rendering.rows[0], number, trl_batch([row], processor, self.member, "prompt_completion"))
+            pairs.append(replace(chosen, rejected=rejected))
+        return pairs
 
 
 def make_vision_rows(root: Path, member: VisionMember, count: int = 24, largest: int = 200) -> VisionRows:
@@ -75,8 +93,9 @@ def vision_config(data: VisionRows, **sections: dict[str, Any]) -> RunConfig:
 
 
 def vision_training(data: VisionRows, config: RunConfig, out: Path, **options: Any) -> TinyTraining:
-    """Build our training on all rows."""
-    return make_training(config, data.sequences, out, images=data.images, **options)
+    """Build our training on all rows; pairs of answers where the objective is dpo."""
+    rows: Any = data.pairs() if config.training.objective == "dpo" else data.sequences
+    return make_training(config, rows, out, images=data.images, **options)
 
 
 def rows_of_steps(training: TinyTraining) -> list[list[int]]:
@@ -86,41 +105,48 @@ def rows_of_steps(training: TinyTraining) -> list[list[int]]:
 
 
 def trl_losses(
-    data: VisionRows, model: Any, steps: Sequence[Sequence[int]], out: Path, learning_rate: float
+    data: VisionRows,
+    model: Any,
+    steps: Sequence[Sequence[int]],
+    out: Path,
+    learning_rate: float,
+    *,
+    pairs: bool = False,
 ) -> list[float]:
-    """Return the losses of TRL's SFTTrainer with its vision collator, on the rows of these steps in one pass each."""
+    """Return the losses of TRL's trainer with its vision collator, on the rows of these steps in one pass each."""
     from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     size = len(steps[0])
     assert {len(step) for step in steps} == {size}
-    arguments = SFTConfig(
+    kind, config, own = (SFTTrainer, SFTConfig, {"completion_only_loss": True})
+    if pairs:
+        kind, config, own = DPOTrainer, DPOConfig, {}
+    arguments = config(
         output_dir=str(out), per_device_train_batch_size=size, max_steps=len(steps), learning_rate=learning_rate,
         lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, logging_steps=1, report_to="none", use_cpu=True,
-        bf16=False, max_length=None, save_strategy="no", disable_tqdm=True, shuffle_dataset=False, seed=42,
-        gradient_checkpointing=False, completion_only_loss=True, train_sampling_strategy="sequential",
-        remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
+        bf16=False, max_length=None, save_strategy="no", disable_tqdm=True, seed=42, gradient_checkpointing=False,
+        train_sampling_strategy="sequential", remove_unused_columns=False, **own,
     )  # fmt: skip
-
-    class Ordered(SFTTrainer):  # type: ignore[misc]
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return torch.utils.data.SequentialSampler(range(size * len(steps)))
 
     class Lookup:
         def __init__(self, collator: Any) -> None:
             self.collator = collator
 
         def __call__(self, examples: list[dict[str, Any]]) -> Any:
-            return self.collator([data.rows[example["number"]].example("prompt_completion") for example in examples])
+            return self.collator([example_of(example["number"]) for example in examples])
+
+    def example_of(number: int) -> dict[str, Any]:
+        example = data.rows[number].example("prompt_completion")
+        if pairs:
+            example |= {"chosen": example.pop("completion"), "rejected": data.rejected(number).messages[-1:]}
+        return example
 
     numbers = [number for step in steps for number in step]
-    blank = [{"number": number, "images": [], "prompt": "a", "completion": "b"} for number in numbers]
-    trainer = Ordered(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(blank),
-        processing_class=trl_processor(data.folder, data.member),
-    )
+    columns = ("prompt", "chosen", "rejected") if pairs else ("prompt", "completion")
+    blank = [{"number": number, "images": [], **dict.fromkeys(columns, "a")} for number in numbers]
+    processor = trl_processor(data.folder, data.member)
+    trainer = kind(model=model, args=arguments, train_dataset=Dataset.from_list(blank), processing_class=processor)
     trainer.data_collator = Lookup(trainer.data_collator)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

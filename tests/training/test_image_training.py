@@ -71,6 +71,20 @@ def test_losses_are_those_of_trl(family, vision_rows, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_losses_of_pairs_are_those_of_trl(family, vision_rows, tmp_path):
+    data = vision_rows(family)
+    settings = {"max_steps": 2, "objective": "dpo", **CONSTANT}
+    training = vision_training(data, vision_config(data, training=settings), tmp_path / "ours")
+    steps, model = rows_of_steps(training)[:2], plain_copy(training)
+
+    training.trainer.train()
+    expected = trl_losses(data, model, steps, tmp_path / "trl", 1e-3, pairs=True)
+
+    assert training.losses == pytest.approx(expected, rel=1e-4)
+    assert training.losses[1] != training.losses[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_language_model_is_trained_by_default(family, vision_rows, tmp_path):
     data = vision_rows(family)
     training = vision_training(data, vision_config(data, training={"max_steps": 2}), tmp_path)
