@@ -193,7 +193,8 @@ def test_pictures_are_read_as_the_bytes_that_the_dataset_holds_and_no_path_is_op
     first, second, third, last = reader.rows()
 
     assert reader.detection.columns["images"] == "photos"
-    assert [len(row.example.messages[0].images) for row in (first, second, last)] == [1, 2, 0]
+    assert [question_of(row).images[0].width for row in (first, second)] == [40, 40]
+    assert (len(question_of(second).images), question_of(last).images) == (2, ())
     assert third.problem == "image 1 cannot be read: /etc/hostname.png is a file, and this dataset does not bring it"
 
 
@@ -221,6 +222,10 @@ def test_columns_with_video_are_left_out_and_said_to_be_at_any_depth(hub, stream
     assert [row.kind for row in reader.rows()] == [None] * 30
     assert reader.columns == ("instruction", "output")
     assert any("film, turns" in note for note in reader.notes)
+
+
+def question_of(row):
+    return row.example.messages[0]
 
 
 def open_streamed(config):

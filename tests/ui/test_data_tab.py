@@ -27,11 +27,11 @@ def test_where_no_format_fits_the_format_and_the_columns_can_be_chosen(visitor):
     assert "No format fits" in updates["summary"]
     assert updates["reading"]["visible"]
     assert updates["mapping"]["visible"]
-    assert [updates[f"role{n}"]["label"] for n in range(4)] == [
-        f"Column for {role}" for role in ("prompt", "completion", "system", "tools")
+    assert [updates[f"role{n}"]["label"] for n in range(5)] == [
+        f"Column for {role}" for role in ("prompt", "completion", "system", "tools", "images")
     ]
     assert updates["role0"]["choices"] == ["(none)", ("q: What is LoRA?", "q"), ("a", "a")]
-    assert not updates["role4"]["visible"]
+    assert not updates["role5"]["visible"]
     assert not updates["rows_column"]["visible"]
 
 

@@ -125,7 +125,7 @@ def _map_columns(
         if column and column != _NOTHING:
             if column != role:
                 mapping[role] = column
-        elif role in names:
+        elif role in names or (role == "images" and "image" in names):
             mapping[role] = ""  # ignore the column with the role's own name
     return mapping, box_format["format"]
 

@@ -64,9 +64,10 @@ class Converter:
         """
         self._cells.value = value
         example = self._format.convert(self._cells)
-        if isinstance(example, Conversation):
-            example = self._cells.with_images(example)
-        if isinstance(example, Conversation) and example.kind != "prompts":
+        if not isinstance(example, Conversation):
+            return example
+        example = self._cells.with_images(example)
+        if example.kind != "prompts":
             answers = [message for message in example.messages if message.role == "assistant"]
             if not answers:
                 raise RowProblemError("no_assistant_turn", "it has no assistant turn")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from loratory.engine.config.objectives import RowKind
 from loratory.engine.config.run import DataFormatName, TurnRole
-from loratory.engine.data.conversation import IMAGE_MARK, Conversation, Example, Message
+from loratory.engine.data.conversation import Conversation, Example, Message
 from loratory.engine.data.formats.images import AnyConversation, Load, image_column, images_of, place_images
 from loratory.engine.data.formats.turns import TurnFields, list_of_turns, tool_schemas, turn_list
 from loratory.engine.data.records import RowProblemError, describe_kind, one_line
@@ -209,7 +209,7 @@ class Cells:
             RowProblemError: If they do not fit the turns, or one cannot be read.
         """
         name = self._image_column
-        if name is None and not any(IMAGE_MARK in text for text in example.contents()):
+        if name is None and not example.has_marks():
             return example
         cells = images_of(self.value.get(name)) if name is not None else []
         return place_images(example, cells, self._load_image, name)

@@ -157,19 +157,24 @@ def _turn(turn: Any, number: int, fields: TurnFields) -> Message | None:
         raise RowProblemError("not_text", f"turn {number} has no content")
     text, images = ("", ()) if content is None else _content(content, number, role, fields.load_image)
     if role == "assistant":
-        message = _assistant_turn(turn, number, text, calls)
-        return replace(message, images=images) if images else message
+        return _assistant_turn(turn, number, text, calls, images)
     if role == "tool":
         name, call_id = (_optional_text(turn.get(field)) for field in ("name", "tool_call_id"))
         return Message(role, text, name=name, tool_call_id=call_id, images=images)
     return Message(role, text, images=images)
 
 
-def _assistant_turn(turn: Mapping[str, Any], number: int, text: str, calls: tuple[ToolCall, ...]) -> Message:
+def _assistant_turn(
+    turn: Mapping[str, Any], number: int, text: str, calls: tuple[ToolCall, ...], images: tuple[ImageRef, ...]
+) -> Message:
     message = answer(text)
     fields = (turn.get(name) for name in ("reasoning_content", "thinking", "reasoning"))
     reasoning = message.reasoning or next((field for field in fields if isinstance(field, str)), None) or None
-    return replace(message, reasoning=reasoning, tool_calls=calls, is_trained=_is_trained_turn(turn, number))
+    # Not `replace`, which takes as long as all else of a turn.
+    return Message(
+        "assistant", message.content, reasoning, calls, is_trained=_is_trained_turn(turn, number), images=images,
+        has_empty_block=message.has_empty_block,
+    )  # fmt: skip
 
 
 def check_turn_count(turns: Sequence[Any], column: str) -> None:

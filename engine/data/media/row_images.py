@@ -98,7 +98,9 @@ class RowImages:
             with open_regular(path) as file:
                 return file.read(MAX_IMAGE_BYTES + 1)
         except (DatasetError, ValueError) as error:
-            why = str(getattr(error, "what", error)).replace(f"{folder}/", "").rstrip(".")
+            why = (
+                str(getattr(error, "what", error)).replace(shown_name(str(folder / name)), shown_name(name)).rstrip(".")
+            )
             raise RowProblemError("image", why) from error
 
 

@@ -183,7 +183,7 @@ class DatasetReader(SeveralSources):
             example = self.parts[part].converter.convert(record.value)
             digest = digest_of(example)
             group = digest_of(prompt) if (prompt := example.shared_prompt()) is not None else digest
-            notices = (*example.warnings(), *self.images.notes)
+            notices = example.warnings() + self.images.notes
             return DatasetRow(record, part, example, notices=notices, digest=digest, group=group)
         except RowProblemError as problem:
             roles = self.parts[part].converter.fields.unknown_roles(record.value.values())

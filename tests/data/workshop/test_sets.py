@@ -361,6 +361,10 @@ def test_operations_that_arrive_while_a_set_is_renamed_are_all_added(home, tmp_p
     assert texts == list(range(30))
 
 
+def messages_of(row):
+    return row.example.messages
+
+
 def test_a_set_has_the_images_of_its_rows_after_their_files_are_gone(home, tmp_path):
     (tmp_path / "red.png").write_bytes(picture("red", (40, 30)))
     rows = [{"instruction": "What?", "output": "Red.", "image": "red.png"}] * 2
@@ -370,7 +374,7 @@ def test_a_set_has_the_images_of_its_rows_after_their_files_are_gone(home, tmp_p
 
     reader = DatasetReader(DatasetConfig(source="set:faq"), SourceOptions(home=home))
 
-    turns = [row.example.messages for row in reader.rows()]
+    turns = [messages_of(row) for row in reader.rows()]
     assert [(question.images[0].width, answer.content) for question, answer in turns] == [
         (40, "A red square."),
         (40, "Red."),
@@ -386,6 +390,6 @@ def test_a_row_with_bytes_keeps_its_image_when_its_text_is_edited(home, tmp_path
 
     apply(home, {"kind": "edit", "row": 1, "record": {**record, "output": "A red square."}})
 
-    (row,) = DatasetReader(DatasetConfig(source="set:faq"), SourceOptions(home=home)).rows()
-    question, answer = row.example.messages
+    (edit,) = DatasetReader(DatasetConfig(source="set:faq"), SourceOptions(home=home)).rows()
+    question, answer = messages_of(edit)
     assert (question.images[0].width, answer.content) == (40, "A red square.")
