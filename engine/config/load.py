@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import itertools
 import json
 import re
 import shlex
@@ -312,18 +313,18 @@ def _field_problems(error: ValidationError) -> list[Problem]:
     problems: dict[str, str] = {}
     unknown = 0
     for item in error.errors():
-        # A setting is section.field; what follows names the member of a union or the position in a list.
-        field = ".".join(shorten(str(part)) for part in item["loc"][:2])
+        # A setting is section.field, or a field alone; what follows is a position in a list, and names of what is in it.
+        names = list(itertools.takewhile(lambda part: isinstance(part, str), item["loc"][:2]))
+        field = ".".join(map(shorten, names))
         unknown += item["type"] == "extra_forbidden"
         if item["type"] != "extra_forbidden" or unknown <= _MAX_UNKNOWN_SETTINGS:
-            problems.setdefault(field, _plain_message(field, item))
+            problems.setdefault(field, _plain_message(field, item, item["loc"][len(names) :]))
     if unknown > _MAX_UNKNOWN_SETTINGS:
         problems[""] = f"there are {unknown:,} settings that do not exist; the first {_MAX_UNKNOWN_SETTINGS} are named."
     return [Problem(field, message) for field, message in problems.items()]
 
 
-def _plain_message(field: str, item: Any) -> str:
-    where = item["loc"][2:]
+def _plain_message(field: str, item: Any, where: Sequence[str | int]) -> str:
     if where and isinstance(where[0], int) and isinstance(where[-1], str):  # a setting of an entry in a list
         message = "unknown setting." if item["type"] == "extra_forbidden" else _message(item)
         return f"entry {where[0] + 1}, {shorten(where[-1])}: {message}"
