@@ -146,18 +146,9 @@ class HistoryFacts(BaseModel):
 
     def up_to(self, step: int) -> Self:
         """Drop the reports after a step, from which a later attempt continued."""
-        evals = tuple(point for point in self.evals if point.step <= step)
-        checkpoints = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
-        answers = tuple(point for point in self.answers if point.step <= step)
-        rollouts = tuple(point for point in self.rollouts if point.step <= step)
-        resumes = tuple(resumed for resumed in self.resumes if resumed <= step)
-        reports = {
-            "evals": evals,
-            "answers": answers,
-            "rollouts": rollouts,
-            "checkpoints": checkpoints,
-            "resumes": resumes,
-        }
+        reports: dict[str, object] = {"resumes": tuple(resumed for resumed in self.resumes if resumed <= step)}
+        for name in ("evals", "answers", "rollouts", "checkpoints"):
+            reports[name] = tuple(point for point in getattr(self, name) if point.step <= step)
         return self.model_copy(update=reports)
 
 
