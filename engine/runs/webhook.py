@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, SecretStr, field_serializer
 
-from loratory.engine.accounts.lab import read_rules
+from loratory.engine.accounts.lab import read_rules, read_settings
 from loratory.engine.accounts.limits import is_lab
 from loratory.engine.errors import EngineError
 from loratory.engine.files import read_model, write_atomically
@@ -286,11 +286,7 @@ def allows_private_hosts(home: LoratoryHome) -> bool:
 
 def _link(home: LoratoryHome) -> str:
     """Return the address of the lab; empty where there is none."""
-    if not is_lab(home):
-        return ""
-    from loratory.engine.accounts.lab import read_settings  # not needed at home
-
-    return read_settings(home).public_url
+    return read_settings(home).public_url if is_lab(home) else ""
 
 
 def words_of(run: RunSummary, link: str) -> str:
