@@ -18,7 +18,7 @@ from yaml import CSafeLoader as SafeLoader
 from loratory.engine.config.constraints import constraint_problems
 from loratory.engine.config.derived_defaults import DatasetKind, apply_derived_defaults
 from loratory.engine.config.run import RunConfig
-from loratory.engine.errors import ConfigError, Problem, StorageError, brief_repr, shorten
+from loratory.engine.errors import ConfigError, Problem, StorageError, brief_repr, explain_os_errors, shorten
 
 _MAX_CHARACTERS = 200_000  # of a configuration; one with every default has 2,400
 _MAX_NUMBER_CHARACTERS = 100
@@ -198,13 +198,11 @@ def mapping_from_file(path: Path) -> dict[str, Any]:
         StorageError: If the file cannot be read as text.
         ConfigError: If it is not a YAML mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StorageError(f"{path.name} is not a UTF-8 text file.", "Choose a YAML configuration.") from error
-    except OSError as error:
-        what = f"{path.name} cannot be read ({error.strerror})."
-        raise StorageError(what, "Check its name and permissions.") from error
+    with explain_os_errors(f"{path.name} cannot be read", "Check its name and permissions."):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise StorageError(f"{path.name} is not a UTF-8 text file.", "Choose a YAML configuration.") from error
     return mapping_from_yaml(text)
 
 
