@@ -239,6 +239,14 @@ def set_shared(run: Run, person: Person, shared: bool, audit: AuditLog) -> None:
             mark.unlink(missing_ok=True)
 
 
+def find_run(home: LoratoryHome, owner: str, run_id: str) -> Run | None:
+    """Look up a run in lists of what is there, so neither name becomes a path; None if there is none."""
+    if RUN_ID.fullmatch(run_id) is None or owner not in list_owners(home):
+        return None
+    store = RunStore(home, owner)
+    return store.get(run_id) if run_id in store.ids() else None
+
+
 @dataclass(frozen=True)
 class LabRuns:
     """The runs of a lab as one person may see them; a run of another is named `owner/run-id`."""
@@ -255,7 +263,7 @@ class LabRuns:
             StorageError: If the look cannot be logged.
         """
         owner, _, run_id = name.rpartition("/")
-        run = self._find(owner or self.person.name, run_id)
+        run = find_run(self.home, owner or self.person.name, run_id)
         access = access_of(run) if run is not None else None
         if run is None or access is None or not may(self.person, action, access):
             raise RunError("There is no such run, or it is not shared with you.", "Ask its owner to share it.")
@@ -273,10 +281,3 @@ class LabRuns:
             for run in RunStore(self.home, owner).list():
                 if may(self.person, Action.READ, access_of(run)):
                     yield run
-
-    def _find(self, owner: str, run_id: str) -> Run | None:
-        # Both are looked up in lists of what is there: neither becomes a path.
-        if RUN_ID.fullmatch(run_id) is None or owner not in list_owners(self.home):
-            return None
-        store = RunStore(self.home, owner)
-        return store.get(run_id) if run_id in store.ids() else None
