@@ -167,11 +167,7 @@ class UrgentSlot:
             write_atomically(self._path, slot.model_dump_json())
 
     def clear(self, person: Person) -> None:
-        """Empty the slot; its run waits for its turn again.
-
-        Raises:
-            AccountError: If the person may not.
-        """
+        """Empty the slot; its run waits for its turn again. Raises an AccountError if the person may not."""
         _require(person)
         with FileLock(self._lock_path):
             self._path.unlink(missing_ok=True)

@@ -102,9 +102,8 @@ def predict(
     Without known `rows`, all of them are as long as `max_length` allows.
 
     Raises:
-        ConfigError: If there are more devices than layers to spread over them.
         DeviceError: If each option is smaller than what the run needs there.
-        MemoryUnknownError: If the model's layer structure is not supported.
+        EngineError: As `needs_of` does.
     """
     by_option = {option: needs_of(shape, config, option, rows) for option in options}
     by_name: dict[str, int] = {}

@@ -71,11 +71,7 @@ class WebhookStore:
         return read_model(self._file("address"), Webhook)
 
     def save(self, webhook: Webhook) -> None:
-        """Replace the webhook.
-
-        Raises:
-            StorageError: If it cannot be written.
-        """
+        """Replace the webhook; what cannot be written is a StorageError."""
         self._write("address", webhook)
         self._file("outcome").unlink(missing_ok=True)
 
@@ -89,11 +85,7 @@ class WebhookStore:
         return read_model(self._file("outcome"), WebhookOutcome)
 
     def note(self, outcome: WebhookOutcome) -> None:
-        """Save the outcome of the newest message.
-
-        Raises:
-            StorageError: If it cannot be written.
-        """
+        """Save the outcome of the newest message; raises as `save` does."""
         self._write("outcome", outcome)
 
     def _write(self, name: str, value: BaseModel) -> None:

@@ -259,10 +259,7 @@ class Launcher:
             preview: The report of the data that the person has seen, if any.
 
         Raises:
-            ConfigError: Lists every setting that cannot work.
-            DeviceError: If the device is not there, or too small by any estimate.
-            ModelError: If the model cannot be found, reached or read.
-            DatasetError: If the dataset cannot be read, is not that of `preview`, or has no trained tokens.
+            EngineError: As `Preflight.check` does.
             RunError: If the person has as many waiting runs as the lab allows.
             StorageError: If the run's folder cannot be made, or the person has no disk space left.
         """

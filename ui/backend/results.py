@@ -73,12 +73,7 @@ class ResultWork:
         return self._start_export(run, checkpoint, settings.kind, "An export", job)
 
     def write_script(self, run: Run, config: RunConfig, folder: Path) -> Work[Any]:
-        """Write a run's exact script into a folder.
-
-        Raises:
-            RunError: If an export of this run is under way.
-            StorageError: If the person has no disk space left.
-        """
+        """Write a run's exact script into a folder; raises as `write` does."""
         require_disk_space(self.home, self.home.owner)
         job = ScriptJob(self.home, config, folder, run.folder.path)
         return self._start_export(run, None, "script", "An export", job)
