@@ -117,10 +117,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def confirm(question: str, *, yes: bool, name: str = "") -> None:
-    """Ask before something is lost, unless the answer was given on the command line.
-
-    Args:
-        name: To type instead of y, where much is lost.
+    """Ask before something is lost, unless the answer was given on the command line; a name is typed instead of y.
 
     Raises:
         RunError: If the person declines, or cannot be asked.

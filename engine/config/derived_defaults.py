@@ -187,12 +187,7 @@ def open_settings(config: RunConfig) -> tuple[str, ...]:
 
 
 def given_settings(config: RunConfig, open_ones: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Return a configuration as plain values, without the defaults that the rules chose for it.
-
-    Args:
-        config: The configuration.
-        open_ones: Those of a saved one, which has all values.
-    """
+    """Return plain values without the defaults that the rules chose; `open_ones` names them for a saved configuration."""
     values: dict[str, dict[str, Any]] = config.model_dump(mode="json")
     for setting in open_settings(config) if open_ones is None else open_ones:
         section, _, name = setting.partition(".")

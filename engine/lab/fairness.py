@@ -36,10 +36,7 @@ def order_fairly(
     """Return the ids of all waiting runs, the next to start first.
 
     The urgent run comes first, then people with the least recent GPU time, then age. Runs of people over their weekly
-    quota come last. Within a person, the order is that of `lines`.
-
-    Args:
-        lines: The waiting runs of each person, in the order that the person chose. Ids sort by age.
+    quota come last. Within a person, the order is that of `lines`, which the person chose. Ids sort by age.
     """
     ranking: list[tuple[bool, float, str, str]] = []
     for person, line in lines.items():
@@ -144,10 +141,7 @@ class UrgentSlot:
         return slot if folder.path.is_dir() and folder.read_state().state == "queued" else None
 
     def put(self, person: Person, run: Run, why: str = "") -> None:
-        """Make a waiting run the first of the queue.
-
-        Args:
-            why: Shown to all people of the lab; truncated to 120 characters.
+        """Make a waiting run the first of the queue; all people of the lab see why, in up to 120 characters.
 
         Raises:
             AccountError: If the person may not.

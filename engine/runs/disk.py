@@ -59,10 +59,7 @@ def free_bytes(home: LoratoryHome) -> int:
 
 
 def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> None:
-    """Raise an error if a person's quota or the disk is full; does nothing without accounts.
-
-    Args:
-        more_bytes: How much; 0 where that is not known.
+    """Refuse so many more bytes, 0 where they are not known, if the disk or a person's quota is full; not without accounts.
 
     Raises:
         StorageError: If it exceeds the person's quota, or leaves less free than the lab keeps.
@@ -170,11 +167,7 @@ class DiskSample(BaseModel, frozen=True):
 
 
 class DiskSamples:
-    """Measures people's folders; one for a server.
-
-    Args:
-        owners: Lists whose folders.
-    """
+    """Measures the folders of the people that `owners` lists; one for a server."""
 
     def __init__(
         self, home: LoratoryHome, owners: Callable[[], Iterable[str]], clock: Callable[[], float] = time.time

@@ -148,7 +148,6 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
     """Send one message. Redirects are not followed; the address that was checked is the one that is connected to.
 
     Args:
-        text: For people.
         facts: For programs; generic JSON holds them.
         allows_private: Whether addresses of this machine and of private networks may be asked.
 

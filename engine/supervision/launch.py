@@ -255,7 +255,6 @@ class Launcher:
             key: Names this request. A request that comes twice, by a double click, from two tabs or after a lost
                 connection, starts one run; the later calls return it.
             copied_from: Id of the run whose configuration this one began as.
-            on_progress: Gets a sentence about what is being checked.
             preview: The report of the data that the person has seen, if any.
 
         Raises:

@@ -131,9 +131,7 @@ def render_plan(
 ) -> str:
     """Return steps, tokens and time in figures; unknown ones are marked as unknown.
 
-    Args:
-        similar: An earlier run, whose speed is taken.
-        around_seconds: Seconds of that run besides its steps; None if unknown.
+    The speed is that of a similar, earlier run, which took `around_seconds` besides its steps.
     """
     if config is None:
         return ""

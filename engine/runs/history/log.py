@@ -32,7 +32,7 @@ class EventWriter:
     Every line is handed to the kernel in one write, so the death of the process never tears one.
 
     Args:
-        attempt: Number of this attempt at the run, from 1; see `RunFolder.next_attempt`.
+        attempt: From 1; see `RunFolder.next_attempt`.
         require_current: Raises if another worker has the log by now; called before each event.
 
     Raises:
