@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from loratory.engine.accounts.limits import LabRules
-from loratory.engine.accounts.people import Action, Person, may
-from loratory.engine.errors import AccountError, RunError
+from loratory.engine.accounts.people import Action, Person, require
+from loratory.engine.errors import RunError
 from loratory.engine.files import read_model, write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import FileLock
@@ -148,7 +148,7 @@ class UrgentSlot:
             RunError: If the run does not wait, or another one has the slot.
             StorageError: If that cannot be saved.
         """
-        _require(person)
+        require(person, Action.USE_URGENT_SLOT)
         with FileLock(self._lock_path):
             state = run.folder.read_state().state
             if state != "queued":
@@ -162,11 +162,6 @@ class UrgentSlot:
 
     def clear(self, person: Person) -> None:
         """Empty the slot; its run waits for its turn again. Raises an AccountError if the person may not."""
-        _require(person)
+        require(person, Action.USE_URGENT_SLOT)
         with FileLock(self._lock_path):
             self._path.unlink(missing_ok=True)
-
-
-def _require(person: Person) -> None:
-    if not may(person, Action.USE_URGENT_SLOT):
-        raise AccountError("Only admins can make a run urgent.", "Ask an admin.")
