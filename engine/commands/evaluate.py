@@ -114,7 +114,7 @@ def _lists(result: EvaluationResult) -> Iterator[str]:
 def _report(result: EvaluationResult) -> None:
     header, rows = comparison_table(result)
     if rows:
-        print_table(["", *header], [[_name(branch), *cells] for branch, cells in rows.items()])
+        print_table(["", *header], [[_NAMES[branch], *cells] for branch, cells in rows.items()])
         tokens = next(iter(result.losses.values())).tokens
         typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered_rows)} answered.")
     for sentence in preference_sentences(result):
@@ -135,11 +135,7 @@ def _report(result: EvaluationResult) -> None:
     for row in result.answered_rows[:3]:
         typer.echo(f"\nrow {row.row + 1:,}: {_in_a_line(row.reference)}")
         for branch, answer in row.answers.items():
-            typer.echo(f"  {_name(branch)} (chrF {answer.scores.chrf:.2f}): {_in_a_line(answer.text)}")
-
-
-def _name(branch: Branch) -> str:
-    return _NAMES[branch]
+            typer.echo(f"  {_NAMES[branch]} (chrF {answer.scores.chrf:.2f}): {_in_a_line(answer.text)}")
 
 
 def _in_a_line(text: str) -> str:

@@ -101,8 +101,7 @@ class Preflight:
         if problems:
             raise ConfigError(problems)
         if config.adapter.warm_start is not None:
-            runs = RunStore(self._home, self._home.owner or local_owner()).folder
-            find_warm_start(config.adapter.warm_start, runs, self._home)
+            find_warm_start(config.adapter.warm_start, self._store.folder, self._home)
         key_environment(config.training.rewards if objective_of(config).samples_answers else ())
         on_progress("Looking for the model.")
         source = self._resolve(
