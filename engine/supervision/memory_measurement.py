@@ -260,7 +260,8 @@ def write_rows(path: Path, config: RunConfig) -> None:
         "prompts": lambda number: {"prompt": " ".join([str(number), *row[: len(row) // 2]])},
     }
     make_row = rows[objective_of(config).rows[0]]
-    path.write_text("".join(json.dumps(make_row(number)) + "\n" for number in range(count)), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(make_row(number)) + "\n" for number in range(count))
 
 
 _OWNER = "measurements"
