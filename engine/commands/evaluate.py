@@ -13,6 +13,7 @@ from loratory.engine.commands.output import (
     CheckpointName,
     RunId,
     WorkWhere,
+    Yes,
     confirm,
     own_runs,
     print_json,
@@ -181,7 +182,7 @@ def export(
 def delete(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of the list.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Delete every vote.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete votes; datasets that were made of them stay."""

@@ -13,7 +13,7 @@ from loratory.engine.accounts.backup import BackupSize, restore_backup, write_ba
 from loratory.engine.accounts.deployment import Deployment
 from loratory.engine.accounts.lab import PublicAddress, audit_log_path, join_link, public_address
 from loratory.engine.accounts.people import Person, require_role
-from loratory.engine.commands.output import AsJson, confirm, format_time, print_json, print_result, print_table
+from loratory.engine.commands.output import AsJson, Yes, confirm, format_time, print_json, print_result, print_table
 from loratory.engine.errors import ClusterError
 from loratory.engine.paths import LoratoryHome, typed_path
 from loratory.engine.places.slurm import discovery
@@ -94,9 +94,7 @@ def enable(name: Name, as_json: AsJson = False) -> None:
 
 
 @people.command()
-def remove(
-    name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: AsJson = False
-) -> None:
+def remove(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
     """Remove an account; its runs stay, and its name is not given again."""
     accounts = _accounts()
     person = accounts.person(name)

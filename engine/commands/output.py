@@ -36,6 +36,7 @@ CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="A chec
 BaseModelName = Annotated[
     str | None, typer.Option("--model", help="The base model, where the adapter's own is not here.")
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")]
 
 _BAR_CELLS = 24

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loratory.engine.commands.configs import named_path
-from loratory.engine.commands.output import AsJson, ProgressLine, confirm, print_result
+from loratory.engine.commands.output import AsJson, ProgressLine, Yes, confirm, print_result
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.errors import ConfigError, EngineError, Problem, PushError, RunError, StorageError
 from loratory.engine.models.source import resolve_model
@@ -159,7 +159,7 @@ def status(name: SpaceName, as_json: AsJson = False) -> None:
 @space.command()
 def delete(
     name: SpaceName,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    yes: Yes = False,
     with_bucket: Annotated[
         bool, typer.Option("--with-bucket", help="Delete the bucket with its runs as well.")
     ] = False,
