@@ -134,7 +134,7 @@ def _patience(config: RunConfig, _: DatasetKind | None) -> DerivedDefault | None
 
 
 # By setting; a rule returns None where the field's own default is right.
-_RULES: Mapping[str, Callable[[RunConfig, DatasetKind | None], DerivedDefault | None]] = {
+RULES: Mapping[str, Callable[[RunConfig, DatasetKind | None], DerivedDefault | None]] = {
     "training.objective": _objective,
     "training.beta": _beta,
     "training.learning_rate": _learning_rate,
@@ -143,7 +143,7 @@ _RULES: Mapping[str, Callable[[RunConfig, DatasetKind | None], DerivedDefault | 
     "training.max_length": _max_length,
     "training.early_stopping_patience": _patience,
 }
-SETTINGS = tuple(_RULES)
+SETTINGS = tuple(RULES)
 
 
 def planned_steps(config: RunConfig, rows: DatasetKind | None) -> int | None:
@@ -162,7 +162,7 @@ def planned_steps(config: RunConfig, rows: DatasetKind | None) -> int | None:
 def derive_defaults(config: RunConfig, rows: DatasetKind | None = None) -> dict[str, DerivedDefault]:
     """Return what the rules choose, by setting; each rule reads what those before it chose for settings that were not given."""
     settings: dict[str, DerivedDefault] = {}
-    for setting, choose in _RULES.items():
+    for setting, choose in RULES.items():
         settings[setting] = choose(config, rows) or DerivedDefault(field_of(setting).default, "")
         if not is_given(config, setting):
             config = _with(config, {setting: settings[setting].value})
