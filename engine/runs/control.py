@@ -122,11 +122,7 @@ class ResumeRequest(NamedTuple):
     owner: str
     run_id: str
     attempt: int  # that it follows
-    path: Path
-
-    def forget(self) -> None:
-        """Remove the request, because it was handled."""
-        self.path.unlink(missing_ok=True)
+    path: Path  # to be removed once it is handled
 
 
 def request_resume(home: LoratoryHome, run: Run) -> None:

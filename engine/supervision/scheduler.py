@@ -155,7 +155,7 @@ class Scheduler:
                         self._adopt(run)
                     else:
                         self._resume(run, request.attempt)
-                request.forget()
+                request.path.unlink(missing_ok=True)
         for run in list(self.waiting.values()):
             with self._problems.guard(run.id, "could not be removed from the queue"):
                 if end_is_requested(run.folder):
