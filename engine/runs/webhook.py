@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr, field_serializer
 
@@ -156,13 +156,11 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
     """
     import httpx  # not before a message is sent: commands start without it
 
-    url = urlsplit(webhook.url.get_secret_value())
-    port = url.port or (443 if url.scheme == "https" else 80)
-    address = resolve(webhook.host, port, allows_private)
-    target = url._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}")
+    url = httpx.URL(webhook.url.get_secret_value())
+    address = resolve(webhook.host, url.port or (443 if url.scheme == "https" else 80), allows_private)
     request: dict[str, Any] = {
-        "url": urlunsplit(target),
-        "headers": {"Host": url.netloc, "User-Agent": "Loratory"},
+        "url": url.copy_with(host=address),
+        "headers": {"Host": url.netloc.decode(), "User-Agent": "Loratory"},
         "json": payload_of(webhook.kind, text, facts),
         "extensions": {"sni_hostname": webhook.host},  # by which the certificate is checked as well
     }
