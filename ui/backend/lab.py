@@ -236,9 +236,8 @@ class LabAdmin:
         try:
             limits = LabLimits.model_validate({**before.model_dump(), **values})
         except ValidationError as error:
-            raise ConfigError(
-                [Problem(str(item["loc"][0]), f"{item['msg'].lower()}.") for item in error.errors()]
-            ) from None
+            problems = [Problem(str(item["loc"][0]), f"{item['msg'].lower()}.") for item in error.errors()]
+            raise ConfigError(problems) from None
         changes = [
             f"{name}: {getattr(before, name)} to {getattr(limits, name)}"
             for name in LabLimits.model_fields
