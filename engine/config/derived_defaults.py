@@ -154,9 +154,8 @@ def planned_steps(config: RunConfig, rows: DatasetKind | None) -> int | None:
     if not isinstance(rows, DatasetStats) or training.packing:
         return None
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return max(1, round(rows.count * training.num_train_epochs / per_step)) * objective_of(config).steps_per_batch(
-        training
-    )
+    batches = max(1, round(rows.count * training.num_train_epochs / per_step))
+    return batches * objective_of(config).steps_per_batch(training)
 
 
 def derive_defaults(config: RunConfig, rows: DatasetKind | None = None) -> dict[str, DerivedDefault]:
