@@ -48,7 +48,7 @@ def list_presets(home: LoratoryHome | None = None) -> list[Preset]:
 
 
 def find_preset(name: str, home: LoratoryHome | None = None, *, kinds: str = "preset") -> Preset:
-    """Look up one preset, also among those that the person of a home saved; the message names the `kinds` of the name.
+    """Look up one preset, also among those that the person of a home saved; `kinds` is what the name may stand for.
 
     Raises:
         ConfigError: If there is none of that name; lists those that exist.

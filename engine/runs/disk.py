@@ -59,7 +59,7 @@ def free_bytes(home: LoratoryHome) -> int:
 
 
 def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> None:
-    """Refuse so many more bytes, 0 where they are not known, if the disk or a person's quota is full; not without accounts.
+    """With accounts, refuse so many more bytes (0 where unknown) if the disk or the person's quota is full.
 
     Raises:
         StorageError: If it exceeds the person's quota, or leaves less free than the lab keeps.
