@@ -34,8 +34,6 @@ TRAINING_OPTIMIZATIONS = (
     "merged_passes",
     # Steps in quick succession are logged together, up to four times a second: CUDA, where logging waits for the GPU.
     "timed_logging",
-    # 4-bit weights are written out into one buffer: with fused_lora, on CUDA without gradient checkpointing.
-    "weight_buffer",
 )
 # Each token of an answer repeats one CUDA graph, with keys and values in memory that stays where it is: models with
 # attention in every layer, adapters without virtual tokens, not int8.

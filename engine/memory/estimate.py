@@ -337,7 +337,7 @@ def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[Memor
     persistent, group_bytes = peak.persistent, peak.group_bytes
     precision = workload.base if workload.base != "dense" else f"{workload.precision.weights * 8} bit"
     adapter = persistent.adapter + persistent.reference
-    trained = adapter + persistent.optimizer + persistent.buckets + persistent.copies + group_bytes.gradients
+    trained = adapter + persistent.optimizer + persistent.buckets + group_bytes.gradients
     texts, rest, runtime = dict(_DEPENDS_ON), "Embeddings, norms, head", "Python and libraries"
     if persistent.dense_experts > 0:
         rest, texts["unquantized"] = "Experts, embeddings, norms, head", _EXPERTS_STAY

@@ -52,14 +52,13 @@ class Persistent:
     paged: int  # optimizer state that may leave the device, outside of PyTorch's allocator
     loading: int  # before the first step, on a CPU: pages of weight files that are quantized, and what is made of them
     buckets: int  # in which devices that train together exchange gradients
-    copies: int  # of LoRA's matrices at the precision of products; on CUDA also the buffer that 4-bit weights are written into
     reference: int  # weights of the adapter that a preference run starts from, and trained biases as they were
     dense_experts: int  # of `unquantized`: experts held as bare parameters, which no quantization reaches
 
     @property
     def total(self) -> int:
         """Without what is paged, or there before the first step only."""
-        trained = self.adapter + self.reference + self.optimizer + self.buckets + self.copies
+        trained = self.adapter + self.reference + self.optimizer + self.buckets
         return self.weights + self.unquantized + trained
 
 
@@ -121,7 +120,6 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: Trai
         loading=_loading_bytes(structure, workload, weights + unquantized),
         # Source: `gradient_as_bucket_view=False` of torch/nn/parallel/distributed.py: copies as large as all gradients.
         buckets=gradient_bytes(structure, workload, counts) if workload.data_parallel > 1 else 0,
-        copies=_copied_bytes(structure, workload, counts),
         reference=_reference_bytes(workload, counts),
         dense_experts=_dense_expert_bytes(structure, workload),
     )
@@ -134,22 +132,6 @@ def _reference_bytes(workload: Workload, counts: TrainableCount) -> int:
     biases = counts.trainable - counts.adapter
     parameters = biases if workload.adapter.warm_start is None else counts.trainable
     return parameters * workload.precision.adapter
-
-
-def _copied_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
-    """Source: `LoraLinears.step` and `FrozenWeights`, engine/training/ops/lora_linear.py and products.py."""
-    compute = workload.precision.compute
-    # With checkpointing, copies and written-out weights last as long as a layer's call.
-    if not workload.has_quick_layers or workload.sharded > 1 or workload.checkpointing:
-        return 0
-    # At 32 bits, matrices A with one input are put together, which is half of all at most.
-    copies = counts.adapter * (compute if compute < workload.precision.adapter else compute // 2)
-    if workload.device == "cpu" or workload.base not in ("nf4", "fp4"):
-        return copies
-    sizes = (
-        module.in_features * module.out_features for module in structure.shape.modules if workload.quantizes(module)
-    )
-    return copies + max(sizes, default=0) * compute
 
 
 def _dense_expert_bytes(structure: ModelStructure, workload: Workload) -> int:

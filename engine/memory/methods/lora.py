@@ -164,9 +164,8 @@ class _FusedCall(NamedTuple):
 def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence[Value]:
     """Run base and branch of layers with one input as one function.
 
-    Keeps the input, the products with A, and on CUDA the masks of dropout. Copies of A and B at the products' precision are
-    there through the step; with checkpointing or sharded weights, they are made and kept at each call. 4-bit weights are
-    written out one after the other, on CUDA into a buffer that is there all along.
+    Keeps the input, the products with A, copies of A and B at the products' precision, and on CUDA the masks of dropout.
+    4-bit weights are written out one after the other.
 
     Source: `_LoraProducts`, engine/training/ops/lora_linear.py.
     """
@@ -175,7 +174,7 @@ def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence
     matrices = [_matrices(r, module) for module in modules]
     narrow = tape.cast(x, width)
     rows = x.elements // modules[0].in_features
-    copies = _cast_at_each_call(r, matrices, width) if workload.sharded > 1 or workload.checkpointing else []
+    copies = _cast_matrices(r, matrices, width)
     hidden = tape.value(rows * workload.adapter.r * len(modules), width)
     masks = [tape.value(narrow.elements, 1) for _ in modules if drops and r.on_cuda]
     if drops:
@@ -221,15 +220,16 @@ def _weight_gradients(tape: Tape, width: int, *weights: Parameter, answers_wide:
     return gradients
 
 
-def _cast_at_each_call(r: StepContext, matrices: Sequence[tuple[Parameter, Parameter]], width: int) -> list[Value]:
-    """Copy A and B for one call: all A stacked, each B by itself."""
-    parts = [[r.tape.value(m.elements if m.width != width else 0, width) for m in pair] for pair in matrices]
-    lower = [b for _, b in parts]
-    if len(matrices) == 1:
-        return [parts[0][0], *lower]
-    together = r.tape.value(sum(a.elements for a, _ in matrices), width)
-    r.tape.drop(*(a for a, _ in parts))
-    return [together, *lower]
+def _cast_matrices(r: StepContext, matrices: Sequence[tuple[Parameter, Parameter]], width: int) -> list[Value]:
+    """Copy A and B: all A stacked, each B by itself. Return what is kept for one call and not to the end of the step."""
+    upper, lower = [a for a, _ in matrices], [b for _, b in matrices]
+    is_copied = upper[0].width != width
+    sizes = [sum(a.elements for a in upper) if is_copied or len(upper) > 1 else 0]
+    sizes += [b.elements if is_copied else 0 for b in lower]
+    if r.workload.sharded > 1 or r.workload.checkpointing:
+        return [r.tape.value(size, width) for size in sizes]
+    r.tape.allocate(sum(sizes) * width)
+    return []
 
 
 def _write_out(r: StepContext, module: ModuleShape) -> None:
@@ -237,8 +237,7 @@ def _write_out(r: StepContext, module: ModuleShape) -> None:
     workload, elements = r.workload, module.in_features * module.out_features
     if workload.quantizes(module):
         scales = dequantized_scale_bytes(elements) if workload.double_quant else 0
-        has_buffer = r.on_cuda and not workload.checkpointing
-        r.tape.use(scales, 0 if has_buffer else elements * workload.precision.compute, group=Group.WEIGHT_COPIES)
+        r.tape.use(scales, elements * workload.precision.compute, group=Group.WEIGHT_COPIES)
 
 
 def _with_quick_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
