@@ -55,12 +55,9 @@ class PassTensors:
 
     def to(self, device: torch.device) -> "PassTensors":
         """Return the same pass on a device. CUDA copies pinned memory while the processor continues."""
-        is_async = device.type == "cuda"
-        return self._each(lambda tensor: tensor.to(device, non_blocking=is_async))
-
-    def pinned(self) -> "PassTensors":
-        """Return the same pass in memory that the system does not move, which CUDA copies from by itself."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        if device.type == "cuda":
+            return self._each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+        return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PassTensors":
         inputs = {
