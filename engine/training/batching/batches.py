@@ -78,13 +78,13 @@ def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
 
     `flash` describes the rows as flash attention takes them, instead of as ours does.
     """
-    lengths = tuple(len(row.input_ids) for row in rows)
+    if not flash:
+        return join_shared([[row] for row in rows])
+    lengths = [len(row.input_ids) for row in rows]
     starts = [0, *itertools.accumulate(lengths)]
-    offsets = [range(start, start + length) for start, length in zip(starts, lengths, strict=False)]
+    offsets = list(itertools.starmap(range, itertools.pairwise(starts)))
     ids = [token for row in rows for token in row.input_ids]
     positions = [position for length in lengths for position in range(length)]
-    if not flash:
-        return _joined(rows, offsets, ids, positions, JoinedRows(lengths))
     ends = torch.tensor(starts).to(torch.int32)
     inputs = {
         "input_ids": _integers(ids).unsqueeze(0),
@@ -100,7 +100,8 @@ def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
 def join_shared(groups: Sequence[Sequence[TokenizedRow]]) -> PassTensors:
     """Concatenate sequences as `join` does; in each group, later ones without what all of it begin with.
 
-    They see these tokens once, so the model gives what it gives for whole sequences, and gradients of all meet there.
+    They see these tokens once, so the model gives what it gives for whole sequences, and gradients of all meet there. Tokens
+    are filled up to a whole multiple with a last row that is not trained on.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -121,23 +122,13 @@ def join_shared(groups: Sequence[Sequence[TokenizedRow]]) -> PassTensors:
             positions += range(shared, len(other))
         lengths.append(len(ids) - start)
         prefixes.append(SharedPrefix(shared, tuple(starts)))
-    rows = [sequence for group in groups for sequence in group]
-    return _joined(rows, offsets, ids, positions, JoinedRows(tuple(lengths), tuple(prefixes)))
-
-
-def _joined(
-    rows: Sequence[TokenizedRow],
-    offsets: Sequence[Sequence[int]],  # of each token of each sequence, in the pass
-    ids: list[int],
-    positions: list[int],
-    joined: JoinedRows,
-) -> PassTensors:
-    """Fill tokens up to a whole multiple with a last row that is not trained on."""
-    missing = -len(ids) % JOINED_MULTIPLE
-    if missing:
-        ids, positions = [*ids, *[0] * missing], [*positions, *range(missing)]
-        joined = replace(joined, lengths=(*joined.lengths, missing))
+    if missing := -len(ids) % JOINED_MULTIPLE:
+        ids += [0] * missing
+        positions += range(missing)
+        lengths.append(missing)
+    joined = JoinedRows(tuple(lengths), tuple(prefixes) if any(len(group) > 1 for group in groups) else ())
     tensors = {"input_ids": _integers(ids).unsqueeze(0), "position_ids": _integers(positions).unsqueeze(0)}
+    rows = [sequence for group in groups for sequence in group]
     return PassTensors({**tensors, "joined_rows": joined}, *_trained(rows, offsets))
 
 
