@@ -164,12 +164,11 @@ class ModelPasses:
             passes = self.pad_pass_count(batches.evaluation_passes(), batches.shortest)
             for plan, tensors in zip(passes, batches.tensors(passes), strict=True):
                 between_passes()
+                batch = tensors if plan.is_trained else tensors.with_any_token()
                 with self.casting():
-                    if not plan.is_trained:
-                        objective.pass_through_reference(model, tensors.with_any_token().to(self._device))
-                        continue
-                    answers = objective.reference_log_probabilities(model, tensors.to(self._device))
-                values[list(plan.rows)] = answers.view(-1, 2).to(values.device)
+                    answers = objective.reference_log_probabilities(model, batch.to(self._device))
+                if plan.is_trained:
+                    values[list(plan.rows)] = answers.view(-1, 2).to(values.device)
         if self._accelerator.num_processes > 1:
             values = self._accelerator.reduce(values, reduction="sum")
         return values.cpu()

@@ -48,10 +48,10 @@ class PassTensors:
         )
 
     def with_any_token(self) -> "PassTensors":
-        """Return the same pass with any token to train on, where there is none: for a loss that counts nothing."""
+        """Return the same pass with any token to train on, where there is none: for values that count nothing."""
         ids: torch.Tensor = self.inputs["input_ids"]
-        position = torch.zeros(1, dtype=torch.long, device=ids.device)
-        return replace(self, trained=TrainedTokens(position, ids.flatten()[:1]))
+        first = torch.zeros(1, dtype=torch.long, device=ids.device)
+        return replace(self, trained=TrainedTokens(first, ids.flatten()[:1]), sequence_of=first, sequences=1)
 
     def to(self, device: torch.device) -> "PassTensors":
         """Return the same pass on a device. CUDA copies pinned memory while the processor continues."""
