@@ -214,8 +214,7 @@ class StepCounts:
     def __init__(self, accelerator: Any, device: torch.device) -> None:
         self._accelerator = accelerator
         self._device = device
-        self._step: Sequence[int] | torch.Tensor = (0, 0)  # trained and all tokens of the step under way
-        self._totals = [0, 0]
+        self._step: torch.Tensor | None = None  # trained and all tokens of the step under way
         self._unread: torch.Tensor | None = None
         self._pending: deque[_PendingVotes] = deque(maxlen=2)
 
@@ -234,7 +233,7 @@ class StepCounts:
             are divided by their number once more.
         """
         if self._accelerator.num_processes == 1:
-            self._step = (trained_tokens, tokens)
+            self._step = torch.tensor([trained_tokens, tokens])
             return [1 / max(1, count) for count in terms]
         own = torch.tensor([*terms, trained_tokens, tokens, *votes])
         if self._device.type == "cuda":
@@ -246,16 +245,12 @@ class StepCounts:
 
     def end(self) -> None:
         """Add the tokens of the last started step, which is complete."""
-        if isinstance(self._step, torch.Tensor):
-            self._unread = self._step if self._unread is None else self._unread + self._step
-        else:
-            self._totals = [total + count for total, count in zip(self._totals, self._step, strict=True)]
+        self._unread = add_tensors(self._unread, self._step)
 
     def take(self) -> tuple[int, int]:
         """Return trained and all tokens of the steps since the last call; waits for the device."""
-        unread = [0, 0] if self._unread is None else self._unread.tolist()
-        trained, tokens = (total + count for total, count in zip(self._totals, unread, strict=True))
-        self._totals, self._unread = [0, 0], None
+        trained, tokens = [0, 0] if self._unread is None else self._unread.tolist()
+        self._unread = None
         return trained, tokens
 
     def latest_votes(self) -> Votes | None:
