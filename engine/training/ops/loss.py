@@ -193,12 +193,21 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
         # The kernel never holds logits at 32 bits.
         for start, end in _chunks(hidden, weight.shape[0], weight.element_size() if transform.fused else 4):
             part = slice(start, end)
-            if transform.fused:
-                piece = (hidden[part], weight, bias, targets[part], transform)
-                of_chunk = (None if each is None else each[part] for each in (gradient, scales))
-                losses[part] = _fused_chunk(piece, *of_chunk)
-                continue
             output = functional.linear(hidden[part].to(weight.dtype), weight, bias)
+            if transform.fused:
+                from loratory.engine.training.ops import triton_loss
+
+                chunk = (output, targets[part], transform.scale, transform.cap)
+                if gradient is None:
+                    losses[part], _ = triton_loss.losses_of(*chunk)
+                else:
+                    gradient_sum = None if scales is None else _FLOAT16_SUM
+                    losses[part], factors = triton_loss.losses_and_gradient_(*chunk, gradient_sum)
+                    gradient[part] = output @ weight
+                    if scales is not None:
+                        scales[part] = factors.unsqueeze(1)
+                del chunk, output  # before the logits of the next chunk come
+                continue
             logits = transform.apply(output.float())
             target_columns = targets[part].unsqueeze(1)
             normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
@@ -223,26 +232,6 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
         # In float32: 1 / tokens, rounded to the gradient's dtype, would scale every step a little wrong.
         factor = grad.unsqueeze(1) if scales is None else grad.unsqueeze(1) / scales
         return (gradient.float() * factor).to(gradient.dtype), None, None, None, None
-
-
-def _fused_chunk(
-    piece: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, LogitTransform],
-    gradient: torch.Tensor | None,  # at the hidden states, written; None where none is needed
-    scales: torch.Tensor | None,  # (n, 1), what it is multiplied by, written
-) -> torch.Tensor:
-    """Return the losses of a chunk. Its logits are gone before the next chunk's come."""
-    from loratory.engine.training.ops import triton_loss
-
-    hidden, weight, bias, targets, transform = piece
-    logits = functional.linear(hidden.to(weight.dtype), weight, bias)
-    if gradient is None:
-        return triton_loss.losses_of(logits, targets, transform.scale, transform.cap)[0]
-    gradient_sum = None if scales is None else _FLOAT16_SUM
-    losses, factors = triton_loss.losses_and_gradient_(logits, targets, transform.scale, transform.cap, gradient_sum)
-    if scales is not None:
-        scales.copy_(factors.unsqueeze(1))
-    gradient.copy_(logits @ weight)
-    return losses
 
 
 def _float16_scales(slope: torch.Tensor) -> torch.Tensor:
