@@ -28,8 +28,6 @@ TRAINING_OPTIMIZATIONS = (
     "fused_lora",
     # Queries, keys and values, gate and up: LoRA layers with one input are one autograd function, with fused_lora.
     "shared_inputs",
-    # LoRA's matrices are cast once for all passes of a step: with fused_lora, without sharding and checkpointing.
-    "step_copies",
     # Passes of gradient accumulation go through the model as one: CUDA, as far as the estimate finds room.
     "merged_passes",
     # Steps in quick succession are logged together, up to four times a second: CUDA, where logging waits for the GPU.

@@ -95,7 +95,7 @@ def test_a_step_that_is_not_logged_does_not_wait(quantization, tiny_model_folder
     assert training.trainer.state.global_step == 6
 
 
-@pytest.mark.parametrize("left_out", ["fused_lora", "shared_inputs", "step_copies"])
+@pytest.mark.parametrize("left_out", ["fused_lora", "shared_inputs"])
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_losses_are_the_same_without(left_out, quantization, tiny_model_folder, tmp_path, monkeypatch):
     sections = auto_dtype(model={"quantization": quantization}, training={"max_steps": 6, "max_length": 64})

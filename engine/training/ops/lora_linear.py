@@ -16,7 +16,7 @@ Source: Hu et al. 2021, section 4.1 (arXiv:2106.09685) for the products; Han et 
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -204,24 +204,22 @@ class LoraLinears:
     """The plain LoRA layers of one model, which run as `_LoraProducts`."""
 
     groups: list[LinearGroup]
-    copies: bool = field(default_factory=lambda: is_wanted("step_copies"))
-    groups_inputs: bool = field(default_factory=lambda: is_wanted("shared_inputs"))
 
     @property
     def optimizations(self) -> dict[str, str]:
         """Return why each optimization of `loratory.engine.config.optimizations` in this module is not used, "" where it is."""
         has_groups = any(len(group.layers) > 1 for group in self.groups)
+        why_apart = "no layers have one input" if is_wanted("shared_inputs") else LEFT_OUT
         return {
             "fused_lora": "" if self.groups else "no layer has plain LoRA",
-            "shared_inputs": "" if has_groups else "no layers have one input" if self.groups_inputs else LEFT_OUT,
-            "step_copies": "" if self.copies else LEFT_OUT,
+            "shared_inputs": "" if has_groups else why_apart,
         }
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Keep copies of the trained matrices within the block, for all of its passes."""
         for group in self.groups:
-            group.keeps_copies = self.copies
+            group.keeps_copies = True
         try:
             yield
         finally:
@@ -231,7 +229,7 @@ class LoraLinears:
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Watch a pass within the block; layers that it calls one after the other with the same input become a group."""
-        if not self.groups_inputs:
+        if not is_wanted("shared_inputs"):
             yield
             return
         calls: list[tuple[Any, torch.Tensor]] = []  # holds the inputs: an address may be used again
