@@ -60,7 +60,7 @@ class EvaluationWorker:
         start = time.perf_counter()
         order = EvaluationOrder.model_validate(params)
         model = self._open(order, request, reads_hub=bool(order.lm_eval))
-        folder, tokenizer = model.folder, model.tokenizer
+        spec, tokenizer = model.spec, model.tokenizer
         model.announce("Reading the held-out rows.")
         objective, is_whole = objective_of(order.run), order.settings.source is not None
         data = model.read_data(order.run, objective if objective is not SUPERVISED and not is_whole else None)
@@ -77,11 +77,13 @@ class EvaluationWorker:
         prompts = rows if objective.samples_answers and not is_whole else rows[:0]
         if prompts:  # they have no loss, and are one more test
             tests, rows = [(_held_out_test(order.run.training), prompts), *tests], rows[:0]
-        spec = model.spec
         evaluation = Evaluation(order, request, read_weights, tokenizer)
         file = LossFile(evaluation, spec, self._home)
         with memory_errors(spec), torch.inference_mode():
-            changes = (*order.plan.base_changes(folder, spec.name, self._home), *_changes(data, order.data_fingerprint))
+            changes = (
+                *order.plan.base_changes(spec.folder, spec.name, self._home),
+                *_changes(data, order.data_fingerprint),
+            )
             row_losses = file.sums(rows, "the loss, row")
             desirable = [number for number, row in enumerate(rows) if row.desirable is not False]
             numbers = desirable or range(len(rows))
@@ -168,10 +170,6 @@ class _OpenModel:
     spec: ModelSpec
     tokenizer: DecodingTokenizer
     request: Request
-
-    @property
-    def folder(self) -> Path:
-        return self.spec.folder
 
     def announce(self, message: str) -> None:
         """Report what begins."""
