@@ -44,7 +44,7 @@ AttentionKernel = Literal["flash", "efficient", "math", "eager", "cpu_flash", "t
 LoraBranch = Literal["peft", "quick"]  # PEFT's general layer, or Loratory's own
 # Norms as transformers writes them; PyTorch's kernel, which keeps one tensor for each; Liger's, which also rotate in place.
 LayerKernels = Literal["own", "torch", "liger"]
-OptimizerKind = Literal["adamw", "adamw_8bit", "sgd", "sgd_momentum", "adafactor"]
+OptimizerKind = Literal["adamw", "adamw_8bit", "sgd", "adafactor"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,6 @@ class Optimizer:
     foreach: bool = True  # temporaries for all parameters at once
     decays: bool = False  # weights are pulled towards zero, for which SGD copies gradients
     paged: bool = False  # state may leave the device
-    master_weights: bool = False  # a 32-bit copy of 16-bit weights
 
 
 _OPTIMIZERS = {
