@@ -189,7 +189,7 @@ class Estimator:
             counts = count_trainable(shape, workload.adapter, own_targets)
             structure = read_structure(shape)
             step = simulate_step(structure, own, own_targets)
-            peak = find_peak(step, structure, own, self.device.name, counts)
+            peak = find_peak(step, structure, own, self.device, counts)
             steps.append(DeviceStep(part, own, peak, need_on_device(peak.tensors, own, self.device)))
         return tuple(steps)
 
@@ -206,7 +206,7 @@ class Estimator:
         check_bounds(self.shape, workload)
         targets, counts = self._find_targets(workload.adapter)
         step = simulate_step(self.structure, workload, targets)
-        return find_peak(step, self.structure, workload, self.device.name, counts)
+        return find_peak(step, self.structure, workload, self.device, counts)
 
     def _find_targets(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
         if id(adapter) not in self._known:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, replace
 
 from loratory.engine.errors import ConfigError, ModelError, Problem
+from loratory.engine.hardware.device import Device
 from loratory.engine.memory import persistent as persistent_tensors
 from loratory.engine.memory.device_need import TensorsAtPeak, is_hopper
 from loratory.engine.memory.phases import BytesByGroup, Phase, StepPeaks
@@ -56,7 +57,7 @@ def find_peak(
     step: StepPeaks,
     structure: ModelStructure,
     workload: Workload,
-    device_name: str,
+    device: Device,
     counts: persistent_tensors.TrainableCount,
 ) -> Peak:
     """Find the phase in which most tensors are alive: `persistent + max(forward, loss, layers, optimizer)`."""
@@ -65,7 +66,7 @@ def find_peak(
     peaks["optimizer_step"] += BytesByGroup(
         gradients=persistent_tensors.optimizer_scratch_bytes(counts.groups, workload.optimizer)
     )
-    workspace = workspace_bytes(workload, device_name)
+    workspace = workspace_bytes(workload, device)
     if workload.accumulates:
         waiting = BytesByGroup(gradients=persistent_tensors.gradient_bytes(structure, workload, counts))
         peaks = {phase: group_bytes + waiting for phase, group_bytes in peaks.items()}
@@ -98,7 +99,7 @@ def _apart_bytes(peaks: Mapping[Phase, int], workload: Workload) -> int:
     return max(0, 2 * less - most)
 
 
-def workspace_bytes(workload: Workload, device_name: str) -> int:
+def workspace_bytes(workload: Workload, device: Device) -> int:
     """Workspaces of cuBLAS, which PyTorch takes from its own allocator: one for the thread of the forward pass and one
     for that of the backward pass.
 
@@ -106,7 +107,7 @@ def workspace_bytes(workload: Workload, device_name: str) -> int:
     """
     if workload.device == "cpu":
         return 0
-    return 2 * (32 * 2**20 if is_hopper(device_name) else 8320 * 2**10)
+    return 2 * (32 * 2**20 if is_hopper(device) else 8320 * 2**10)
 
 
 def check_bounds(shape: ModelShape, workload: Workload) -> None:
