@@ -11,7 +11,7 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.memory.device_need import PROCESS_ITSELF, DeviceNeed, need_on_device
 from loratory.engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
 from loratory.engine.memory.methods.registry import count_trainable
-from loratory.engine.memory.peak import Peak, check_bounds, find_peak
+from loratory.engine.memory.peak import Peak, find_peak, require_sizes
 from loratory.engine.memory.persistent import TrainableCount, weight_bytes
 from loratory.engine.memory.phases import Phase, simulate_step
 from loratory.engine.memory.structure import AdapterTargets, find_targets, read_structure
@@ -203,7 +203,7 @@ class Estimator:
 
     def peak(self, workload: Workload) -> Peak:
         """Return the peak of a step; raises as `estimate_memory` does."""
-        check_bounds(self.shape, workload)
+        require_sizes(self.shape)
         targets, counts = self._find_targets(workload.adapter)
         step = simulate_step(self.structure, workload, targets)
         return find_peak(step, self.structure, workload, self.device, counts)
@@ -221,7 +221,7 @@ def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstim
     return MemoryEstimate(
         parameters=_parameters(peak.counts),
         components=_components(peak, need, workload),
-        allocated_bytes=peak.allocated_bytes,
+        allocated_bytes=need.allocated_bytes,
         reserved_bytes=need.reserved_bytes,
         expected_bytes=need.expected_bytes,
         needed_bytes=need.needed_bytes,
