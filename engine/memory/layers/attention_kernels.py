@@ -148,6 +148,11 @@ def _written_out_mask(r: StepContext, width: int) -> Value:
     return r.tape.value(workload.batch_size * workload.length * columns, width)
 
 
+class _Tile(NamedTuple):
+    queries: int
+    keys: int  # up to its last query
+
+
 class _Row(NamedTuple):
     """What one row's attention is about: heads, key-value heads, tokens, head size, and bytes per element."""
 
@@ -167,29 +172,22 @@ class _Row(NamedTuple):
         return self.shared * self.length * self.size
 
     @property
-    def tiles(self) -> list["_Tile"]:
+    def tiles(self) -> list[_Tile]:
         """The last three. Each earlier one holds less at once, and nothing of it is left, so no peak is missed."""
         ends = [min(start + QUERY_TILE, self.length) for start in range(0, self.length, QUERY_TILE)]
-        return [
-            _Tile(
-                queries=(end - 1) % QUERY_TILE + 1,
-                keys=end,
-                query_elements=self.heads * ((end - 1) % QUERY_TILE + 1) * self.size,
-                copies_queries=not (self.stands_alone and self.has_one_tile),
-            )
-            for end in ends[-3:]
-        ]
+        return [_Tile((end - 1) % QUERY_TILE + 1, end) for end in ends[-3:]]
 
     @property
     def has_one_tile(self) -> bool:
         return self.length <= QUERY_TILE
 
+    @property
+    def copies_queries(self) -> bool:
+        return not (self.stands_alone and self.has_one_tile)
 
-class _Tile(NamedTuple):
-    queries: int
-    keys: int  # up to its last query
-    query_elements: int
-    copies_queries: bool
+    def queries_of(self, tile: _Tile) -> int:
+        """Elements."""
+        return self.heads * tile.queries * self.size
 
 
 @in_scope
@@ -228,37 +226,32 @@ def _attend_in_tiles(r: StepContext, row: _Row, query: Value, key: Value, value:
     tape = r.tape
     parts = (query, key, value)
     if not row.has_one_tile:
-        above = _peaks_above(row)
-        tape.use(above.forward)
+        forward, backward = _peaks_above(row)
+        tape.use(forward)
         output = tape.value(row.query_elements, row.width)
-        return tape.operation_in_place(output, parts, lambda _: _gradients_of_row(tape, row, above.backward), parts)
+        return tape.operation_in_place(output, parts, lambda _: _gradients_of_row(tape, row, backward), parts)
     output, probabilities = _answer_in_tiles(tape, row)
     saved = (*parts, probabilities)
     return tape.operation_in_place(output, parts, lambda _: _gradients_in_tiles(tape, row), saved)
 
 
-class _PeaksAbove(NamedTuple):
-    """Bytes that a row of several tiles reaches above what is there before, its results included."""
-
-    forward: int
-    backward: int
-
-
 @functools.lru_cache(maxsize=4096)
-def _peaks_above(row: _Row) -> _PeaksAbove:
-    """Go through the tiles once for all rows like this one: nothing of them is left, and a batch may have thousands."""
+def _peaks_above(row: _Row) -> tuple[int, int]:
+    """Return how high a row of several tiles reaches above what is there before, forward and backward, results included.
+
+    Its tiles are gone through once for all rows like this one: nothing of them is left, and a batch may have thousands.
+    """
     forward, backward = Tape(), Tape()
     _answer_in_tiles(forward, row)
     _gradients_in_tiles(backward, row)
-    return _PeaksAbove(forward.peak, backward.peak)
+    return forward.peak, backward.peak
 
 
-def _gradients_of_row(tape: Tape, row: _Row, above: int) -> tuple[Storage, Storage, Storage]:
+def _gradients_of_row(tape: Tape, row: _Row, above: int) -> list[Storage]:
     tape.use(above)
-    grad_query, grad_key, grad_value = (
+    return [
         tape.allocate(elements * row.width) for elements in (row.query_elements, row.key_elements, row.key_elements)
-    )
-    return grad_query, grad_key, grad_value
+    ]
 
 
 def _answer_in_tiles(tape: Tape, row: _Row) -> tuple[Value, Value]:
@@ -268,15 +261,15 @@ def _answer_in_tiles(tape: Tape, row: _Row) -> tuple[Value, Value]:
     probabilities = tape.value(0, 1)
     for tile in row.tiles:
         probabilities = tape.assign(probabilities, _probabilities(tape, row, tile))
-        tape.use(tile.query_elements * row.width)
+        tape.use(row.queries_of(tile) * row.width)
     tape.drop(keys32)
     return output, probabilities
 
 
 def _probabilities(tape: Tape, row: _Row, tile: _Tile) -> Value:
     """Compute queries at 32 bits, scores, their softmax, and that at the row's own precision."""
-    query_copy = tape.value(tile.query_elements if tile.copies_queries else 0, row.width)
-    queries = query_copy if row.width == 4 else tape.assign(query_copy, tape.value(tile.query_elements, 4))
+    query_copy = tape.value(row.queries_of(tile) if row.copies_queries else 0, row.width)
+    queries = query_copy if row.width == 4 else tape.assign(query_copy, tape.value(row.queries_of(tile), 4))
     scores = tape.value(row.heads * tile.queries * tile.keys, 4)
     softmax = tape.value(scores.elements, 4)
     result = softmax if row.width == 4 else tape.assign(softmax, tape.value(scores.elements, row.width))
@@ -296,14 +289,14 @@ def _gradients_in_tiles(tape: Tape, row: _Row) -> tuple[Storage, Storage, Storag
     for tile in row.tiles:
         # The variables of the tile before are released one by one, once the new value is there.
         variables = iter(previous)
-        scores, query_elements = row.heads * tile.queries * tile.keys, tile.query_elements if tile.copies_queries else 0
-        key_elements = row.shared * tile.keys * row.size
+        scores, key_elements = row.heads * tile.queries * tile.keys, row.shared * tile.keys * row.size
+        query_elements = row.queries_of(tile) if row.copies_queries else 0
         probabilities = tape.value(0, 1) if row.has_one_tile else _probabilities(tape, row, tile)
         previous = [tape.assign(next(variables), probabilities)]
         # Queries, and gradients of outputs, probabilities, scores.
         for elements in (query_elements, query_elements, scores, scores):
             previous.append(tape.assign(next(variables), tape.value(elements, width)))
-        tape.use(tile.query_elements * width)
+        tape.use(row.queries_of(tile) * width)
         for _ in ("keys", "values"):
             previous.append(tape.assign(next(variables), tape.value(key_elements, width)))
     if row.has_one_tile:
