@@ -12,7 +12,7 @@ class Group(IntEnum):
     ACTIVATIONS = 0
     LOSS = 1
     GRADIENTS = 2
-    WEIGHT_COPIES = 3  # frozen weights in another form while they are used: dequantized or cast
+    WEIGHT_COPIES = 3  # weights that autocast has cast
 
 
 @dataclass(eq=False, slots=True)
@@ -125,17 +125,17 @@ class LiveBytes:
             self.live -= storage.size
             self.groups[storage.group] -= storage.size
 
-    def use(self, *sizes: int, group: Group | None = None) -> None:
+    def use(self, *sizes: int) -> None:
         """Hold scratch of these sizes, all at once, within one operation."""
-        self.release(self.allocate(sum(sizes), group))
+        self.release(self.allocate(sum(sizes)))
 
-    def use_scratch(self, size: int, group: Group | None = None) -> None:
+    def use_scratch(self, size: int) -> None:
         """Hold what a kernel takes for itself within one operation."""
-        self.release(self.allocate_scratch(size, group))
+        self.release(self.allocate_scratch(size))
 
-    def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
+    def allocate_scratch(self, size: int) -> Storage:
         """Allocate scratch that outlasts one operation. A dispatch mode cannot see it, so tests leave it out."""
-        return self.allocate(size, group)
+        return self.allocate(size)
 
     def start_phase(self) -> None:
         """Reset the peak to what is alive now."""

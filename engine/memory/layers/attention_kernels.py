@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from loratory.engine.config.rules import QUERY_TILE
 from loratory.engine.memory.autograd.tape import Tape
-from loratory.engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient, share
+from loratory.engine.memory.autograd.tensors import Storage, Value, needs_gradient, share
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
 
 _EFFICIENT_ROW_MULTIPLE = 32  # the memory-efficient kernel keeps its row statistics in blocks
@@ -120,23 +120,15 @@ def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     if workload.attention == "efficient":
         tokens = workload.batch_size * -(-workload.length // _EFFICIENT_ROW_MULTIPLE) * _EFFICIENT_ROW_MULTIPLE
     rows = tokens * r.structure.shape.num_attention_heads
-    sizes = [part.elements * width for part in (query, key, value)]
     statistics = tape.value(rows, 4)
     mask = [_written_out_mask(r, width)] if workload.masked else []
     scratch = rows * 4 if workload.attention in ("flash", "efficient") else 0
     if workload.attention == "flash":
         has_groups = query.elements * workload.key_length > key.elements * workload.length
-        scratch += query.elements * 4 + (2 * sizes[0] if has_groups else 0)
-
-    def backward(_: Storage) -> Gradients:
-        storage = tape.allocate(scratch)
-        gradients = [tape.allocate(size) for size in sizes]
-        tape.release(storage)
-        return gradients
-
+        scratch += query.elements * 4 + (2 * query.size if has_groups else 0)
     parts = (query, key, value)
     saved = (*parts, statistics, *mask)
-    return tape.operation(parts, query.elements, width, backward=backward, saved=saved, saves_result=True)
+    return tape.operation(parts, query.elements, width, scratch=(scratch,), saved=saved, saves_result=True)
 
 
 def _written_out_mask(r: StepContext, width: int) -> Value:

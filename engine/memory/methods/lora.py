@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from loratory.engine.config.run import AdapterConfig
 from loratory.engine.memory.autograd.tape import Tape
-from loratory.engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient, share
+from loratory.engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient, share
 from loratory.engine.memory.layers.modules import autocast_linear, base_projection
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
 from loratory.engine.memory.methods.base import MemoryRule, add_branch, as_view, base_result
@@ -94,12 +94,12 @@ def _dora_part(r: StepContext, x: Value, result: Value, module: ModuleShape) -> 
     tape, weights = r.tape, module.in_features * module.out_features
     matrices = _matrices(r, module)
     before = tape.position
-    identity = tape.value(module.in_features**2, r.workload.precision.adapter, group=Group.WEIGHT_COPIES)
+    identity = tape.value(module.in_features**2, r.workload.precision.adapter)
     update = tape.assign(identity, _through_both(r, tape.alias(identity), module, matrices))
     update = tape.assign(update, tape.cast(update, x.width))
     weight = _written_out_weight(r, module, x.width)
-    scaled_update = tape.value(weights, x.width, group=Group.WEIGHT_COPIES)
-    tape.use(weights * x.width, group=Group.WEIGHT_COPIES)
+    scaled_update = tape.value(weights, x.width)
+    tape.use(weights * x.width)
     tape.drop(scaled_update)
     norm = tape.value(module.out_features, x.width)
     after_norm = tape.position
@@ -126,9 +126,9 @@ def _written_out_weight(r: StepContext, module: ModuleShape, width: int) -> Valu
     quantized = r.workload.quantizes(module)
     elements = module.in_features * module.out_features
     if quantized:
-        r.tape.use(elements * r.workload.precision.compute, group=Group.WEIGHT_COPIES)
+        r.tape.use(elements * r.workload.precision.compute)
     is_copy = quantized or r.workload.precision.weights != width
-    return r.tape.value(elements if is_copy else 0, width, group=Group.WEIGHT_COPIES)
+    return r.tape.value(elements if is_copy else 0, width)
 
 
 def is_fused(workload: Workload, module: ModuleShape, width: int) -> bool:
@@ -237,7 +237,7 @@ def _write_out(r: StepContext, module: ModuleShape) -> None:
     workload, elements = r.workload, module.in_features * module.out_features
     if workload.quantizes(module):
         scales = dequantized_scale_bytes(elements) if workload.double_quant else 0
-        r.tape.use(scales, elements * workload.precision.compute, group=Group.WEIGHT_COPIES)
+        r.tape.use(scales, elements * workload.precision.compute)
 
 
 def _with_quick_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:

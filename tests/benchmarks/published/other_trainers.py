@@ -65,8 +65,8 @@ class PlainTape(Tape):
         self._sees_scratch = not is_watched
         self.reentrant = reentrant
 
-    def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
-        return super().allocate_scratch(size if self._sees_scratch else 0, group)
+    def allocate_scratch(self, size: int) -> Storage:
+        return super().allocate_scratch(size if self._sees_scratch else 0)
 
     def checkpoint(self, forward: Callable[[], Value], x: Value) -> Value:
         return self._checkpoint_reentrant(forward, x) if self.reentrant else super().checkpoint(forward, x)
