@@ -118,10 +118,8 @@ class Graph(LiveBytes):
         """
         if not self.records_gradients or not any(needs_gradient(item) for item in inputs):
             return self.value(elements, width)
-        node = self.node(inputs, backward, scratch)
+        node = self.node(inputs, backward, scratch, saved)
         node.gradient_sizes = gradient_sizes
-        for item in saved:
-            self._save(node, item)
         result = self.value(elements, width, node)
         if saves_result:
             self._save(node, result)
@@ -137,10 +135,7 @@ class Graph(LiveBytes):
         """Run an operation that writes its result over `target`."""
         result = self.alias(target)
         if self.records_gradients and any(needs_gradient(item) for item in inputs):
-            node = self.node(inputs, backward)
-            for item in saved:
-                self._save(node, item)
-            result.producer = node
+            result.producer = self.node(inputs, backward, saved=saved)
         self.drop(target)
         return result
 
@@ -154,10 +149,8 @@ class Graph(LiveBytes):
         """Record an operation whose outputs are there already; `backward` gets one gradient while those of all are held."""
         if not self.records_gradients or not any(needs_gradient(item) for item in inputs):
             return
-        node = self.node(inputs, backward)
+        node = self.node(inputs, backward, saved=saved)
         node.parts = [] if len(outputs) > 1 else None
-        for item in saved:
-            self._save(node, item)
         for output in outputs:
             output.producer = node
 
@@ -169,12 +162,18 @@ class Graph(LiveBytes):
         return result
 
     def node(
-        self, inputs: Sequence[Value | Parameter], backward: Backward | None = None, scratch: Sequence[int] = ()
+        self,
+        inputs: Sequence[Value | Parameter],
+        backward: Backward | None = None,
+        scratch: Sequence[int] = (),
+        saved: Sequence[Value | Parameter] = (),
     ) -> Node:
         """Record an operation that allocates nothing forward; arguments as in `operation`."""
         producers = [item.producer if isinstance(item, Value) else item for item in inputs]
         node = Node(producers, backward or self._gradients_of(inputs, scratch), self._checkpoint)
         self._nodes.append(node)
+        for item in saved:
+            self._save(node, item)
         return node
 
     def _gradients_of(self, inputs: Sequence[Value | Parameter], scratch: Sequence[int]) -> Backward:

@@ -10,10 +10,10 @@ from loratory.engine.memory.autograd.tape import Tape
 from loratory.engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient, share
 from loratory.engine.memory.layers.modules import autocast_linear, base_projection
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
-from loratory.engine.memory.methods.base import MemoryRule, add_branch, as_view, base_result
+from loratory.engine.memory.methods.base import MemoryRule, add_branch, as_view, base_result, multiply_with_weight
 from loratory.engine.memory.persistent import TensorShape, dequantized_scale_bytes
 from loratory.engine.memory.workload import Workload
-from loratory.engine.models.shape import ModelShape, ModuleShape
+from loratory.engine.models.shape import ModuleShape
 
 
 class LoraMemory(MemoryRule):
@@ -25,20 +25,11 @@ class LoraMemory(MemoryRule):
         # DoRA's magnitude has one entry per row of W: https://arxiv.org/abs/2402.09353, equation 5.
         return (*low_rank, (module.out_features,)) if adapter.use_dora else low_rank
 
-    def trained_biases(
-        self, shape: ModelShape, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]
-    ) -> tuple[TensorShape, ...]:
-        """Source: PEFT `LoraModel._mark_only_adapters_as_trainable`."""
-        if adapter.bias == "none":
-            return ()
-        chosen = shape.modules if adapter.bias == "all" else targets
-        return tuple((module.bias_parameters,) for module in chosen if module.has_bias)
-
     def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:
         """Use Loratory's own functions where the trainer does."""
         if is_fused(r.workload, module, x.width):
             return _fused(r, x, (module,))[0]
-        if r.workload.lora_branch == "quick" and not r.workload.adapter.use_dora:
+        if r.workload.has_quick_layers:
             return _with_quick_lora(r, x, module)
         return _with_lora(r, x, module)
 
@@ -309,15 +300,9 @@ class AdaLoraMemory(MemoryRule):
         inner = r.drop_out(inner, workload.adapter.lora_dropout)
         singular = r.adapter_weight(rank)
         rows = tape.multiply(as_view(r, r.adapter_weight(rank * module.in_features)), singular)
-        target = workload.precision.autocast
-        if target is not None:
-            inner = tape.assign(inner, tape.cast(inner, target))
-            rows = tape.assign(rows, tape.cast(rows, target))
-        down = tape.linear(inner, rows, rank)
+        down = multiply_with_weight(r, inner, rows, rank)
         left = as_view(r, r.adapter_weight(rank * module.out_features))
-        if target is not None:
-            left = tape.cast(left, target)
-        up = tape.linear(down, left, module.out_features)
+        up = multiply_with_weight(r, down, left, module.out_features)
         if quantized:
             up = tape.assign(up, tape.cast(up, result.width))
         scaled = tape.assign(up, tape.scale(up))

@@ -50,6 +50,11 @@ class PlainWorkload(Workload):
     reentrant: bool = False  # the way of checkpointing
     keeps_cache: bool = False  # keys and values of all layers are kept in a cache although nothing reads it
 
+    @property
+    def has_quick_layers(self) -> bool:
+        """Adapted layers are PEFT's."""
+        return False
+
 
 class PlainTape(Tape):
     """Autograd with reentrant checkpointing, and as a dispatch mode sees it.
