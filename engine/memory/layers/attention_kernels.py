@@ -8,8 +8,6 @@ from loratory.engine.memory.autograd.tape import Tape
 from loratory.engine.memory.autograd.tensors import Storage, Value, needs_gradient, share
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
 
-_EFFICIENT_ROW_MULTIPLE = 32  # the memory-efficient kernel keeps its row statistics in blocks
-_MASK_COLUMN_MULTIPLE = 16  # and wants masks aligned
 # Source: `eager_attention_forward` in transformers/models/gpt2/modeling_gpt2.py.
 _SOFTMAX_AS_WIDE_AS_SCORES = frozenset({"gpt2"})
 
@@ -48,17 +46,13 @@ def _eager(r: StepContext, query: Value, key: Value, value: Value) -> Value:
 
     Source: `eager_attention_forward`, transformers/models/llama/modeling_llama.py; Gemma 2 caps the scores.
     """
-    tape, shape, workload = r.tape, r.structure.shape, r.workload
+    tape = r.tape
     key, value = _repeat_heads(r, key), _repeat_heads(r, value)
     scores = _matmul(r, query, key, _score_elements(r))
     scores = tape.assign(scores, tape.scale(scores))
-    if shape.attn_logit_softcapping is not None:
+    if r.structure.shape.attn_logit_softcapping is not None:
         scores = tape.assign(scores, tape.soft_cap(tape.alias(scores)))
-    mask = r.small(workload.length * workload.key_length, scores.width)
-    masked = tape.assign(scores, tape.add(scores, mask))
-    probabilities = tape.assign(masked, _softmax(r, masked))
-    probabilities = r.drop_out(probabilities, shape.attention_dropout)
-    answer = _matmul(r, probabilities, value, query.elements)
+    answer = _weigh(r, scores, value, query.elements)
     return tape.assign(answer, tape.clone(answer))
 
 
@@ -70,11 +64,18 @@ def _math(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     query, key, value = (tape.cast(part, 4) for part in (query, key, value))
     query, key = tape.scale(query), tape.scale(key)
     key, value = _repeat_heads(r, key), _repeat_heads(r, value)
-    scores = _matmul(r, query, key, _score_elements(r))
-    masked = tape.assign(scores, tape.add(scores, r.small(r.workload.length * r.workload.key_length, 4)))
-    probabilities = tape.assign(masked, _softmax(r, masked))
-    answer = _matmul(r, probabilities, value, query.elements)
+    answer = _weigh(r, _matmul(r, query, key, _score_elements(r)), value, query.elements)
     return tape.clone(tape.cast(answer, width))
+
+
+def _weigh(r: StepContext, scores: Value, value: Value, elements: int) -> Value:
+    """Mask the scores, which no other variable holds, and weigh values with their probabilities."""
+    tape, workload = r.tape, r.workload
+    masked = tape.assign(scores, tape.add(scores, r.small(workload.length * workload.key_length, scores.width)))
+    probabilities = tape.assign(masked, _softmax(r, masked))
+    if workload.attention == "eager":
+        probabilities = r.drop_out(probabilities, r.structure.shape.attention_dropout)
+    return _matmul(r, probabilities, value, elements)
 
 
 @in_scope
@@ -116,12 +117,11 @@ def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     tape, workload = r.tape, r.workload
     if workload.expands_key_values:
         key, value = _repeat_heads(r, key), _repeat_heads(r, value)
-    width, tokens = query.width, workload.tokens
-    if workload.attention == "efficient":
-        tokens = workload.batch_size * -(-workload.length // _EFFICIENT_ROW_MULTIPLE) * _EFFICIENT_ROW_MULTIPLE
-    rows = tokens * r.structure.shape.num_attention_heads
+    width, rows = query.width, workload.tokens * r.structure.shape.num_attention_heads
     statistics = tape.value(rows, 4)
-    mask = [_written_out_mask(r, width)] if workload.masked else []
+    # Written out as 0 and -inf, in each layer (`convert_boolean_attn_mask`).
+    mask_elements = workload.batch_size * workload.length * workload.key_length
+    mask = [tape.value(mask_elements, width)] if workload.masked else []
     scratch = rows * 4 if workload.attention in ("flash", "efficient") else 0
     if workload.attention == "flash":
         has_groups = query.elements * workload.key_length > key.elements * workload.length
@@ -129,15 +129,6 @@ def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     parts = (query, key, value)
     saved = (*parts, statistics, *mask)
     return tape.operation(parts, query.elements, width, scratch=(scratch,), saved=saved, saves_result=True)
-
-
-def _written_out_mask(r: StepContext, width: int) -> Value:
-    """Write a mask out as 0 and -inf, in each layer (`convert_boolean_attn_mask`), columns aligned on CUDA."""
-    workload = r.workload
-    columns = workload.key_length
-    if r.on_cuda:
-        columns = -(-columns // _MASK_COLUMN_MULTIPLE) * _MASK_COLUMN_MULTIPLE
-    return r.tape.value(workload.batch_size * workload.length * columns, width)
 
 
 class _Tile(NamedTuple):
