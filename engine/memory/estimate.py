@@ -176,14 +176,7 @@ class Estimator:
         """
         targets, _ = self._find_targets(workload.adapter)
         steps: list[DeviceStep] = []
-        has_one_kind = len(self.structure.layers) == 1
         for part in self.parts(workload, devices):
-            # As many layers of one kind, and nothing else: a device that does the same.
-            equals = (step for step in steps if step.part.outside == part.outside == ())
-            known = next((step for step in equals if has_one_kind and len(step.part.layers) == len(part.layers)), None)
-            if known is not None:
-                steps.append(known._replace(part=part))
-                continue
             shape, own_targets = shape_of_part(self.shape, part), targets_of_part(targets, part)
             own = replace(workload, holds_embeddings=part.has_embeddings, holds_head=part.has_head)
             counts = count_trainable(shape, workload.adapter, own_targets)
