@@ -313,7 +313,7 @@ def _field_problems(error: ValidationError) -> list[Problem]:
     for item in error.errors():
         # A setting is section.field, or a field alone; what follows is a position in a list, and names of what is in it.
         names = list(itertools.takewhile(lambda part: isinstance(part, str), item["loc"][:2]))
-        field = ".".join(map(shorten, names))
+        field = ".".join(shorten(str(name)) for name in names)
         unknown += item["type"] == "extra_forbidden"
         if item["type"] != "extra_forbidden" or unknown <= _MAX_UNKNOWN_SETTINGS:
             problems.setdefault(field, _plain_message(field, item, item["loc"][len(names) :]))

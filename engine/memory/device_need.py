@@ -53,6 +53,9 @@ class TensorsAtPeak(NamedTuple):
     paged_bytes: int = 0  # optimizer state in memory that the driver moves
     loading_bytes: int = 0  # on a CPU, pages of weight files that are quantized, and what is made of them
     uncertain_bytes: int = 0  # of the passing ones, how many more there may be where layers are not simulated in detail
+    apart_bytes: int = (
+        0  # on a CPU, what the heap may hold for answers besides the holes of a step, or the other way round
+    )
 
 
 class DeviceNeed(NamedTuple):
@@ -72,7 +75,8 @@ def need_on_device(tensors: TensorsAtPeak, workload: Workload, device: Device) -
     if workload.device == "cpu":
         in_a_step = _step_on_cpu(tensors, workload)
         expected = PROCESS_ITSELF + max(in_a_step, tensors.loading_bytes) + compiled_products_bytes(workload.pass_sizes)
-        needed = round(expected * (1 + _MARGIN)) + tensors.uncertain_bytes
+        expected += 2 * tensors.apart_bytes // 3
+        needed = round(expected * (1 + _MARGIN)) + tensors.apart_bytes // 3 + tensors.uncertain_bytes
         if device.kind == "mps":
             needed = round(needed * (1 + _APPLE_MARGIN))
         is_loading = tensors.loading_bytes > in_a_step

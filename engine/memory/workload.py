@@ -180,7 +180,14 @@ def workload_of_run(shape: ModelShape, config: RunConfig, device: Device, rows: 
     largest = _largest_pass(ceiling, config, device, rows)
     if largest is not None:
         step, sizes = _holding(ceiling, largest, config), min(sizes, largest.sizes)
-    return replace(step, loss=replace(step.loss, covers_shorter=True), pass_sizes=sizes)
+    answers = max(step.answers, _held_out_prompts(config, rows)) if step.answers else 0
+    return replace(step, loss=replace(step.loss, covers_shorter=True), pass_sizes=sizes, answers=answers)
+
+
+def _held_out_prompts(config: RunConfig, rows: RowLengths | None) -> int:
+    """Return how many rows are held out, which are answered side by side, once each."""
+    share = config.dataset.eval_fraction
+    return round(rows.count * share / (1 - share)) if rows is not None else 0
 
 
 def _with_answers(config: RunConfig) -> RunConfig:
