@@ -53,9 +53,7 @@ class TensorsAtPeak(NamedTuple):
     paged_bytes: int = 0  # optimizer state in memory that the driver moves
     loading_bytes: int = 0  # on a CPU, pages of weight files that are quantized, and what is made of them
     uncertain_bytes: int = 0  # of the passing ones, how many more there may be where layers are not simulated in detail
-    apart_bytes: int = (
-        0  # on a CPU, what the heap may hold for answers besides the holes of a step, or the other way round
-    )
+    apart_bytes: int = 0  # on a CPU, what answers may take besides the holes that steps leave in the heap
 
 
 class DeviceNeed(NamedTuple):

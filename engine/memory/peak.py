@@ -75,8 +75,8 @@ def find_peak(
 def _apart_bytes(peaks: Mapping[Phase, BytesByGroup], workload: Workload) -> int:
     """Return what the heap may hold more where answers and steps take about as much.
 
-    Four runs on two cores took 116 to 359 MiB more than the larger of both where they were alike, two thirds of this in the
-    middle, and seven whose steps took at least twice as much nothing.
+    Four runs on two cores in which both were alike took 116 to 359 MiB more than the larger of the two alone; seven whose
+    steps took more than twice as much as their answers took no more.
     """
     if workload.device != "cpu" or "answers" not in peaks:
         return 0

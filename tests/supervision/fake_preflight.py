@@ -39,7 +39,7 @@ class FakeInspector:
 
 def resolve(config, home, on_progress=None, part=None) -> ModelSource:
     if config.id == "missing/model":
-        raise ModelError("There is no model missing/model.", "Check the id.")
+        raise ModelError("missing/model is not on the Hub.", "Check the id.")
     return ModelSource("/models/x", "model", hub_id="some/model", revision="a" * 40)
 
 

@@ -76,7 +76,7 @@ class PromptTuningSettings(Section):
 @cross_field_rule("adapter.prompt_tuning_init_text")
 def _text_is_missing(config: RunConfig) -> Iterator[str]:
     if config.adapter.prompt_tuning_init == "TEXT" and not (config.adapter.prompt_tuning_init_text or "").strip():
-        yield "prompt_tuning_init is TEXT, and there is no text; give one, or choose RANDOM."
+        yield "prompt_tuning_init is TEXT, and the text is empty; give one, or choose RANDOM."
 
 
 class PromptTuning(_VirtualTokens):
