@@ -74,9 +74,8 @@ def settings_page() -> str:
     for name, field in RunConfig.model_fields.items():
         section = typing.cast(type[BaseModel], field.annotation)
         lines += ["", f"## {name}", "", inspect.getdoc(section) or "", "", *_settings_table(section, name)]
-        rules = [rule for rule in RULES if rule.setting.startswith(f"{name}.")]
-        for rule in rules:
-            lines += ["", f"**{rule.setting.partition('.')[2]}, derived.** {_paragraph(rule.choose)}"]
+        for setting in filter(lambda setting: setting.startswith(f"{name}."), RULES):
+            lines += ["", f"**{setting.partition('.')[2]}, derived.** {_paragraph(RULES[setting])}"]
     lines += ["", "## Which method reads which setting", "", "| method | settings |", "|---|---|"]
     lines += [f"| {method.label} (`{name}`) | {_codes(method.fields) or 'none'} |" for name, method in METHODS.items()]
     for title, where, model in _OTHERS:
@@ -223,13 +222,12 @@ def _page(lines: list[str]) -> str:
 def _settings_table(model: type[BaseModel], section: str = "", exclude: Collection[str] = ()) -> Iterator[str]:
     yield "| setting | type | default | bounds | help |"
     yield "|---|---|---|---|---|"
-    rule_settings = {rule.setting for rule in RULES}
     for name, field in model.model_fields.items():
         if name in exclude:
             continue
         if not field.description:
             raise ValueError(f"{section or model.__name__}.{name} has no help")
-        default = _default(field) + (", derived" if f"{section}.{name}" in rule_settings else "")
+        default = _default(field) + (", derived" if f"{section}.{name}" in RULES else "")
         yield f"| `{name}` | {_type(field.annotation)} | {default} | {_bounds(field)} | {_cell(field.description)} |"
 
 

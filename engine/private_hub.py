@@ -85,12 +85,13 @@ class PrivateDownload:
         )
         folder = _folder(home, self.kind, hub_id)
         params = {"hub_id": hub_id, "revision": self.revision, "folder": str(folder), "token": secret}
-
-        def report(value: JsonObject) -> None:
-            on_progress(ModelProgress(**value))
-
         try:
-            process.call(self.kind, params, on_progress=report, stopped=self._stop_requested)
+            process.call(
+                self.kind,
+                params,
+                on_progress=lambda value: on_progress(ModelProgress(**value)),
+                stopped=self._stop_requested,
+            )
         finally:
             process.close(timeout_seconds=0.5)
         return PrivateCopy(hub_id, folder_size_bytes(folder), folder, self.revision)
@@ -173,15 +174,12 @@ def fetch_model(params: JsonObject, request: Request) -> JsonObject:
     from loratory.engine.models.hub import fetch_from_hub
 
     home = LoratoryHome.locate()
-
-    def report(progress: ModelProgress) -> None:
-        request.progress(progress._asdict())
-
-    def require_room(_folder: Path, needed_bytes: int, _subject: str, _instead: str) -> None:
-        require_disk_space(home, home.owner, needed_bytes)
-
     folder = fetch_from_hub(
-        params["hub_id"], params["revision"], on_progress=report, token=params["token"], require_room=require_room
+        params["hub_id"],
+        params["revision"],
+        on_progress=lambda progress: request.progress(progress._asdict()),
+        token=params["token"],
+        require_room=lambda _folder, needed_bytes, *_: require_disk_space(home, home.owner, needed_bytes),
     )
     return {"commit": folder.name}
 

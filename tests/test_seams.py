@@ -140,7 +140,7 @@ class Doubled(TrainingObjective):
     lines={
         "engine/config/training.py": {'ObjectiveName = Literal["sft", ': '"toy", '},
         "engine/config/objectives.py": {
-            "# next-token loss over the answers of a conversation\n": (
+            '"Learns to give the answers in the rows.", ("answers",))\n': (
                 'TOY = Objective("toy", "Toy", "Learns everything twice.", ("answers",))\n'
             ),
             "for objective in (SUPERVISED, ": "TOY, ",

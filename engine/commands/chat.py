@@ -89,9 +89,7 @@ def choose_target(
 ) -> ChatTarget:
     """Find what RUN names, at a checkpoint, on another base, or in another precision.
 
-    Raises:
-        RunError: If there is no such run, or none that could have the checkpoint.
-        StorageError: If no folder can have that name.
+    Raises as `find_target` does, and a RunError for a checkpoint of a model.
     """
     target = find_target(run, store)
     changes: dict[str, object] = {"quantization": quantization}

@@ -21,11 +21,8 @@ from loratory.engine.runs.store import RunStore
 def load_config_argument(text: str, overrides: Sequence[str] | None, home: LoratoryHome) -> RunConfig:
     """Read what CONFIG names, apply `section.field=value` overrides, and check the whole.
 
-    A name that looks like a file is one; otherwise presets come before runs.
-
-    Raises:
-        ConfigError: If nothing bears that name, or any setting is wrong; lists every problem.
-        StorageError: If the file cannot be read, or no file can have that name.
+    A name that looks like a file is one; otherwise presets come before runs. Raises as `load_config_mapping` does, and a
+    ConfigError with every problem if any setting is wrong.
     """
     return config_from_mapping(load_config_mapping(text, overrides, home))
 

@@ -195,16 +195,13 @@ def _preference_notes(report: DatasetReport) -> Iterator[str]:
         yield f"{report.desirable:,} answers are rated good, {report.kept - report.desirable:,} bad."
 
 
-def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> list[str]:
-    if not problems:
-        return []
-    lines = [f"{title}:"]
+def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> Iterator[str]:
+    if problems:
+        yield f"{title}:"
     for problem in problems[:_SHOWN_PROBLEMS]:
-        where = row_label(problem.row, problem.line)
-        lines.append(f"  {where:<12} {problem.problem}: {problem.sample}")
+        yield f"  {row_label(problem.row, problem.line):<12} {problem.problem}: {problem.sample}"
     if count > _SHOWN_PROBLEMS:
-        lines.append(f"  … and {count - _SHOWN_PROBLEMS:,} more; --json lists the first thousand.")
-    return lines
+        yield f"  … and {count - _SHOWN_PROBLEMS:,} more; --json lists the first thousand."
 
 
 def sequence_text(sequence: RenderedSequence) -> str:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from loratory.engine.commands.data import DataArgument, data_group, dataset_config, dataset_options
-from loratory.engine.commands.output import AsJson, ProgressLine, confirm, own_runs, print_result
+from loratory.engine.commands.output import AsJson, ProgressLine, Yes, confirm, own_runs, print_result
 from loratory.engine.config.run import SET_PREFIX
 from loratory.engine.data.source import SetRows, SourceOptions
 from loratory.engine.data.workshop import sets
@@ -117,9 +117,7 @@ def export(
 
 
 @data_group.command()
-def delete(
-    name: SetName, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: AsJson = False
-) -> None:
+def delete(name: SetName, yes: Yes = False, as_json: AsJson = False) -> None:
     """Remove a set with its source and all versions."""
     folder = sets.set_folder(LoratoryHome.from_environment(), name)
     runs = list(chain(*dataset_uses(own_runs()).get(f"{SET_PREFIX}{folder.name}", {}).values()))
@@ -194,7 +192,7 @@ def review(
     reviewer: Annotated[str, typer.Option(help="Who judges; you where it is empty.")] = "",
     set_name: Annotated[str, typer.Option("--set", help="Make a set of the accepted rows.")] = "",
     delete: Annotated[bool, typer.Option("--delete", help="Remove the job; sets made of it stay.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before it is removed.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge candidates: accept, edit, reject or skip. Accepted rows become a set, and the job can go."""

@@ -1,7 +1,7 @@
 """`loratory estimate`: what a run needs, whether it fits, and what would make it fit."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -85,19 +85,20 @@ def estimate(
     advice = advise(shape, run_config, device, lengths)
     methods = compare_methods(shape, run_config, device, lengths)
     rows = _rows(lengths, result, Estimator(shape, device).estimate(run_config), run_config)
+    judging = expected_judging(run_config, lengths)
     if as_json:
         shared = {"several_devices": shares, "recommended": recommend(shares, device.free_bytes)} if shares else {}
         more = {"measured": measured} if measured is not None else {}
-        values = {"rows": rows, "judging": expected_judging(run_config, lengths)}
+        values = {"rows": rows, "judging": judging}
         print_json(_as_json(result, advice, methods, refusals) | values | shared | more)
     else:
-        lines = [
-            *refusals,
-            *_text(result, advice, methods, rows),
-            *filter(None, [expected_judging(run_config, lengths)]),
-            *_shares_text(shares, device.free_bytes),
-            *_measured_text(measured),
-        ]
+        lines = [*refusals, *_text(result, advice, methods, rows)]
+        if judging:
+            lines.append(judging)
+        if shares:
+            lines += _shares_text(shares, device.free_bytes)
+        if measured is not None:
+            lines.append(_measured_text(measured))
         typer.echo("\n".join(lines))
 
 
@@ -169,58 +170,49 @@ def _as_json(
 
 def _text(
     result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], rows: dict[str, int] | None
-) -> list[str]:
-    lines = [
+) -> Iterator[str]:
+    yield (
         f"{_VERDICTS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "
-        f"{_gib(result.free_bytes)} free on {result.device_name}.",
+        f"{_gib(result.free_bytes)} free on {result.device_name}."
+    )
+    yield (
         f"Trains {result.parameters.trainable:,} of {result.parameters.total:,} parameters "
-        f"({result.parameters.trainable_percent:.4f}%). Peak in the {result.phase_words}.",
-        *_rows_text(rows),
-        "",
-    ]
-    lines += [f"  {component.label:<32}{_gib(component.bytes):>8} GiB" for component in result.components]
+        f"({result.parameters.trainable_percent:.4f}%). Peak in the {result.phase_words}."
+    )
+    if rows is not None:
+        yield (
+            f"For the {rows['count']:,} rows to train on, the longest of {rows['longest']:,} tokens: {rows['at_once']:,} at once, "
+            f"{rows['tokens_at_once']:,} tokens. With all as long as max_length: {_gib(rows['ceiling_bytes'])} GiB."
+        )
+    yield ""
+    yield from (f"  {component.label:<32}{_gib(component.bytes):>8} GiB" for component in result.components)
     if advice.changes:
-        lines += ["", "What would change it:"]
-        lines += [f"  {_gib(change.needed_bytes):>8} GiB  {change.change} ({change.cost})" for change in advice.changes]
+        yield "\nWhat would change it:"
+    yield from (f"  {_gib(change.needed_bytes):>8} GiB  {change.change} ({change.cost})" for change in advice.changes)
     length, batch = advice.longest_max_length, advice.largest_batch_size
     if length and batch:
-        lines += ["", f"Room for rows of {length:,} tokens, or for a batch of {batch:,}."]
-    lines += ["", "Other methods with the same settings:"]
+        yield f"\nRoom for rows of {length:,} tokens, or for a batch of {batch:,}."
+    yield "\nOther methods with the same settings:"
     for method in methods:
         need = f"{_gib(method.needed_bytes):>8} GiB" if method.needed_bytes is not None else "       –    "
         verdict = _VERDICTS[method.verdict].rstrip(".").lower() if method.verdict else method.why_not
-        lines.append(f"  {need}  {method.method}: {verdict}")
-    lines += [f"Note: {note}" for note in result.notes]
-    return lines
+        yield f"  {need}  {method.method}: {verdict}"
+    yield from (f"Note: {note}" for note in result.notes)
 
 
-def _rows_text(rows: dict[str, int] | None) -> list[str]:
-    if rows is None:
-        return []
-    return [
-        f"For the {rows['count']:,} rows to train on, the longest of {rows['longest']:,} tokens: {rows['at_once']:,} at once, "
-        f"{rows['tokens_at_once']:,} tokens. With all as long as max_length: {_gib(rows['ceiling_bytes'])} GiB."
-    ]
-
-
-def _shares_text(shares: Sequence[DeviceShare], free_bytes: int) -> list[str]:
-    if not shares:
-        return []
-    lines = ["", f"On each of {shares[0].devices:,} such devices:"]
+def _shares_text(shares: Sequence[DeviceShare], free_bytes: int) -> Iterator[str]:
+    yield f"\nOn each of {shares[0].devices:,} such devices:"
     for share in shares:
         verdict = share.why_not or f"{_VERDICTS[share.verdict].lower()} {share.meaning}"
-        lines.append(f"  {_gib(share.needed_bytes):>8} GiB  {share.sharing}: {verdict}")
-    return [*lines, recommend(shares, free_bytes)]
+        yield f"  {_gib(share.needed_bytes):>8} GiB  {share.sharing}: {verdict}"
+    yield recommend(shares, free_bytes)
 
 
-def _measured_text(step: MeasuredStep | None) -> list[str]:
-    if step is None:
-        return []
-    return [
-        "",
-        f"Measured on {step.device_name}: {_gib(step.measured_bytes)} GiB, predicted {_gib(step.predicted_bytes)} "
-        f"({step.error:+.1%}), at most {_gib(step.bound_bytes)}; {step.step_seconds:,.2f} s a step.",
-    ]
+def _measured_text(step: MeasuredStep) -> str:
+    return (
+        f"\nMeasured on {step.device_name}: {_gib(step.measured_bytes)} GiB, predicted {_gib(step.predicted_bytes)} "
+        f"({step.error:+.1%}), at most {_gib(step.bound_bytes)}; {step.step_seconds:,.2f} s a step."
+    )
 
 
 def _gib(count: int) -> str:

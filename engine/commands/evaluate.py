@@ -13,6 +13,7 @@ from loratory.engine.commands.output import (
     CheckpointName,
     RunId,
     WorkWhere,
+    Yes,
     confirm,
     own_runs,
     print_json,
@@ -114,7 +115,7 @@ def _lists(result: EvaluationResult) -> Iterator[str]:
 def _report(result: EvaluationResult) -> None:
     header, rows = comparison_table(result)
     if rows:
-        print_table(["", *header], [[_name(branch), *cells] for branch, cells in rows.items()])
+        print_table(["", *header], [[_NAMES[branch], *cells] for branch, cells in rows.items()])
         tokens = next(iter(result.losses.values())).tokens
         typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered_rows)} answered.")
     for sentence in preference_sentences(result):
@@ -135,11 +136,7 @@ def _report(result: EvaluationResult) -> None:
     for row in result.answered_rows[:3]:
         typer.echo(f"\nrow {row.row + 1:,}: {_in_a_line(row.reference)}")
         for branch, answer in row.answers.items():
-            typer.echo(f"  {_name(branch)} (chrF {answer.scores.chrf:.2f}): {_in_a_line(answer.text)}")
-
-
-def _name(branch: Branch) -> str:
-    return _NAMES[branch]
+            typer.echo(f"  {_NAMES[branch]} (chrF {answer.scores.chrf:.2f}): {_in_a_line(answer.text)}")
 
 
 def _in_a_line(text: str) -> str:
@@ -185,7 +182,7 @@ def export(
 def delete(
     ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of the list.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Delete every vote.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete votes; datasets that were made of them stay."""

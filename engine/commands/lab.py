@@ -1,6 +1,7 @@
 """`loratory people`, `lab` and `cluster`: the accounts of a lab, its service and backups, and its Slurm cluster."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ from loratory.engine.accounts.backup import BackupSize, restore_backup, write_ba
 from loratory.engine.accounts.deployment import Deployment
 from loratory.engine.accounts.lab import PublicAddress, audit_log_path, join_link, public_address
 from loratory.engine.accounts.people import Person, require_role
-from loratory.engine.commands.output import AsJson, confirm, format_time, print_json, print_result, print_table
+from loratory.engine.commands.output import AsJson, Yes, confirm, format_time, print_json, print_result, print_table
 from loratory.engine.errors import ClusterError
 from loratory.engine.paths import LoratoryHome, typed_path
 from loratory.engine.places.slurm import discovery
@@ -93,9 +94,7 @@ def enable(name: Name, as_json: AsJson = False) -> None:
 
 
 @people.command()
-def remove(
-    name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: AsJson = False
-) -> None:
+def remove(name: Name, yes: Yes = False, as_json: AsJson = False) -> None:
     """Remove an account; its runs stay, and its name is not given again."""
     accounts = _accounts()
     person = accounts.person(name)
@@ -242,31 +241,27 @@ def check(
     kind = gpu_type if gpu_type is not None else next(iter(names), "")
     typer.echo(f"Asking Slurm for a node with {f'1×{kind}' if names else 'CPU'}.", err=True)
     report = discovery.probe_node(home, place, kind, wait)
-    problems = find_problems(place, kind, report)
-    print_result(
-        {**report.model_dump(mode="json"), "problems": problems}, _report_text(report, problems), as_json=as_json
-    )
+    problems = list(find_problems(place, kind, report))
+    values = {**report.model_dump(mode="json"), "problems": problems}
+    print_result(values, _report_text(report, problems), as_json=as_json)
     if problems:
         raise typer.Exit(1)
 
 
-def find_problems(place: ClusterPlace, kind: str, report: discovery.ProbeReport) -> list[str]:
-    """Return what of a node does not agree with the description, a sentence each."""
-    problems = []
+def find_problems(place: ClusterPlace, kind: str, report: discovery.ProbeReport) -> Iterator[str]:
+    """Yield what of a node does not agree with the description, a sentence each."""
     gpu_type = next((gpu for gpu in place.gpu_types if gpu.name == kind), None)
     if gpu_type is not None and not report.gpus:
-        problems.append(f"{report.host} shows no GPU to NVIDIA's driver, although the job had one.")
+        yield f"{report.host} shows no GPU to NVIDIA's driver, although the job had one."
     if gpu_type is not None and report.gpus and report.gpus[0].memory_gib < gpu_type.memory_gib - 0.5:
-        problems.append(
-            f"{report.gpus[0].name} has {report.gpus[0].memory_gib:.1f} GiB; {CLUSTER_FILE} has {gpu_type.memory_gib:g}."
-        )
+        gpu = report.gpus[0]
+        yield f"{gpu.name} has {gpu.memory_gib:.1f} GiB; {CLUSTER_FILE} has {gpu_type.memory_gib:g}."
     if not report.has_home:
-        problems.append(f"{report.host} cannot write to LORATORY_HOME, which nodes and this machine share.")
+        yield f"{report.host} cannot write to LORATORY_HOME, which nodes and this machine share."
     if report.versions.get("torch") is None:
-        problems.append("PyTorch is not installed for the Python of the nodes.")
+        yield "PyTorch is not installed for the Python of the nodes."
     if not place.offline and not report.has_internet:
-        problems.append(f"The node cannot reach Hugging Face; set offline: true in {CLUSTER_FILE}.")
-    return problems
+        yield f"The node cannot reach Hugging Face; set offline: true in {CLUSTER_FILE}."
 
 
 def _report_text(report: discovery.ProbeReport, problems: list[str]) -> str:

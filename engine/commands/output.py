@@ -36,6 +36,7 @@ CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="A chec
 BaseModelName = Annotated[
     str | None, typer.Option("--model", help="The base model, where the adapter's own is not here.")
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")]
 
 _BAR_CELLS = 24
@@ -117,10 +118,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def confirm(question: str, *, yes: bool, name: str = "") -> None:
-    """Ask before something is lost, unless the answer was given on the command line.
-
-    Args:
-        name: To type instead of y, where much is lost.
+    """Ask before something is lost, unless the answer was given on the command line; a name is typed instead of y.
 
     Raises:
         RunError: If the person declines, or cannot be asked.

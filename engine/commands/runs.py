@@ -140,11 +140,7 @@ def resume(
     report(run, follow_to_the_end(store.home, run, output.ProgressLine()), as_json=as_json)
 
 
-def delete(
-    run_id: output.RunId,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: output.AsJson = False,
-) -> None:
+def delete(run_id: output.RunId, yes: output.Yes = False, as_json: output.AsJson = False) -> None:
     """Delete a run that has ended, with its adapter, checkpoints and log."""
     store = _store()
     run = store.get(run_id)

@@ -5,17 +5,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loratory.engine.commands.configs import named_path
-from loratory.engine.commands.output import AsJson, ProgressLine, confirm, print_result
+from loratory.engine.commands.output import AsJson, ProgressLine, Yes, confirm, print_result, setting_options
+from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.errors import ConfigError, EngineError, Problem, PushError, RunError, StorageError
 from loratory.engine.models.source import resolve_model
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.quantities import size
+from loratory.engine.section import Section, setting
 from loratory.engine.space.repository import Sdk, Settings, SpacePlan, Visibility, check_name, space_files
 from loratory.engine.wheel import build_wheel
 
@@ -30,120 +32,96 @@ _WAIT_SECONDS = 60 * 60.0
 _JSON_NAMES = {"text": "words", "admitted_names": "admitted"}  # of fields of a Status
 
 SpaceName = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The Space.")]
-Hardware = Annotated[
-    str | None,
-    typer.Option("--hardware", help="Such as cpu-basic (default), t4-small, or zero-a10g with --sdk gradio."),
-]
-Admit = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--admit",
-        metavar="NAME",
-        help="A person or organization that may sign in besides you; repeatable. '' for you alone.",
-    ),
-]
-Bucket = Annotated[
-    str | None,
-    typer.Option("--bucket", metavar="OWNER/NAME", help="Where runs are kept; of a new Space OWNER/loratory-NAME."),
-]
-NoBucket = Annotated[bool, typer.Option("--no-bucket", help="Keep no runs over a restart.")]
-Secret = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--secret",
-        metavar="NAME[:VARIABLE]",
-        help="A secret of the Space, from the environment variable of that name, or of another; repeatable.",
-    ),
-]
-Warm = Annotated[
-    list[str] | None, typer.Option("--warm", metavar="MODEL", help="A public model to put into the image; repeatable.")
-]
-SleepHours = Annotated[
-    float | None,
-    typer.Option("--sleep-hours", min=0.1, help="Sleep after so long without a visit; paid hardware only."),
-]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is running.")]
+
+
+class SpaceOptions(Section):
+    """What a new Space is given, and what an update changes."""
+
+    hardware: str | None = setting(None, "Hardware")
+    """Such as cpu-basic (default), t4-small, or zero-a10g with --sdk gradio."""
+    admit: list[str] | None = setting(None, "Admit")
+    """A person or organization that may sign in besides you; repeatable. '' for you alone."""
+    bucket: str | None = setting(None, "Bucket")
+    """Where runs are kept, as OWNER/NAME; of a new Space OWNER/loratory-NAME."""
+    no_bucket: bool = setting(False, "No bucket")
+    """Keep no runs over a restart."""
+    secret: list[str] | None = setting(None, "Secrets")
+    """NAME[:VARIABLE], a secret of the Space, from the environment variable of that name, or of another; repeatable."""
+    warm: list[str] | None = setting(None, "Models")
+    """A public model to put into the image; repeatable."""
+    sleep_hours: float | None = setting(None, "Sleep, hours", ge=0.1)
+    """Sleep after so long without a visit; paid hardware only."""
+    wait: bool = setting(True, "Wait")
+    """Wait until it is running."""
+
+
+_space_options = setting_options(SpaceOptions, no_bucket="--no-bucket")
 
 
 @space.command()
+@_space_options
 def create(
     name: SpaceName,
-    hardware: Hardware = None,
+    settings: dict[str, Any],
     visibility: Annotated[
         Visibility, typer.Option("--visibility", help="protected: everyone reaches the app, no one its files.")
     ] = "private",
-    admit: Admit = None,
-    bucket: Bucket = None,
-    no_bucket: NoBucket = False,
-    secret: Secret = None,
-    warm: Warm = None,
     sdk: Annotated[Sdk, typer.Option("--sdk")] = "docker",
-    sleep_hours: SleepHours = None,
     dry_run: Annotated[
         Path | None, typer.Option("--dry-run", metavar="DIR", help="Write the files there instead, without a network.")
     ] = None,
-    wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
     """Create a Space with Loratory in it, and wait until it runs.
 
     With the secret HF_TOKEN it keeps runs in the bucket. With --dry-run, the folder is what `docker build` takes as well.
     """
-    plan = SpacePlan(name, sdk, hardware or "cpu-basic", tuple(warm or ()))
-    kept_in = "" if no_bucket else bucket or name.replace("/", "/loratory-")
-    settings = _settings(secret, admit or (), kept_in, sleep_hours)
+    options = section_from_mapping(SpaceOptions, settings)
+    plan = SpacePlan(name, sdk, options.hardware or "cpu-basic", tuple(options.warm or ()))
+    more = _settings(options, options.admit or (), options.bucket or name.replace("/", "/loratory-"))
     files = space_files(plan, build_wheel())
     if dry_run is not None:
         _write(files, dry_run, as_json=as_json)
         return
-    settings.refuse_impossible(name, plan.hardware, is_private=visibility == "private")
+    more.refuse_impossible(name, plan.hardware, is_private=visibility == "private")
     with _hub() as hub:
         price = hub.refuse_unless_possible(plan)
         hub.report(f"{plan.hardware} costs ${price:,.2f} an hour while it runs.")
-        hub.make(plan, visibility, settings)
+        hub.make(plan, visibility, more)
         try:
             upload = hub.upload(name, files, "Create Loratory's Space")
         except EngineError as error:
             fix = f"Then run `loratory space update {name}`, which sends them."
             raise PushError(f"The Space {name} was created, but its files were not sent. {error}", fix) from None
-        status = hub.wait(name, upload.commit, _WAIT_SECONDS) if wait else hub.status(name)
+        status = hub.wait(name, upload.commit, _WAIT_SECONDS) if options.wait else hub.status(name)
     _report(status, as_json=as_json)
 
 
 @space.command()
-def update(
-    name: SpaceName,
-    hardware: Hardware = None,
-    admit: Admit = None,
-    bucket: Bucket = None,
-    no_bucket: NoBucket = False,
-    secret: Secret = None,
-    warm: Warm = None,
-    sleep_hours: SleepHours = None,
-    wait: Wait = True,
-    as_json: AsJson = False,
-) -> None:
+@_space_options
+def update(name: SpaceName, settings: dict[str, Any], as_json: AsJson = False) -> None:
     """Update a Space to this version of Loratory, and change the given options; the rest stays as it is."""
     from loratory.engine.space.hub import sdk_of
 
     check_name(name, "space")
-    settings = _settings(secret, admit, "" if no_bucket else bucket, sleep_hours)._replace(hardware=hardware)
+    options = section_from_mapping(SpaceOptions, settings)
+    hardware, changed = options.hardware, _settings(options, options.admit, options.bucket)
     with _hub() as hub:
         info = hub.require(name)
         if hardware is not None:
             hub.report(f"{hardware} costs ${hub.price(hardware):,.2f} an hour while it runs.")
         card_models: object = vars(info.card_data).get("models") if info.card_data else None
-        models = warm if warm is not None else card_models if isinstance(card_models, list) else []
+        models = card_models if isinstance(card_models, list) else []
         runtime = hub.runtime(name)
         runs_on = hardware or runtime.requested_hardware or runtime.hardware or "cpu-basic"
-        settings.refuse_impossible(name, runs_on, is_private=bool(info.private))
-        plan = SpacePlan(name, sdk_of(info), runs_on, tuple(models))
+        changed.refuse_impossible(name, runs_on, is_private=bool(info.private))
+        plan = SpacePlan(name, sdk_of(info), runs_on, tuple(models if options.warm is None else options.warm))
         files = space_files(plan, build_wheel())
-        changes = hub.change(name, settings)
+        changes = hub.change(name, changed._replace(hardware=hardware))
         upload = hub.upload(name, files, "Update Loratory")
         changes += [f"{file} changed" for file in upload.changed_files]
         changes += [f"{file} removed" for file in upload.removed_files]
-        status = hub.wait(name, upload.commit, _WAIT_SECONDS) if wait and changes else hub.status(name)
+        status = hub.wait(name, upload.commit, _WAIT_SECONDS) if options.wait and changes else hub.status(name)
     _report(status, changes, as_json=as_json)
 
 
@@ -159,7 +137,7 @@ def status(name: SpaceName, as_json: AsJson = False) -> None:
 @space.command()
 def delete(
     name: SpaceName,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    yes: Yes = False,
     with_bucket: Annotated[
         bool, typer.Option("--with-bucket", help="Delete the bucket with its runs as well.")
     ] = False,
@@ -205,21 +183,16 @@ def _hub() -> "Iterator[SpaceHub]":
         yield SpaceHub(HfApi(token=token), line.say)
 
 
-def _settings(
-    secrets: Sequence[str] | None, admit: Sequence[str] | None, bucket: str | None, sleep_hours: float | None
-) -> Settings:
+def _settings(options: SpaceOptions, admit: Sequence[str] | None, bucket: str | None) -> Settings:
+    bucket, hours = "" if options.no_bucket else bucket, options.sleep_hours
     if bucket:
         check_name(bucket, "bucket")
     names = [name.strip() for text in admit or () for name in text.split(",") if name.strip()]
     for name in names:
         if not _ADMITTED.fullmatch(name):
             raise ConfigError([Problem("admit", f"{name[:100]!r} is not the name of a person or an organization.")])
-    return Settings(
-        dict(map(_secret, secrets or ())),
-        names if admit is not None else None,
-        bucket,
-        sleep_seconds=None if sleep_hours is None else round(sleep_hours * 3600),
-    )
+    secrets, seconds = dict(map(_secret, options.secret or ())), None if hours is None else round(hours * 3600)
+    return Settings(secrets, names if admit is not None else None, bucket, sleep_seconds=seconds)
 
 
 def _secret(text: str) -> tuple[str, str]:

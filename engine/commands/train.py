@@ -253,9 +253,7 @@ def sweep(
     axes: Annotated[
         list[str] | None, typer.Option("--over", help="section.field=value,value,… any number of times.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="section.field=value for all of them, any number of times.")
-    ] = None,
+    overrides: Overrides = None,
     where: Where = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,6 +1,6 @@
 """Settings that depend on each other: how GPUs share the work, and what is fine alone and cannot work together."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,261 +94,238 @@ def sharding_problem(config: RunConfig) -> str | None:
 _RULES: list[CrossFieldRule] = []
 
 
-def _rule(field: str) -> Callable[[Callable[[RunConfig], str | None]], None]:
+def _rule(field: str) -> Callable[[Callable[[RunConfig], Iterator[str]]], None]:
     """Add a function as a rule whose problem is shown at a field."""
     return lambda explain: _RULES.append(CrossFieldRule(field, explain))
 
 
 @_rule("training.gradient_checkpointing")
-def _method_with_checkpointing(config: RunConfig) -> str | None:
+def _method_with_checkpointing(config: RunConfig) -> Iterator[str]:
     method = config.adapter.traits
-    if method.gradient_checkpointing or not config.training.gradient_checkpointing:
-        return None
-    return (
-        f"{method.label} cannot be combined with gradient checkpointing, {method.checkpointing_conflict}; "
-        "switch one of the two off."
-    )
+    if config.training.gradient_checkpointing and not method.gradient_checkpointing:
+        yield (
+            f"{method.label} cannot be combined with gradient checkpointing, {method.checkpointing_conflict}; "
+            "switch one of the two off."
+        )
 
 
 @_rule("adapter.num_virtual_tokens")
-def _virtual_tokens_fill_the_context(config: RunConfig) -> str | None:
+def _virtual_tokens_fill_the_context(config: RunConfig) -> Iterator[str]:
     tokens, training = config.adapter.traits.count_virtual_tokens(config.adapter), config.training
     if tokens >= training.max_length:
-        return f"{tokens} virtual tokens leave no room in rows of {training.max_length} tokens; use fewer, 10 to 50 is usual."
-    return None
+        yield f"{tokens} virtual tokens leave no room in rows of {training.max_length} tokens; use fewer, 10 to 50 is usual."
 
 
 @_rule("training.packing")
-def _virtual_tokens_with_packing(config: RunConfig) -> str | None:
+def _virtual_tokens_with_packing(config: RunConfig) -> Iterator[str]:
     if config.adapter.traits.virtual_tokens != "none" and config.training.packing:
-        return "packing joins rows, and only the first of them would see the virtual tokens; switch packing off."
-    return None
+        yield "packing joins rows, and only the first of them would see the virtual tokens; switch packing off."
 
 
 @_rule("model.quantization")
-def _method_on_quantized(config: RunConfig) -> str | None:
+def _method_on_quantized(config: RunConfig) -> Iterator[str]:
     method, quantization = config.adapter.traits, config.model.quantization
     if quantization == "none" or quantization in method.quantization:
-        return None
+        return
     other = next(other.name for other in METHODS.values() if quantization in other.quantization)
-    return f"{method.label} cannot be trained on {quantization} weights; set quantization to none, or the method to {other}."
+    yield f"{method.label} cannot be trained on {quantization} weights; set quantization to none, or the method to {other}."
 
 
 @_rule("adapter.warm_start")
-def _warm_start_without_adapter(config: RunConfig) -> str | None:
+def _warm_start_without_adapter(config: RunConfig) -> Iterator[str]:
     if config.adapter.traits.trains_all and config.adapter.warm_start is not None:
-        return "full fine-tuning has no adapter to start from; give the trained folder as model.id instead."
-    return None
+        yield "full fine-tuning has no adapter to start from; give the trained folder as model.id instead."
 
 
 @_rule("training.load_best_model_at_end")
-def _best_without_held_out(config: RunConfig) -> str | None:
+def _best_without_held_out(config: RunConfig) -> Iterator[str]:
     if config.training.load_best_model_at_end and config.dataset.eval_fraction == 0:
-        return "the best weights are those of the lowest held-out loss; set dataset.eval_fraction above 0."
-    return None
+        yield "the best weights are those of the lowest held-out loss; set dataset.eval_fraction above 0."
 
 
 @_rule("training.early_stopping_patience")
-def _early_stopping_without_held_out(config: RunConfig) -> str | None:
+def _early_stopping_without_held_out(config: RunConfig) -> Iterator[str]:
     if config.training.early_stopping_patience is not None and config.dataset.eval_fraction == 0:
-        return "stopping early needs a held-out loss; set dataset.eval_fraction above 0, or leave this empty."
-    return None
+        yield "stopping early needs a held-out loss; set dataset.eval_fraction above 0, or leave this empty."
 
 
 @_rule("dataset.train_on")
-def _completion_of_conversations(config: RunConfig) -> str | None:
+def _completion_of_conversations(config: RunConfig) -> Iterator[str]:
     dataset = config.dataset
     if dataset.format == "text" and dataset.train_on in ("assistant", "last_assistant", "completion"):
-        return f"plain text has no {dataset.train_on.replace('_', ' ')} part; set train_on to all."
-    return None
+        yield f"plain text has no {dataset.train_on.replace('_', ' ')} part; set train_on to all."
 
 
 @_rule("training.packing")
-def _packed_preferences(config: RunConfig) -> str | None:
+def _packed_preferences(config: RunConfig) -> Iterator[str]:
     objective = objective_of(config)
     if config.training.packing and not objective.learns_answers:
-        return (
+        yield (
             f"{objective.label} keeps the answers of a row apart, and joins them without padding anyway where the model can; "
             "switch packing off."
         )
-    return None
 
 
 @_rule("training.objective")
-def _reference_without_adapter(config: RunConfig) -> str | None:
+def _reference_without_adapter(config: RunConfig) -> Iterator[str]:
     objective = objective_of(config)
     if objective.compares(config) and config.adapter.traits.trains_all:
         instead = "set beta to 0" if objective.samples_answers else "ORPO"
-        return f"{objective.label} compares with the model without its adapter, and full fine-tuning has none; choose LoRA, or {instead}."
-    return None
+        yield f"{objective.label} compares with the model without its adapter, and full fine-tuning has none; choose LoRA, or {instead}."
 
 
 @_rule("training.loss_type")
-def _losses_of_another_objective(config: RunConfig) -> str | None:
+def _losses_of_another_objective(config: RunConfig) -> Iterator[str]:
     objective, losses = objective_of(config), config.training.loss_type
     unknown = [name for name in losses if name not in objective.losses]
     if objective.learns_answers or not losses:
-        return None
+        return
     if not objective.losses:
-        return f"{objective.label} has one loss of its own; leave this empty."
-    if unknown:
-        return f"{objective.label} has no loss {', '.join(unknown)}; choose among {', '.join(objective.losses)}."
-    if len(set(losses)) < len(losses) or (len(losses) > 1 and not objective.adds_losses):
-        return f"{objective.label} takes {'each loss once' if objective.adds_losses else 'one loss'}."
-    return None
+        yield f"{objective.label} has one loss of its own; leave this empty."
+    elif unknown:
+        yield f"{objective.label} has no loss {', '.join(unknown)}; choose among {', '.join(objective.losses)}."
+    elif len(set(losses)) < len(losses) or (len(losses) > 1 and not objective.adds_losses):
+        yield f"{objective.label} takes {'each loss once' if objective.adds_losses else 'one loss'}."
 
 
 @_rule("training.beta")
-def _beta_of_zero(config: RunConfig) -> str | None:
+def _beta_of_zero(config: RunConfig) -> Iterator[str]:
     objective = objective_of(config)
     if config.training.beta == 0 and "beta" in objective.settings and not objective.samples_answers:
-        return f"{objective.label} has no loss with a beta of 0; 0.1 is usual."
-    return None
+        yield f"{objective.label} has no loss with a beta of 0; 0.1 is usual."
 
 
 @_rule("training.rewards")
-def _no_rewards(config: RunConfig) -> str | None:
+def _no_rewards(config: RunConfig) -> Iterator[str]:
     if objective_of(config).samples_answers and not config.training.rewards:
-        return "grpo learns from rewards alone, and there are none; add at least one scorer, such as equals."
-    return None
+        yield "grpo learns from rewards alone, and there are none; add at least one scorer, such as equals."
 
 
 @_rule("run.where")
-def _key_elsewhere(config: RunConfig) -> str | None:
+def _key_elsewhere(config: RunConfig) -> Iterator[str]:
     keys = [key for scorer in config.training.rewards if (key := getattr(scorer, "key_variable", ""))]
     if config.run.is_elsewhere and objective_of(config).samples_answers and keys:
-        return f"the judge's key, {keys[0]}, does not leave this machine; set local, or use a judge without a key."
-    return None
+        yield f"the judge's key, {keys[0]}, does not leave this machine; set local, or use a judge without a key."
 
 
 @_rule("adapter.method")
-def _method_that_cannot_answer(config: RunConfig) -> str | None:
+def _method_that_cannot_answer(config: RunConfig) -> Iterator[str]:
     method = config.adapter.traits
     if objective_of(config).samples_answers and method.count_virtual_tokens(config.adapter):
-        return f"grpo samples answers in batches, which {method.label} with its virtual tokens cannot; choose LoRA."
-    return None
+        yield f"grpo samples answers in batches, which {method.label} with its virtual tokens cannot; choose LoRA."
 
 
 @_rule("training.generation")
-def _adapter_that_vllm_cannot_load(config: RunConfig) -> str | None:
+def _adapter_that_vllm_cannot_load(config: RunConfig) -> Iterator[str]:
     adapter = config.adapter
     if not objective_of(config).samples_answers or not config.training.uses_vllm:
-        return None
+        return
     obstacles = {
         "only LoRA that trains its two matrices alone": not adapter.traits.trains_in_compute_dtype(adapter),
         "no ranks above 512": getattr(adapter, "r", 0) > 512,
         "no quantized base that trains": config.model.quantization != "none",
         "no top_p below 1, which its log-probabilities are not of": config.training.top_p < 1,
     }
-    return next((f"vLLM takes {what}; set own." for what, is_so in obstacles.items() if is_so), None)
+    yield from [f"vLLM takes {what}; set own." for what, is_so in obstacles.items() if is_so][:1]
 
 
 @_rule("training.objective")
-def _answers_of_several_processes(config: RunConfig) -> str | None:
+def _answers_of_several_processes(config: RunConfig) -> Iterator[str]:
     processes = count_processes(config)
     if objective_of(config).samples_answers and (processes > 1 or config.run.spread_over > 1):
-        return "grpo trains on one device so far, and this run takes several; choose one device in run.devices, or dpo."
-    return None
+        yield "grpo trains on one device so far, and this run takes several; choose one device in run.devices, or dpo."
 
 
 @_rule("training.loss_weights")
-def _weights_without_losses(config: RunConfig) -> str | None:
+def _weights_without_losses(config: RunConfig) -> Iterator[str]:
     weights, losses = config.training.loss_weights, config.training.loss_type
     if weights and len(weights) != len(losses):
-        return f"there are {len(weights)} weights for {len(losses)} losses; give one for each name in loss_type."
-    return None
+        yield f"there are {len(weights)} weights for {len(losses)} losses; give one for each name in loss_type."
 
 
 @_rule("training.label_smoothing")
-def _exo_without_smoothing(config: RunConfig) -> str | None:
+def _exo_without_smoothing(config: RunConfig) -> Iterator[str]:
     if "exo_pair" in config.training.loss_type and config.training.label_smoothing == 0:
-        return "exo_pair divides by it; set it to 0.001, as its authors do."
-    return None
+        yield "exo_pair divides by it; set it to 0.001, as its authors do."
 
 
 @_rule("training.precompute_ref_log_probs")
-def _precomputed_for_others(config: RunConfig) -> str | None:
+def _precomputed_for_others(config: RunConfig) -> Iterator[str]:
     objective = objective_of(config)
     if config.training.precompute_ref_log_probs and objective.has_reference and not objective.precomputes:
-        return f"{objective.label} puts answers behind other prompts at every step, which cannot be computed before; switch it off."
-    return None
+        yield f"{objective.label} puts answers behind other prompts at every step, which cannot be computed before; switch it off."
 
 
 @_rule("run.device_map")
-def _spread_over_one_device(config: RunConfig) -> str | None:
+def _spread_over_one_device(config: RunConfig) -> Iterator[str]:
     if config.run.device_map == "none" or config.run.spread_over > 1:
-        return None
+        return
     devices = config.run.devices
     selection = f"is {devices}" if isinstance(devices, str) else f"names {len(devices)}"
-    return (
+    yield (
         f"{config.run.device_map} divides layers among the GPUs that run.devices names, which {selection}; name two or more "
         "there, such as [0, 1], or set none."
     )
 
 
 @_rule("run.launcher")
-def _spread_by_several_processes(config: RunConfig) -> str | None:
+def _spread_by_several_processes(config: RunConfig) -> Iterator[str]:
     if config.run.device_map != "none" and config.run.launcher != "local":
-        return (
+        yield (
             f"with launcher {config.run.launcher} every GPU has a process and a whole model of its own; set the launcher "
             "to local to divide the layers, or device_map to none."
         )
-    return None
 
 
 @_rule("run.fsdp")
-def _sharded_over_one_process(config: RunConfig) -> str | None:
+def _sharded_over_one_process(config: RunConfig) -> Iterator[str]:
     run = config.run
     if run.fsdp == "none":
-        return None
+        return
     if run.device_map != "none":
-        return "it divides each weight, and run.device_map divides the layers; set one of the two to none."
-    if not run.is_elsewhere and run.launcher == "local":
-        return "one process has no other to share the weights with; set run.launcher to accelerate, or none here."
-    if count_processes(config) == 1 and run.devices != "cpu":
+        yield "it divides each weight, and run.device_map divides the layers; set one of the two to none."
+    elif not run.is_elsewhere and run.launcher == "local":
+        yield "one process has no other to share the weights with; set run.launcher to accelerate, or none here."
+    elif count_processes(config) == 1 and run.devices != "cpu":
         source = (
             "run.devices names; name two or more there, such as [0, 1]"
             if not run.is_elsewhere
             else "the job has; ask for two or more"
         )
-        return f"it shares the weights among the GPUs that {source}, or set none."
-    return None
+        yield f"it shares the weights among the GPUs that {source}, or set none."
 
 
 @_rule("run.fsdp")
-def _what_cannot_be_sharded(config: RunConfig) -> str | None:
-    return sharding_problem(config) if config.run.fsdp != "none" else None
+def _what_cannot_be_sharded(config: RunConfig) -> Iterator[str]:
+    if config.run.fsdp != "none" and (problem := sharding_problem(config)):
+        yield problem
 
 
 @_rule("training.optim")
-def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
+def _spread_with_paged_optimizer(config: RunConfig) -> Iterator[str]:
     if config.run.device_map != "none" and config.training.optim.startswith("paged_"):
-        return (
+        yield (
             f"{config.training.optim} waits for one GPU alone before its state moves, and this run's is on several; "
             "adamw_8bit is the nearest."
         )
-    return None
 
 
 @_rule("run.devices")
-def _device_of_this_machine(config: RunConfig) -> str | None:
+def _device_of_this_machine(config: RunConfig) -> Iterator[str]:
     if config.run.is_elsewhere and not isinstance(config.run.devices, str):
-        return f"it names GPUs of this machine, and a job has its own; set auto, and choose hardware in {config.run.where}."
-    return None
+        yield f"it names GPUs of this machine, and a job has its own; set auto, and choose hardware in {config.run.where}."
 
 
 @_rule("training.report_to")
-def _tracker_elsewhere(config: RunConfig) -> str | None:
+def _tracker_elsewhere(config: RunConfig) -> Iterator[str]:
     if config.run.is_elsewhere and config.training.report_to:
-        return "a job has no login of a tracker; leave this empty, or train on this machine."
-    return None
+        yield "a job has no login of a tracker; leave this empty, or train on this machine."
 
 
 @_rule("dataset.source")
-def _set_elsewhere(config: RunConfig) -> str | None:
+def _set_elsewhere(config: RunConfig) -> Iterator[str]:
     if config.run.where == "jobs" and any(text.startswith(SET_PREFIX) for _, text in config.names):
-        return "a job has no sets; write the version to a file with `loratory data export`, and name that file."
-    return None
+        yield "a job has no sets; write the version to a file with `loratory data export`, and name that file."
 
 
 @_rule("vision.min_pixels")
@@ -384,4 +361,4 @@ def _part_problem(config: RunConfig, training: PartTraining) -> str | None:
 def constraint_problems(config: RunConfig) -> list[Problem]:
     """List every pair of settings that cannot work."""
     rules = (*_RULES, *config.adapter.traits.rules)
-    return [Problem(rule.field, message) for rule in rules if (message := rule.explain(config)) is not None]
+    return [Problem(rule.field, message) for rule in rules for message in rule.explain(config)]

@@ -5,7 +5,7 @@ A saved configuration has the values, so a later rule never changes an old run.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from loratory.engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from loratory.engine.config.objectives import ROW_KINDS, RowKind, objective_of, objectives_for
@@ -46,13 +46,6 @@ class DerivedDefault:
     value: Any
     basis: str  # what it is suited to, in words; empty for the default of all others
     awaits_rows: bool = False  # another one may suit once the rows are counted
-
-
-class Rule(NamedTuple):
-    """One such default; `choose` returns None where the Field's own default is right."""
-
-    setting: str
-    choose: Callable[[RunConfig, DatasetKind | None], DerivedDefault | None]
 
 
 def _objective(_: RunConfig, rows: DatasetKind | None) -> DerivedDefault | None:
@@ -140,16 +133,17 @@ def _patience(config: RunConfig, _: DatasetKind | None) -> DerivedDefault | None
     return DerivedDefault(_PATIENCE, "held-out rows")
 
 
-RULES = (
-    Rule("training.objective", _objective),
-    Rule("training.beta", _beta),
-    Rule("training.learning_rate", _learning_rate),
-    Rule("training.gradient_accumulation_steps", _accumulation),
-    Rule("training.warmup_steps", _warmup),
-    Rule("training.max_length", _max_length),
-    Rule("training.early_stopping_patience", _patience),
-)
-SETTINGS = tuple(rule.setting for rule in RULES)
+# By setting; a rule returns None where the field's own default is right.
+RULES: Mapping[str, Callable[[RunConfig, DatasetKind | None], DerivedDefault | None]] = {
+    "training.objective": _objective,
+    "training.beta": _beta,
+    "training.learning_rate": _learning_rate,
+    "training.gradient_accumulation_steps": _accumulation,
+    "training.warmup_steps": _warmup,
+    "training.max_length": _max_length,
+    "training.early_stopping_patience": _patience,
+}
+SETTINGS = tuple(RULES)
 
 
 def planned_steps(config: RunConfig, rows: DatasetKind | None) -> int | None:
@@ -160,18 +154,17 @@ def planned_steps(config: RunConfig, rows: DatasetKind | None) -> int | None:
     if not isinstance(rows, DatasetStats) or training.packing:
         return None
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return max(1, round(rows.count * training.num_train_epochs / per_step)) * objective_of(config).steps_per_batch(
-        training
-    )
+    batches = max(1, round(rows.count * training.num_train_epochs / per_step))
+    return batches * objective_of(config).steps_per_batch(training)
 
 
 def derive_defaults(config: RunConfig, rows: DatasetKind | None = None) -> dict[str, DerivedDefault]:
     """Return what the rules choose, by setting; each rule reads what those before it chose for settings that were not given."""
     settings: dict[str, DerivedDefault] = {}
-    for rule in RULES:
-        settings[rule.setting] = rule.choose(config, rows) or DerivedDefault(field_of(rule.setting).default, "")
-        if not is_given(config, rule.setting):
-            config = _with(config, {rule.setting: settings[rule.setting].value})
+    for setting, choose in RULES.items():
+        settings[setting] = choose(config, rows) or DerivedDefault(field_of(setting).default, "")
+        if not is_given(config, setting):
+            config = _with(config, {setting: settings[setting].value})
     return settings
 
 
@@ -187,12 +180,7 @@ def open_settings(config: RunConfig) -> tuple[str, ...]:
 
 
 def given_settings(config: RunConfig, open_ones: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Return a configuration as plain values, without the defaults that the rules chose for it.
-
-    Args:
-        config: The configuration.
-        open_ones: Those of a saved one, which has all values.
-    """
+    """Return plain values without the defaults that the rules chose; `open_ones` names them for a saved configuration."""
     values: dict[str, dict[str, Any]] = config.model_dump(mode="json")
     for setting in open_settings(config) if open_ones is None else open_ones:
         section, _, name = setting.partition(".")

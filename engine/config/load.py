@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import itertools
 import json
 import re
 import shlex
@@ -17,7 +18,7 @@ from yaml import CSafeLoader as SafeLoader
 from loratory.engine.config.constraints import constraint_problems
 from loratory.engine.config.derived_defaults import DatasetKind, apply_derived_defaults
 from loratory.engine.config.run import RunConfig
-from loratory.engine.errors import ConfigError, Problem, StorageError, brief_repr, shorten
+from loratory.engine.errors import ConfigError, Problem, StorageError, brief_repr, explain_os_errors, shorten
 
 _MAX_CHARACTERS = 200_000  # of a configuration; one with every default has 2,400
 _MAX_NUMBER_CHARACTERS = 100
@@ -197,13 +198,11 @@ def mapping_from_file(path: Path) -> dict[str, Any]:
         StorageError: If the file cannot be read as text.
         ConfigError: If it is not a YAML mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise StorageError(f"{path.name} is not a UTF-8 text file.", "Choose a YAML configuration.") from error
-    except OSError as error:
-        what = f"{path.name} cannot be read ({error.strerror})."
-        raise StorageError(what, "Check its name and permissions.") from error
+    with explain_os_errors(f"{path.name} cannot be read", "Check its name and permissions."):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise StorageError(f"{path.name} is not a UTF-8 text file.", "Choose a YAML configuration.") from error
     return mapping_from_yaml(text)
 
 
@@ -312,18 +311,18 @@ def _field_problems(error: ValidationError) -> list[Problem]:
     problems: dict[str, str] = {}
     unknown = 0
     for item in error.errors():
-        # A setting is section.field; what follows names the member of a union or the position in a list.
-        field = ".".join(shorten(str(part)) for part in item["loc"][:2])
+        # A setting is section.field, or a field alone; what follows is a position in a list, and names of what is in it.
+        names = list(itertools.takewhile(lambda part: isinstance(part, str), item["loc"][:2]))
+        field = ".".join(shorten(str(name)) for name in names)
         unknown += item["type"] == "extra_forbidden"
         if item["type"] != "extra_forbidden" or unknown <= _MAX_UNKNOWN_SETTINGS:
-            problems.setdefault(field, _plain_message(field, item))
+            problems.setdefault(field, _plain_message(field, item, item["loc"][len(names) :]))
     if unknown > _MAX_UNKNOWN_SETTINGS:
         problems[""] = f"there are {unknown:,} settings that do not exist; the first {_MAX_UNKNOWN_SETTINGS} are named."
     return [Problem(field, message) for field, message in problems.items()]
 
 
-def _plain_message(field: str, item: Any) -> str:
-    where = item["loc"][2:]
+def _plain_message(field: str, item: Any, where: Sequence[str | int]) -> str:
     if where and isinstance(where[0], int) and isinstance(where[-1], str):  # a setting of an entry in a list
         message = "unknown setting." if item["type"] == "extra_forbidden" else _message(item)
         return f"entry {where[0] + 1}, {shorten(where[-1])}: {message}"

@@ -117,9 +117,7 @@ class Objective:
         return ", ".join(filter(None, (self.label, losses, beta)))
 
 
-SUPERVISED = Objective(
-    "sft", "Supervised (SFT)", "Learns to give the answers in the rows.", ("answers",)
-)  # next-token loss over the answers of a conversation
+SUPERVISED = Objective("sft", "Supervised (SFT)", "Learns to give the answers in the rows.", ("answers",))
 DPO = Objective(
     "dpo",
     "DPO",

@@ -28,14 +28,10 @@ TRAINING_OPTIMIZATIONS = (
     "fused_lora",
     # Queries, keys and values, gate and up: LoRA layers with one input are one autograd function, with fused_lora.
     "shared_inputs",
-    # LoRA's matrices are cast once for all passes of a step: with fused_lora, without sharding and checkpointing.
-    "step_copies",
     # Passes of gradient accumulation go through the model as one: CUDA, as far as the estimate finds room.
     "merged_passes",
     # Steps in quick succession are logged together, up to four times a second: CUDA, where logging waits for the GPU.
     "timed_logging",
-    # 4-bit weights are written out into one buffer: with fused_lora, on CUDA without gradient checkpointing.
-    "weight_buffer",
 )
 # Each token of an answer repeats one CUDA graph, with keys and values in memory that stays where it is: models with
 # attention in every layer, adapters without virtual tokens, not int8.

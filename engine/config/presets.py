@@ -48,10 +48,7 @@ def list_presets(home: LoratoryHome | None = None) -> list[Preset]:
 
 
 def find_preset(name: str, home: LoratoryHome | None = None, *, kinds: str = "preset") -> Preset:
-    """Look up one preset, also among those that the person of a home saved.
-
-    Args:
-        kinds: What else the name may be of, for the message.
+    """Look up one preset, also among those that the person of a home saved; `kinds` is what the name may stand for.
 
     Raises:
         ConfigError: If there is none of that name; lists those that exist.

@@ -19,11 +19,6 @@ class PairLikelihoods(NamedTuple):
     chosen: Sequence[float]
     rejected: Sequence[float]
 
-    @property
-    def margins(self) -> list[float]:
-        """Log-probability of each chosen answer minus that of the rejected one."""
-        return _difference(self.chosen, self.rejected)
-
 
 def _difference(values: Sequence[float], others: Sequence[float]) -> list[float]:
     return [value - other for value, other in zip(values, others, strict=True)]
@@ -81,7 +76,7 @@ def measure_preference(
         tokens: Of the chosen and the rejected answer of each pair.
         reference: The branch to which rewards relate, as in DPO: beta times the gained log-probability.
     """
-    margins = {branch: likelihoods[branch].margins for branch in _IN_ORDER_OF_TRAINING if branch in likelihoods}
+    margins = {branch: _difference(*likelihoods[branch]) for branch in _IN_ORDER_OF_TRAINING if branch in likelihoods}
     start = margins.get(reference) if reference is not None else None
     count = len(tokens)
     branches: dict[Branch, BranchPreference] = {}

@@ -37,8 +37,18 @@ def answer_project_tests(
 ) -> None:
     """Evaluate the runs that wait for it until none does; what fails is logged, and the run stays as it is.
 
-    A device that is in use is waited for: training comes first.
+    A device that is in use is waited for: training comes first. Returns at once where another process answers.
     """
+    lock = answering_lock(home)
+    # Again after the release: a run may have been completed in between, whose own process found the lock taken.
+    while waiting_requests(home) and lock.acquire(timeout_seconds=0):
+        _answer_waiting(home, evaluate, pause)
+        lock.release()
+
+
+def _answer_waiting(
+    home: LoratoryHome, evaluate: Callable[[LoratoryHome, Run], None], pause: Callable[[float], None]
+) -> None:
     while waiting := waiting_requests(home):
         owner, _, run_id = waiting[0].name.partition("~")
         try:
@@ -53,9 +63,4 @@ def answer_project_tests(
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(message)s")
-    home = LoratoryHome.locate()
-    lock = answering_lock(home)
-    # Again after the release: a run may have been completed in between, whose own process found the lock taken.
-    while waiting_requests(home) and lock.acquire(timeout_seconds=0):
-        answer_project_tests(home)
-        lock.release()
+    answer_project_tests(LoratoryHome.locate())

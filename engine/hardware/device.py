@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from loratory.engine.errors import DeviceError
+from loratory.engine.quantities import GIB
 
 
 class MemoryNow(NamedTuple):
@@ -63,7 +64,6 @@ def visible_only(devices: tuple[Device, ...]) -> Mapping[str, str]:
 
 
 THIS_MACHINE = "this machine"
-_GIB = 2**30
 FIRST_WITH_BFLOAT16 = (8, 0)  # Ampere; CUDA C++ Programming Guide, arithmetic instructions
 
 
@@ -90,7 +90,7 @@ class KnownDevice:
 
     def device(self) -> Device:
         """Return it with all its memory free."""
-        memory = round(self.memory_gib * _GIB)
+        memory = round(self.memory_gib * GIB)
         if self.capability is None:  # of macOS 14 and later
             return Device("mps", 0, self.name, memory, memory, has_fast_bfloat16=True)
         has_bfloat16 = self.capability >= FIRST_WITH_BFLOAT16

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from loratory.engine.accounts.limits import LabRules
-from loratory.engine.accounts.people import Action, Person, may
-from loratory.engine.errors import AccountError, RunError
+from loratory.engine.accounts.people import Action, Person, require
+from loratory.engine.errors import RunError
 from loratory.engine.files import read_model, write_atomically
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.liveness import FileLock
@@ -36,10 +36,7 @@ def order_fairly(
     """Return the ids of all waiting runs, the next to start first.
 
     The urgent run comes first, then people with the least recent GPU time, then age. Runs of people over their weekly
-    quota come last. Within a person, the order is that of `lines`.
-
-    Args:
-        lines: The waiting runs of each person, in the order that the person chose. Ids sort by age.
+    quota come last. Within a person, the order is that of `lines`, which the person chose. Ids sort by age.
     """
     ranking: list[tuple[bool, float, str, str]] = []
     for person, line in lines.items():
@@ -144,17 +141,14 @@ class UrgentSlot:
         return slot if folder.path.is_dir() and folder.read_state().state == "queued" else None
 
     def put(self, person: Person, run: Run, why: str = "") -> None:
-        """Make a waiting run the first of the queue.
-
-        Args:
-            why: Shown to all people of the lab; truncated to 120 characters.
+        """Make a waiting run the first of the queue; all people of the lab see why, in up to 120 characters.
 
         Raises:
             AccountError: If the person may not.
             RunError: If the run does not wait, or another one has the slot.
             StorageError: If that cannot be saved.
         """
-        _require(person)
+        require(person, Action.USE_URGENT_SLOT)
         with FileLock(self._lock_path):
             state = run.folder.read_state().state
             if state != "queued":
@@ -167,16 +161,7 @@ class UrgentSlot:
             write_atomically(self._path, slot.model_dump_json())
 
     def clear(self, person: Person) -> None:
-        """Empty the slot; its run waits for its turn again.
-
-        Raises:
-            AccountError: If the person may not.
-        """
-        _require(person)
+        """Empty the slot; its run waits for its turn again. Raises an AccountError if the person may not."""
+        require(person, Action.USE_URGENT_SLOT)
         with FileLock(self._lock_path):
             self._path.unlink(missing_ok=True)
-
-
-def _require(person: Person) -> None:
-    if not may(person, Action.USE_URGENT_SLOT):
-        raise AccountError("Only admins can make a run urgent.", "Ask an admin.")

@@ -93,8 +93,7 @@ class QueueBoard:
     def entries(self, viewer: Person) -> tuple[QueueEntry, ...]:
         """Return the running, then the waiting runs, the next one first; empty before a supervisor has written the queue.
 
-        Args:
-            viewer: Gets ids of the own runs; an admin of all, to stop them.
+        A viewer gets the ids of the own runs, an admin those of all, to stop them.
         """
         snapshot, rules, urgent = self._snapshot(), self._rules.read() or LabRules(), None
         with contextlib.suppress(EngineError):

@@ -35,8 +35,6 @@ from loratory.engine.scoring.base import SandboxedScorer
 from loratory.engine.scoring.sandbox.program import require_isolation
 from loratory.engine.scoring.scorers.judge import Judge
 
-# It would report with a login of the server's account.
-_REMOTE_TRACKERS = frozenset({"wandb"})
 _OUTSIDE = f"{REFUSAL[0][0].lower()}{REFUSAL[0][1:].rstrip('.')}; {REFUSAL[1][0].lower()}{REFUSAL[1][1:]}"
 
 
@@ -50,30 +48,24 @@ def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
     start = config.adapter.warm_start
     if start is not None and RUN_ID.fullmatch(start) and start not in RunStore(home, home.owner).ids():
         problems.append(Problem("adapter.warm_start", "no run of yours."))
-    for tracker in _REMOTE_TRACKERS & set(config.training.report_to):
-        message = f"{tracker} needs a login, and the lab's own is not for its people."
+    if "wandb" in config.training.report_to:  # it would report with a login of the server's account
+        message = "wandb needs a login, and the lab's own is not for its people."
         problems.append(Problem("training.report_to", message))
     problems += _scorer_problems(config)
     if home.is_guest:
-        if config.run.is_elsewhere:
-            problems.append(Problem("run.where", "a guest trains on the lab's own devices; set local."))
         problems += _guest_problems(config, read_settings(home).limits)
     return problems
 
 
-def _scorer_problems(config: RunConfig) -> list[Problem]:
+def _scorer_problems(config: RunConfig) -> Iterator[Problem]:
     """Refuse scorers that would run code without a sandbox, or send requests from the lab's machine."""
-    problems = []
     if any(isinstance(scorer, Judge) for scorer in config.scorers):
-        problems.append(
-            Problem("training.rewards", "a judge would send requests from the lab's machine; use another scorer.")
-        )
+        yield Problem("training.rewards", "a judge would send requests from the lab's machine; use another scorer.")
     if any(isinstance(scorer, SandboxedScorer) for scorer in config.scorers):
-        with contextlib.suppress(WorkerError):
+        try:
             require_isolation("This scorer")
-            return problems
-        problems.append(Problem("training.rewards", "the lab's machine has no sandbox for code; use another scorer."))
-    return problems
+        except WorkerError:
+            yield Problem("training.rewards", "the lab's machine has no sandbox for code; use another scorer.")
 
 
 def with_allowed_scorers(dataset: DatasetConfig, home: LoratoryHome) -> DatasetConfig:
@@ -104,19 +96,18 @@ def within_guest_limit(config: RunConfig, report: DatasetReport, home: LoratoryH
     return config.model_copy(update={"training": config.training.model_copy(update={"max_steps": most})})
 
 
-def _guest_problems(config: RunConfig, limits: LabLimits) -> list[Problem]:
+def _guest_problems(config: RunConfig, limits: LabLimits) -> Iterator[Problem]:
     sources = (config.dataset.source, *config.dataset.mix)
-    problems = []
+    if config.run.is_elsewhere:
+        yield Problem("run.where", "a guest trains on the lab's own devices; set local.")
     if find_in_catalog(config.model.id.strip()) is None:
-        problems.append(Problem("model.id", "a guest trains models of the catalogue; choose one of them."))
+        yield Problem("model.id", "a guest trains models of the catalogue; choose one of them.")
     if not all(source.strip().startswith(SAMPLE_PREFIX) for source in sources):
-        problems.append(Problem("dataset.source", "a guest trains on the samples; choose one of them."))
+        yield Problem("dataset.source", "a guest trains on the samples; choose one of them.")
     if not all(dataset.source.startswith(SAMPLE_PREFIX) for dataset in config.test_datasets):
-        problems.append(Problem("evaluation.tests", "a guest is tested on the samples; choose one of them."))
+        yield Problem("evaluation.tests", "a guest is tested on the samples; choose one of them.")
     if (most := limits.guest_max_steps) is not None and config.training.max_steps > most:
-        message = f"a guest trains at most {most:,} steps; set it to {most} or less."
-        problems.append(Problem("training.max_steps", message))
-    return problems
+        yield Problem("training.max_steps", f"a guest trains at most {most:,} steps; set it to {most} or less.")
 
 
 def may_be_path(field: str, text: str) -> bool:
@@ -239,6 +230,14 @@ def set_shared(run: Run, person: Person, shared: bool, audit: AuditLog) -> None:
             mark.unlink(missing_ok=True)
 
 
+def find_run(home: LoratoryHome, owner: str, run_id: str) -> Run | None:
+    """Look up a run in lists of what is there, so neither name becomes a path; None if there is none."""
+    if RUN_ID.fullmatch(run_id) is None or owner not in list_owners(home):
+        return None
+    store = RunStore(home, owner)
+    return store.get(run_id) if run_id in store.ids() else None
+
+
 @dataclass(frozen=True)
 class LabRuns:
     """The runs of a lab as one person may see them; a run of another is named `owner/run-id`."""
@@ -255,7 +254,7 @@ class LabRuns:
             StorageError: If the look cannot be logged.
         """
         owner, _, run_id = name.rpartition("/")
-        run = self._find(owner or self.person.name, run_id)
+        run = find_run(self.home, owner or self.person.name, run_id)
         access = access_of(run) if run is not None else None
         if run is None or access is None or not may(self.person, action, access):
             raise RunError("There is no such run, or it is not shared with you.", "Ask its owner to share it.")
@@ -273,10 +272,3 @@ class LabRuns:
             for run in RunStore(self.home, owner).list():
                 if may(self.person, Action.READ, access_of(run)):
                     yield run
-
-    def _find(self, owner: str, run_id: str) -> Run | None:
-        # Both are looked up in lists of what is there: neither becomes a path.
-        if RUN_ID.fullmatch(run_id) is None or owner not in list_owners(self.home):
-            return None
-        store = RunStore(self.home, owner)
-        return store.get(run_id) if run_id in store.ids() else None

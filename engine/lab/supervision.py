@@ -21,7 +21,7 @@ from loratory.engine.lab.fairness import LabStanding, LabTurn, UrgentSlot, order
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs import usage
 from loratory.engine.runs.control import request_stop_for_time
-from loratory.engine.runs.disk import free_bytes, is_disk_short
+from loratory.engine.runs.disk import free_bytes
 from loratory.engine.runs.run import Reason, Run, RunState, StateReason
 from loratory.engine.supervision.queue import QueueOrder, StartRules
 
@@ -87,8 +87,8 @@ class LabSupervision:
             for owner in set(owners.values())
         }
         order = order_fairly(lines, standing, people_over_quota(rules, standing))
-        free_gb = free_bytes(self.home) / 10**9 if is_disk_short(self.home, rules.limits) else None
-        return LabTurn(rules, standing, order, owners, free_gb)
+        free_gb = free_bytes(self.home) / 10**9
+        return LabTurn(rules, standing, order, owners, free_gb if free_gb < rules.limits.free_disk_gb else None)
 
     def start_rules(self, turn: LabTurn, devices: Sequence[Device], holders: Mapping[str, LeaseHolder]) -> StartRules:
         """Return the lab's reasons to delay runs, in addition to leases and memory."""

@@ -258,7 +258,7 @@ def _inference(estimator: Estimator, config: RunConfig) -> MethodNeed:
     name, device = "Inference only", estimator.device
     try:
         workload = inference_workload(estimator.workload(config))
-        tensors = _inference_bytes(estimator.structure, workload, device.name)
+        tensors = _inference_bytes(estimator.structure, workload, device)
     except EngineError as error:
         return MethodNeed(method=name, why_not=error.what)
     need = need_on_device(TensorsAtPeak(tensors), workload, device)
@@ -284,7 +284,7 @@ def inference_workload(workload: Workload) -> Workload:
     )
 
 
-def _inference_bytes(structure: ModelStructure, workload: Workload, device_name: str) -> int:
+def _inference_bytes(structure: ModelStructure, workload: Workload, device: Device) -> int:
     """Return the bytes of tensors at the peak of answering a prompt that fills the context.
 
     Source: `Answer`, engine/chat/answer.py, which reads the prompt in pieces and asks for the logits of its last position;
@@ -294,7 +294,7 @@ def _inference_bytes(structure: ModelStructure, workload: Workload, device_name:
     passage = max(_passage_bytes(structure, workload, layer) for layer in structure.layers)
     logits = shape.vocab_size * (workload.precision.head + 4)
     weights = sum(weight_bytes(shape.modules, workload))
-    return weights + cache_bytes(shape, workload) + max(passage, logits) + workspace_bytes(workload, device_name)
+    return weights + cache_bytes(shape, workload) + max(passage, logits) + workspace_bytes(workload, device)
 
 
 def cache_bytes(shape: ModelShape, workload: Workload) -> int:

@@ -5,10 +5,9 @@ large and small requests; how much that is was found by simulating steps with `c
 `tests/benchmarks/published`.
 """
 
-import re
 from typing import NamedTuple
 
-from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.device import Capability, Device, similar_device
 from loratory.engine.memory.workload import Workload
 from loratory.engine.processes.spawn import PRODUCT_CACHE_CAPACITY
 
@@ -44,11 +43,6 @@ _PRODUCTS_OF_A_SIZE = 40
 # above to 13% below: a heap grows a little after its first steps.
 _MARGIN = 0.12
 
-_HOPPER = frozenset("H100 H200 H800 H20 GH200".split())
-# By the number of multiprocessors: 141 MiB on a T4, about 500 MiB on an A100, by published measurements.
-_LARGE_CONTEXT = frozenset("H100 H200 H800 H20 GH200 B100 B200 GB200 B300 GB300 A100 A800 5090".split())
-_SMALL_CONTEXT = frozenset("T4 P4 P40 P100 1060 1070 1080 1650 1660 2060 2070 2080 QUADRO".split())
-
 
 class TensorsAtPeak(NamedTuple):
     """Bytes."""
@@ -59,6 +53,7 @@ class TensorsAtPeak(NamedTuple):
     paged_bytes: int = 0  # optimizer state in memory that the driver moves
     loading_bytes: int = 0  # on a CPU, pages of weight files that are quantized, and what is made of them
     uncertain_bytes: int = 0  # of the passing ones, how many more there may be where layers are not simulated in detail
+    apart_bytes: int = 0  # on a CPU, what answers may take besides the holes that steps leave in the heap
 
 
 class DeviceNeed(NamedTuple):
@@ -78,12 +73,13 @@ def need_on_device(tensors: TensorsAtPeak, workload: Workload, device: Device) -
     if workload.device == "cpu":
         in_a_step = _step_on_cpu(tensors, workload)
         expected = PROCESS_ITSELF + max(in_a_step, tensors.loading_bytes) + compiled_products_bytes(workload.pass_sizes)
-        needed = round(expected * (1 + _MARGIN)) + tensors.uncertain_bytes
+        expected += 2 * tensors.apart_bytes // 3
+        needed = round(expected * (1 + _MARGIN)) + tensors.apart_bytes // 3 + tensors.uncertain_bytes
         if device.kind == "mps":
             needed = round(needed * (1 + _APPLE_MARGIN))
         is_loading = tensors.loading_bytes > in_a_step
         return DeviceNeed(allocated_bytes, allocated_bytes, allocated_bytes, expected, needed, is_loading)
-    context = cuda_context_bytes(device.name)
+    context = cuda_context_bytes(device)
     expected_share, most = _EXPANDABLE_RESERVE
     reserved = round(allocated_bytes * (1 + expected_share))
     # The MiB are two pages of its pools.
@@ -110,24 +106,23 @@ def compiled_products_bytes(pass_sizes: int) -> int:
     return _COMPILED_PRODUCT * max(0, products - _PRODUCTS_OF_A_SIZE)
 
 
-def gpu_name_parts(name: str) -> frozenset[str]:
-    """Split a GPU's name into its parts, in capitals: "NVIDIA A100-SXM4-80GB" → NVIDIA, A100, SXM4, 80GB.
-
-    What is written together is taken apart: "RTX4090Ti" → RTX, 4090, TI.
-    """
-    apart = re.sub(r"NVIDIA|TESLA|GEFORCE|QUADRO|RTX|GTX", r" \g<0> ", name.upper())
-    apart = re.sub(r"(?<=\d{4})(TI|SUPER|D|LAPTOP|MOBILE)\b", r" \1", apart)
-    return frozenset(re.findall(r"[A-Z0-9]+", apart))
-
-
-def is_hopper(name: str) -> bool:
+def is_hopper(device: Device) -> bool:
     """Return whether it is of the generation for which cuBLAS wants larger workspaces."""
-    return not _HOPPER.isdisjoint(gpu_name_parts(name))
+    return _capability(device)[0] == 9
 
 
-def cuda_context_bytes(name: str) -> int:
-    """Return what a CUDA process holds outside PyTorch's allocator: the context and the kernels of a training step."""
-    name_parts = gpu_name_parts(name)
-    if not _LARGE_CONTEXT.isdisjoint(name_parts):
-        return 500 * 2**20
-    return (145 if not _SMALL_CONTEXT.isdisjoint(name_parts) else 330) * 2**20
+def cuda_context_bytes(device: Device) -> int:
+    """Return what a CUDA process holds outside PyTorch's allocator: the context and the kernels of a training step.
+
+    It grows with the number of multiprocessors: 141 MiB on a T4, about 500 MiB on an A100, by published measurements.
+    """
+    capability = _capability(device)
+    if capability == (8, 0) or capability >= (9, 0):
+        return 500 * MIB
+    return (145 if capability < (8, 0) and capability != (7, 0) else 330) * MIB  # a V100 has twice as many as a T4
+
+
+def _capability(device: Device) -> Capability:
+    """Return a GPU's compute capability; where it is not known, by the name, else that of most cards."""
+    known = similar_device(device.name, device.total_bytes / 1e9)
+    return device.capability or (known.capability if known else None) or (8, 6)

@@ -11,7 +11,7 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.memory.device_need import PROCESS_ITSELF, DeviceNeed, need_on_device
 from loratory.engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
 from loratory.engine.memory.methods.registry import count_trainable
-from loratory.engine.memory.peak import Peak, check_bounds, find_peak
+from loratory.engine.memory.peak import Peak, find_peak, require_sizes
 from loratory.engine.memory.persistent import TrainableCount, weight_bytes
 from loratory.engine.memory.phases import Phase, simulate_step
 from loratory.engine.memory.structure import AdapterTargets, find_targets, read_structure
@@ -176,20 +176,13 @@ class Estimator:
         """
         targets, _ = self._find_targets(workload.adapter)
         steps: list[DeviceStep] = []
-        has_one_kind = len(self.structure.layers) == 1
         for part in self.parts(workload, devices):
-            # As many layers of one kind, and nothing else: a device that does the same.
-            equals = (step for step in steps if step.part.outside == part.outside == ())
-            known = next((step for step in equals if has_one_kind and len(step.part.layers) == len(part.layers)), None)
-            if known is not None:
-                steps.append(known._replace(part=part))
-                continue
             shape, own_targets = shape_of_part(self.shape, part), targets_of_part(targets, part)
             own = replace(workload, holds_embeddings=part.has_embeddings, holds_head=part.has_head)
             counts = count_trainable(shape, workload.adapter, own_targets)
             structure = read_structure(shape)
             step = simulate_step(structure, own, own_targets)
-            peak = find_peak(step, structure, own, self.device.name, counts)
+            peak = find_peak(step, structure, own, self.device, counts)
             steps.append(DeviceStep(part, own, peak, need_on_device(peak.tensors, own, self.device)))
         return tuple(steps)
 
@@ -203,10 +196,10 @@ class Estimator:
 
     def peak(self, workload: Workload) -> Peak:
         """Return the peak of a step; raises as `estimate_memory` does."""
-        check_bounds(self.shape, workload)
+        require_sizes(self.shape)
         targets, counts = self._find_targets(workload.adapter)
         step = simulate_step(self.structure, workload, targets)
-        return find_peak(step, self.structure, workload, self.device.name, counts)
+        return find_peak(step, self.structure, workload, self.device, counts)
 
     def _find_targets(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
         if id(adapter) not in self._known:
@@ -221,7 +214,7 @@ def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstim
     return MemoryEstimate(
         parameters=_parameters(peak.counts),
         components=_components(peak, need, workload),
-        allocated_bytes=peak.allocated_bytes,
+        allocated_bytes=need.allocated_bytes,
         reserved_bytes=need.reserved_bytes,
         expected_bytes=need.expected_bytes,
         needed_bytes=need.needed_bytes,
@@ -337,7 +330,7 @@ def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[Memor
     persistent, group_bytes = peak.persistent, peak.group_bytes
     precision = workload.base if workload.base != "dense" else f"{workload.precision.weights * 8} bit"
     adapter = persistent.adapter + persistent.reference
-    trained = adapter + persistent.optimizer + persistent.buckets + persistent.copies + group_bytes.gradients
+    trained = adapter + persistent.optimizer + persistent.buckets + group_bytes.gradients
     texts, rest, runtime = dict(_DEPENDS_ON), "Embeddings, norms, head", "Python and libraries"
     if persistent.dense_experts > 0:
         rest, texts["unquantized"] = "Experts, embeddings, norms, head", _EXPERTS_STAY

@@ -12,9 +12,9 @@ from loratory.engine.models.shape import ModuleShape
 
 TensorShape = tuple[int, ...]
 
-EIGHT_BIT_BLOCK = 256  # elements of 8-bit optimizer state that share a scale
-SMALLEST_EIGHT_BIT = 4096  # elements; smaller tensors keep 32-bit state
-SMALLEST_PAGED = 100_000  # elements; smaller tensors keep their state on the device
+_EIGHT_BIT_BLOCK = 256  # elements of 8-bit optimizer state that share a scale
+_SMALLEST_EIGHT_BIT = 4096  # elements; smaller tensors keep 32-bit state
+_SMALLEST_PAGED = 100_000  # elements; smaller tensors keep their state on the device
 _BLOCK = 64  # weights that share one scale in bitsandbytes' 4-bit formats
 _NESTED_BLOCK = 256  # scales that share one scale under double quantization
 _LINEAR_KINDS = ("linear", "conv1d", "experts", "router")
@@ -52,14 +52,13 @@ class Persistent:
     paged: int  # optimizer state that may leave the device, outside of PyTorch's allocator
     loading: int  # before the first step, on a CPU: pages of weight files that are quantized, and what is made of them
     buckets: int  # in which devices that train together exchange gradients
-    copies: int  # of LoRA's matrices at the precision of products; on CUDA also the buffer that 4-bit weights are written into
     reference: int  # weights of the adapter that a preference run starts from, and trained biases as they were
     dense_experts: int  # of `unquantized`: experts held as bare parameters, which no quantization reaches
 
     @property
     def total(self) -> int:
         """Without what is paged, or there before the first step only."""
-        trained = self.adapter + self.reference + self.optimizer + self.buckets + self.copies
+        trained = self.adapter + self.reference + self.optimizer + self.buckets
         return self.weights + self.unquantized + trained
 
 
@@ -121,7 +120,6 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: Trai
         loading=_loading_bytes(structure, workload, weights + unquantized),
         # Source: `gradient_as_bucket_view=False` of torch/nn/parallel/distributed.py: copies as large as all gradients.
         buckets=gradient_bytes(structure, workload, counts) if workload.data_parallel > 1 else 0,
-        copies=_copied_bytes(structure, workload, counts),
         reference=_reference_bytes(workload, counts),
         dense_experts=_dense_expert_bytes(structure, workload),
     )
@@ -134,22 +132,6 @@ def _reference_bytes(workload: Workload, counts: TrainableCount) -> int:
     biases = counts.trainable - counts.adapter
     parameters = biases if workload.adapter.warm_start is None else counts.trainable
     return parameters * workload.precision.adapter
-
-
-def _copied_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
-    """Source: `LoraLinears.step` and `FrozenWeights`, engine/training/ops/lora_linear.py and products.py."""
-    compute = workload.precision.compute
-    # With checkpointing, copies and written-out weights last as long as a layer's call.
-    if not workload.has_quick_layers or workload.sharded > 1 or workload.checkpointing:
-        return 0
-    # At 32 bits, matrices A with one input are put together, which is half of all at most.
-    copies = counts.adapter * (compute if compute < workload.precision.adapter else compute // 2)
-    if workload.device == "cpu" or workload.base not in ("nf4", "fp4"):
-        return copies
-    sizes = (
-        module.in_features * module.out_features for module in structure.shape.modules if workload.quantizes(module)
-    )
-    return copies + max(sizes, default=0) * compute
 
 
 def _dense_expert_bytes(structure: ModelStructure, workload: Workload) -> int:
@@ -209,7 +191,7 @@ class OptimizerState(NamedTuple):
 def optimizer_state_bytes(shapes: Iterable[TensorShape], optimizer: Optimizer) -> OptimizerState:
     """Return the bytes of the optimizer's state, tensor by tensor, without the numbers that count steps.
 
-    AdamW keeps two tensors of each weight's size, SGD with momentum one. Adafactor keeps one number a row and one a column
+    AdamW keeps two tensors of each weight's size, SGD nothing. Adafactor keeps one number a row and one a column
     of a matrix, of each matrix where several are stacked, and all of a vector. The 8-bit one keeps a byte an element and a
     32-bit scale for each 256, except for tensors below 4,096 elements; the paged ones hold their state in memory that the
     driver moves, except for tensors below 100,000 elements.
@@ -223,32 +205,22 @@ def optimizer_state_bytes(shapes: Iterable[TensorShape], optimizer: Optimizer) -
     """
     on_device = paged = 0
     for shape in shapes:
-        state = state_of_tensor(shape, optimizer)
-        if is_paged(shape, optimizer):
+        state = _state_of_tensor(shape, optimizer)
+        if optimizer.paged and math.prod(shape) >= _SMALLEST_PAGED:
             paged += state
         else:
             on_device += state
-        if optimizer.master_weights:
-            on_device += math.prod(shape) * 4
     return OptimizerState(on_device, paged)
 
 
-def is_paged(shape: TensorShape, optimizer: Optimizer) -> bool:
-    """Return whether the state of this tensor may leave the device."""
-    return optimizer.paged and math.prod(shape) >= SMALLEST_PAGED
-
-
-def state_of_tensor(shape: TensorShape, optimizer: Optimizer) -> int:
-    """Return the bytes that the optimizer keeps of one tensor."""
+def _state_of_tensor(shape: TensorShape, optimizer: Optimizer) -> int:
     kind, elements = optimizer.kind, math.prod(shape)
     if kind == "adamw":
         return 2 * elements * optimizer.state_width
     if kind == "adamw_8bit":
-        if elements < SMALLEST_EIGHT_BIT:
+        if elements < _SMALLEST_EIGHT_BIT:
             return 2 * elements * 4
-        return 2 * (elements + -(-elements // EIGHT_BIT_BLOCK) * 4)
-    if kind == "sgd_momentum":
-        return elements * optimizer.state_width
+        return 2 * (elements + -(-elements // _EIGHT_BIT_BLOCK) * 4)
     if kind == "adafactor":
         return sum(_rows_and_columns(shape)) * 4 if len(shape) > 1 else elements * 4
     return 0
@@ -264,7 +236,6 @@ def optimizer_scratch_bytes(groups: Iterable[Sequence[TensorShape]], optimizer: 
 
     The foreach kernels take the roots of all second moments of a group at once, or with SGD its decayed gradients; loops
     that take tensor by tensor hold the last one's result until the next one's is there. Fused and 8-bit kernels need none.
-    Where 32-bit copies of 16-bit weights are stepped, their gradients are cast all at once.
 
     Args:
         groups: Shapes of what is trained, in the groups that the optimizer takes one after the other.
@@ -273,28 +244,19 @@ def optimizer_scratch_bytes(groups: Iterable[Sequence[TensorShape]], optimizer: 
     transformers/optimization.py.
     """
     nonempty = [group for group in groups if group]
-    if not nonempty:
+    if not nonempty or optimizer.fused or optimizer.kind == "adamw_8bit":
         return 0
-    cast_gradients = sum(math.prod(shape) for group in nonempty for shape in group) if optimizer.master_weights else 0
-    return 4 * (_scratch_elements(nonempty, optimizer) + cast_gradients)
-
-
-def _scratch_elements(groups: Sequence[Sequence[TensorShape]], optimizer: Optimizer) -> int:
-    """Return the elements of 32 bits, of narrower ones as many as fill them."""
     if optimizer.kind == "adafactor":
-        return _adafactor_scratch([shape for group in groups for shape in group])
-    if optimizer.fused or optimizer.kind == "adamw_8bit":
-        return 0
-    sizes = [[math.prod(shape) for shape in group] for group in groups]
+        return 4 * _adafactor_scratch([shape for group in nonempty for shape in group])
+    sizes = [[math.prod(shape) for shape in group] for group in nonempty]
     if optimizer.kind == "adamw":
         # The root of the second moment, divided: both at once, with what the tensor before has left.
         one_by_one = (2 * now + before for group in sizes for before, now in pairwise((0, *group)))
-        elements = max(map(sum, sizes)) if optimizer.foreach else max(one_by_one)
-        return elements * optimizer.state_width // 4
+        return optimizer.state_width * (max(map(sum, sizes)) if optimizer.foreach else max(one_by_one))
     if not optimizer.decays:
         return 0
     # What does not decay is the second group.
-    return sum(sizes[0]) if optimizer.foreach else max(sizes[0])
+    return 4 * (sum(sizes[0]) if optimizer.foreach else max(sizes[0]))
 
 
 def _adafactor_scratch(shapes: Sequence[TensorShape]) -> int:

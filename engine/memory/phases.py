@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from loratory.engine.config.rules import COPIED_WEIGHT_BYTES, answers_at_once
 from loratory.engine.memory.autograd.tape import Tape
-from loratory.engine.memory.autograd.tensors import Group, Parameter, Value
+from loratory.engine.memory.autograd.tensors import Group, Parameter, Value, share
 from loratory.engine.memory.layers import losses
 from loratory.engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, residual_width
 from loratory.engine.memory.layers.modules import normalize
@@ -246,7 +246,7 @@ def _measure_segment(r: StepContext, output: Value, *, start: BytesByGroup, inpu
     before = BytesByGroup(*tape.groups)
     tape.start_phase()
     gradient = tape.allocate(output_bytes)
-    tape.continue_backward(output, gradient)
+    tape.backward(output, gradient)
     peak = BytesByGroup(*tape.peak_groups) - before
     left = BytesByGroup(*tape.groups) - BytesByGroup(gradients=input_bytes)
     return Segment(
@@ -292,7 +292,7 @@ def _head_segment(r: StepContext, rules: StepRules, width: int) -> Segment:
     forward_peak = BytesByGroup(*tape.peak_groups) - start
     r.end_forward()
     tape.start_phase()
-    tape.backward(loss, tape.allocate(4))
+    tape.backward(loss, share(tape.allocate(4)))  # which the caller holds
     peak = BytesByGroup(*tape.peak_groups) - start
     left = BytesByGroup(loss=tape.groups[Group.LOSS], gradients=tape.groups[Group.GRADIENTS] - hidden_bytes)
     return Segment(NOTHING, 0, forward_peak, peak, left, opening_peak=opening_peak)

@@ -35,7 +35,6 @@ class LayerStructure:
     head_norms: tuple[ModuleShape, ...]  # over queries and keys
     router: ModuleShape | None = None
     experts: tuple[ModuleShape, ...] = ()
-    expert_linears: tuple[ModuleShape, ...] = ()  # where every expert is a module of its own
     others: tuple[ModuleShape, ...] = ()
     # Products of a mixer that is not attention as it is simulated: state spaces, convolutions, latent attention. In order.
     mixer: tuple[ModuleShape, ...] = ()
@@ -43,7 +42,7 @@ class LayerStructure:
 
     @property
     def has_feed_forward(self) -> bool:
-        return bool(self.experts or self.expert_linears or self.has_dense_feed_forward)
+        return bool(self.experts or self.has_dense_feed_forward)
 
     @property
     def has_dense_feed_forward(self) -> bool:
@@ -53,7 +52,7 @@ class LayerStructure:
     def modules(self) -> tuple[ModuleShape, ...]:
         outputs = [m for m in (self.attention_output, self.mlp_output, self.router) if m is not None]
         products = (*self.attention_inputs, *self.mlp_inputs, *outputs)
-        return (*products, *self.norms, *self.head_norms, *self.experts, *self.expert_linears, *self.others)
+        return (*products, *self.norms, *self.head_norms, *self.experts, *self.others)
 
 
 @dataclass(frozen=True)
@@ -166,14 +165,13 @@ def _read_layer(shape: ModelShape, members: _Members, count: int) -> LayerStruct
         head_norms=tuple(_with_size(norm, shape.head_dim) for norm in roles["head_norms"]),
         router=router,
         experts=tuple(roles["experts"]),
-        expert_linears=tuple(roles["expert_linears"]),
         others=tuple(roles["others"]),
         count=count,
     )
     if _attends_plainly(layer, shape.hidden_size):
         return layer
     elsewhere = (*mlp_inputs, mlp_output) if layer.has_dense_feed_forward else ()
-    other_names = {module.name for module in (*elsewhere, *layer.expert_linears, router) if module is not None}
+    other_names = {module.name for module in (*elsewhere, router) if module is not None}
     mixer = tuple(module for _, module in members if module.kind in _PRODUCTS and module.name not in other_names)
     return replace(layer, mixer=mixer, attention_inputs=(), attention_output=None)
 
@@ -186,8 +184,6 @@ def _role(shape: ModelShape, suffix: str, module: ModuleShape) -> str:
         return module.kind
     if module.kind not in _PRODUCTS:
         return "others"
-    if re.search(r"experts\.\d+\.", suffix):
-        return "expert_linears"
     if in_attention:
         return "attention"
     return "router" if shape.num_experts and module.out_features == shape.num_experts else "feedforward"

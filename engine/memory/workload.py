@@ -41,10 +41,9 @@ DeviceKind = Literal["cuda", "cpu"]
 BaseFormat = Literal["dense", "nf4", "fp4", "int8", "gptq"]
 # "tiled" is Loratory's own on the CPU: rows one after the other, in tiles of queries.
 AttentionKernel = Literal["flash", "efficient", "math", "eager", "cpu_flash", "tiled"]
-LoraBranch = Literal["peft", "quick"]  # PEFT's general layer, or Loratory's own
 # Norms as transformers writes them; PyTorch's kernel, which keeps one tensor for each; Liger's, which also rotate in place.
 LayerKernels = Literal["own", "torch", "liger"]
-OptimizerKind = Literal["adamw", "adamw_8bit", "sgd", "sgd_momentum", "adafactor"]
+OptimizerKind = Literal["adamw", "adamw_8bit", "sgd", "adafactor"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,6 @@ class Optimizer:
     foreach: bool = True  # temporaries for all parameters at once
     decays: bool = False  # weights are pulled towards zero, for which SGD copies gradients
     paged: bool = False  # state may leave the device
-    master_weights: bool = False  # a 32-bit copy of 16-bit weights
 
 
 _OPTIMIZERS = {
@@ -108,7 +106,6 @@ class Workload:
     double_quant: bool = True
     precision: StepPrecision = StepPrecision()
     attention: AttentionKernel = "flash"
-    lora_branch: LoraBranch = "peft"
     joined: bool = False  # rows follow one another in one sequence, without padding
     fills_up_to: int = 1  # a last row makes the tokens of joined rows a multiple of this
     expands_key_values: bool = False  # grouped-query keys and values are copied to every head before attention
@@ -165,7 +162,7 @@ class Workload:
     @property
     def has_quick_layers(self) -> bool:
         """Whether adapted layers are Loratory's own, which do their products and casts by themselves."""
-        return self.lora_branch == "quick" and self.adapter.traits.has_quick_layers(self.adapter)
+        return self.adapter.traits.has_quick_layers(self.adapter)
 
     @property
     def trains_adapter(self) -> bool:
@@ -183,7 +180,14 @@ def workload_of_run(shape: ModelShape, config: RunConfig, device: Device, rows: 
     largest = _largest_pass(ceiling, config, device, rows)
     if largest is not None:
         step, sizes = _holding(ceiling, largest, config), min(sizes, largest.sizes)
-    return replace(step, loss=replace(step.loss, covers_shorter=True), pass_sizes=sizes)
+    answers = max(step.answers, _held_out_prompts(config, rows)) if step.answers else 0
+    return replace(step, loss=replace(step.loss, covers_shorter=True), pass_sizes=sizes, answers=answers)
+
+
+def _held_out_prompts(config: RunConfig, rows: RowLengths | None) -> int:
+    """Return how many rows are held out, which are answered side by side, once each."""
+    share = config.dataset.eval_fraction
+    return round(rows.count * share / (1 - share)) if rows is not None else 0
 
 
 def _with_answers(config: RunConfig) -> RunConfig:
@@ -290,7 +294,6 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
         double_quant=config.model.double_quant,
         precision=precision,
         attention=attention,
-        lora_branch="quick",
         joined=joined,
         fills_up_to=JOINED_MULTIPLE if joined and attention != "flash" else 1,
         masked=masked and attention not in ("eager", "math"),

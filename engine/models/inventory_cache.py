@@ -16,7 +16,7 @@ from loratory.engine.files import read_model, write_atomically
 from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.folder import ModelPart, read_config
 from loratory.engine.models.shape import ModelShape
-from loratory.engine.models.source import model_path, resolve_model
+from loratory.engine.models.source import find_model, resolve_model
 from loratory.engine.paths import LoratoryHome
 
 _INVENTORY_VERSION = 4  # raise it when engine/inspector/worker/inventory.py reads the same architecture differently
@@ -46,17 +46,9 @@ def known_inventory(model: ModelConfig, home: LoratoryHome) -> ModelShape | None
         entry = find_in_catalog(model.id)
         if entry is not None:
             return cached_inventory(entry.config, home, is_public=True)
-        folder = model_path(model.id.strip(), home)
-        path = folder / "config.json" if folder is not None else None
-        if path is None or not path.is_file():
-            from loratory.engine.models.hub import find_snapshot
-
-            folder = find_snapshot(model.id, model.revision, ModelPart.CONFIG, home)
-            if folder is None:
-                return None
-            path = folder / "config.json"
-        return cached_inventory(read_config(path, model.id), home)
-    except (ModelError, OSError, RuntimeError):
+        folder = find_model(model, home, ModelPart.CONFIG)
+        return None if folder is None else cached_inventory(read_config(folder / "config.json", model.id), home)
+    except ModelError:
         return None
 
 

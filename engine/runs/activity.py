@@ -117,9 +117,8 @@ class ProgressWatch:
         signs, suspended = self._read_output(), worker.is_suspended()
         if signs != self._signs:
             self._longest_silence = max(self._longest_silence, now - self._last_sign)
-        if signs != self._signs or (
-            self._was_suspended and not suspended
-        ):  # one that continues gets the whole time again
+        has_continued = self._was_suspended and not suspended  # it gets the whole time again
+        if signs != self._signs or has_continued:
             self._last_sign, self._cpu, self._computes = now, None, True
         self._signs, self._was_suspended = signs, suspended
         if not suspended:

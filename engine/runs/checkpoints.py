@@ -69,13 +69,9 @@ def step_of(name: str) -> int | None:
 
 
 def offered_checkpoints(folder: Path, below: str = "") -> Iterator[Checkpoint]:
-    """Return the undamaged checkpoints, newest first.
+    """Return the undamaged checkpoints, newest first; only the files `below` a subfolder are checked.
 
     Results are cached until a file changes, so lists may call this often.
-
-    Args:
-        folder: A run's `checkpoints` folder.
-        below: Check only the files in this subfolder, if nothing else is needed.
     """
     for checkpoint in reversed(list_checkpoints(folder)):
         files = checkpoint.manifest.files.items()

@@ -1,4 +1,7 @@
-"""Requests to a run, which its worker checks and its supervisor enforces, and notes about it."""
+"""Requests to a run, which its worker checks and its supervisor enforces, and notes about it.
+
+What cannot be written is a StorageError.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,19 +23,13 @@ def request_stop(run: Run) -> None:
 
     Raises:
         RunError: If it has already ended.
-        StorageError: If the request cannot be written.
     """
     _refuse_ended(run, "stopped")
     _touch(run.folder.stop_request)
 
 
 def request_cancel(run: Run) -> None:
-    """Ask a run to end at once; its last checkpoint is kept.
-
-    Raises:
-        RunError: If it has already ended.
-        StorageError: If the request cannot be written.
-    """
+    """Ask a run to end at once; its last checkpoint is kept. Raises as `request_stop` does."""
     _refuse_ended(run, "cancelled")
     _touch(run.folder.cancel_request)
 
@@ -42,7 +39,6 @@ def request_start_anyway(run: Run) -> None:
 
     Raises:
         RunError: If it does not wait.
-        StorageError: If the request cannot be written.
     """
     state = run.folder.read_state().state
     if state != "queued":
@@ -55,11 +51,7 @@ _SHARING_PLACES = get_args(WorkPlace)  # which work in the run's own folder
 
 
 def request_stop_for_time(folder: RunFolder, hours: float) -> None:
-    """Ask a run to save and stop because of the lab's maximum run time; does not replace a person's request.
-
-    Raises:
-        StorageError: If the request cannot be written.
-    """
+    """Ask a run to save and stop because of the lab's maximum run time; does not replace a person's request."""
     if not folder.stop_request.exists():
         write_atomically(folder.stop_request, f"{_TIME_LIMIT}{hours!r}")
 
@@ -89,7 +81,6 @@ def request_target(run: Run, where: str) -> None:
 
     Raises:
         RunError: If it is not one.
-        StorageError: If the request cannot be written.
     """
     if where not in _SHARING_PLACES:
         raise RunError(f"A run cannot be resumed on {where[:40]!r}.", f"Choose one of {', '.join(_SHARING_PLACES)}.")
@@ -131,11 +122,7 @@ class ResumeRequest(NamedTuple):
     owner: str
     run_id: str
     attempt: int  # that it follows
-    path: Path
-
-    def forget(self) -> None:
-        """Remove the request, because it was handled."""
-        self.path.unlink(missing_ok=True)
+    path: Path  # to be removed once it is handled
 
 
 def request_resume(home: LoratoryHome, run: Run) -> None:
@@ -143,7 +130,6 @@ def request_resume(home: LoratoryHome, run: Run) -> None:
 
     Raises:
         RunError: If it waits, runs or is complete.
-        StorageError: If the request cannot be written.
     """
     state = run.folder.read_state()
     if state.state == "completed":
@@ -197,7 +183,6 @@ def change_notes(folder: RunFolder, **changes: Any) -> RunNotes:
 
     Raises:
         ConfigError: If a text is too long or holds control characters.
-        StorageError: If the disk is full or the folder cannot be written.
     """
     values = {**read_notes(folder).model_dump(), **changes}
     stripped = {field: values[field].strip() for field in ("name", "project")}

@@ -11,6 +11,7 @@ from datetime import date, datetime
 
 from pydantic import BaseModel
 
+from loratory.engine.accounts.lab import read_settings
 from loratory.engine.accounts.limits import LabLimits, is_lab
 from loratory.engine.errors import EngineError, StorageError
 from loratory.engine.files import read_models, write_atomically
@@ -21,7 +22,7 @@ from loratory.engine.paths import LoratoryHome
 from loratory.engine.quantities import size
 from loratory.engine.runs.provenance import read_provenance
 from loratory.engine.runs.store import RunStore, folder_size_bytes, list_owners
-from loratory.engine.runs.usage import Week
+from loratory.engine.runs.usage import Week, week_of
 
 _GB = 10**9
 _WARNED_FROM = 0.85  # of the quota
@@ -57,16 +58,8 @@ def free_bytes(home: LoratoryHome) -> int:
     return shutil.disk_usage(home.root).free
 
 
-def is_disk_short(home: LoratoryHome, limits: LabLimits) -> bool:
-    """Whether less is free than a lab keeps free."""
-    return free_bytes(home) < limits.free_disk_gb * _GB
-
-
 def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> None:
-    """Raise an error if a person's quota or the disk is full; does nothing without accounts.
-
-    Args:
-        more_bytes: How much; 0 where that is not known.
+    """With accounts, refuse so many more bytes (0 where unknown) if the disk or the person's quota is full.
 
     Raises:
         StorageError: If it exceeds the person's quota, or leaves less free than the lab keeps.
@@ -128,11 +121,7 @@ class QuotaWatch:
 
 
 def _limits(home: LoratoryHome) -> LabLimits | None:
-    if not is_lab(home):
-        return None
-    from loratory.engine.accounts.lab import read_settings  # a home without accounts does not pay for it
-
-    return read_settings(home).limits
+    return read_settings(home).limits if is_lab(home) else None
 
 
 def _room(home: LoratoryHome, owner: str, limits: LabLimits) -> DiskRoom | None:
@@ -176,18 +165,9 @@ class DiskSample(BaseModel, frozen=True):
     day: date
     use: DiskUse
 
-    @property
-    def week(self) -> Week:
-        """Of its day, as ISO 8601 numbers it."""
-        return Week(*self.day.isocalendar()[:2])
-
 
 class DiskSamples:
-    """Measures people's folders; one for a server.
-
-    Args:
-        owners: Lists whose folders.
-    """
+    """Measures the folders of the people that `owners` lists; one for a server."""
 
     def __init__(
         self, home: LoratoryHome, owners: Callable[[], Iterable[str]], clock: Callable[[], float] = time.time
@@ -220,8 +200,8 @@ class DiskSamples:
     def by_week(self) -> Mapping[tuple[str, Week], int]:
         """Return the bytes of each person and week: the last sample of a week, and for this week the last measure."""
         samples = sorted(read_models(self._path, DiskSample), key=lambda sample: sample.day)
-        weeks = {(sample.use.owner, sample.week): sample.use.total for sample in samples}
-        week = Week(*self._today().isocalendar()[:2])
+        weeks = {(sample.use.owner, Week(*sample.day.isocalendar()[:2])): sample.use.total for sample in samples}
+        week = week_of(self._clock())
         return weeks | {(owner, week): use.total for owner, use in self._newest.items()}
 
     def _keep(self, newest: Mapping[str, DiskUse]) -> None:

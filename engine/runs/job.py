@@ -74,10 +74,7 @@ class Job(ABC):
 
     @abstractmethod
     def poll(self, *, has_reported: bool) -> JobStatus:
-        """Look at the job.
-
-        Args:
-            has_reported: Whether the event log has anything of this attempt.
+        """Look at the job; `has_reported` is whether the event log has anything of this attempt.
 
         Raises:
             EngineError: If the executor does not answer now; the job counts as unchanged.
@@ -194,9 +191,7 @@ def training_command(folder: Path, processes: int = 1, nodes: Nodes | None = Non
     command; all of them see the run's folder, and only the first process writes there.
 
     Args:
-        folder: Of the run.
         processes: On each machine, one for each of its devices.
-        nodes: Of several machines.
         python: With Loratory, on the machine that trains; this one where empty.
     """
     python = python or sys.executable

@@ -102,9 +102,8 @@ def predict(
     Without known `rows`, all of them are as long as `max_length` allows.
 
     Raises:
-        ConfigError: If there are more devices than layers to spread over them.
         DeviceError: If each option is smaller than what the run needs there.
-        MemoryUnknownError: If the model's layer structure is not supported.
+        EngineError: As `needs_of` does.
     """
     by_option = {option: needs_of(shape, config, option, rows) for option in options}
     by_name: dict[str, int] = {}
@@ -212,7 +211,6 @@ def host_memory_bytes(
 
     Args:
         device: That each process trains on; the processor's memory is estimated like that of a GPU.
-        processes: On this machine.
         rows: Of the data; without them the data counts nothing.
 
     Raises:
@@ -275,11 +273,8 @@ def tflops_of(device: Device) -> float:
 def measured_hours(config: RunConfig, plan: RunPlan, where: str, earlier: Iterable[RunSummary]) -> float | None:
     """Return the time by the pace of the newest similar run that completed there in one attempt.
 
-    The pace includes loading, evaluations and saves. None without such a run.
-
-    Args:
-        where: The devices as `RunState.device` names them, such as `1×a100`.
-        earlier: The person's runs.
+    The pace includes loading, evaluations and saves. None without such a run. `where` names the devices as `RunState.device`
+    does, such as `1×a100`.
     """
     paces = {
         summary.created: summary.trained_tokens / summary.seconds

@@ -155,21 +155,18 @@ class RunStore:
         return size
 
     def _set_aside(self, run: Run, trash: Path) -> None:
-        lock = run.folder.worker_lock()
         try:
             # With the lock in our hands no worker can claim it, and no supervisor resumes it.
-            is_free = lock.acquire(timeout_seconds=1.0)
-            self._refuse_to_delete(run, is_free)
-            run.folder.path.rename(trash)  # it disappears from every list at once, even if the rest takes long
+            with run.folder.keep_workers_away(timeout_seconds=1.0) as is_ours:
+                self._refuse_to_delete(run, is_ours)
+                run.folder.path.rename(trash)  # it disappears from every list at once, even if the rest takes long
         except StorageError:
             self.get(run.id)  # it may have been deleted meanwhile
             raise
-        finally:
-            lock.release()
 
-    def _refuse_to_delete(self, run: Run, is_free: bool) -> None:
+    def _refuse_to_delete(self, run: Run, is_ours: bool) -> None:
         state = run.folder.read_state()
-        if not is_free or not state.is_final:
+        if not is_ours or not state.is_final:
             raise RunError(f"{run.id} is {state.state} and cannot be deleted.", "Stop it first.")
         if resume_is_requested(self.home, run):
             raise RunError(f"{run.id} is about to be resumed and cannot be deleted.", "Stop it first, once it waits.")

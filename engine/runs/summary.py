@@ -154,9 +154,8 @@ def _of_history(history: RunHistory) -> dict[str, Any]:
     }
 
 
-_Stamp = tuple[
-    int, int, int, int
-]  # when state, notes and evaluations changed, and bytes of the log: the same mean the same row
+# When state, notes and evaluations changed, and bytes of the log: the same mean the same row.
+_Stamp = tuple[int, int, int, int]
 
 
 class Glance(NamedTuple):

@@ -21,9 +21,7 @@ _YAML_NULL = "tag:yaml.org,2002:null"
 def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunConfig]:
     """Make one configuration for each combination; their names differ by its values.
 
-    Args:
-        values: Plain values of the common configuration.
-        axes: `section.field=value,value,…` each; values are read as overrides are.
+    An axis is `section.field=value,value,…`; values are read as overrides are.
 
     Raises:
         ConfigError: If an axis is not of that form or repeats a value, there are too many combinations, or one of them

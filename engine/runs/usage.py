@@ -200,11 +200,7 @@ class WeekOfPerson:
 
 
 def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[WeekOfPerson, ...]:
-    """Return what each person used in each week, the newest week first.
-
-    Args:
-        running: Attempts at present; see `loratory.engine.lab.queue.QueueBoard.attempts`.
-    """
+    """Return what each person used in each week, the newest week first; `running` are the attempts at present."""
     sums: dict[tuple[Week, str], tuple[float, float, float | None, set[str]]] = {}
     seen_attempts: set[tuple[str, int]] = set()
     for attempt in (*read_models(home.server / _FILE, Attempt), *running):

@@ -11,11 +11,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr, field_serializer
 
-from loratory.engine.accounts.lab import read_rules
+from loratory.engine.accounts.lab import read_rules, read_settings
 from loratory.engine.accounts.limits import is_lab
 from loratory.engine.errors import EngineError
 from loratory.engine.files import read_model, write_atomically
@@ -71,11 +71,7 @@ class WebhookStore:
         return read_model(self._file("address"), Webhook)
 
     def save(self, webhook: Webhook) -> None:
-        """Replace the webhook.
-
-        Raises:
-            StorageError: If it cannot be written.
-        """
+        """Replace the webhook; what cannot be written is a StorageError."""
         self._write("address", webhook)
         self._file("outcome").unlink(missing_ok=True)
 
@@ -89,11 +85,7 @@ class WebhookStore:
         return read_model(self._file("outcome"), WebhookOutcome)
 
     def note(self, outcome: WebhookOutcome) -> None:
-        """Save the outcome of the newest message.
-
-        Raises:
-            StorageError: If it cannot be written.
-        """
+        """Save the outcome of the newest message; raises as `save` does."""
         self._write("outcome", outcome)
 
     def _write(self, name: str, value: BaseModel) -> None:
@@ -156,7 +148,6 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
     """Send one message. Redirects are not followed; the address that was checked is the one that is connected to.
 
     Args:
-        text: For people.
         facts: For programs; generic JSON holds them.
         allows_private: Whether addresses of this machine and of private networks may be asked.
 
@@ -165,13 +156,11 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
     """
     import httpx  # not before a message is sent: commands start without it
 
-    url = urlsplit(webhook.url.get_secret_value())
-    port = url.port or (443 if url.scheme == "https" else 80)
-    address = resolve(webhook.host, port, allows_private)
-    target = url._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}")
+    url = httpx.URL(webhook.url.get_secret_value())
+    address = resolve(webhook.host, url.port or (443 if url.scheme == "https" else 80), allows_private)
     request: dict[str, Any] = {
-        "url": urlunsplit(target),
-        "headers": {"Host": url.netloc, "User-Agent": "Loratory"},
+        "url": url.copy_with(host=address),
+        "headers": {"Host": url.netloc.decode(), "User-Agent": "Loratory"},
         "json": payload_of(webhook.kind, text, facts),
         "extensions": {"sni_hostname": webhook.host},  # by which the certificate is checked as well
     }
@@ -286,11 +275,7 @@ def allows_private_hosts(home: LoratoryHome) -> bool:
 
 def _link(home: LoratoryHome) -> str:
     """Return the address of the lab; empty where there is none."""
-    if not is_lab(home):
-        return ""
-    from loratory.engine.accounts.lab import read_settings  # not needed at home
-
-    return read_settings(home).public_url
+    return read_settings(home).public_url if is_lab(home) else ""
 
 
 def words_of(run: RunSummary, link: str) -> str:

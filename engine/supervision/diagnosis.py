@@ -47,11 +47,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 
     What the worker reported comes first; then what we did, what the executor reports, and what the system shows.
     """
-    for source in (_by_report, _by_us, _by_executor):
-        diagnosis = source(evidence)
-        if diagnosis is not None:
-            return diagnosis
-    return _by_system(evidence)
+    return _by_report(evidence) or _by_us(evidence) or _by_executor(evidence) or _by_system(evidence)
 
 
 def _by_report(evidence: Evidence) -> Diagnosis | None:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from loratory.engine.config.constraints import constraint_problems
@@ -101,8 +101,7 @@ class Preflight:
         if problems:
             raise ConfigError(problems)
         if config.adapter.warm_start is not None:
-            runs = RunStore(self._home, self._home.owner or local_owner()).folder
-            find_warm_start(config.adapter.warm_start, runs, self._home)
+            find_warm_start(config.adapter.warm_start, self._store.folder, self._home)
         key_environment(config.training.rewards if objective_of(config).samples_answers else ())
         on_progress("Looking for the model.")
         source = self._resolve(
@@ -168,9 +167,9 @@ def _predict(shape: ModelShape, config: RunConfig, options: Options, rows: RowLe
         return None
 
 
-def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:
-    """Return problems of valid settings that this machine cannot run; fast enough for every update of a form."""
-    problems = list(device_problems(config, devices[0]))
+def machine_problems(config: RunConfig, devices: Sequence[Device]) -> Iterator[Problem]:
+    """Yield problems of valid settings that this machine cannot run; fast enough for every update of a form."""
+    yield from device_problems(config, devices[0])
     # One process trains a whole model on one device; more devices would be unused.
     if len(devices) > 1 and config.run.launcher == "local" and config.run.spread_over == 1:
         message = (
@@ -178,17 +177,15 @@ def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Probl
             "for a model on each and rows divided among them, and run.fsdp to full_shard as well for one model shared among "
             "them; set run.device_map to balanced to split its layers; or name one."
         )
-        problems.append(Problem("run.devices", message))
+        yield Problem("run.devices", message)
     if objective_of(config).samples_answers and config.training.uses_vllm:
         if devices[0].kind != "cuda":
-            problems.append(Problem("training.generation", "vllm needs a CUDA device here; set own."))
+            yield Problem("training.generation", "vllm needs a CUDA device here; set own.")
         elif importlib.util.find_spec("vllm") is None:
-            problems.append(Problem("training.generation", "vllm is not installed here; `pip install vllm` brings it."))
+            yield Problem("training.generation", "vllm is not installed here; `pip install vllm` brings it.")
     for name in config.training.report_to:
         if importlib.util.find_spec(name) is None:
-            message = f"{name} is not installed here; `pip install {name}` brings it."
-            problems.append(Problem("training.report_to", message))
-    return problems
+            yield Problem("training.report_to", f"{name} is not installed here; `pip install {name}` brings it.")
 
 
 def _require_previewed_data(preview: DatasetReport, report: DatasetReport, config: RunConfig) -> None:
@@ -257,14 +254,10 @@ class Launcher:
             key: Names this request. A request that comes twice, by a double click, from two tabs or after a lost
                 connection, starts one run; the later calls return it.
             copied_from: Id of the run whose configuration this one began as.
-            on_progress: Gets a sentence about what is being checked.
             preview: The report of the data that the person has seen, if any.
 
         Raises:
-            ConfigError: Lists every setting that cannot work.
-            DeviceError: If the device is not there, or too small by any estimate.
-            ModelError: If the model cannot be found, reached or read.
-            DatasetError: If the dataset cannot be read, is not that of `preview`, or has no trained tokens.
+            EngineError: As `Preflight.check` does.
             RunError: If the person has as many waiting runs as the lab allows.
             StorageError: If the run's folder cannot be made, or the person has no disk space left.
         """

@@ -236,14 +236,10 @@ def worst_case(config: RunConfig, rows: Path) -> RunConfig:
             "precompute_ref_log_probs": False,
         }
     )
-    format_ = _FORMATS[_row_kind(config)]
+    format_ = _FORMATS[objective_of(config).rows[0]]
     dataset = DatasetConfig(source=str(rows), format=format_, train_on="all", eval_fraction=0.0)
     adapter = config.adapter.model_copy(update={"warm_start": None})
     return config.model_copy(update={"training": training, "dataset": dataset, "adapter": adapter})
-
-
-def _row_kind(config: RunConfig) -> RowKind:
-    return objective_of(config).rows[0]
 
 
 def _passes(config: RunConfig) -> int:
@@ -263,9 +259,9 @@ def write_rows(path: Path, config: RunConfig) -> None:
         "ratings": lambda number: {"prompt": str(number), "completion": line, "label": number % 2 == 0},
         "prompts": lambda number: {"prompt": " ".join([str(number), *row[: len(row) // 2]])},
     }
+    make_row = rows[objective_of(config).rows[0]]
     with path.open("w", encoding="utf-8") as file:
-        for number in range(count):
-            file.write(json.dumps(rows[_row_kind(config)](number)) + "\n")
+        file.writelines(json.dumps(make_row(number)) + "\n" for number in range(count))
 
 
 _OWNER = "measurements"

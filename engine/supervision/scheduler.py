@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loratory.engine.config.run import RunConfig
-from loratory.engine.errors import DeviceError, EngineError, RunError
+from loratory.engine.errors import DeviceError, EngineError, RunError, explain_os_errors
 from loratory.engine.files import stamp_of
 from loratory.engine.hardware.cuda import GpuProgram, energy_so_far_joules, list_gpu_programs
 from loratory.engine.hardware.device import Device
@@ -155,7 +155,7 @@ class Scheduler:
                         self._adopt(run)
                     else:
                         self._resume(run, request.attempt)
-                request.forget()
+                request.path.unlink(missing_ok=True)
         for run in list(self.waiting.values()):
             with self._problems.guard(run.id, "could not be removed from the queue"):
                 if end_is_requested(run.folder):
@@ -223,12 +223,13 @@ class Scheduler:
         except DeviceError:
             return
         try:
-            state = states.starting_state(before, executor, spec.attempt, device)
-            state = state.model_copy(update={"energy_meter_joules": self._meter(device)})
-            run.folder.write_state(state)
-            job = executor.submit(spec)
-        except (EngineError, OSError) as error:
-            self._end_waiting(run, "failed", states.start_failure(run, error))
+            with explain_os_errors(f"{run.id} could not be started", "Check the permissions of its folder."):
+                state = states.starting_state(before, executor, spec.attempt, device)
+                state = state.model_copy(update={"energy_meter_joules": self._meter(device)})
+                run.folder.write_state(state)
+                job = executor.submit(spec)
+        except EngineError as error:
+            self._end_waiting(run, "failed", StateReason("not_started", error.what, error.fix))
             return
         self._unqueue(run.id)  # from here on it has a job, even if something else fails
         monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._timeouts)
@@ -270,7 +271,7 @@ class Scheduler:
         try:
             return with_requested_target(run.folder.read_config(), run.folder)
         except EngineError as error:
-            self._end_waiting(run, "failed", states.start_failure(run, error))
+            self._end_waiting(run, "failed", StateReason("not_started", error.what, error.fix))
             return None
 
     def needs_local_devices(self, waiting: WaitingRun) -> bool:

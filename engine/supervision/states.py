@@ -44,14 +44,6 @@ def put_back(state: run_states.RunState) -> run_states.RunState:
     return state.model_copy(update={"state": "queued", **why, "ended": None, "changed": time.time()})
 
 
-def start_failure(run: run_states.Run, error: EngineError | OSError) -> run_states.StateReason:
-    """Return why the worker of a run could not be started."""
-    if isinstance(error, EngineError):
-        return run_states.StateReason("not_started", error.what, error.fix)
-    what = f"{run.id} could not be started ({error.strerror})."
-    return run_states.StateReason("not_started", what, "Check the permissions of its folder.")
-
-
 _FRUITLESS_AT_MOST = 3
 
 

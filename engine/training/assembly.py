@@ -134,7 +134,6 @@ def assemble(
         masked=attention.masked,
         attention=own_attention,
         autocast=autocast,
-        prefetches=placement.torch_device.type != "cpu",
         objective=TRAINING_OBJECTIVES[traits.name](training, reference),
         method=method,
         images=images,

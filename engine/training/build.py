@@ -192,7 +192,7 @@ def training_arguments(
         max_length=None,
         packing=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,  # it would pin late; `loratory.engine.training.batching.steps` pins ahead
+        dataloader_pin_memory=False,  # `PassTensors.to` pins
         dataset_kwargs={"skip_prepare_dataset": True},
         average_tokens_across_devices=True,
     )

@@ -165,12 +165,11 @@ class ModelPasses:
             passes = self.pad_pass_count(batches.evaluation_passes(), batches.shortest)
             for plan, tensors in zip(passes, batches.tensors(passes), strict=True):
                 between_passes()
+                batch = tensors if plan.is_trained else tensors.with_any_token()
                 with self.casting():
-                    if not plan.is_trained:
-                        objective.pass_through_reference(model, tensors.with_any_token().to(self._device))
-                        continue
-                    answers = objective.reference_log_probabilities(model, tensors.to(self._device))
-                values[list(plan.rows)] = answers.view(-1, 2).to(values.device)
+                    answers = objective.reference_log_probabilities(model, batch.to(self._device))
+                if plan.is_trained:
+                    values[list(plan.rows)] = answers.view(-1, 2).to(values.device)
         if self._accelerator.num_processes > 1:
             values = self._accelerator.reduce(values, reduction="sum")
         return values.cpu()
@@ -216,8 +215,7 @@ class StepCounts:
     def __init__(self, accelerator: Any, device: torch.device) -> None:
         self._accelerator = accelerator
         self._device = device
-        self._step: Sequence[int] | torch.Tensor = (0, 0)  # trained and all tokens of the step under way
-        self._totals = [0, 0]
+        self._step: torch.Tensor | None = None  # trained and all tokens of the step under way
         self._unread: torch.Tensor | None = None
         self._pending: deque[_PendingVotes] = deque(maxlen=2)
 
@@ -236,7 +234,7 @@ class StepCounts:
             are divided by their number once more.
         """
         if self._accelerator.num_processes == 1:
-            self._step = (trained_tokens, tokens)
+            self._step = torch.tensor([trained_tokens, tokens])
             return [1 / max(1, count) for count in terms]
         own = torch.tensor([*terms, trained_tokens, tokens, *votes])
         if self._device.type == "cuda":
@@ -248,16 +246,12 @@ class StepCounts:
 
     def end(self) -> None:
         """Add the tokens of the last started step, which is complete."""
-        if isinstance(self._step, torch.Tensor):
-            self._unread = self._step if self._unread is None else self._unread + self._step
-        else:
-            self._totals = [total + count for total, count in zip(self._totals, self._step, strict=True)]
+        self._unread = add_tensors(self._unread, self._step)
 
     def take(self) -> tuple[int, int]:
         """Return trained and all tokens of the steps since the last call; waits for the device."""
-        unread = [0, 0] if self._unread is None else self._unread.tolist()
-        trained, tokens = (total + count for total, count in zip(self._totals, unread, strict=True))
-        self._totals, self._unread = [0, 0], None
+        trained, tokens = [0, 0] if self._unread is None else self._unread.tolist()
+        self._unread = None
         return trained, tokens
 
     def latest_votes(self) -> Votes | None:

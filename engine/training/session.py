@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import time
-from typing import Any
 
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.optimizations import is_wanted
@@ -56,7 +55,7 @@ class TrainingSession:
         """
         try:
             self._train(self._preparation.run())
-        except StoppedBeforeTrainingError:
+        except (StoppedBeforeTrainingError, StopInRolloutError):
             resumed = self._preparation.resumed_from
             done = "Nothing was trained yet."
             if resumed is not None:
@@ -92,20 +91,14 @@ class TrainingSession:
         resumed_from, total = self._preparation.resumed_from, trainer.total_steps
         if resumed_from is None:
             self._events.status("training", f"Training: {total:,} steps.", total)
-            self._loop(trainer)
+            trainer.train()
         elif resumed_from.step < total and not callback.stopped_early:
             self._events.status("training", f"Training from step {resumed_from.step}: {total:,} steps.", total)
-            self._loop(trainer, resume_from_checkpoint=str(resumed_from.folder))
+            trainer.train(resume_from_checkpoint=str(resumed_from.folder))
         else:
             load_trained(trainer.model, resumed_from.folder)
             return resumed_from.step
         return int(trainer.state.global_step)
-
-    def _loop(self, trainer: SupervisedLoop, **arguments: Any) -> None:
-        try:
-            trainer.train(**arguments)
-        except StopInRolloutError as error:
-            raise StoppedBeforeTrainingError from error
 
     def _finish(self, trainer: SupervisedLoop, callback: RunCallback, prepared: PreparedRun, step: int) -> None:
         """Save the result, where the quota has room for it, and report how the run ended."""

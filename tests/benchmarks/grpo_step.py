@@ -50,6 +50,9 @@ def train_ours(steps: int) -> dict[str, float]:
     from loratory.engine.training.callbacks import TrainerHooks
     from loratory.engine.training.loops import rollouts
     from loratory.engine.training.placement import choose_placement, choose_precision
+    from loratory.engine.training.worker import keep_freed_memory
+
+    keep_freed_memory()
 
     class Session:
         def __init__(self, _scorers): ...

@@ -63,9 +63,8 @@ def launches_table() -> str:
     """Return launches per pass of the 0.5B shape as a Markdown table: per layer, and of its 24 layers."""
     kinds = {
         "each branch apart": "fused_lora",
-        "one function a layer": "shared_inputs,step_copies",
-        "one function an input": "step_copies",
-        "and copies once a step": "",
+        "one function a layer": "shared_inputs",
+        "one function an input": "",
     }
     lines = ["| LoRA | forward a layer | backward a layer | 24 layers |", "|---|---:|---:|---:|"]
     for label, without in kinds.items():

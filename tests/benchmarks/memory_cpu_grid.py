@@ -166,6 +166,7 @@ def _with_rewards(method: str, batch: int, answers: int, tokens: int, *overrides
 REWARD_CELLS = (
     _with_rewards("LoRA", 4, 8, 32), _with_rewards("LoRA", 2, 8, 96), _with_rewards("LoRA", 8, 8, 24), _with_rewards("LoRA", 2, 16, 48, _CHECKPOINTED),
     _with_rewards("IA3", 4, 8, 32), _with_rewards("QLoRA", 2, 8, 48), _with_rewards("Full", 2, 8, 48), _with_rewards("LoRA", 2, 8, 64, "training.beta=0.04"),
+    _with_rewards("LoRA", 2, 8, 32, "dataset.eval_fraction=0.3"),  # more held-out prompts than answers of a step
 )  # fmt: skip
 
 

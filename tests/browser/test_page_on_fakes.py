@@ -355,6 +355,7 @@ def test_a_slider_moves_the_answers_and_a_line_in_the_chart(kept_page):
     page.set_viewport_size({"width": 1280, "height": 900})
     open_tab(page, "Runs")
     page.locator("#run-close").click()
+    expect(page.locator("#run-details")).to_be_hidden()
 
 
 def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(kept_page, services):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from loratory.engine.config.load import config_from_mapping
+from loratory.engine.config.load import config_from_mapping, section_from_mapping
+from loratory.engine.config.run import DatasetConfig
 from loratory.engine.errors import ConfigError
 
 BASE = {"model": {"id": "smollm2-135m-instruct"}, "dataset": {"source": "sample:loratory-sums"}}
@@ -39,6 +40,13 @@ def test_a_scorer_of_a_test_set_is_named_as_well():
     tests = [{"source": "rows.jsonl", "scorers": [{"scorer": "number", "tolerance": 9}]}]
     ((field, message),) = problems_of(evaluation={"tests": tests})
     assert (field, message.split(":")[0]) == ("evaluation.tests", "entry 1, tolerance")
+
+
+def test_an_entry_of_a_section_by_itself_is_named_in_the_same_way():
+    with pytest.raises(ConfigError) as error_info:
+        section_from_mapping(DatasetConfig, {"source": "rows.jsonl", "scorers": [{"scorer": "regex", "pattern": ""}]})
+    (problem,) = error_info.value.problems
+    assert (problem.field, problem.message) == ("scorers", "entry 1, pattern: it is empty.")
 
 
 @pytest.mark.parametrize("where", ["slurm", "jobs"])

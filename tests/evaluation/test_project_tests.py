@@ -10,7 +10,7 @@ from loratory.engine.errors import DeviceError, ModelError
 from loratory.engine.evaluation.job import EvaluationJob
 from loratory.engine.evaluation.project_tests import answer_project_tests, evaluate_run
 from loratory.engine.hardware.lease import LeaseBook, LeaseHolder
-from loratory.engine.processes.liveness import ProcessIdentity
+from loratory.engine.processes.liveness import FileLock, ProcessIdentity
 from loratory.engine.runs import projects
 from loratory.engine.runs.projects import request_project_tests, save_project_tests, waiting_requests
 from loratory.engine.runs.run import RunState
@@ -43,6 +43,22 @@ def test_all_are_answered_although_one_fails(home, waiting, caplog):
     assert waiting_requests(home) == []
     assert f"{waiting[0].id} did not answer" in caplog.text
     assert "The base is gone." in caplog.text
+
+
+def test_a_run_that_is_completed_as_the_answering_ends_is_answered(home, waiting, store, monkeypatch):
+    evaluated: list[str] = []
+    release, late = FileLock.release, store.create(run_of("Paper"))
+
+    def release_late(lock):
+        if late.id not in evaluated:  # its own process finds the lock taken
+            request_project_tests(home, late, RunState(state="completed"))
+        release(lock)
+
+    monkeypatch.setattr(FileLock, "release", release_late)
+
+    answer_project_tests(home, lambda _, run: evaluated.append(run.id))
+
+    assert evaluated == [*(run.id for run in waiting), late.id]
 
 
 def test_a_deleted_run_is_left_out(home, waiting, store):

@@ -53,7 +53,7 @@ def write(weights, rows=ROWS, copies=1, temperature=0.0, between=lambda: None):
 def test_the_likeliest_answers_are_those_of_a_chat_in_the_order_of_the_rows(weights, monkeypatch):
     batches = []
     monkeypatch.setattr(
-        "loratory.engine.evaluation.worker.samples.BatchedAnswers",
+        "loratory.engine.evaluation.worker.answers.BatchedAnswers",
         lambda *rows, **how: batches.append(rows) or BatchedAnswers(*rows, **how),
     )
     order = [3, 0, 4, 1, 2]

@@ -44,21 +44,19 @@ def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(dtype, rows, cuda):
 
 
 @pytest.mark.parametrize("few_rows", [0, 1536], ids=["written out", "multiplied as they are"])
-def test_four_bit_weights_are_written_into_one_buffer(few_rows, cuda, monkeypatch):
+def test_four_bit_layers_give_what_pefts_give(few_rows, cuda, monkeypatch):
     monkeypatch.setattr(products, "_FEW_ROWS", few_rows)
     model = quantize_layers(adapt(), torch.float16, double_quant=True).cuda()
     x = torch.randn(2, 5, WIDTH, dtype=torch.float16, device=cuda)
     with torch.autocast("cuda", dtype=torch.float16):
         expected = answer(copy.deepcopy(model), x)
     fuse_lora(model)
-    group = model.base_model.model.q._loratory_linears
     with lora_linears(model).step():
         got = answer(model, x)
 
     torch.testing.assert_close(got[0], expected[0], rtol=0.02, atol=0.02)
     for name, gradient in got[1].items():
         assert (gradient - expected[1][name]).float().norm() < 0.05 * expected[1][name].float().norm() + 1e-3, name
-    assert len(group.weights._buffers) == 1
 
 
 def test_products_of_a_gpu_come_in_float32_at_once(cuda):
@@ -97,7 +95,7 @@ def test_a_step_that_is_not_logged_does_not_wait(quantization, tiny_model_folder
     assert training.trainer.state.global_step == 6
 
 
-@pytest.mark.parametrize("left_out", ["fused_lora", "shared_inputs", "step_copies", "weight_buffer"])
+@pytest.mark.parametrize("left_out", ["fused_lora", "shared_inputs"])
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_losses_are_the_same_without(left_out, quantization, tiny_model_folder, tmp_path, monkeypatch):
     sections = auto_dtype(model={"quantization": quantization}, training={"max_steps": 6, "max_length": 64})

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from loratory.engine.training.ops.loss import LogitTransform, loss_of_each, summed_loss
+from loratory.engine.training.ops.loss import LogitTransform, loss_of_each
 
 pytestmark = pytest.mark.gpu
 
@@ -39,7 +39,7 @@ def test_all_logits_are_never_there_at_once(trained, fused, show):
 
     start_event, end_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start_event.record()
-    summed_loss(hidden, targets, head, LogitTransform(fused=fused)).backward()
+    loss_of_each(hidden, targets, head, LogitTransform(fused=fused)).sum().backward()
     end_event.record()
 
     torch.cuda.synchronize()
@@ -63,7 +63,7 @@ def test_loss_and_gradient_are_those_of_the_whole_logits_in_float32(trained, fus
     expected = functional.cross_entropy(functional.linear(again, head.weight), targets, reduction="sum")
     expected.backward()
 
-    got = summed_loss(hidden, targets, head, LogitTransform(fused=fused))
+    got = loss_of_each(hidden, targets, head, LogitTransform(fused=fused)).sum()
     got.backward()
 
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-2)

@@ -20,13 +20,18 @@ SHAPE = inventory_of(
 PROMPTS = RowLengths(tokens=(45,) * 16, trained=(45,) * 16, count=16, per_row=1)
 
 
-def estimate(device=CPU, rows=PROMPTS, **training):
+def estimate(device=CPU, rows=PROMPTS, share=0.1, **training):
     values = {
         "objective": "grpo", "rewards": [{"scorer": "equals"}], "beta": 0.0, "num_generations": 8,
         "max_completion_length": 32, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_length": 512,
     } | training  # fmt: skip
     adapter = {"r": 16, "lora_dropout": 0.0}
-    settings = {"model": {"id": "tiny"}, "adapter": adapter, "dataset": {"source": "rows"}, "training": values}
+    settings = {
+        "model": {"id": "tiny"},
+        "adapter": adapter,
+        "dataset": {"source": "rows", "eval_fraction": share},
+        "training": values,
+    }
     return estimate_memory(SHAPE, config_from_mapping(settings), device, rows)
 
 
@@ -48,6 +53,19 @@ def test_more_answers_side_by_side_take_more(device):
 
     cache = 24 * 4 * 2 * 30 * 3 * 64 * (45 + 32) * 2  # of the answers that are more
     assert many["answers"] - few["answers"] > cache
+
+
+def test_held_out_prompts_are_answered_side_by_side_as_well():
+    rows = PROMPTS.model_copy(update={"count": 248})  # of 354, with an eval_fraction of 0.3
+
+    few, many = (estimate(rows=rows, share=share) for share in (0.0, 0.3))
+
+    assert few.phases_bytes["answers"] < many.phases_bytes["answers"]
+    # Ten steps of 16 answers, and 106 held-out prompts before and after, of `tests.benchmarks.memory_cpu_grid`.
+    run = {"per_device_train_batch_size": 2, "max_steps": 10, "max_length": 1024}
+    measured = estimate(rows=rows, share=0.3, **run)
+    assert measured.needed_bytes >= 2124 << 20
+    assert measured.expected_bytes == pytest.approx(2124 << 20, rel=0.06)
 
 
 def test_longer_answers_make_longer_passes():

@@ -1,6 +1,7 @@
 """Every causal language model that transformers knows has an exact inventory and a figure, or a message, never an accident."""
 
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -101,6 +102,7 @@ def test_has_an_exact_inventory_and_a_figure_or_a_message(model_type):
     shape = inventory_of({**config.to_dict(), "model_type": model_type})
     with torch.device("meta"):
         assert shape.num_parameters == AutoModelForCausalLM.from_config(config).num_parameters()
+    assert not any(re.search(r"experts\.\d+\.", module.name) for module in shape.modules)  # which layers expect stacked
 
     estimate = estimate_memory(shape, CONFIG, GPU)
 

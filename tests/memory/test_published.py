@@ -140,10 +140,12 @@ def test_a_process_may_hold_all_kernels_unless_cuda_loads_them_when_called(torch
         {**values, "gpu": "A100", "measured_kind": "process", "measured_value": 1, "measured_unit": "GiB"}
     )
 
-    margin = process_margin(point, "A100")
+    a100, a10 = (Device("cuda", 0, name, 2**34, 2**34, has_fast_bfloat16=True) for name in ("A100", "NVIDIA A10"))
+
+    margin = process_margin(point, a100)
 
     assert margin == (1187 * 2**20 if may_load_all else PROCESS_MARGIN)
-    assert margin < process_margin(point, "NVIDIA A10") or not may_load_all
+    assert margin < process_margin(point, a10) or not may_load_all
 
 
 def test_an_allocator_may_hold_a_block_more_of_the_two_largest_sizes():

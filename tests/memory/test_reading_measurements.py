@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from loratory.engine.hardware.device import Device
 from loratory.engine.memory.device_need import cuda_context_bytes, is_hopper
 from tests.benchmarks.published.evaluate import compare, evaluate
 from tests.benchmarks.published.gpus import GIB, is_before_ampere, memory_of_gpu
@@ -74,9 +75,28 @@ def test_a_gpus_name_tells_its_memory(name, gib):
 def test_a_part_of_a_name_is_not_the_name():
     assert not is_before_ampere("RTX 4080")
     assert is_before_ampere("Quadro RTX 6000")
-    assert is_hopper("NVIDIA H200")
-    assert not is_hopper("L40S")
-    assert cuda_context_bytes("NVIDIA A10") < cuda_context_bytes("NVIDIA A100")
+
+
+def gpu(name, capability=None):
+    return Device("cuda", 0, name, 24 * GIB, 24 * GIB, has_fast_bfloat16=True, capability=capability)
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [("NVIDIA H200", (9, 0)), ("A100-SXM4", (8, 0)), ("L40S", (8, 9)), ("TeslaT4", (7, 5)), ("a card", (8, 6))],
+)
+def test_a_generation_that_the_driver_does_not_report_is_known_by_the_name(name, capability):
+    by_name, by_capability = gpu(name), gpu("another card", capability)
+
+    assert is_hopper(by_name) == is_hopper(by_capability) == (capability == (9, 0))
+    assert cuda_context_bytes(by_name) == cuda_context_bytes(by_capability)
+
+
+def test_a_context_grows_with_the_multiprocessors():
+    contexts = [cuda_context_bytes(gpu("a card", capability)) for capability in ((7, 5), (8, 6), (8, 0))]
+
+    assert contexts == sorted(set(contexts))
+    assert cuda_context_bytes(gpu("V100", (7, 0))) == contexts[1]
 
 
 @pytest.mark.parametrize(

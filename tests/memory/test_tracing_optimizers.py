@@ -56,7 +56,6 @@ MAKERS = {
     "SGD, foreach": (sgd(foreach=True), Optimizer("sgd")),
     "SGD with decay": (sgd(foreach=False, weight_decay=0.1), Optimizer("sgd", foreach=False, decays=True)),
     "SGD with decay, foreach": (sgd(foreach=True, weight_decay=0.1), Optimizer("sgd", decays=True)),
-    "SGD with momentum": (sgd(foreach=False, momentum=0.9), Optimizer("sgd_momentum", foreach=False)),
     "Adafactor": (adafactor, Optimizer("adafactor")),
 }
 TRAINED = {

@@ -11,8 +11,8 @@ from loratory.engine.data.source import SourceOptions, open_source
 from loratory.engine.models.catalog import list_catalog
 from loratory.engine.runs.store import RunStore
 from loratory.engine.supervision.launch import Launcher, Preflight, with_absolute_paths
+from tests.supervision.fake_preflight import FakeInspector, resolve
 from tests.supervision.fake_runs import cpu
-from tests.supervision.test_preflight import FakeInspector, resolve
 
 
 @pytest.fixture

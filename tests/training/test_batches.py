@@ -80,3 +80,24 @@ def test_flash_attention_gets_the_starts_of_rows():
     assert batch.inputs["cu_seq_lens_q"].dtype == torch.int32
     assert batch.inputs["max_length_k"] == 4
     assert "joined_rows" not in batch.inputs
+
+
+@pytest.mark.parametrize("makes", [lambda rows: pad(rows, 0), join, lambda rows: join(rows, flash=True)])
+def test_every_tensor_of_a_pass_is_pinned_and_copied_without_waiting(monkeypatch, makes):
+    batch = makes([FIRST, SECOND])
+    pinned, copies = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, device, non_blocking=False: copies.append(non_blocking) or self
+    )
+
+    again = batch.to(torch.device("cuda", 0))
+
+    tensors = [*(value for value in batch.inputs.values() if isinstance(value, torch.Tensor)), *batch.trained]
+    tensors.append(batch.sequence_of)
+    assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in tensors]
+    assert again.tokens == batch.tokens
+    assert copies == [True] * len(tensors)
+    copies.clear()
+    batch.to(torch.device("mps"))  # whose copies are not ordered with what the processor does to their source
+    assert copies == [False] * len(tensors)

@@ -74,7 +74,6 @@ def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(shared, copies):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         of_peft = answer(copy.deepcopy(model), x.bfloat16())
     fuse(model, shared=shared)
-    assert lora_linears(model).copies
     if copies:
         with lora_linears(model).step():
             got = answer(model, x.bfloat16())
@@ -268,13 +267,23 @@ def test_autocast_casts_as_for_any_layer():
     require_equal(got, expected, rtol=0.05, atol=0.5)
 
 
-@pytest.mark.parametrize("name", ["shared_inputs", "step_copies"])
-def test_each_can_be_left_out(name, monkeypatch):
-    monkeypatch.setenv(VARIABLE, name)
+def test_copies_are_kept_for_the_passes_of_a_step():
     model = adapt(torch.bfloat16)
     fuse(model)
+    x = torch.zeros(2, WIDTH, dtype=torch.bfloat16)
     with lora_linears(model).step():
-        has_copies = any(group.copies is not None for group in lora_linears(model).groups)
+        model(x)
+        copies = [group.copies for group in lora_linears(model).groups]
+        model(x)
+        assert None not in copies
+        assert [id(group.copies) for group in lora_linears(model).groups] == list(map(id, copies))
 
-    assert groups(model) == ([1, 1, 1, 1] if name == "shared_inputs" else [1, 3])
-    assert has_copies is (name != "step_copies")
+    assert all(group.copies is None for group in lora_linears(model).groups)
+
+
+def test_layers_with_one_input_can_be_left_apart(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "shared_inputs")
+    model = adapt(torch.bfloat16)
+    fuse(model)
+
+    assert groups(model) == [1, 1, 1, 1]

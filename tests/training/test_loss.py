@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from loratory.engine.training.ops import loss as loss_module
-from loratory.engine.training.ops.loss import LogitTransform, TrainedTokens, attach_loss, summed_loss
+from loratory.engine.training.ops.loss import LogitTransform, TrainedTokens, attach_loss, loss_of_each
 
 VOCABULARY, WIDTH = 97, 24
 
@@ -47,7 +47,7 @@ def test_value_and_gradients_are_those_of_cross_entropy(trained, bias, transform
     expected_head = [p.grad.clone() for p in head.parameters()] if trained else []
     head.zero_grad()
 
-    got = summed_loss(hidden, targets, head, transform) / 30
+    got = loss_of_each(hidden, targets, head, transform).sum() / 30
     got.backward()
 
     torch.testing.assert_close(got, expected)
@@ -63,7 +63,7 @@ def test_no_chunk_of_logits_is_wider_than_allowed(monkeypatch):
     monkeypatch.setattr(functional, "linear", lambda x, *rest: widths.append(x.shape[0]) or plain(x, *rest))
     hidden, targets = make_tokens(30)
 
-    summed_loss(hidden, targets, make_head(trained=False))
+    loss_of_each(hidden, targets, make_head(trained=False)).sum()
 
     assert sum(widths) == 30
     assert max(widths) <= 7
@@ -72,10 +72,10 @@ def test_no_chunk_of_logits_is_wider_than_allowed(monkeypatch):
 def test_measuring_needs_no_gradient():
     hidden, targets = make_tokens()
     with torch.no_grad():
-        measurement = summed_loss(hidden, targets, make_head(trained=False))
+        measurement = loss_of_each(hidden, targets, make_head(trained=False)).sum()
 
     assert not measurement.requires_grad
-    torch.testing.assert_close(measurement, summed_loss(hidden, targets, make_head(trained=False)).detach())
+    torch.testing.assert_close(measurement, loss_of_each(hidden, targets, make_head(trained=False)).sum().detach())
 
 
 def test_bfloat16_gradients_are_scaled_in_float32():
@@ -83,9 +83,9 @@ def test_bfloat16_gradients_are_scaled_in_float32():
     head = make_head(trained=False).bfloat16()
     hidden, targets = make_tokens()
     low = hidden.detach().bfloat16().requires_grad_()
-    (summed_loss(low, targets, head) / 3).backward()
+    (loss_of_each(low, targets, head).sum() / 3).backward()
     whole = hidden.detach().bfloat16().requires_grad_()
-    summed_loss(whole, targets, head).backward()
+    loss_of_each(whole, targets, head).sum().backward()
 
     ratio = (low.grad.float() / (whole.grad.float() / 3)).nan_to_num(1.0)
     assert abs(float(ratio.mean()) - 1.0) < 2e-4
@@ -103,7 +103,7 @@ def test_float16_gradients_keep_what_the_loss_scale_saves(lead, cap):
     for hidden in (low, whole):
         head = torch.nn.Linear(WIDTH, WIDTH, bias=False).requires_grad_(False).to(hidden.dtype)
         head.weight.copy_(torch.eye(WIDTH))  # every product is exact in float16
-        (summed_loss(hidden, targets, head, LogitTransform(cap=cap)) * (65536.0 / tokens)).backward()
+        (loss_of_each(hidden, targets, head, LogitTransform(cap=cap)).sum() * (65536.0 / tokens)).backward()
 
     torch.testing.assert_close(low.grad.float(), whole.grad, rtol=5e-3, atol=1e-7)
 

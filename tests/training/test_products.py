@@ -2,12 +2,11 @@
 
 import copy
 
-import bitsandbytes
 import pytest
 import torch
 
 from loratory.engine.training.ops.lora_linear import fuse_lora, lora_linears
-from loratory.engine.training.ops.products import DropoutMask, FrozenWeights
+from loratory.engine.training.ops.products import DropoutMask
 from tests.training.lora_layers import WIDTH, adapt, answer, groups, quantize_layers, require_equal
 
 
@@ -24,28 +23,6 @@ def test_four_bit_layers_give_what_pefts_give(dtype, double_quant):
     assert groups(model) == [1, 3]
     with lora_linears(model).step():
         require_equal(answer(model, x), expected, **tolerance)
-
-
-def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
-    """On CUDA bitsandbytes writes into it; here its function gets a buffer too."""
-    requests: list[int | None] = []
-
-    def dequantize(packed, state, out=None):
-        result = original(packed, state)
-        requests.append(None if out is None else out.data_ptr())
-        return result if out is None else out.copy_(result)
-
-    original = bitsandbytes.functional.dequantize_4bit
-    monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", dequantize)
-    model = quantize_layers(adapt(), torch.float32, double_quant=True)
-    weights, bases = FrozenWeights(), [getattr(model.base_model.model, name).base_layer for name in "qkv"]
-    expected = [weights.dense(base, torch.float32).clone() for base in bases]
-    assert requests == [None] * 3  # not on a CPU, whose kernel takes none
-    monkeypatch.setattr(FrozenWeights, "_writes_into", lambda *_: True)
-
-    for base, matrix in zip(bases, expected, strict=True):
-        assert torch.equal(weights.dense(base, torch.float32), matrix)
-    assert len(set(requests[3:])) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

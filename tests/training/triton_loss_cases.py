@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loratory.engine.training.ops import loss as loss_module
-from loratory.engine.training.ops.loss import LogitTransform, loss_of_each, summed_loss
+from loratory.engine.training.ops.loss import LogitTransform, loss_of_each
 
 WIDTH = 24
 TRANSFORMS = [LogitTransform(), LogitTransform(0.25), LogitTransform(cap=3.0), LogitTransform(2.0, 5.0)]
@@ -40,10 +40,10 @@ def test_losses_and_gradients_are_those_of_the_reference(transform, trained, dty
     """17,003 words are more than one block, and not a multiple of anything; a chunk has two positions."""
     monkeypatch.setattr(loss_module, "LOSS_CHUNK_BYTES_CPU", 2 * vocabulary * 4)
     head, hidden, targets = make(5, vocabulary, dtype, trained=trained, bias=vocabulary == 131)
-    expected = summed_loss(hidden, targets, head, transform)
+    expected = loss_of_each(hidden, targets, head, transform).sum()
     expected_gradients = gradients(expected / 7, hidden, head)
 
-    got = summed_loss(hidden, targets, head, fused_loss(transform))
+    got = loss_of_each(hidden, targets, head, fused_loss(transform)).sum()
     got_gradients = gradients(got / 7, hidden, head)
 
     assert got.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
@@ -84,9 +84,9 @@ def test_an_ignored_target_has_no_loss_and_no_gradient(trained):
 def test_measuring_leaves_the_logits_alone():
     head, hidden, targets = make(4, 131, torch.float32)
     with torch.no_grad():
-        got = summed_loss(hidden, targets, head, fused_loss())
+        got = loss_of_each(hidden, targets, head, fused_loss()).sum()
 
-    torch.testing.assert_close(got, summed_loss(hidden, targets, head).detach())
+    torch.testing.assert_close(got, loss_of_each(hidden, targets, head).sum().detach())
 
 
 @pytest.mark.parametrize("lead", [0.0, 12.0, 18.0])
@@ -102,6 +102,6 @@ def test_float16_gradients_keep_what_the_loss_scale_saves(lead, cap):
     head.weight.copy_(torch.eye(vocabulary))  # every product is exact in float16
     logits_after = exact if cap is None else torch.tanh(exact / cap) * cap
     (torch.nn.functional.cross_entropy(logits_after, targets, reduction="sum") * (65536.0 / tokens)).backward()
-    (summed_loss(low, targets, head, LogitTransform(cap=cap, fused=True)) * (65536.0 / tokens)).backward()
+    (loss_of_each(low, targets, head, LogitTransform(cap=cap, fused=True)).sum() * (65536.0 / tokens)).backward()
 
     torch.testing.assert_close(low.grad.double(), exact.grad, rtol=5e-3, atol=1e-7)

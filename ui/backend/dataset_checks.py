@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
+from loratory.engine.config.load import SectionType
 from loratory.engine.config.run import DataFormatName, DatasetConfig, ModelConfig, RunConfig
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.contract import CheckProgress, DatasetReport, RowLengths
@@ -56,23 +57,22 @@ class CheckQuestion:
 
 def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | None:
     """Return the question of a form's values; None without a valid dataset."""
-    try:
-        dataset = DatasetConfig.model_validate(mapping["dataset"])
-    except ValueError:
+    dataset, training = _read(DatasetConfig, mapping["dataset"]), mapping.get("training", {})
+    if dataset is None:
         return None
-    training = mapping.get("training", {})
     values = {name: training[name] for name in ("max_length", "seed") if name in training}
-    try:
-        lengths = TrainingConfig.model_validate(values)
-    except ValueError:
-        lengths = TrainingConfig()  # the panel shows what is wrong with them
+    lengths = _read(TrainingConfig, values) or TrainingConfig()  # the panel shows what is wrong with them
     return CheckQuestion(dataset, model_of(mapping), lengths.max_length, lengths.seed)
 
 
 def model_of(mapping: Mapping[str, Mapping[str, Any]]) -> ModelConfig | None:
     """Return the model section alone, where it is complete and valid."""
+    return _read(ModelConfig, mapping["model"])
+
+
+def _read(kind: type[SectionType], values: Mapping[str, Any]) -> SectionType | None:
     try:
-        return ModelConfig.model_validate(dict(mapping["model"]))
+        return kind.model_validate(dict(values))
     except ValueError:
         return None
 

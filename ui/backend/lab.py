@@ -18,12 +18,13 @@ from loratory.engine.accounts.throttle import SignInThrottle
 from loratory.engine.errors import AccountError, ConfigError, EngineError, ModelError, Problem, RunError
 from loratory.engine.lab.fairness import UrgentSlot
 from loratory.engine.lab.queue import DeviceUse, QueueBoard, QueueEntry
+from loratory.engine.lab.rules import find_run
 from loratory.engine.models.cache_space import ModelCache, remove_cached_model, scan_model_cache
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.control import request_stop
 from loratory.engine.runs.disk import DiskSamples, DiskUse, free_bytes, model_uses
-from loratory.engine.runs.run import LIVE_STATES, RUN_ID, Run
-from loratory.engine.runs.store import RunStore, folder_size_bytes, list_owners
+from loratory.engine.runs.run import LIVE_STATES, Run
+from loratory.engine.runs.store import RunStore, folder_size_bytes
 from loratory.engine.runs.usage import Week, WeekOfPerson, usage_by_week
 from loratory.ui.front.forms import address_of
 from loratory.ui.front.gate import COOKIE
@@ -235,9 +236,8 @@ class LabAdmin:
         try:
             limits = LabLimits.model_validate({**before.model_dump(), **values})
         except ValidationError as error:
-            raise ConfigError(
-                [Problem(str(item["loc"][0]), f"{item['msg'].lower()}.") for item in error.errors()]
-            ) from None
+            problems = [Problem(str(item["loc"][0]), f"{item['msg'].lower()}.") for item in error.errors()]
+            raise ConfigError(problems) from None
         changes = [
             f"{name}: {getattr(before, name)} to {getattr(limits, name)}"
             for name in LabLimits.model_fields
@@ -281,11 +281,10 @@ class LabAdmin:
 
     def _run(self, person: Person, name: str, action: Action) -> Run:
         owner, _, run_id = name.partition("/")
-        # Both are looked up, so neither becomes a path.
-        is_known = owner in list_owners(self.home) and RUN_ID.fullmatch(run_id) is not None
-        if not is_known or not may(person, action, RunAccess(owner)):
+        run = find_run(self.home, owner, run_id)
+        if run is None or not may(person, action, RunAccess(owner)):
             raise RunError("There is no such run.", "Reload the list.")
-        return RunStore(self.home, owner).get(run_id)
+        return run
 
     def _require_invitations(self, caller: Caller) -> None:
         self._require_confirmed(caller)

@@ -67,18 +67,11 @@ class ResultWork:
             StorageError: If the person has no disk space left.
         """
         require_disk_space(self.home, self.home.owner)
-        job = self.export(
-            contract.ExportRequest(target=_target(run, checkpoint, where), folder=folder, settings=settings)
-        )
-        return self._start_export(run, checkpoint, settings.kind, "An export", job)
+        request = contract.ExportRequest(target=_target(run, checkpoint, where), folder=folder, settings=settings)
+        return self._start_export(run, checkpoint, settings.kind, "An export", self.export(request))
 
     def write_script(self, run: Run, config: RunConfig, folder: Path) -> Work[Any]:
-        """Write a run's exact script into a folder.
-
-        Raises:
-            RunError: If an export of this run is under way.
-            StorageError: If the person has no disk space left.
-        """
+        """Write a run's exact script into a folder; raises as `write` does."""
         require_disk_space(self.home, self.home.owner)
         job = ScriptJob(self.home, config, folder, run.folder.path)
         return self._start_export(run, None, "script", "An export", job)
@@ -148,9 +141,8 @@ def steps_done(folder: RunFolder) -> set[str]:
     """Return what was done with a run's result, by its traces on the disk: `chat`, `blind`, `measure`, `export`."""
     kinds = {path.suffix for path in evaluation_file(folder.path, None).parent.glob("*.json*")}
     done = {"chat": folder.chat_mark.exists(), "blind": ".jsonl" in kinds, "measure": ".json" in kinds}
-    return {
-        step for step, is_done in (*done.items(), ("export", contract.records_file(folder.path).exists())) if is_done
-    }
+    done["export"] = contract.records_file(folder.path).exists()
+    return {step for step, is_done in done.items() if is_done}
 
 
 class MeasuredRun(NamedTuple):

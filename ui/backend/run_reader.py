@@ -4,7 +4,7 @@ import contextlib
 import math
 import threading
 import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from loratory.engine.accounts.lab import audit_log_path
 from loratory.engine.accounts.people import Action, Person
 from loratory.engine.chat.target import list_checkpoints
 from loratory.engine.config.derived_defaults import given_settings
-from loratory.engine.config.run import RunConfig, RunSection
+from loratory.engine.config.run import RunConfig, RunSection, by_section
 from loratory.engine.errors import ConfigError, EngineError, RunError, StorageError
 from loratory.engine.files import size_and_time
 from loratory.engine.lab.rules import LabRuns, is_shared, lab_problems
@@ -262,10 +262,7 @@ class RunReader:
 
 def _settings_of(config: RunConfig, ignored_settings: Iterable[str]) -> RunConfig:
     """Return the settings without revision and place, which the check before a start sets."""
-    changes: dict[str, dict[str, None]] = defaultdict(dict)
-    for name in ("model.revision", *ignored_settings):
-        section, field = name.split(".")
-        changes[section][field] = None
+    changes = by_section(dict.fromkeys(("model.revision", *ignored_settings)))
     sections = {name: getattr(config, name).model_copy(update=fields) for name, fields in changes.items()}
     return config.model_copy(update={**sections, "run": RunSection()})
 

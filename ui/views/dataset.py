@@ -111,12 +111,7 @@ def render_roles(counts: DatasetReport | CheckProgress | None, role_map: Mapping
         )
         box = f'<select data-name="{escape(name)}" aria-label="{escape(name)} is read as">{"".join(options)}</select>'
         rows.append((escape(name), f"{number:,}" if number else "–", escape(sample), box))
-    columns: list[Column | str] = [
-        "Role",
-        Column.of_numbers("Rows skipped"),
-        Column("A turn", "soft begins"),
-        "Read as",
-    ]
+    columns = ("Role", Column.of_numbers("Rows skipped"), Column("A turn", "soft begins"), "Read as")
     return f'{table(columns, rows)}<button type="button" class="go hint">Apply roles</button>' if rows else ""
 
 

@@ -173,13 +173,8 @@ def _answers(sample: DemoSample) -> str:
     if not sample.answers:
         return ""
     text = "Questions from held-out rows, which were not used for training. Both models answer greedily."
-    answers = "".join(
-        _exchange(
-            exchange,
-            f'<details><summary>Answer in the data</summary><p class="answer">{escape(exchange.reference)}</p></details>',
-        )
-        for exchange in sample.answers
-    )
+    more = '<details><summary>Answer in the data</summary><p class="answer">{}</p></details>'
+    answers = "".join(_exchange(exchange, more.format(escape(exchange.reference))) for exchange in sample.answers)
     return f'<section><h2>Before and after</h2><p class="lead">{text}</p>{answers}</section>'
 
 

@@ -131,9 +131,7 @@ def render_plan(
 ) -> str:
     """Return steps, tokens and time in figures; unknown ones are marked as unknown.
 
-    Args:
-        similar: An earlier run, whose speed is taken.
-        around_seconds: Seconds of that run besides its steps; None if unknown.
+    The speed is that of a similar, earlier run, which took `around_seconds` besides its steps.
     """
     if config is None:
         return ""
@@ -143,13 +141,10 @@ def render_plan(
     if plan is None:
         steps = f"{training.max_steps:,}" if training.max_steps > 0 else "?"
         per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        return (
-            html.facts([(steps, "steps"), (f"{per_step:,}", "rows per step")])
-            + html.small(
-                "Tokens and time are unknown until the rows are counted: open the Data tab with a model chosen, or start."
-            )
-            + judging
+        unknown = (
+            "Tokens and time are unknown until the rows are counted: open the Data tab with a model chosen, or start."
         )
+        return html.facts([(steps, "steps"), (f"{per_step:,}", "rows per step")]) + html.small(unknown) + judging
     about = "≈ " if plan.is_estimate else ""
     figures = [
         (f"{about}{plan.steps:,}", "step" if plan.steps == 1 else "steps"),

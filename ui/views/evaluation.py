@@ -66,13 +66,8 @@ def render_evaluation(result: EvaluationResult) -> str:
 def _test(test: TestResult, names: Mapping[Branch, str]) -> str:
     """Return the scores on a test set, and the answers, the worst first."""
     tags = sorted({tag for score in test.branches.values() for tag in score.by_tag})
-    numbers = [
-        "Score",
-        "95% interval",
-        "pass@1",
-        *([f"pass@{test.samples}"] if test.samples > 1 else []),
-        *map(escape, tags),
-    ]
+    pass_at_k = [f"pass@{test.samples}"] if test.samples > 1 else []
+    numbers = ("Score", "95% interval", "pass@1", *pass_at_k, *map(escape, tags))
     rows = []
     for branch, figures in test.branches.items():
         shares = [f"{figures.pass_at_1:.0%}", *([f"{figures.pass_at_k:.0%}"] if test.samples > 1 else [])]
@@ -93,12 +88,8 @@ def _test_row(row: Sequence[PromptSamples], branches: Sequence[Branch], names: M
     boxes = answer_box("reference", "Reference", answer_html(first.reference)) if first.reference else ""
     for branch, samples in zip(branches, row, strict=True):
         reasons = " · ".join(filter(None, (verdict.reason for verdict in samples.answers[0].verdicts)))
-        boxes += answer_box(
-            branch,
-            names[branch],
-            answer_html(samples.answers[0].text),
-            escape(f"score {samples.score:.2f} {reasons}".strip()),
-        )
+        figures = escape(f"score {samples.score:.2f} {reasons}".strip())
+        boxes += answer_box(branch, names[branch], answer_html(samples.answers[0].text), figures)
     summary = escape(html.shorten(first.prompt, LONGEST_SUMMARY))
     return (
         f'<details class="test-row"><summary>{scores} · {summary}</summary><div class="answers">{boxes}</div></details>'

@@ -90,9 +90,8 @@ def render_actions(result: TryRewardResult | None, *, right: int, is_under_way: 
     if result is not None and not is_under_way:
         count, total = len(result.prompts), result.train_prompts
         seconds = (result.generation_seconds + result.scoring_seconds) * total / count
-        buttons += (
-            [pick_button("all", f"Try all {total:,} prompts, about {duration(seconds)}")] if total > count else []
-        )
+        if total > count:
+            buttons.append(pick_button("all", f"Try all {total:,} prompts, about {duration(seconds)}"))
         text = f"Keep the {plural(right, 'prompt')} that {'was' if right == 1 else 'were'} sometimes right"
         rest = f"Excludes the other {total - right:,} training rows from the set, or from a new one; held-out rows stay"
         button = pick_button("keep", text).replace("data-pick", f'data-event="submit" title="{rest}" data-pick')

@@ -62,12 +62,8 @@ def _lists(result: EvaluationResult) -> str:
         lines = []
         for row in rows:
             tokens = escape(row.model_dump_json(include={"pieces", "tokens"}), quote=True)
-            cells = (
-                f"{row.row + 1:,}",
-                escape(html.shorten("".join(row.pieces), 40)),
-                f"{row.base:.3f}",
-                f"{row.tuned:.3f}",
-            )
+            answer = escape(html.shorten("".join(row.pieces), 40))
+            cells = (f"{row.row + 1:,}", answer, f"{row.base:.3f}", f"{row.tuned:.3f}")
             lines.append(html.Row(cells, f'{html.pickable(f"{prefix}{row.row}", chosen=None)} data-tokens="{tokens}"'))
         numbers = map(html.Column.of_numbers, ("Base", "Tuned"))
         tables += html.table((html.Column.of_numbers("Row"), "Answer", *numbers), lines, caption=name.capitalize())

@@ -135,19 +135,7 @@ def run_memory(row: RunSummary) -> str:
 
 def without_folders(config: RunConfig) -> RunConfig:
     """Return a configuration for other people's eyes: of paths, the last name alone."""
-
-    def last(text: str) -> str:
-        return Path(text).name if Path(text).is_absolute() else text
-
-    dataset, start = config.dataset, config.adapter.warm_start
-    paths = {"source": last(dataset.source), "mix": {last(source): weight for source, weight in dataset.mix.items()}}
-    return config.model_copy(
-        update={
-            "dataset": dataset.model_copy(update=paths),
-            "model": config.model.model_copy(update={"id": last(config.model.id)}),
-            "adapter": config.adapter.model_copy(update={"warm_start": last(start) if start else start}),
-        }
-    )
+    return config.with_names(lambda _, text: Path(text).name if Path(text).is_absolute() else text)
 
 
 KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub", "script": "Exact script"}

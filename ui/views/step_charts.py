@@ -94,13 +94,8 @@ def reward_figure(history: RunHistory, training: TrainingConfig, revision: str) 
         reward = reward._replace(traces=[*reward.traces, trace], labels=[*reward.labels, label])
     panels = [reward]
     if len(names) > 1:
-        panels.append(
-            _metrics(
-                history,
-                "By scorer",
-                *(_Curve(*name, colour) for name, colour in zip(names, cycle(colours), strict=False)),
-            )
-        )
+        curves = (_Curve(*name, colour) for name, colour in zip(names, cycle(colours), strict=False))
+        panels.append(_metrics(history, "By scorer", *curves))
     panels += [
         _metrics(history, "Tied groups", _Curve("frac_reward_zero_std", "tied", _VERMILION)),
         _metrics(history, "Tokens an answer", _Curve("completions/mean_length", "length", _BLUE)),

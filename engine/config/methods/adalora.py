@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loratory.engine.config.methods.base import PeftMethod, cross_field_rule
@@ -42,17 +42,17 @@ def too_few_steps(tinit: int, tfinal: int, steps: int) -> str:
 
 
 @cross_field_rule("adapter.target_r")
-def _ranks_that_do_not_fall(config: RunConfig) -> str | None:
+def _ranks_that_do_not_fall(config: RunConfig) -> Iterator[str]:
     adapter = config.adapter
-    if adapter.target_r < adapter.init_r:
-        return None
-    return f"{adapter.target_r} is not below init_r, which is {adapter.init_r}; lower it, or use LoRA."
+    if adapter.target_r >= adapter.init_r:
+        yield f"{adapter.target_r} is not below init_r, which is {adapter.init_r}; lower it, or use LoRA."
 
 
 @cross_field_rule("adapter.tinit")
-def _no_step_to_prune_in(config: RunConfig) -> str | None:
+def _no_step_to_prune_in(config: RunConfig) -> Iterator[str]:
     adapter, steps = config.adapter, config.training.max_steps
-    return too_few_steps(adapter.tinit, adapter.tfinal, steps) if 0 < steps <= adapter.tinit + adapter.tfinal else None
+    if 0 < steps <= adapter.tinit + adapter.tfinal:
+        yield too_few_steps(adapter.tinit, adapter.tfinal, steps)
 
 
 class AdaLora(PeftMethod):

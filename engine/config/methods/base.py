@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from loratory.engine.section import Section, setting
@@ -17,13 +17,13 @@ QUANTIZED = frozenset({*FOUR_BIT, "int8"})
 
 
 class CrossFieldRule(NamedTuple):
-    """A refusal that involves several fields; `explain` returns the message, or None where the pair is fine."""
+    """A refusal that involves several fields; `explain` yields the message, or nothing where the pair is fine."""
 
     field: str  # where the problem is shown
-    explain: Callable[[RunConfig], str | None]
+    explain: Callable[[RunConfig], Iterator[str]]
 
 
-def cross_field_rule(field: str) -> Callable[[Callable[[RunConfig], str | None]], CrossFieldRule]:
+def cross_field_rule(field: str) -> Callable[[Callable[[RunConfig], Iterator[str]]], CrossFieldRule]:
     """Make a function a rule whose problem is shown at a field."""
     return lambda explain: CrossFieldRule(field, explain)
 

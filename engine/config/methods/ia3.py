@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loratory.engine.config.methods.base import PeftMethod, cross_field_rule
@@ -23,12 +24,11 @@ class Ia3Settings(Section):
 
 
 @cross_field_rule("adapter.feedforward_modules")
-def _feedforward_outside_targets(config: RunConfig) -> str | None:
+def _feedforward_outside_targets(config: RunConfig) -> Iterator[str]:
     targets = config.adapter.target_modules
     outside = [name for name in config.adapter.feedforward_modules if name not in targets]
-    if not outside or isinstance(targets, str):
-        return None
-    return f"{', '.join(outside)} must be among target_modules too; add them there, or take them out here."
+    if outside and not isinstance(targets, str):
+        yield f"{', '.join(outside)} must be among target_modules too; add them there, or take them out here."
 
 
 class Ia3(PeftMethod):

@@ -4,7 +4,7 @@ random matrix adaptation, Kopiczko et al. 2024 (arXiv:2310.11454).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loratory.engine.config.methods.base import ComparisonRow, PeftMethod, cross_field_rule
@@ -30,13 +30,12 @@ class LoraSettings(Section):
 
 
 @cross_field_rule("adapter.bias")
-def _biases_of_quantized_layers(config: RunConfig) -> str | None:
-    if config.adapter.bias == "none" or config.model.quantization == "none":
-        return None
-    return (
-        f"bitsandbytes rounds the biases of layers with {config.model.quantization} weights to 16 bits at every pass, "
-        "which loses most of what they learn; set bias to none, or quantization to none."
-    )
+def _biases_of_quantized_layers(config: RunConfig) -> Iterator[str]:
+    if config.adapter.bias != "none" and config.model.quantization != "none":
+        yield (
+            f"bitsandbytes rounds the biases of layers with {config.model.quantization} weights to 16 bits at every pass, "
+            "which loses most of what they learn; set bias to none, or quantization to none."
+        )
 
 
 class Lora(PeftMethod):

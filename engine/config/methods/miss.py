@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loratory.engine.config.methods.base import PeftMethod, cross_field_rule
@@ -24,11 +24,10 @@ class MissSettings(Section):
 
 
 @cross_field_rule("adapter.init_weights")
-def _bat_on_quantized(config: RunConfig) -> str | None:
+def _bat_on_quantized(config: RunConfig) -> Iterator[str]:
     quantization = config.model.quantization
-    if config.adapter.init_weights != "bat" or quantization == "none":
-        return None
-    return f"bat multiplies the weights themselves, which are held in {quantization}; take balance, or no quantization."
+    if config.adapter.init_weights == "bat" and quantization != "none":
+        yield f"bat multiplies the weights themselves, which are held in {quantization}; take balance, or no quantization."
 
 
 class Miss(PeftMethod):

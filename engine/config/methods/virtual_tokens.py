@@ -6,7 +6,7 @@ Prefix tuning: Li and Liang 2021 (arXiv:2101.00190), without the reparametrizati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loratory.engine.config.methods.base import PeftMethod, VirtualTokens, cross_field_rule
@@ -74,10 +74,9 @@ class PromptTuningSettings(Section):
 
 
 @cross_field_rule("adapter.prompt_tuning_init_text")
-def _text_is_missing(config: RunConfig) -> str | None:
-    if config.adapter.prompt_tuning_init != "TEXT" or (config.adapter.prompt_tuning_init_text or "").strip():
-        return None
-    return "prompt_tuning_init is TEXT, and there is no text; give one, or choose RANDOM."
+def _text_is_missing(config: RunConfig) -> Iterator[str]:
+    if config.adapter.prompt_tuning_init == "TEXT" and not (config.adapter.prompt_tuning_init_text or "").strip():
+        yield "prompt_tuning_init is TEXT, and the text is empty; give one, or choose RANDOM."
 
 
 class PromptTuning(_VirtualTokens):
@@ -121,13 +120,12 @@ class PTuningSettings(Section):
 
 
 @cross_field_rule("adapter.warm_start")
-def _encoder_is_not_saved(config: RunConfig) -> str | None:
-    if config.adapter.warm_start is None:
-        return None
-    return (
-        "a p-tuning adapter holds the virtual tokens without their encoder, so it cannot be trained further; leave it "
-        "empty, or resume the run that trained it."
-    )
+def _encoder_is_not_saved(config: RunConfig) -> Iterator[str]:
+    if config.adapter.warm_start is not None:
+        yield (
+            "a p-tuning adapter holds the virtual tokens without their encoder, so it cannot be trained further; leave it "
+            "empty, or resume the run that trained it."
+        )
 
 
 class PTuning(_VirtualTokens):

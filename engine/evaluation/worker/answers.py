@@ -1,9 +1,10 @@
 """Answer held-out rows with every branch: in batches where rows do not affect each other, else one by one."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Cache, DynamicCache
@@ -20,6 +21,7 @@ from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.evaluation.job import AnsweredRow, BranchAnswer, EvaluationOrder
 from loratory.engine.evaluation.worker.scores import score_answer
 from loratory.engine.generation.worker.batch import AnswerBatch
+from loratory.engine.generation.worker.sampling import LIKELIEST, Sampling
 from loratory.engine.processes.messages import CancelledRequestError, Request
 from loratory.engine.training.answers import Prompt, decode, prompts_of
 
@@ -48,96 +50,120 @@ class Evaluation:
             raise CancelledRequestError
 
 
+class WrittenText(NamedTuple):
+    """An answer before it is scored."""
+
+    tokens: Sequence[int]
+    is_cut: bool
+
+
+@dataclass(frozen=True)
+class BranchWriter:
+    """Writes answers with one branch of a model."""
+
+    branch: Branch
+    weights: BranchWeights
+    tokenizer: DecodingTokenizer
+    sampling: SamplingConfig
+    between: Callable[[], None]  # called for every token; may raise to end
+    copies: int = 1  # answers to each prompt
+
+    def most_tokens(self, prompt: Sequence[int]) -> int:
+        """Return the most tokens that an answer may have, by its context and the settings."""
+        longest, context = self.sampling.max_new_tokens, context_length(self.weights.holder.model)
+        return longest if context is None else min(longest, context - len(prompt) - self.weights.virtual_tokens)
+
+    def write(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        choose: Sampling = LIKELIEST,
+        *,
+        together: bool,
+        on_complete: Callable[[int], None] = lambda _: None,
+    ) -> list[WrittenText]:
+        """Return the answers to prompts, the longest first.
+
+        Args:
+            choose: How tokens are chosen side by side.
+            together: Write side by side, unless rows affect each other.
+            on_complete: Called with the number of complete answers.
+        """
+        if together:
+            most, model = [self.most_tokens(prompt) for prompt in prompts], self.weights.holder.model
+            end_ids = end_token_ids(self.tokenizer, model.generation_config)
+            how = {"sampling": choose, "copies": self.copies, "between": self.between}
+            batch = BatchedAnswers(self.weights, prompts, most, end_ids, **how)
+            if len(prompts) == 1 or batch.keeps_rows_apart():
+                while not batch.is_done:
+                    before = batch.complete_count
+                    batch.advance()
+                    if batch.complete_count > before:
+                        on_complete(batch.complete_count)
+                return [WrittenText(answer.tokens, answer.end is None) for answer in batch.answers]
+        texts: list[WrittenText] = []
+        for prompt, copy in itertools.product(prompts, range(self.copies)):
+            texts.append(self._write_alone(prompt, copy))
+            on_complete(len(texts))
+        return texts
+
+    def _write_alone(self, prompt: tuple[int, ...], copy: int) -> WrittenText:
+        seed = None if self.sampling.seed is None else self.sampling.seed + copy
+        sampling = self.sampling.model_copy(update={"seed": seed})
+        answer, chunk = begin_answer(self.branch, self.weights, prompt, sampling, self.tokenizer), None
+        while not answer.is_done:
+            self.between()
+            chunk = answer.advance()
+        return WrittenText(answer.tokens, chunk is not None and chunk.finish_reason != "eos")
+
+
 def answer_rows(evaluation: Evaluation, rows: Sequence[TokenizedRow]) -> list[AnsweredRow]:
     """Answer some of the rows with every branch, in their order; rows that fill the whole context are left out."""
-    selection = spread_evenly(prompts_of(rows), evaluation.order.settings.answered_rows)
-    writer = _Writer(evaluation)
-    selection = [question for question in selection if writer.has_room(question)]
-    return writer.answer(selection)
+    weights, tokenizer, settings = evaluation.weights(), evaluation.tokenizer, evaluation.order.settings
+    sampling = SamplingConfig(temperature=0, max_new_tokens=settings.max_new_tokens)
+    writers = [
+        BranchWriter(branch, weights.branch(branch), tokenizer, sampling, evaluation.end_if_stopped)
+        for branch in weights.branch_names
+    ]
+    selection = spread_evenly(prompts_of(rows), settings.answered_rows)
+    selection = [question for question in selection if all(writer.most_tokens(question.ids) > 0 for writer in writers)]
+    answers: list[dict[Branch, BranchAnswer]] = [{} for _ in selection]
+    complete, total = 0, len(selection) * len(writers)
+
+    def report(count: int) -> None:
+        done = complete + count
+        evaluation.report(f"Answering, {done:,} of {total:,} answers.", done / total)
+
+    for batch in _batches(evaluation, selection, writers):
+        prompts = [selection[number].ids for number in batch]
+        for writer in writers:
+            texts = writer.write(prompts, together=len(batch) > 1, on_complete=report)
+            complete += len(batch)
+            for number, text in zip(batch, texts, strict=True):
+                answers[number][writer.branch] = _score(text.tokens, selection[number], tokenizer)
+    return [
+        AnsweredRow(
+            row=question.row,
+            prompt=tokenizer.decode(question.ids),
+            reference=decode(question.reference, tokenizer),
+            answers=own,
+        )
+        for question, own in zip(selection, answers, strict=True)
+    ]
 
 
-class _Writer:
-    """Generates the answers of one evaluation, and reports how many are complete."""
+def _batches(
+    evaluation: Evaluation, questions: Sequence[Prompt], writers: Sequence[BranchWriter]
+) -> Sequence[Sequence[int]]:
+    lengths = [len(question.ids) for question in questions]
+    if not questions or not evaluation.keeps_rows_apart:
+        return [[number] for number in range(len(questions))]
+    positions = max(lengths) + evaluation.order.settings.max_new_tokens
+    return batches_of_prompts(lengths, min(most_rows(writer.weights, positions) for writer in writers))
 
-    def __init__(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
-        self._tokenizer = evaluation.tokenizer
-        self._branches = evaluation.weights().branch_names
-        self._longest = evaluation.order.settings.max_new_tokens
-        self._complete = self._total = 0
 
-    def has_room(self, question: Prompt) -> bool:
-        """Whether every branch can answer with at least one token."""
-        return all(self._most(branch, question.ids) > 0 for branch in self._branches)
-
-    def answer(self, questions: Sequence[Prompt]) -> list[AnsweredRow]:
-        """Return the answers of every branch to every question, in their order."""
-        self._complete, self._total = 0, len(questions) * len(self._branches)
-        by_question: list[dict[Branch, BranchAnswer]] = [{} for _ in questions]
-        for batch in self._batches(questions):
-            together = [questions[number] for number in batch]
-            for branch in self._branches:
-                token_lists = self._write(branch, [question.ids for question in together])
-                for number, tokens in zip(batch, token_lists, strict=True):
-                    by_question[number][branch] = self._score(tokens, questions[number])
-        rows = []
-        for question, answers in zip(questions, by_question, strict=True):
-            prompt, reference = self._tokenizer.decode(question.ids), decode(question.reference, self._tokenizer)
-            rows.append(AnsweredRow(row=question.row, prompt=prompt, reference=reference, answers=answers))
-        return rows
-
-    def _batches(self, questions: Sequence[Prompt]) -> list[list[int]]:
-        lengths = [len(question.ids) for question in questions]
-        if not questions or not self._evaluation.keeps_rows_apart:
-            return [[number] for number in range(len(questions))]
-        positions = max(lengths) + self._longest
-        rows = min(most_rows(self._evaluation.weights().branch(branch), positions) for branch in self._branches)
-        return batches_of_prompts(lengths, rows)
-
-    def _write(self, branch: Branch, prompts: Sequence[tuple[int, ...]]) -> list[Sequence[int]]:
-        """Generate answers to prompts, the longest first: as one batch if rows do not affect each other."""
-        if len(prompts) > 1:
-            weights = self._evaluation.weights().branch(branch)
-            end_ids = end_token_ids(self._tokenizer, weights.holder.model.generation_config)
-            most = [self._most(branch, prompt) for prompt in prompts]
-            answers = BatchedAnswers(weights, prompts, most, end_ids)
-            if answers.keeps_rows_apart():
-                return self._write_together(answers)
-        return [self._write_alone(branch, prompt) for prompt in prompts]
-
-    def _write_together(self, answers: "BatchedAnswers") -> list[Sequence[int]]:
-        while not answers.is_done:
-            self._evaluation.end_if_stopped()
-            before = answers.complete_count
-            answers.advance()
-            if answers.complete_count > before:
-                self._report(self._complete + answers.complete_count)
-        self._complete += len(answers.tokens)
-        return list(answers.tokens)
-
-    def _write_alone(self, branch: Branch, prompt: tuple[int, ...]) -> Sequence[int]:
-        sampling = SamplingConfig(temperature=0, max_new_tokens=self._longest)
-        answer = begin_answer(branch, self._evaluation.weights().branch(branch), prompt, sampling, self._tokenizer)
-        while not answer.is_done:
-            self._evaluation.end_if_stopped()
-            answer.advance()
-        self._complete += 1
-        self._report(self._complete)
-        return answer.tokens
-
-    def _most(self, branch: Branch, prompt: tuple[int, ...]) -> int:
-        """Return the most tokens that an answer may have, by its context and the settings."""
-        weights = self._evaluation.weights().branch(branch)
-        most = context_length(weights.holder.model)
-        room = self._longest if most is None else most - len(prompt) - weights.virtual_tokens
-        return min(self._longest, room)
-
-    def _report(self, complete: int) -> None:
-        self._evaluation.report(f"Answering, {complete:,} of {self._total:,} answers.", complete / self._total)
-
-    def _score(self, tokens: Sequence[int], question: Prompt) -> BranchAnswer:
-        text, reference = decode(tokens, self._tokenizer), decode(question.reference, self._tokenizer)
-        return BranchAnswer(text=text, tokens=len(tokens), scores=score_answer(text, reference))
+def _score(tokens: Sequence[int], question: Prompt, tokenizer: DecodingTokenizer) -> BranchAnswer:
+    text, reference = decode(tokens, tokenizer), decode(question.reference, tokenizer)
+    return BranchAnswer(text=text, tokens=len(tokens), scores=score_answer(text, reference))
 
 
 _MOST_ROWS = {"cpu": 8, "cuda": 32}  # more gain little on a CPU, which is then limited by its products

@@ -14,7 +14,7 @@ from loratory.engine.chat.contract import Branch, JobProgress
 from loratory.engine.chat.target import LoadPlan
 from loratory.engine.chat.worker.answer import DecodingTokenizer, load_chat_tokenizer
 from loratory.engine.chat.worker.weights import ModelSpec, Weights, choose_dtype, memory_errors
-from loratory.engine.config.objectives import GRPO, SUPERVISED, objective_of
+from loratory.engine.config.objectives import GRPO, SUPERVISED, Objective, objective_of
 from loratory.engine.config.results import HELD_OUT_PROMPTS, TestSet
 from loratory.engine.config.run import RunConfig
 from loratory.engine.config.training import TrainingConfig
@@ -60,18 +60,10 @@ class EvaluationWorker:
         start = time.perf_counter()
         order = EvaluationOrder.model_validate(params)
         model = self._open(order, request, reads_hub=bool(order.lm_eval))
-        folder, tokenizer = model.folder, model.tokenizer
+        spec, tokenizer = model.spec, model.tokenizer
         model.announce("Reading the held-out rows.")
-        training, objective = order.run.training, objective_of(order.run)
-        is_whole = order.settings.source is not None
-        data = prepare_dataset(
-            order.run.dataset,
-            seed=training.seed,
-            max_length=training.max_length,
-            tokenizer=tokenizer,
-            home=model.home,
-            objective=objective if objective is not SUPERVISED and not is_whole else None,
-        )
+        objective, is_whole = objective_of(order.run), order.settings.source is not None
+        data = model.read_data(order.run, objective if objective is not SUPERVISED and not is_whole else None)
         measured = data.train | data.held_out if is_whole else data.held_out
         tests = self._read_tests(order.run, model)
         if not measured and not tests and not order.lm_eval:
@@ -81,18 +73,17 @@ class EvaluationWorker:
         most = order.settings.max_rows
         lm_eval = run_tasks(order.lm_eval, read_weights(), tokenizer, most) if order.lm_eval else {}
         give_up_access(Access.HUB)
-        rows = measured.select(spread_evenly(range(len(measured)), order.settings.max_rows))
-        spec = model.spec
+        rows = measured.select(spread_evenly(range(len(measured)), most))
+        prompts = rows if objective.samples_answers and not is_whole else rows[:0]
+        if prompts:  # they have no loss, and are one more test
+            tests, rows = [(_held_out_test(order.run.training), prompts), *tests], rows[:0]
         evaluation = Evaluation(order, request, read_weights, tokenizer)
         file = LossFile(evaluation, spec, self._home)
         with memory_errors(spec), torch.inference_mode():
-            changes = (*order.plan.base_changes(folder, spec.name, self._home), *_changes(data, order.data_fingerprint))
-            if not rows or (objective.samples_answers and not is_whole):  # nothing that has a loss
-                held_out = [(_held_out_test(training), rows)] if rows else []
-                result = self._evaluate_prompts(evaluation, model, file, rows, [*held_out, *tests])
-                notes, seconds = (*order.plan.notes, *changes), time.perf_counter() - start
-                changed = {"notes": notes, "seconds": seconds, "lm_eval": lm_eval}
-                return result.model_copy(update=changed).model_dump(mode="json")
+            changes = (
+                *order.plan.base_changes(spec.folder, spec.name, self._home),
+                *_changes(data, order.data_fingerprint),
+            )
             row_losses = file.sums(rows, "the loss, row")
             desirable = [number for number, row in enumerate(rows) if row.desirable is not False]
             numbers = desirable or range(len(rows))
@@ -104,9 +95,10 @@ class EvaluationWorker:
             general = file.sums(texts, "forgetting, text")
             answered_rows = answer_rows(evaluation, rows.select(desirable)) if order.settings.answered_rows else []
             test_results = tuple(model.answer_test(*test, evaluation.weights()) for test in tests)
+        about_rows = _about_rows(order, has_desirable=bool(desirable)) if rows else ()
         result = EvaluationResult(
             losses=losses,
-            rows=len({rows[number].row for number in numbers}),
+            rows=len({rows[number].row for number in numbers}) or len(prompts),
             scores={
                 branch: mean_scores([row.answers[branch].scores for row in answered_rows])
                 for branch in losses
@@ -114,15 +106,11 @@ class EvaluationWorker:
             },
             answered_rows=tuple(sorted(answered_rows, key=lambda row: row.answers["tuned"].scores.chrf)),
             row_losses=tuple(spread_evenly(by_row, MOST_ROW_LOSSES)),
-            lists=file.lists(rows, by_row),
+            lists=file.lists(rows, by_row) if by_row else {},
             source=order.run.dataset.source if is_whole else "",
             seconds=time.perf_counter() - start,
-            notes=(
-                *order.plan.notes,
-                *_about_rows(order, has_desirable=bool(desirable)),
-                *changes,
-            ),
-            general_losses=_mean_losses(general, texts, range(len(texts))) if texts else {},
+            notes=(*order.plan.notes, *about_rows, *changes),
+            general_losses=_mean_losses(general, texts, range(len(texts))),
             preference=preference,
             ratings=ratings,
             start=order.plan.second.name if order.plan.second is not None else "",
@@ -136,14 +124,7 @@ class EvaluationWorker:
         order = TryRewardOrder.model_validate(params)
         model, training = self._open(order, request), order.run.training
         model.announce("Reading the prompts.")
-        data = prepare_dataset(
-            order.run.dataset,
-            seed=training.seed,
-            max_length=training.max_length,
-            tokenizer=model.tokenizer,
-            home=model.home,
-            objective=objective_of(order.run),
-        )
+        data = model.read_data(order.run, objective_of(order.run))
         give_up_access(Access.HUB)
         rows = data.train.select(spread_evenly(range(len(data.train)), order.settings.prompts))
         weights = model.read_weights()
@@ -153,16 +134,6 @@ class EvaluationWorker:
             )
         facts = {"train_prompts": len(data.train), "held_out": tuple(row.row for row in data.held_out)}
         return result.model_copy(update={"notes": order.plan.notes, **facts}).model_dump(mode="json")
-
-    def _evaluate_prompts(
-        self, evaluation: Evaluation, model: "_OpenModel", file: LossFile, rows: TokenizedRows, tests: Sequence[_Test]
-    ) -> EvaluationResult:
-        """Score the answers to test sets, of which held-out prompts are one; these rows have no loss."""
-        texts = general_rows(model.tokenizer) if evaluation.order.settings.general_text else []
-        general = file.sums(texts, "forgetting, text")
-        results = tuple(model.answer_test(*test, evaluation.weights()) for test in tests)
-        general_losses = _mean_losses(general, texts, range(len(texts))) if texts else {}
-        return EvaluationResult(losses={}, rows=len(rows), scores={}, tests=results, general_losses=general_losses)
 
     def _read_tests(self, run: RunConfig, model: "_OpenModel") -> list[_Test]:
         """Return the test sets of a run with their prompts."""
@@ -200,13 +171,20 @@ class _OpenModel:
     tokenizer: DecodingTokenizer
     request: Request
 
-    @property
-    def folder(self) -> Path:
-        return self.spec.folder
-
     def announce(self, message: str) -> None:
         """Report what begins."""
         self.request.progress(JobProgress(phase="starting", message=message).model_dump(mode="json"))
+
+    def read_data(self, run: RunConfig, objective: Objective | None) -> PreparedDataset:
+        """Read the rows of a run, tokenized as in training."""
+        return prepare_dataset(
+            run.dataset,
+            seed=run.training.seed,
+            max_length=run.training.max_length,
+            tokenizer=self.tokenizer,
+            home=self.home,
+            objective=objective,
+        )
 
     def answer_test(self, test: TestSet, rows: TokenizedRows, weights: Weights) -> TestResult:
         """Let every branch answer the prompts of a test set."""
@@ -275,9 +253,10 @@ def _predicted_tokens(row: TokenizedRow) -> int:
 def _mean_losses(
     row_losses: Mapping[Branch, Sequence[float]], rows: Sequence[TokenizedRow], numbers: Sequence[int]
 ) -> dict[Branch, BranchLoss]:
+    """Return the mean losses over some rows by branch; nothing where no token has a loss."""
     tokens = sum(_predicted_tokens(rows[number]) for number in numbers)
     sums = {branch: sum(losses[number] for number in numbers) for branch, losses in row_losses.items()}
-    return {branch: BranchLoss.from_loss(total / tokens, tokens) for branch, total in sums.items()}
+    return {branch: BranchLoss.from_loss(total / tokens, tokens) for branch, total in sums.items() if tokens}
 
 
 def _losses_by_row(row_losses: Mapping[Branch, Sequence[float]], rows: Sequence[TokenizedRow]) -> list[RowLoss]:

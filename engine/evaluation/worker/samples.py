@@ -4,20 +4,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import NamedTuple
 
 import torch
 
 from loratory.engine.chat.contract import Branch
-from loratory.engine.chat.worker.answer import DecodingTokenizer, begin_answer, context_length, end_token_ids
-from loratory.engine.chat.worker.weights import BranchWeights, Weights
+from loratory.engine.chat.worker.answer import DecodingTokenizer
+from loratory.engine.chat.worker.weights import Weights
 from loratory.engine.config.results import SamplingConfig, TestSet
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.errors import ModelError
 from loratory.engine.evaluation.samples import AnswerSample, PromptSamples, TestResult, measure_test
 from loratory.engine.evaluation.try_reward import BadAnswer, TryRewardResult, bad_answers, choices_of
-from loratory.engine.evaluation.worker.answers import BatchedAnswers, most_rows, rounds_rows_together
+from loratory.engine.evaluation.worker.answers import BranchWriter, WrittenText, most_rows, rounds_rows_together
 from loratory.engine.generation.worker.sampling import Sampling
 from loratory.engine.scoring.base import ScoredAnswer, Scorer
 from loratory.engine.scoring.session import ScoringSession, total
@@ -27,13 +26,6 @@ _TIMED_SEQUENCES = 8  # whose pass is timed
 _MOST_ROWS = {"cpu": 64, "cuda": 256}  # answers side by side: many short ones, unlike an evaluation's few long ones
 
 OnAnswered = Callable[[Sequence[PromptSamples]], None]
-
-
-class _Text(NamedTuple):
-    """An answer before it is scored."""
-
-    tokens: Sequence[int]
-    is_cut: bool
 
 
 @dataclass(eq=False)
@@ -58,16 +50,18 @@ class PromptWriter:
         """Answer prompts, the longest first; return them in the order of the rows, each part reported as it is scored."""
         order, by_number = sorted(range(len(rows)), key=lambda number: -rows[number].length), dict[int, PromptSamples]()
         positions, own = rows[order[0]].length + self.sampling.max_new_tokens, self.weights.branch(self.branch)
+        writer = BranchWriter(self.branch, own, self.tokenizer, self.sampling, self.between, self.copies)
+        if writer.most_tokens(rows[order[0]].input_ids) < 1:
+            what = f"A prompt of {rows[order[0]].length:,} tokens fills the whole context."
+            raise ModelError(what, "Lower training.max_length, which leaves such prompts out.")
         at_once = 1 if rounds_rows_together(self.weights.plan) else most_rows(own, positions, _MOST_ROWS)
         size = max(1, at_once // self.copies)
         generator = torch.Generator(own.holder.model.device).manual_seed(self.sampling.seed or 0)
-        sampling = Sampling(self.sampling.temperature, self.sampling.top_p, generator)
+        choose = Sampling(self.sampling.temperature, self.sampling.top_p, generator)
         for start in range(0, len(order), size):
             numbers, began = order[start : start + size], time.perf_counter()
             part = [rows[number] for number in numbers]
-            texts = self._write_together(own, part, sampling) if at_once > 1 else None
-            if texts is None:  # rows would affect each other
-                texts = [self._write_alone(own, row, copy) for row in part for copy in range(self.copies)]
+            texts = writer.write([tuple(row.input_ids) for row in part], choose, together=at_once > 1)
             self.generation_seconds += time.perf_counter() - began
             self.sequences.append(_sequence(part[0], texts[0].tokens))
             samples = self._score(session, part, texts)
@@ -75,35 +69,8 @@ class PromptWriter:
             on_answered(samples)
         return [by_number[number] for number in range(len(rows))]
 
-    def _write_together(
-        self, own: BranchWeights, rows: Sequence[TokenizedRow], sampling: Sampling
-    ) -> list[_Text] | None:
-        longest, context = self.sampling.max_new_tokens, context_length(own.holder.model)
-        most = [longest if context is None else min(longest, context - row.length) for row in rows]
-        if min(most) < 1:
-            what = f"A prompt of {rows[0].length:,} tokens fills the whole context."
-            raise ModelError(what, "Lower training.max_length, which leaves such prompts out.")
-        end_ids = end_token_ids(self.tokenizer, own.holder.model.generation_config)
-        prompts = [tuple(row.input_ids) for row in rows]
-        batch = BatchedAnswers(own, prompts, most, end_ids, sampling=sampling, copies=self.copies, between=self.between)
-        if len(rows) > 1 and not batch.keeps_rows_apart():
-            return None
-        while not batch.is_done:
-            batch.advance()
-        return [_Text(answer.tokens, answer.end is None) for answer in batch.answers]
-
-    def _write_alone(self, own: BranchWeights, row: TokenizedRow, copy: int) -> _Text:
-        seed = None if self.sampling.seed is None else self.sampling.seed + copy
-        sampling = self.sampling.model_copy(update={"seed": seed})
-        answer = begin_answer(self.branch, own, tuple(row.input_ids), sampling, self.tokenizer)
-        chunk = None
-        while not answer.is_done:
-            self.between()
-            chunk = answer.advance()
-        return _Text(answer.tokens, chunk is not None and chunk.finish_reason != "eos")
-
     def _score(
-        self, session: ScoringSession, rows: Sequence[TokenizedRow], answers: Sequence[_Text]
+        self, session: ScoringSession, rows: Sequence[TokenizedRow], answers: Sequence[WrittenText]
     ) -> list[PromptSamples]:
         began, copies = time.perf_counter(), self.copies
         texts = [decode(answer.tokens, self.tokenizer) for answer in answers]

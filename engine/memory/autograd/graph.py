@@ -15,7 +15,6 @@ from loratory.engine.memory.autograd.tensors import (
     Checkpoint,
     Gradients,
     Group,
-    LiveBytes,
     Node,
     Parameter,
     Producer,
@@ -30,7 +29,7 @@ class _SavedEverythingError(Exception):
     """Recomputation has reached the last tensor that the backward pass asks for."""
 
 
-class Graph(LiveBytes):
+class Graph:
     """Live bytes over time."""
 
     # Autograd adds a second gradient into the first. It cannot while a dispatch mode is watching, which is how the
@@ -38,13 +37,50 @@ class Graph(LiveBytes):
     adds_in_place = True
 
     def __init__(self) -> None:
-        super().__init__()
+        self.live = self.peak = 0  # bytes alive now, and at most since `start_phase`
+        self.groups, self.peak_groups = [0] * len(Group), [0] * len(Group)  # both, split by group
+        self.group = Group.ACTIVATIONS  # of what is allocated without a group
         self.records_gradients = True
         self.in_backward = False  # the backward pass is under way, recomputation included
         self._nodes: list[Node] = []
         self._locals: list[Value] = []
         self._checkpoint: Checkpoint | None = None  # whose first forward pass is under way
         self._recomputing: Checkpoint | None = None
+
+    # Bytes
+
+    def allocate(self, size: int, group: Group | None = None) -> Storage:
+        """Take bytes; the caller owns one reference."""
+        group = self.group if group is None else group
+        self.live += size
+        self.groups[group] += size
+        if self.live > self.peak:
+            self.start_phase()
+        return Storage(size, group)
+
+    def release(self, storage: Storage) -> None:
+        """Give back one reference; the last one frees the bytes."""
+        storage.references -= 1
+        if storage.references == 0:
+            self.live -= storage.size
+            self.groups[storage.group] -= storage.size
+
+    def use(self, *sizes: int) -> None:
+        """Hold scratch of these sizes, all at once, within one operation."""
+        self.release(self.allocate(sum(sizes)))
+
+    def use_scratch(self, size: int) -> None:
+        """Hold what a kernel takes for itself within one operation."""
+        self.release(self.allocate_scratch(size))
+
+    def allocate_scratch(self, size: int) -> Storage:
+        """Allocate scratch that outlasts one operation. A dispatch mode cannot see it, so tests leave it out."""
+        return self.allocate(size)
+
+    def start_phase(self) -> None:
+        """Reset the peak to what is alive now."""
+        self.peak = self.live
+        self.peak_groups = self.groups.copy()
 
     # Variables
 
@@ -118,10 +154,8 @@ class Graph(LiveBytes):
         """
         if not self.records_gradients or not any(needs_gradient(item) for item in inputs):
             return self.value(elements, width)
-        node = self.node(inputs, backward, scratch)
+        node = self.node(inputs, backward, scratch, saved)
         node.gradient_sizes = gradient_sizes
-        for item in saved:
-            self._save(node, item)
         result = self.value(elements, width, node)
         if saves_result:
             self._save(node, result)
@@ -137,10 +171,7 @@ class Graph(LiveBytes):
         """Run an operation that writes its result over `target`."""
         result = self.alias(target)
         if self.records_gradients and any(needs_gradient(item) for item in inputs):
-            node = self.node(inputs, backward)
-            for item in saved:
-                self._save(node, item)
-            result.producer = node
+            result.producer = self.node(inputs, backward, saved=saved)
         self.drop(target)
         return result
 
@@ -154,10 +185,8 @@ class Graph(LiveBytes):
         """Record an operation whose outputs are there already; `backward` gets one gradient while those of all are held."""
         if not self.records_gradients or not any(needs_gradient(item) for item in inputs):
             return
-        node = self.node(inputs, backward)
+        node = self.node(inputs, backward, saved=saved)
         node.parts = [] if len(outputs) > 1 else None
-        for item in saved:
-            self._save(node, item)
         for output in outputs:
             output.producer = node
 
@@ -169,12 +198,18 @@ class Graph(LiveBytes):
         return result
 
     def node(
-        self, inputs: Sequence[Value | Parameter], backward: Backward | None = None, scratch: Sequence[int] = ()
+        self,
+        inputs: Sequence[Value | Parameter],
+        backward: Backward | None = None,
+        scratch: Sequence[int] = (),
+        saved: Sequence[Value | Parameter] = (),
     ) -> Node:
         """Record an operation that allocates nothing forward; arguments as in `operation`."""
         producers = [item.producer if isinstance(item, Value) else item for item in inputs]
         node = Node(producers, backward or self._gradients_of(inputs, scratch), self._checkpoint)
         self._nodes.append(node)
+        for item in saved:
+            self._save(node, item)
         return node
 
     def _gradients_of(self, inputs: Sequence[Value | Parameter], scratch: Sequence[int]) -> Backward:
@@ -226,13 +261,8 @@ class Graph(LiveBytes):
 
     # Backward
 
-    def backward(self, root: Value, gradient: Storage) -> None:
-        """Visit everything that `root` was computed from, in reverse order of creation; the gradient is released last."""
-        self.continue_backward(root, share(gradient))
-        self.release(gradient)
-
-    def continue_backward(self, value: Value, gradient: Storage) -> None:
-        """Continue a backward pass: nothing else holds the gradient that arrives here."""
+    def backward(self, value: Value, gradient: Storage) -> None:
+        """Visit everything that `value` was computed from, in reverse order of creation; takes over the gradient."""
         self.in_backward = True
         self._accumulate(value.producer, gradient)
         self._visit(self._nodes)

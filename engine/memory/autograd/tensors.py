@@ -12,7 +12,7 @@ class Group(IntEnum):
     ACTIVATIONS = 0
     LOSS = 1
     GRADIENTS = 2
-    WEIGHT_COPIES = 3  # frozen weights in another form while they are used: dequantized or cast
+    WEIGHT_COPIES = 3  # weights that autocast has cast
 
 
 @dataclass(eq=False, slots=True)
@@ -99,45 +99,3 @@ class Value:
 def needs_gradient(item: Value | Parameter) -> bool:
     """Return whether the backward pass will come to this input."""
     return item.trainable if isinstance(item, Parameter) else item.producer is not None
-
-
-class LiveBytes:
-    """Bytes that are taken and given back."""
-
-    def __init__(self) -> None:
-        self.live = self.peak = 0  # bytes alive now, and at most since `start_phase`
-        self.groups, self.peak_groups = [0] * len(Group), [0] * len(Group)  # both, split by group
-        self.group = Group.ACTIVATIONS  # of what is taken without a group
-
-    def allocate(self, size: int, group: Group | None = None) -> Storage:
-        """Take bytes; the caller owns one reference."""
-        group = self.group if group is None else group
-        self.live += size
-        self.groups[group] += size
-        if self.live > self.peak:
-            self.start_phase()
-        return Storage(size, group)
-
-    def release(self, storage: Storage) -> None:
-        """Give back one reference; the last one frees the bytes."""
-        storage.references -= 1
-        if storage.references == 0:
-            self.live -= storage.size
-            self.groups[storage.group] -= storage.size
-
-    def use(self, *sizes: int, group: Group | None = None) -> None:
-        """Hold scratch of these sizes, all at once, within one operation."""
-        self.release(self.allocate(sum(sizes), group))
-
-    def use_scratch(self, size: int, group: Group | None = None) -> None:
-        """Hold what a kernel takes for itself within one operation."""
-        self.release(self.allocate_scratch(size, group))
-
-    def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
-        """Allocate scratch that outlasts one operation. A dispatch mode cannot see it, so tests leave it out."""
-        return self.allocate(size, group)
-
-    def start_phase(self) -> None:
-        """Reset the peak to what is alive now."""
-        self.peak = self.live
-        self.peak_groups = self.groups.copy()

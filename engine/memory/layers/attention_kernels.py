@@ -5,11 +5,9 @@ from typing import NamedTuple
 
 from loratory.engine.config.rules import QUERY_TILE
 from loratory.engine.memory.autograd.tape import Tape
-from loratory.engine.memory.autograd.tensors import Gradients, Storage, Value, needs_gradient, share
+from loratory.engine.memory.autograd.tensors import Storage, Value, needs_gradient, share
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
 
-_EFFICIENT_ROW_MULTIPLE = 32  # the memory-efficient kernel keeps its row statistics in blocks
-_MASK_COLUMN_MULTIPLE = 16  # and wants masks aligned
 # Source: `eager_attention_forward` in transformers/models/gpt2/modeling_gpt2.py.
 _SOFTMAX_AS_WIDE_AS_SCORES = frozenset({"gpt2"})
 
@@ -48,17 +46,13 @@ def _eager(r: StepContext, query: Value, key: Value, value: Value) -> Value:
 
     Source: `eager_attention_forward`, transformers/models/llama/modeling_llama.py; Gemma 2 caps the scores.
     """
-    tape, shape, workload = r.tape, r.structure.shape, r.workload
+    tape = r.tape
     key, value = _repeat_heads(r, key), _repeat_heads(r, value)
     scores = _matmul(r, query, key, _score_elements(r))
     scores = tape.assign(scores, tape.scale(scores))
-    if shape.attn_logit_softcapping is not None:
+    if r.structure.shape.attn_logit_softcapping is not None:
         scores = tape.assign(scores, tape.soft_cap(tape.alias(scores)))
-    mask = r.small(workload.length * workload.key_length, scores.width)
-    masked = tape.assign(scores, tape.add(scores, mask))
-    probabilities = tape.assign(masked, _softmax(r, masked))
-    probabilities = r.drop_out(probabilities, shape.attention_dropout)
-    answer = _matmul(r, probabilities, value, query.elements)
+    answer = _weigh(r, scores, value, query.elements)
     return tape.assign(answer, tape.clone(answer))
 
 
@@ -70,11 +64,18 @@ def _math(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     query, key, value = (tape.cast(part, 4) for part in (query, key, value))
     query, key = tape.scale(query), tape.scale(key)
     key, value = _repeat_heads(r, key), _repeat_heads(r, value)
-    scores = _matmul(r, query, key, _score_elements(r))
-    masked = tape.assign(scores, tape.add(scores, r.small(r.workload.length * r.workload.key_length, 4)))
-    probabilities = tape.assign(masked, _softmax(r, masked))
-    answer = _matmul(r, probabilities, value, query.elements)
+    answer = _weigh(r, _matmul(r, query, key, _score_elements(r)), value, query.elements)
     return tape.clone(tape.cast(answer, width))
+
+
+def _weigh(r: StepContext, scores: Value, value: Value, elements: int) -> Value:
+    """Mask the scores, which no other variable holds, and weigh values with their probabilities."""
+    tape, workload = r.tape, r.workload
+    masked = tape.assign(scores, tape.add(scores, r.small(workload.length * workload.key_length, scores.width)))
+    probabilities = tape.assign(masked, _softmax(r, masked))
+    if workload.attention == "eager":
+        probabilities = r.drop_out(probabilities, r.structure.shape.attention_dropout)
+    return _matmul(r, probabilities, value, elements)
 
 
 @in_scope
@@ -116,36 +117,23 @@ def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     tape, workload = r.tape, r.workload
     if workload.expands_key_values:
         key, value = _repeat_heads(r, key), _repeat_heads(r, value)
-    width, tokens = query.width, workload.tokens
-    if workload.attention == "efficient":
-        tokens = workload.batch_size * -(-workload.length // _EFFICIENT_ROW_MULTIPLE) * _EFFICIENT_ROW_MULTIPLE
-    rows = tokens * r.structure.shape.num_attention_heads
-    sizes = [part.elements * width for part in (query, key, value)]
+    width, rows = query.width, workload.tokens * r.structure.shape.num_attention_heads
     statistics = tape.value(rows, 4)
-    mask = [_written_out_mask(r, width)] if workload.masked else []
+    # Written out as 0 and -inf, in each layer (`convert_boolean_attn_mask`).
+    mask_elements = workload.batch_size * workload.length * workload.key_length
+    mask = [tape.value(mask_elements, width)] if workload.masked else []
     scratch = rows * 4 if workload.attention in ("flash", "efficient") else 0
     if workload.attention == "flash":
         has_groups = query.elements * workload.key_length > key.elements * workload.length
-        scratch += query.elements * 4 + (2 * sizes[0] if has_groups else 0)
-
-    def backward(_: Storage) -> Gradients:
-        storage = tape.allocate(scratch)
-        gradients = [tape.allocate(size) for size in sizes]
-        tape.release(storage)
-        return gradients
-
+        scratch += query.elements * 4 + (2 * query.size if has_groups else 0)
     parts = (query, key, value)
     saved = (*parts, statistics, *mask)
-    return tape.operation(parts, query.elements, width, backward=backward, saved=saved, saves_result=True)
+    return tape.operation(parts, query.elements, width, scratch=(scratch,), saved=saved, saves_result=True)
 
 
-def _written_out_mask(r: StepContext, width: int) -> Value:
-    """Write a mask out as 0 and -inf, in each layer (`convert_boolean_attn_mask`), columns aligned on CUDA."""
-    workload = r.workload
-    columns = workload.key_length
-    if r.on_cuda:
-        columns = -(-columns // _MASK_COLUMN_MULTIPLE) * _MASK_COLUMN_MULTIPLE
-    return r.tape.value(workload.batch_size * workload.length * columns, width)
+class _Tile(NamedTuple):
+    queries: int
+    keys: int  # up to its last query
 
 
 class _Row(NamedTuple):
@@ -167,29 +155,22 @@ class _Row(NamedTuple):
         return self.shared * self.length * self.size
 
     @property
-    def tiles(self) -> list["_Tile"]:
+    def tiles(self) -> list[_Tile]:
         """The last three. Each earlier one holds less at once, and nothing of it is left, so no peak is missed."""
         ends = [min(start + QUERY_TILE, self.length) for start in range(0, self.length, QUERY_TILE)]
-        return [
-            _Tile(
-                queries=(end - 1) % QUERY_TILE + 1,
-                keys=end,
-                query_elements=self.heads * ((end - 1) % QUERY_TILE + 1) * self.size,
-                copies_queries=not (self.stands_alone and self.has_one_tile),
-            )
-            for end in ends[-3:]
-        ]
+        return [_Tile((end - 1) % QUERY_TILE + 1, end) for end in ends[-3:]]
 
     @property
     def has_one_tile(self) -> bool:
         return self.length <= QUERY_TILE
 
+    @property
+    def copies_queries(self) -> bool:
+        return not (self.stands_alone and self.has_one_tile)
 
-class _Tile(NamedTuple):
-    queries: int
-    keys: int  # up to its last query
-    query_elements: int
-    copies_queries: bool
+    def queries_of(self, tile: _Tile) -> int:
+        """Elements."""
+        return self.heads * tile.queries * self.size
 
 
 @in_scope
@@ -228,37 +209,32 @@ def _attend_in_tiles(r: StepContext, row: _Row, query: Value, key: Value, value:
     tape = r.tape
     parts = (query, key, value)
     if not row.has_one_tile:
-        above = _peaks_above(row)
-        tape.use(above.forward)
+        forward, backward = _peaks_above(row)
+        tape.use(forward)
         output = tape.value(row.query_elements, row.width)
-        return tape.operation_in_place(output, parts, lambda _: _gradients_of_row(tape, row, above.backward), parts)
+        return tape.operation_in_place(output, parts, lambda _: _gradients_of_row(tape, row, backward), parts)
     output, probabilities = _answer_in_tiles(tape, row)
     saved = (*parts, probabilities)
     return tape.operation_in_place(output, parts, lambda _: _gradients_in_tiles(tape, row), saved)
 
 
-class _PeaksAbove(NamedTuple):
-    """Bytes that a row of several tiles reaches above what is there before, its results included."""
-
-    forward: int
-    backward: int
-
-
 @functools.lru_cache(maxsize=4096)
-def _peaks_above(row: _Row) -> _PeaksAbove:
-    """Go through the tiles once for all rows like this one: nothing of them is left, and a batch may have thousands."""
+def _peaks_above(row: _Row) -> tuple[int, int]:
+    """Return how high a row of several tiles reaches above what is there before, forward and backward, results included.
+
+    Its tiles are gone through once for all rows like this one: nothing of them is left, and a batch may have thousands.
+    """
     forward, backward = Tape(), Tape()
     _answer_in_tiles(forward, row)
     _gradients_in_tiles(backward, row)
-    return _PeaksAbove(forward.peak, backward.peak)
+    return forward.peak, backward.peak
 
 
-def _gradients_of_row(tape: Tape, row: _Row, above: int) -> tuple[Storage, Storage, Storage]:
+def _gradients_of_row(tape: Tape, row: _Row, above: int) -> list[Storage]:
     tape.use(above)
-    grad_query, grad_key, grad_value = (
+    return [
         tape.allocate(elements * row.width) for elements in (row.query_elements, row.key_elements, row.key_elements)
-    )
-    return grad_query, grad_key, grad_value
+    ]
 
 
 def _answer_in_tiles(tape: Tape, row: _Row) -> tuple[Value, Value]:
@@ -268,15 +244,15 @@ def _answer_in_tiles(tape: Tape, row: _Row) -> tuple[Value, Value]:
     probabilities = tape.value(0, 1)
     for tile in row.tiles:
         probabilities = tape.assign(probabilities, _probabilities(tape, row, tile))
-        tape.use(tile.query_elements * row.width)
+        tape.use(row.queries_of(tile) * row.width)
     tape.drop(keys32)
     return output, probabilities
 
 
 def _probabilities(tape: Tape, row: _Row, tile: _Tile) -> Value:
     """Compute queries at 32 bits, scores, their softmax, and that at the row's own precision."""
-    query_copy = tape.value(tile.query_elements if tile.copies_queries else 0, row.width)
-    queries = query_copy if row.width == 4 else tape.assign(query_copy, tape.value(tile.query_elements, 4))
+    query_copy = tape.value(row.queries_of(tile) if row.copies_queries else 0, row.width)
+    queries = query_copy if row.width == 4 else tape.assign(query_copy, tape.value(row.queries_of(tile), 4))
     scores = tape.value(row.heads * tile.queries * tile.keys, 4)
     softmax = tape.value(scores.elements, 4)
     result = softmax if row.width == 4 else tape.assign(softmax, tape.value(scores.elements, row.width))
@@ -296,14 +272,14 @@ def _gradients_in_tiles(tape: Tape, row: _Row) -> tuple[Storage, Storage, Storag
     for tile in row.tiles:
         # The variables of the tile before are released one by one, once the new value is there.
         variables = iter(previous)
-        scores, query_elements = row.heads * tile.queries * tile.keys, tile.query_elements if tile.copies_queries else 0
-        key_elements = row.shared * tile.keys * row.size
+        scores, key_elements = row.heads * tile.queries * tile.keys, row.shared * tile.keys * row.size
+        query_elements = row.queries_of(tile) if row.copies_queries else 0
         probabilities = tape.value(0, 1) if row.has_one_tile else _probabilities(tape, row, tile)
         previous = [tape.assign(next(variables), probabilities)]
         # Queries, and gradients of outputs, probabilities, scores.
         for elements in (query_elements, query_elements, scores, scores):
             previous.append(tape.assign(next(variables), tape.value(elements, width)))
-        tape.use(tile.query_elements * width)
+        tape.use(row.queries_of(tile) * width)
         for _ in ("keys", "values"):
             previous.append(tape.assign(next(variables), tape.value(key_elements, width)))
     if row.has_one_tile:

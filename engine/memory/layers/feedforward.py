@@ -1,6 +1,6 @@
 """Feed-forward blocks: gated and plain, dense and with experts."""
 
-from loratory.engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient, share
+from loratory.engine.memory.autograd.tensors import Parameter, Value, needs_gradient, share
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
 from loratory.engine.memory.methods.registry import project, project_each
 from loratory.engine.memory.structure import LayerStructure
@@ -8,14 +8,13 @@ from loratory.engine.models.shape import ModuleShape
 
 # Routers that answer at 32 bits, so answers are weighted and summed at 32 bits: `MixtralTopKRouter`.
 _SCORES_AT_32_BITS = frozenset({"mixtral"})
-_MOST_EXPERTS_SIMULATED = 8  # more are simulated in groups; only scratch within one expert is coarser then
 
 
 @in_scope
 def feed_forward(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     """Widen, activate, narrow; with experts, each token by some of them."""
     tape = r.tape
-    result = _experts(r, x, layer) if layer.experts or layer.expert_linears else None
+    result = _experts(r, x, layer) if layer.experts else None
     if layer.mlp_output is not None:
         shared = _dense(r, x, layer, layer.mlp_output)
         if any(module.name.endswith("shared_expert_gate") for module in layer.modules):
@@ -39,13 +38,13 @@ def _apply_shared_gate(r: StepContext, x: Value, shared: Value) -> Value:
 @in_scope
 def _dense(r: StepContext, x: Value, layer: LayerStructure, output: ModuleShape) -> Value:
     if r.structure.shape.gated_mlp:
-        return project(r, _gated(r, x, layer.mlp_inputs), output)
+        return project(r, gated_product(r, x, layer.mlp_inputs), output)
     wide = project(r, x, layer.mlp_inputs[0])
     return project(r, r.tape.assign(wide, _activate(r, wide)), output)
 
 
 @in_scope
-def _gated(r: StepContext, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
+def gated_product(r: StepContext, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
     """`act(gate(x)) * up(x)`: keeps the gate, its activation and up."""
     # Source: `LlamaMLP.forward`; `Phi3MLP.forward` computes gate and up in one product and cuts it.
     if len(inputs) == 1:
@@ -84,40 +83,16 @@ def _activate(r: StepContext, x: Value) -> Value:
 
 @in_scope
 def _experts(r: StepContext, x: Value, layer: LayerStructure) -> Value:
-    """Route every token to some experts: their inputs are copies of its state, their answers are weighted and summed.
+    """All experts at once, on copies of the tokens that are sorted by expert; their answers are weighted and summed.
 
     Tokens are taken to be spread evenly, as the routers' balancing loss aims at.
 
-    Source: `MixtralSparseMoeBlock.forward` and `MixtralExperts.forward`, transformers/models/mixtral/modeling_mixtral.py.
+    Source: `grouped_mm_experts_forward`, transformers/integrations/moe.py.
     """
     tape, shape = r.tape, r.structure.shape
-    scores = _route(r, x, layer)
-    if not layer.expert_linears:
-        return _stacked_experts(r, x, scores, shape.moe_intermediate_size or shape.intermediate_size)
-    groups = min(shape.num_experts, _MOST_EXPERTS_SIMULATED)
-    rows = _routed_rows(r) // groups
-    experts = len({module.name.rsplit(".", 1)[0] for module in layer.expert_linears})
-    expert = layer.expert_linears[: len(layer.expert_linears) // experts]
-    total = tape.value(x.elements, x.width)
-    for _ in range(groups):
-        answer = _run_expert(r, x, expert, rows, scores)
-        _add_at_index(r, total, answer)
-        tape.drop(answer)
-    return total
-
-
-def _routed_rows(r: StepContext) -> int:
-    """Tokens, each as often as experts are asked about it; one, where a model gives no number."""
-    return r.tokens * max(1, r.structure.shape.num_experts_per_token)
-
-
-@in_scope
-def _stacked_experts(r: StepContext, x: Value, scores: Value, inner: int) -> Value:
-    """All experts at once, on copies of the tokens that are sorted by expert; their answers are weighted and summed."""
-    # Source: `grouped_mm_experts_forward`, transformers/integrations/moe.py.
-    tape, shape = r.tape, r.structure.shape
-    hidden, width = shape.hidden_size, r.workload.precision.weights
-    rows = _routed_rows(r)
+    scores = route(r, x, layer)
+    hidden, inner = shape.hidden_size, shape.moe_intermediate_size or shape.intermediate_size
+    rows, width = _routed_rows(r), r.workload.precision.weights
     order = tape.value(rows, 8)
     expert_inputs = _index_rows(r, x, rows * hidden, order)
     sorted_scores = _index_rows(r, scores, rows, tape.value(rows, 8))
@@ -134,6 +109,11 @@ def _stacked_experts(r: StepContext, x: Value, scores: Value, inner: int) -> Val
     return tape.cast(total, x.width)
 
 
+def _routed_rows(r: StepContext) -> int:
+    """Tokens, each as often as experts are asked about it; one, where a model gives no number."""
+    return r.tokens * max(1, r.structure.shape.num_experts_per_token)
+
+
 def _grouped_linear(r: StepContext, x: Value, weight: Parameter, ends: Value) -> Value:
     """One product for all experts, of rows that are sorted by expert."""
     rows = _routed_rows(r)
@@ -143,7 +123,7 @@ def _grouped_linear(r: StepContext, x: Value, weight: Parameter, ends: Value) ->
 
 
 @in_scope
-def _route(r: StepContext, x: Value, layer: LayerStructure) -> Value:
+def route(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     """Router logits, their softmax at 32 bits, and the weights of the chosen experts."""
     tape, shape = r.tape, r.structure.shape
     if layer.router is not None and layer.router.kind == "linear":
@@ -167,29 +147,6 @@ def _shares_of_chosen(r: StepContext, probabilities: Value) -> Value:
     return tape.alias(chosen)
 
 
-@in_scope
-def _run_expert(r: StepContext, x: Value, expert: tuple[ModuleShape, ...], rows: int, scores: Value) -> Value:
-    tape, hidden = r.tape, r.structure.shape.hidden_size
-    output = next(module for module in expert if module.out_features == hidden)
-    expert_inputs = _index_rows(r, x, rows * hidden)
-    inner = _gated(r, expert_inputs, tuple(module for module in expert if module is not output))
-    answer = tape.assign(inner, project(r, inner, output))
-    return tape.multiply(answer, tape.view(scores, rows))
-
-
-def _index_rows(r: StepContext, x: Value, elements: int, index: Value | None = None) -> Value:
+def _index_rows(r: StepContext, x: Value, elements: int, index: Value) -> Value:
     """`x[tokens]`: a copy, which keeps the index."""
-    return r.tape.operation((x,), elements, x.width, saved=(index,) if index is not None else ())
-
-
-def _add_at_index(r: StepContext, target: Value, answer: Value) -> None:
-    """`target.index_add_(…)`, in place; the answer's gradient is gathered from the target's."""
-    tape, size = r.tape, answer.size
-    needs_target = needs_gradient(target)
-
-    def backward(gradient: Storage) -> Gradients:
-        answer_gradient = tape.allocate(size)
-        return (share(gradient) if needs_target else None, answer_gradient)
-
-    if needs_gradient(answer) and tape.records_gradients:
-        target.producer = tape.node((target, answer), backward)
+    return r.tape.operation((x,), elements, x.width, saved=(index,))

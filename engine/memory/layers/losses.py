@@ -10,7 +10,7 @@ from loratory.engine.memory.workload import Workload
 
 
 @in_scope
-def cross_entropy(r: StepContext, logits: Value, labels: Value) -> Value:
+def cross_entropy(r: StepContext, logits: Value, labels: Value, losses: int = 1) -> Value:
     """Log-softmax and negative log-likelihood; autocast computes both at 32 bits.
 
     Keeps the log-probabilities; the backward pass holds them with two gradients of their size.
@@ -22,7 +22,7 @@ def cross_entropy(r: StepContext, logits: Value, labels: Value) -> Value:
         logits = tape.cast(logits, 4)
     log_probabilities = tape.operation((logits,), logits.elements, logits.width, saves_result=True)
     total_weight = tape.value(1, 4)
-    return tape.operation((log_probabilities,), 1, 4, saved=(log_probabilities, labels, total_weight))
+    return tape.operation((log_probabilities,), losses, 4, saved=(log_probabilities, labels, total_weight))
 
 
 @in_scope
@@ -75,7 +75,7 @@ def _frozen_head(r: StepContext, chosen: Value, sizes: Sequence[int]) -> Value:
     """Variables of one chunk are reassigned only once the next one's are there."""
     tape, shape, head_width = r.tape, r.structure.shape, r.workload.precision.head
     caps = shape.final_logit_softcapping is not None
-    tape.value(1, 4)  # the sum
+    tape.value(sum(sizes), 4)  # the loss of each
     gradient = tape.value(chosen.elements, chosen.width)
     output = slope = tape.value(0, 4)
     for rows in sizes[:2]:  # later ones find the same
@@ -131,14 +131,14 @@ def _checkpointed_chunks(r: StepContext, chosen: Value, sizes: Sequence[int]) ->
                 assert isinstance(node, Node)
                 return (share(node.saved[0]),)
 
-            loss = tape.operation((logits,), 1, 4, backward=in_place, saved=(logits, tape.value(rows, 4)))
+            loss = tape.operation((logits,), rows, 4, backward=in_place, saved=(logits, tape.value(rows, 4)))
             node = loss.producer
             return loss
-        return cross_entropy(r, tape.assign(logits, tape.cast(logits, 4)), r.small(rows, 8))
+        return cross_entropy(r, tape.assign(logits, tape.cast(logits, 4)), r.small(rows, 8), rows)
 
-    total = tape.value(1, 4)
+    pieces = []
     for rows in sizes:
         piece = tape.view(chosen, rows * shape.hidden_size)
-        loss = tape.checkpoint(partial(loss_of_chunk, r, piece, rows), piece)
-        total = tape.assign(total, tape.add(total, loss))
-    return total
+        pieces.append(tape.checkpoint(partial(loss_of_chunk, r, piece, rows), piece))
+    losses = tape.concatenate(*pieces)
+    return tape.operation((losses,), 1, 4, backward=lambda gradient: (share(gradient),))

@@ -1,6 +1,6 @@
 """One module at a time: linear layers in the format that their weights are held in, and norms."""
 
-from loratory.engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value
+from loratory.engine.memory.autograd.tensors import Parameter, Value
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
 from loratory.engine.memory.persistent import dequantized_scale_bytes
 from loratory.engine.models.shape import ModuleShape
@@ -46,20 +46,11 @@ def _four_bit(r: StepContext, x: Value, module: ModuleShape) -> Value:
     nested = workload.double_quant and workload.base in ("nf4", "fp4")
     scales = dequantized_scale_bytes(elements) if nested else 0
     narrow = tape.cast(x, compute)
-    size = narrow.size
-    tape.use_scratch(2 * scales, Group.WEIGHT_COPIES)
-    weight_copy_forward = tape.allocate_scratch(elements * compute + scales, Group.WEIGHT_COPIES)
-
-    def backward(_: Storage) -> Gradients:
-        tape.use(scales, scales, group=Group.WEIGHT_COPIES)
-        weight_copy = tape.allocate(elements * compute, Group.WEIGHT_COPIES)
-        grad_x = tape.allocate(size)
-        tape.release(weight_copy)
-        return (grad_x,)
-
+    tape.use_scratch(2 * scales)
+    weight_copy = tape.allocate_scratch(elements * compute + scales)
     results = x.elements // module.in_features * module.out_features
-    product = tape.operation((narrow,), results, compute, backward=backward)
-    tape.release(weight_copy_forward)
+    product = tape.operation((narrow,), results, compute, scratch=(elements * compute,))
+    tape.release(weight_copy)
     return tape.cast(product, x.width)
 
 
@@ -72,7 +63,7 @@ def _int8(r: StepContext, x: Value, module: ModuleShape) -> Value:
     """
     tape, autocast = r.tape, r.workload.precision.autocast
     weights = module.in_features * module.out_features
-    width, size = x.width, x.size
+    width = x.width
     product_width = width if r.on_cuda or autocast is None else autocast  # the CPU's product is one that autocast knows
     rows = x.elements // module.in_features
     results = rows * module.out_features
@@ -82,17 +73,9 @@ def _int8(r: StepContext, x: Value, module: ModuleShape) -> Value:
     else:
         casts = (weights + x.elements) * product_width if product_width != width else 0
         scratch = weights * width + casts
-    scratch_storage = tape.allocate(scratch, Group.WEIGHT_COPIES)
-
-    def backward(_: Storage) -> Gradients:
-        weight_copy = tape.allocate(weights * width, Group.WEIGHT_COPIES)
-        wide_gradient = tape.allocate(results * width if product_width != width else 0)
-        grad_x = tape.allocate(size)
-        tape.release(wide_gradient)
-        tape.release(weight_copy)
-        return (grad_x,)
-
-    product = tape.operation((x,), results, product_width, backward=backward)
+    scratch_storage = tape.allocate(scratch)
+    wide_gradient = results * width if product_width != width else 0
+    product = tape.operation((x,), results, product_width, scratch=(weights * width, wide_gradient))
     tape.keep_as_attribute(product, x)
     tape.release(scratch_storage)
     return product

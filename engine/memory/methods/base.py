@@ -25,13 +25,6 @@ class MemoryRule:
         """Return the embeddings of the virtual tokens that come before each row: the rows of one table."""
         return as_value(r, r.adapter_weight(r.workload.virtual_inputs * r.structure.shape.hidden_size))
 
-    def trained_biases(
-        self, shape: ModelShape, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]
-    ) -> tuple[TensorShape, ...]:
-        """Return the base model's own biases that are trained; they add no parameter."""
-        del shape, adapter, targets
-        return ()
-
     def frozen_parameters(self, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]) -> int:  # noqa: ARG002
         """Return the parameters that the adapter adds and PEFT counts, which are not trained."""
         return 0

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from loratory.engine.config.run import AdapterConfig
 from loratory.engine.memory.autograd.tape import Tape
-from loratory.engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient, share
+from loratory.engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient, share
 from loratory.engine.memory.layers.modules import autocast_linear, base_projection
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
-from loratory.engine.memory.methods.base import MemoryRule, add_branch, as_view, base_result
+from loratory.engine.memory.methods.base import MemoryRule, add_branch, as_view, base_result, multiply_with_weight
 from loratory.engine.memory.persistent import TensorShape, dequantized_scale_bytes
 from loratory.engine.memory.workload import Workload
-from loratory.engine.models.shape import ModelShape, ModuleShape
+from loratory.engine.models.shape import ModuleShape
 
 
 class LoraMemory(MemoryRule):
@@ -25,20 +25,11 @@ class LoraMemory(MemoryRule):
         # DoRA's magnitude has one entry per row of W: https://arxiv.org/abs/2402.09353, equation 5.
         return (*low_rank, (module.out_features,)) if adapter.use_dora else low_rank
 
-    def trained_biases(
-        self, shape: ModelShape, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]
-    ) -> tuple[TensorShape, ...]:
-        """Source: PEFT `LoraModel._mark_only_adapters_as_trainable`."""
-        if adapter.bias == "none":
-            return ()
-        chosen = shape.modules if adapter.bias == "all" else targets
-        return tuple((module.bias_parameters,) for module in chosen if module.has_bias)
-
     def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:
         """Use Loratory's own functions where the trainer does."""
         if is_fused(r.workload, module, x.width):
             return _fused(r, x, (module,))[0]
-        if r.workload.lora_branch == "quick" and not r.workload.adapter.use_dora:
+        if r.workload.has_quick_layers:
             return _with_quick_lora(r, x, module)
         return _with_lora(r, x, module)
 
@@ -94,12 +85,12 @@ def _dora_part(r: StepContext, x: Value, result: Value, module: ModuleShape) -> 
     tape, weights = r.tape, module.in_features * module.out_features
     matrices = _matrices(r, module)
     before = tape.position
-    identity = tape.value(module.in_features**2, r.workload.precision.adapter, group=Group.WEIGHT_COPIES)
+    identity = tape.value(module.in_features**2, r.workload.precision.adapter)
     update = tape.assign(identity, _through_both(r, tape.alias(identity), module, matrices))
     update = tape.assign(update, tape.cast(update, x.width))
     weight = _written_out_weight(r, module, x.width)
-    scaled_update = tape.value(weights, x.width, group=Group.WEIGHT_COPIES)
-    tape.use(weights * x.width, group=Group.WEIGHT_COPIES)
+    scaled_update = tape.value(weights, x.width)
+    tape.use(weights * x.width)
     tape.drop(scaled_update)
     norm = tape.value(module.out_features, x.width)
     after_norm = tape.position
@@ -126,9 +117,9 @@ def _written_out_weight(r: StepContext, module: ModuleShape, width: int) -> Valu
     quantized = r.workload.quantizes(module)
     elements = module.in_features * module.out_features
     if quantized:
-        r.tape.use(elements * r.workload.precision.compute, group=Group.WEIGHT_COPIES)
+        r.tape.use(elements * r.workload.precision.compute)
     is_copy = quantized or r.workload.precision.weights != width
-    return r.tape.value(elements if is_copy else 0, width, group=Group.WEIGHT_COPIES)
+    return r.tape.value(elements if is_copy else 0, width)
 
 
 def is_fused(workload: Workload, module: ModuleShape, width: int) -> bool:
@@ -164,9 +155,8 @@ class _FusedCall(NamedTuple):
 def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence[Value]:
     """Run base and branch of layers with one input as one function.
 
-    Keeps the input, the products with A, and on CUDA the masks of dropout. Copies of A and B at the products' precision are
-    there through the step; with checkpointing or sharded weights, they are made and kept at each call. 4-bit weights are
-    written out one after the other, on CUDA into a buffer that is there all along.
+    Keeps the input, the products with A, copies of A and B at the products' precision, and on CUDA the masks of dropout.
+    4-bit weights are written out one after the other.
 
     Source: `_LoraProducts`, engine/training/ops/lora_linear.py.
     """
@@ -175,7 +165,7 @@ def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence
     matrices = [_matrices(r, module) for module in modules]
     narrow = tape.cast(x, width)
     rows = x.elements // modules[0].in_features
-    copies = _cast_at_each_call(r, matrices, width) if workload.sharded > 1 or workload.checkpointing else []
+    copies = _cast_matrices(r, matrices, width)
     hidden = tape.value(rows * workload.adapter.r * len(modules), width)
     masks = [tape.value(narrow.elements, 1) for _ in modules if drops and r.on_cuda]
     if drops:
@@ -221,15 +211,16 @@ def _weight_gradients(tape: Tape, width: int, *weights: Parameter, answers_wide:
     return gradients
 
 
-def _cast_at_each_call(r: StepContext, matrices: Sequence[tuple[Parameter, Parameter]], width: int) -> list[Value]:
-    """Copy A and B for one call: all A stacked, each B by itself."""
-    parts = [[r.tape.value(m.elements if m.width != width else 0, width) for m in pair] for pair in matrices]
-    lower = [b for _, b in parts]
-    if len(matrices) == 1:
-        return [parts[0][0], *lower]
-    together = r.tape.value(sum(a.elements for a, _ in matrices), width)
-    r.tape.drop(*(a for a, _ in parts))
-    return [together, *lower]
+def _cast_matrices(r: StepContext, matrices: Sequence[tuple[Parameter, Parameter]], width: int) -> list[Value]:
+    """Copy A and B: all A stacked, each B by itself. Return what is kept for one call and not to the end of the step."""
+    upper, lower = [a for a, _ in matrices], [b for _, b in matrices]
+    is_copied = upper[0].width != width
+    sizes = [sum(a.elements for a in upper) if is_copied or len(upper) > 1 else 0]
+    sizes += [b.elements if is_copied else 0 for b in lower]
+    if r.workload.sharded > 1 or r.workload.checkpointing:
+        return [r.tape.value(size, width) for size in sizes]
+    r.tape.allocate(sum(sizes) * width)
+    return []
 
 
 def _write_out(r: StepContext, module: ModuleShape) -> None:
@@ -237,8 +228,7 @@ def _write_out(r: StepContext, module: ModuleShape) -> None:
     workload, elements = r.workload, module.in_features * module.out_features
     if workload.quantizes(module):
         scales = dequantized_scale_bytes(elements) if workload.double_quant else 0
-        has_buffer = r.on_cuda and not workload.checkpointing
-        r.tape.use(scales, 0 if has_buffer else elements * workload.precision.compute, group=Group.WEIGHT_COPIES)
+        r.tape.use(scales, elements * workload.precision.compute)
 
 
 def _with_quick_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
@@ -310,15 +300,9 @@ class AdaLoraMemory(MemoryRule):
         inner = r.drop_out(inner, workload.adapter.lora_dropout)
         singular = r.adapter_weight(rank)
         rows = tape.multiply(as_view(r, r.adapter_weight(rank * module.in_features)), singular)
-        target = workload.precision.autocast
-        if target is not None:
-            inner = tape.assign(inner, tape.cast(inner, target))
-            rows = tape.assign(rows, tape.cast(rows, target))
-        down = tape.linear(inner, rows, rank)
+        down = multiply_with_weight(r, inner, rows, rank)
         left = as_view(r, r.adapter_weight(rank * module.out_features))
-        if target is not None:
-            left = tape.cast(left, target)
-        up = tape.linear(down, left, module.out_features)
+        up = multiply_with_weight(r, down, left, module.out_features)
         if quantized:
             up = tape.assign(up, tape.cast(up, result.width))
         scaled = tape.assign(up, tape.scale(up))

@@ -74,7 +74,7 @@ def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterT
     copies, copies_apart = _group_by_decay(targets.saved_in_full, as_copies=True)
     adapter_parameters = sum(map(math.prod, (*ours, *copies, *copies_apart)))
     frozen = rule.frozen_parameters(adapter, targets.modules)
-    biases = rule.trained_biases(shape, adapter, targets.modules)
+    biases = _trained_biases(shape, adapter, targets.modules)
     return TrainableCount(
         total=shape.num_parameters + adapter_parameters + frozen,
         trainable=adapter_parameters + sum(map(math.prod, biases)),
@@ -82,6 +82,17 @@ def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterT
         groups=((*ours, *copies), (*copies_apart, *biases)),
         resident=frozen + rule.buffer_elements(adapter, targets.modules),
     )
+
+
+def _trained_biases(
+    shape: ModelShape, adapter: AdapterConfig, targets: Sequence[ModuleShape]
+) -> tuple[TensorShape, ...]:
+    """Return the base model's own biases that are trained; they add no parameter."""
+    # Source: PEFT `LoraModel._mark_only_adapters_as_trainable`.
+    if adapter.bias == "none" or "bias" not in adapter.traits.fields:
+        return ()
+    chosen = shape.modules if adapter.bias == "all" else targets
+    return tuple((module.bias_parameters,) for module in chosen if module.has_bias)
 
 
 def _group_by_decay(

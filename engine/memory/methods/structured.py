@@ -4,7 +4,7 @@ import math
 
 from loratory.engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
 from loratory.engine.config.run import AdapterConfig
-from loratory.engine.memory.autograd.tensors import Gradients, Parameter, Storage, Value, needs_gradient
+from loratory.engine.memory.autograd.tensors import Parameter, Value, needs_gradient
 from loratory.engine.memory.layers.modules import autocast_linear, base_projection
 from loratory.engine.memory.layers.step_context import StepContext
 from loratory.engine.memory.methods import base
@@ -39,17 +39,8 @@ def _hadamard(r: StepContext, module: ModuleShape) -> Value:
     if low != 4:
         tape.drop(*(r.cast_weight(parameter, low) for parameter in parameters))
     tape.use(elements * low, elements * low, elements * low)
-
-    def backward(_: Storage) -> Gradients:
-        scaled = tape.allocate(elements * low)
-        gradients: list[Storage] = []
-        for number, pair in enumerate((sizes[:2], sizes[2:])):
-            tape.use(*[elements * 4] * (2 + number))  # the second product is made while the first is still held
-            gradients += [tape.allocate(size * 4) for size in pair]
-        tape.release(scaled)
-        return gradients
-
-    return tape.operation(parameters, elements, low, backward=backward)
+    # The scaled gradient; both products, and the gradient of one of them.
+    return tape.operation(parameters, elements, low, scratch=(elements * low, *[elements * 4] * 3))
 
 
 class LoKrMemory(base.MemoryRule):
@@ -158,13 +149,7 @@ def _rotation(r: StepContext, module: ModuleShape) -> Value:
     width = low or 4
     factors = [tape.value(elements, width) for _ in range(products if low is None else 2 * products)]
     tape.use(elements * width, elements * width)
-    parameter = r.adapter_weight(triangle)
-
-    def backward(_: Storage) -> Gradients:
-        tape.use(elements * 4, elements * 4, elements * 4)
-        return (tape.allocate(triangle * 4),)
-
-    rotation = tape.operation((parameter,), elements, 4, backward=backward, saved=factors)
+    rotation = tape.operation((r.adapter_weight(triangle),), elements, 4, scratch=[elements * 4] * 3, saved=factors)
     tape.drop(*factors)
     return rotation
 
@@ -217,12 +202,7 @@ def _bat(r: StepContext, x: Value, module: ModuleShape) -> Value:
     block = base.as_value(r, r.adapter_weight(module.out_features * r.workload.adapter.r))
     original = tape.value(elements, r.workload.precision.weights)
     cut = tape.value(elements, adapter)
-
-    def backward(_: Storage) -> Gradients:
-        tape.use(elements * adapter)
-        return (tape.allocate(block.elements * adapter),)
-
-    weight = tape.operation((block,), elements, adapter, backward=backward, saved=(cut,))
+    weight = tape.operation((block,), elements, adapter, scratch=(elements * adapter,), saved=(cut,))
     tape.use(elements * adapter, elements * adapter)
     tape.drop(original, cut, block)
     result = base.multiply_with_weight(r, tape.cast(x, adapter), weight, module.out_features)

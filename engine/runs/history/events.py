@@ -4,7 +4,7 @@ Line: `{"v":1,"seq":41,"attempt":1,"time":1764000000.5,"kind":"step","data":{…
 fields; readers skip kinds and fields that they do not know.
 
 A new kind is one class here: `EventData` registers it, so the log writes and reads it. What reports it and what
-shows it name the class; `reader.py` keeps it where it belongs to the history.
+shows it name the class; `run_history.py` keeps it where it belongs to the history.
 """
 
 import re

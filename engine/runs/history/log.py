@@ -10,11 +10,12 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ValidationError
 
-from loratory.engine.errors import StorageError
+from loratory.engine.errors import StorageError, explain_os_errors
 from loratory.engine.files import fsync_folder, write_atomically
 from loratory.engine.runs.history.events import Event, EventData, FailedData, parse_event
 
 _TAIL_BYTES = 65_536
+_CANNOT_WRITE = "events.jsonl cannot be written", "Free some space, or check the folder's permissions."
 
 
 class EventBatch(NamedTuple):
@@ -31,7 +32,7 @@ class EventWriter:
     Every line is handed to the kernel in one write, so the death of the process never tears one.
 
     Args:
-        attempt: Number of this attempt at the run, from 1; see `RunFolder.next_attempt`.
+        attempt: From 1; see `RunFolder.next_attempt`.
         require_current: Raises if another worker has the log by now; called before each event.
 
     Raises:
@@ -46,14 +47,12 @@ class EventWriter:
         self._seq = 0
         self._size = 0
         self._is_current = False  # whether `_seq` and `_size` are those of the file
-        try:
+        with explain_os_errors(*_CANNOT_WRITE):
             is_new = not path.exists()
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._descriptor = os.open(path, flags, 0o600)
             if is_new:
                 fsync_folder(path.parent)
-        except OSError as error:
-            raise _cannot_write(error) from error
         self._repair()
 
     def append(self, data: EventData) -> Event:
@@ -73,17 +72,18 @@ class EventWriter:
             event = Event.wrap(data, seq=self._seq + 1, attempt=self._attempt, time=time.time())
             line = event.model_dump_json().encode() + b"\n"
             self._is_current = False  # however this block ends early
-            try:
-                rest = line
-                while rest:  # a second round only where the disk became full in the middle of the line
-                    rest = rest[os.write(self._descriptor, rest) :]
-                if not data.may_be_lost:
-                    os.fsync(self._descriptor)
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._descriptor, self._size)
-                    self._is_current = True
-                raise _cannot_write(error) from error
+            with explain_os_errors(*_CANNOT_WRITE):
+                try:
+                    rest = line
+                    while rest:  # a second round only where the disk became full in the middle of the line
+                        rest = rest[os.write(self._descriptor, rest) :]
+                    if not data.may_be_lost:
+                        os.fsync(self._descriptor)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(self._descriptor, self._size)
+                        self._is_current = True
+                    raise
             self._seq += 1
             self._size += len(line)
             self._is_current = True
@@ -95,12 +95,10 @@ class EventWriter:
         Raises:
             StorageError: If that fails.
         """
-        try:
+        with explain_os_errors(*_CANNOT_WRITE):
             size = self._path.read_bytes().rfind(b"\n") + 1
             os.truncate(self._path, size)
             last = last_event(self._path)
-        except OSError as error:
-            raise _cannot_write(error) from error
         self._size = size
         self._seq = last.seq if last is not None else 0
         self._is_current = True
@@ -166,12 +164,6 @@ def last_event(path: Path) -> Event | None:
                 if event is not None:
                     return event
     return None
-
-
-def _cannot_write(error: OSError) -> StorageError:
-    return StorageError(
-        f"events.jsonl cannot be written ({error.strerror}).", "Free some space, or check the folder's permissions."
-    )
 
 
 _NAME = "failed-process-{}.json"  # counted from 1, as people count

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 from loratory.engine.config.objectives import OBJECTIVES
 from loratory.engine.config.training import TrainingConfig
@@ -35,8 +36,8 @@ def health_findings(history: RunHistory, training: TrainingConfig) -> tuple[Find
 
 
 def _failing_scorer(history: RunHistory, training: TrainingConfig) -> Iterator[Finding]:
-    errors, answers = _now(history, "scorer_errors"), _answers_per_step(training)
-    share = (errors or 0.0) / (answers * max(1, len(training.rewards)))
+    answers = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.num_generations
+    share = (_now(history, "scorer_errors") or 0.0) / (answers * max(1, len(training.rewards)))
     if share > _ERRORS:
         reasons = (reason for rollout in history.rollouts for sample in rollout.samples for reason in sample.reasons)
         reason = next(filter(None, reasons), "")
@@ -123,23 +124,13 @@ def _highest(training: TrainingConfig) -> float:
     return sum(max(0.0, scorer.weight) for scorer in training.rewards) or 1.0
 
 
-def _answers_per_step(training: TrainingConfig) -> int:
-    return training.per_device_train_batch_size * training.gradient_accumulation_steps * training.num_generations
-
-
-def _now(history: RunHistory, name: str) -> float | None:
-    """Return the mean of a metric over the newest logged steps."""
-    return _mean(history, name, newest=True)
-
-
-def _first(history: RunHistory, name: str) -> float | None:
-    """Return the mean of a metric over the first logged steps."""
-    return _mean(history, name, newest=False)
-
-
 def _mean(history: RunHistory, name: str, *, newest: bool) -> float | None:
+    """Return the mean of a metric over the newest or the first logged steps."""
     _, values = history.steps.metric(name)
     window = max(2, round(_WINDOW * len(values)))
     part = values[-window:] if newest else values[:window]
     mean = float(part.mean()) if len(values) >= _FEWEST_STEPS else math.nan
     return mean if math.isfinite(mean) else None
+
+
+_now, _first = partial(_mean, newest=True), partial(_mean, newest=False)

@@ -37,9 +37,8 @@ from loratory.engine.runs.history.steps import (
     GrowingColumns,
     StepSeries,
     is_step_line,
-    metrics_of,
-    row_of,
     rows_of_plain_steps,
+    tables_of,
 )
 
 _MAX_MESSAGES = 1000
@@ -146,18 +145,9 @@ class HistoryFacts(BaseModel):
 
     def up_to(self, step: int) -> Self:
         """Drop the reports after a step, from which a later attempt continued."""
-        evals = tuple(point for point in self.evals if point.step <= step)
-        checkpoints = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
-        answers = tuple(point for point in self.answers if point.step <= step)
-        rollouts = tuple(point for point in self.rollouts if point.step <= step)
-        resumes = tuple(resumed for resumed in self.resumes if resumed <= step)
-        reports = {
-            "evals": evals,
-            "answers": answers,
-            "rollouts": rollouts,
-            "checkpoints": checkpoints,
-            "resumes": resumes,
-        }
+        reports: dict[str, object] = {"resumes": tuple(resumed for resumed in self.resumes if resumed <= step)}
+        for name in ("evals", "answers", "rollouts", "checkpoints"):
+            reports[name] = tuple(point for point in getattr(self, name) if point.step <= step)
         return self.model_copy(update=reports)
 
 
@@ -280,7 +270,7 @@ class HistoryReader:
 
     def _restart(self) -> None:
         self._facts = HistoryFacts()
-        self._columns, self._metrics = GrowingColumns(), [GrowingColumns(1 + len(names)) for names in MEASURES]
+        self._tables = [GrowingColumns(), *(GrowingColumns(1 + len(names)) for names in MEASURES)]
 
     @property
     def steps_read(self) -> int:
@@ -305,8 +295,8 @@ class HistoryReader:
             return self._history
 
     def _snapshot(self) -> RunHistory:
-        steps = StepSeries(self._columns.array(), [metrics.array() for metrics in self._metrics])
-        return RunHistory.model_construct(steps=steps, **dict(self._facts))
+        columns, *measures = (table.array() for table in self._tables)
+        return RunHistory.model_construct(steps=StepSeries(columns, measures), **dict(self._facts))
 
     def _take_lines(self, lines: list[bytes], are_steps: bool) -> None:
         # The first event of an attempt decides what it supersedes: it is parsed completely, and so are irregular lines.
@@ -314,14 +304,12 @@ class HistoryReader:
             self._take_each(lines[:1])
             lines = lines[1:]
         plain = rows_of_plain_steps(lines, self._facts.attempt) if are_steps and lines else None
-        if plain is None or not np.all(np.diff(plain[0][0], prepend=self._columns.last_step()) > 0):
+        if plain is None or not np.all(np.diff(plain[0][0], prepend=self._tables[0].last_step()) > 0):
             self._take_each(lines)
             return
-        rows, metrics = plain
-        self._columns.extend(rows)
-        for columns, more in zip(self._metrics, metrics, strict=True):
-            columns.extend(more)
-        self._facts = self._facts.model_copy(update=self._facts.until(float(rows[1, -1])))
+        for table, rows in zip(self._tables, plain, strict=True):
+            table.extend(rows)
+        self._facts = self._facts.model_copy(update=self._facts.until(float(plain[0][1, -1])))
 
     def _take_each(self, lines: list[bytes]) -> None:
         for event in map(parse_event, lines):
@@ -331,15 +319,13 @@ class HistoryReader:
     def _take(self, event: Event) -> None:
         last_valid = self._facts.last_valid_step(event)
         if last_valid is not None:
-            for columns in (self._columns, *self._metrics):
-                columns.truncate(last_valid)
+            for table in self._tables:
+                table.truncate(last_valid)
             self._facts = self._facts.up_to(last_valid)
         if isinstance(event.data, StepData):
-            self._columns.truncate(event.data.step - 1)
-            self._columns.extend(row_of(event.data, event.time))
-            for columns, more in zip(self._metrics, metrics_of(event.data), strict=True):
-                columns.truncate(event.data.step - 1)
-                columns.extend(more)
+            for table, rows in zip(self._tables, tables_of(event.data, event.time), strict=True):
+                table.truncate(event.data.step - 1)
+                table.extend(rows)
         self._facts = self._facts.with_event(event)
 
 

@@ -166,12 +166,13 @@ def row_of(data: StepData, time: float) -> Array:
     return np.array(values, dtype=np.float64)[:, np.newaxis]  # None becomes NaN
 
 
-def metrics_of(data: StepData) -> list[Array]:
-    """Return each group of measures of a step as columns, (1 + measures, 1) with the step first; none where it has none."""
-    return _metric_rows([(data.step, data.metrics | data.gpu)])
+def tables_of(data: StepData, time: float) -> list[Array]:
+    """Return a step as a row, and as one of each group of `MEASURES` that it has a value of."""
+    return [row_of(data, time), *_metric_rows([(data.step, data.metrics | data.gpu)])]
 
 
 def _metric_rows(steps: list[tuple[int, dict[str, float]]]) -> list[Array]:
+    """Return each group of measures as columns, (1 + measures, steps that have one) with the steps first."""
     groups = []
     for names in MEASURES:
         known = ((step, metrics) for step, metrics in steps if not metrics.keys().isdisjoint(names))
@@ -184,8 +185,8 @@ def is_step_line(line: bytes) -> bool:
     return line.find(b'"kind":"step"', 0, 120) >= 0
 
 
-def rows_of_plain_steps(lines: list[bytes], attempt: int) -> tuple[Array, list[Array]] | None:
-    """Return lines as columns, (columns, lines), and their metrics; None unless each is a step of this attempt.
+def rows_of_plain_steps(lines: list[bytes], attempt: int) -> list[Array] | None:
+    """Return lines as columns, (columns, lines), and their measures; None unless each is a step of this attempt.
 
     Building a typed event for each of a million steps would take ten times as long.
     """
@@ -196,7 +197,7 @@ def rows_of_plain_steps(lines: list[bytes], attempt: int) -> tuple[Array, list[A
         steps = [item["data"] | {"time": item["time"]} for item in records]
         columns = [[step[name] for step in steps] for name in COLUMNS]  # None becomes NaN
         metrics = _metric_rows([(step["step"], {**step.get("metrics", {}), **step.get("gpu", {})}) for step in steps])
-        return np.array(columns, dtype=np.float64), metrics
+        return [np.array(columns, dtype=np.float64), *metrics]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None  # the careful way decides, line by line
 

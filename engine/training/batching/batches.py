@@ -1,11 +1,11 @@
 """Rows as the tensors that a model takes: joined without padding, or padded side by side."""
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from loratory.engine.config.rules import JOINED_MULTIPLE
@@ -48,19 +48,16 @@ class PassTensors:
         )
 
     def with_any_token(self) -> "PassTensors":
-        """Return the same pass with any token to train on, where there is none: for a loss that counts nothing."""
+        """Return the same pass with any token to train on, where there is none: for values that count nothing."""
         ids: torch.Tensor = self.inputs["input_ids"]
-        position = torch.zeros(1, dtype=torch.long, device=ids.device)
-        return replace(self, trained=TrainedTokens(position, ids.flatten()[:1]))
+        first = torch.zeros(1, dtype=torch.long, device=ids.device)
+        return replace(self, trained=TrainedTokens(first, ids.flatten()[:1]), sequence_of=first, sequences=1)
 
     def to(self, device: torch.device) -> "PassTensors":
         """Return the same pass on a device. CUDA copies pinned memory while the processor continues."""
-        is_async = device.type == "cuda"
-        return self._each(lambda tensor: tensor.to(device, non_blocking=is_async))
-
-    def pinned(self) -> "PassTensors":
-        """Return the same pass in memory that the system does not move, which CUDA copies from by itself."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        if device.type == "cuda":
+            return self._each(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+        return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PassTensors":
         inputs = {
@@ -81,17 +78,17 @@ def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
 
     `flash` describes the rows as flash attention takes them, instead of as ours does.
     """
-    lengths = tuple(len(row.input_ids) for row in rows)
+    if not flash:
+        return join_shared([[row] for row in rows])
+    lengths = [len(row.input_ids) for row in rows]
     starts = [0, *itertools.accumulate(lengths)]
-    offsets = [range(start, start + length) for start, length in zip(starts, lengths, strict=False)]
+    offsets = list(itertools.starmap(range, itertools.pairwise(starts)))
     ids = [token for row in rows for token in row.input_ids]
     positions = [position for length in lengths for position in range(length)]
-    if not flash:
-        return _joined(rows, offsets, ids, positions, JoinedRows(lengths))
     ends = torch.tensor(starts).to(torch.int32)
     inputs = {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
+        "input_ids": _integers(ids).unsqueeze(0),
+        "position_ids": _integers(positions).unsqueeze(0),
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,
         "max_length_q": max(lengths),
@@ -103,7 +100,8 @@ def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
 def join_shared(groups: Sequence[Sequence[TokenizedRow]]) -> PassTensors:
     """Concatenate sequences as `join` does; in each group, later ones without what all of it begin with.
 
-    They see these tokens once, so the model gives what it gives for whole sequences, and gradients of all meet there.
+    They see these tokens once, so the model gives what it gives for whole sequences, and gradients of all meet there. Tokens
+    are filled up to a whole multiple with a last row that is not trained on.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -124,24 +122,14 @@ def join_shared(groups: Sequence[Sequence[TokenizedRow]]) -> PassTensors:
             positions += range(shared, len(other))
         lengths.append(len(ids) - start)
         prefixes.append(SharedPrefix(shared, tuple(starts)))
+    if missing := -len(ids) % JOINED_MULTIPLE:
+        ids += [0] * missing
+        positions += range(missing)
+        lengths.append(missing)
+    joined = JoinedRows(tuple(lengths), tuple(prefixes) if any(len(group) > 1 for group in groups) else ())
+    tensors = {"input_ids": _integers(ids).unsqueeze(0), "position_ids": _integers(positions).unsqueeze(0)}
     rows = [sequence for group in groups for sequence in group]
-    return _joined(rows, offsets, ids, positions, JoinedRows(tuple(lengths), tuple(prefixes)))
-
-
-def _joined(
-    rows: Sequence[TokenizedRow],
-    offsets: Sequence[Sequence[int]],  # of each token of each sequence, in the pass
-    ids: list[int],
-    positions: list[int],
-    joined: JoinedRows,
-) -> PassTensors:
-    """Fill tokens up to a whole multiple with a last row that is not trained on."""
-    missing = -len(ids) % JOINED_MULTIPLE
-    if missing:
-        ids, positions = [*ids, *[0] * missing], [*positions, *range(missing)]
-        joined = replace(joined, lengths=(*joined.lengths, missing))
-    inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions]), "joined_rows": joined}
-    return PassTensors(inputs, *_trained(rows, offsets))
+    return PassTensors({**tensors, "joined_rows": joined}, *_trained(rows, offsets))
 
 
 def pad(rows: Sequence[TokenizedRow], pad_token_id: int, *, masked: bool = True) -> PassTensors:
@@ -150,7 +138,7 @@ def pad(rows: Sequence[TokenizedRow], pad_token_id: int, *, masked: bool = True)
     input_ids = torch.full((len(rows), longest), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
     for number, row in enumerate(rows):
-        input_ids[number, : len(row.input_ids)] = torch.tensor(row.input_ids, dtype=torch.long)
+        input_ids[number, : len(row.input_ids)] = _integers(row.input_ids)
         attention_mask[number, : len(row.input_ids)] = 1
     inputs = {"input_ids": input_ids, **({"attention_mask": attention_mask} if masked else {})}
     return PassTensors(
@@ -165,16 +153,16 @@ def _trained(
 
     `offsets` are where each row's tokens are in the pass. A row's first token has nothing before it.
     """
-    positions: list[int] = []
-    targets: list[int] = []
-    numbers: list[int] = []
-    for number, (row, row_offsets) in enumerate(zip(rows, offsets, strict=True)):
-        for position, label in zip(row_offsets, row.labels[1:], strict=False):
-            if label != IGNORED_LABEL:
-                positions.append(position)
-                targets.append(label)
-                numbers.append(number)
-    trained = TrainedTokens(torch.tensor(positions, dtype=torch.long), torch.tensor(targets, dtype=torch.long))
-    counts = tuple(Counter(numbers)[number] for number in range(len(rows)))
-    tokens = sum(len(row.input_ids) for row in rows)
-    return trained, tokens, len(rows), torch.tensor(numbers, dtype=torch.long), counts
+    ends = [len(row.labels) - 1 for row in rows]
+    positions = [position for end, row_offsets in zip(ends, offsets, strict=True) for position in row_offsets[:end]]
+    labels = _integers([label for row in rows for label in row.labels[1:]])
+    is_trained = labels != IGNORED_LABEL
+    trained = TrainedTokens(_integers(positions)[is_trained], labels[is_trained])
+    numbers = torch.arange(len(rows)).repeat_interleave(torch.tensor(ends))[is_trained]
+    counts = tuple(end - row.labels[1:].count(IGNORED_LABEL) for end, row in zip(ends, rows, strict=True))
+    return trained, sum(len(row.input_ids) for row in rows), len(rows), numbers, counts
+
+
+def _integers(numbers: Sequence[int]) -> torch.Tensor:
+    """Return a list as a tensor, in a tenth of the time that torch takes."""
+    return torch.from_numpy(np.array(numbers, dtype=np.int64))

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,7 +39,6 @@ class TrainerSetup:
     masked: bool = True  # padded rows come with a padding mask
     attention: str = "sdpa"  # the model's own, which answers take
     autocast: torch.dtype | None = None  # None where every weight is already held in the dtype of its products
-    prefetches: bool = False  # the next step's batch is made during this one; a processor has no time to spare for it
     objective: TrainingObjective = field(default_factory=TrainingObjective)
     method: MethodTrainer = field(default_factory=MethodTrainer)
     images: ImageInputs | None = None  # where rows have some
@@ -60,10 +58,6 @@ class StepBatch:
     @property
     def trained_tokens(self) -> int:
         return sum(batch.trained_tokens for batch in self.passes)
-
-    def pinned(self) -> "StepBatch":
-        """Return the same step in memory that CUDA copies from without waiting."""
-        return replace(self, passes=tuple(batch.pinned() for batch in self.passes))
 
     def __contains__(self, name: str) -> bool:
         """Return False: the loop checks for labels to count, and this trainer counts for itself."""
@@ -146,40 +140,6 @@ class StepOrder:
 
     def __iter__(self) -> Iterator[Step]:
         return self._planner.steps(self._epoch())
-
-
-class PrefetchedSteps:
-    """Steps in their order, each looked up and put together by a thread before the loop needs it.
-
-    A thread and not a process: nothing is copied between the two, and nothing random is drawn, so the run is the same
-    bit by bit. One step is enough, for a step takes far longer than its batch. `pins` keeps the batches in memory that CUDA
-    copies from without waiting.
-    """
-
-    def __init__(self, steps: Iterator[StepBatch], *, pins: bool) -> None:
-        self.steps = steps
-        self._pins = pins
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._next: Future[StepBatch | None] | None = None
-
-    def __iter__(self) -> "PrefetchedSteps":
-        return self
-
-    def __next__(self) -> StepBatch:
-        step = (self._next or self._thread.submit(self._make)).result()
-        if step is None:
-            self.close()
-            raise StopIteration
-        self._next = self._thread.submit(self._make)
-        return step
-
-    def close(self) -> None:
-        """End the thread; what it has made is dropped."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _make(self) -> StepBatch | None:
-        step = next(self.steps, None)
-        return step.pinned() if step is not None and self._pins else step
 
 
 def choose_rows(data: PreparedDataset, settings: PlanSettings, objective: Objective = SUPERVISED) -> TrainerRows:

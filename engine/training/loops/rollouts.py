@@ -26,6 +26,7 @@ from loratory.engine.generation.worker.batch import AnswerBatch, WrittenAnswer
 from loratory.engine.generation.worker.sampling import LIKELIEST, Sampling
 from loratory.engine.generation.worker.vllm_copy import VllmCopy
 from loratory.engine.runs.history.events import EvalData, RolloutData, RolloutSample
+from loratory.engine.runs.history.reward_health import reward_names
 from loratory.engine.scoring.base import ScoredAnswer, Verdict
 from loratory.engine.scoring.session import ScoringSession, total
 from loratory.engine.training import faults
@@ -273,11 +274,7 @@ class RolloutLoop(SupervisedLoop):
         }
         if entropies:
             metrics["entropy"] = fmean(entropies)
-        names: list[str] = []
-        for scorer in self._training.rewards:
-            count = sum(name.partition("#")[0] == scorer.scorer for name in names)
-            names.append(f"{scorer.scorer}#{count + 1}" if count else scorer.scorer)
-        for name, column in zip(names, scores.t(), strict=True):
+        for name, column in zip(reward_names(self._training), scores.t(), strict=True):
             metrics[f"rewards/{name}/mean"] = torch.nanmean(column).item()
             metrics[f"rewards/{name}/std"] = nan_std(column).item()
         return {name: value for name, value in metrics.items() if value == value}

@@ -23,7 +23,6 @@ from loratory.engine.data.step_plan import EpochPlanner
 from loratory.engine.runs.history.events import EvalData, StepData
 from loratory.engine.training import faults
 from loratory.engine.training.batching.steps import (
-    PrefetchedSteps,
     StepBatch,
     StepBatches,
     StepOrder,
@@ -55,7 +54,6 @@ class SupervisedLoop(SFTTrainer):  # type: ignore[misc]
         self.hooks = hooks
         self.progress = TrainingProgress()
         self._interval = LoggedInterval()
-        self._prefetch: PrefetchedSteps | None = None
         self._merging_disabled = False  # merged passes did not fit
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
         self._planner = EpochPlanner(rows.train_lengths, setup.settings)
@@ -103,21 +101,9 @@ class SupervisedLoop(SFTTrainer):  # type: ignore[misc]
         order = StepOrder(self._planner, lambda: int(self.state.global_step) // self._planner.steps_per_epoch)
         return DataLoader(batches, batch_sampler=order, collate_fn=lambda batch: batch, generator=torch.Generator())
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Return the batches of one optimizer step; on a GPU, start to prefetch the next ones."""
-        if self._setup.prefetches:
-            if self._prefetch is None or self._prefetch.steps is not epoch_iterator:
-                self._stop_prefetching()
-                self._prefetch = PrefetchedSteps(epoch_iterator, pins=self.args.device.type == "cuda")
-            epoch_iterator = self._prefetch
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, then drop prefetched batches."""
-        try:
-            result = super().train(*args, **kwargs)
-        finally:
-            self._stop_prefetching()
+        """Train, and count the last steps."""
+        result = super().train(*args, **kwargs)
         self._count_progress()
         return result
 
@@ -141,11 +127,6 @@ class SupervisedLoop(SFTTrainer):  # type: ignore[misc]
         self.progress.trained_tokens += trained_tokens
         self.progress.tokens += tokens
         self._interval.tokens += tokens
-
-    def _stop_prefetching(self) -> None:
-        if self._prefetch is not None:
-            self._prefetch.close()
-        self._prefetch = None
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
         """Return 0: the count is not used."""

@@ -14,6 +14,7 @@ from loratory.engine.config.optimizations import LEFT_OUT, is_wanted
 from loratory.engine.config.run import AdapterConfig
 from loratory.engine.errors import ConfigError, Problem
 from loratory.engine.models.source import ModelSource
+from loratory.engine.training.distribution import is_sharded
 from loratory.engine.training.methods.base import MethodTrainer, choose_ia3_targets
 from loratory.engine.training.ops.lora_linear import fuse_lora, lora_linears
 from loratory.engine.training.ops.loss import causal_lm_of
@@ -147,9 +148,9 @@ class LoraTrainer(MethodTrainer):
 
     def step(self, model: Any) -> AbstractContextManager[None]:
         linears = lora_linears(model)
-        # Where activations are recomputed, memory is short: copies then last as long as a layer's call.
-        recomputes = getattr(causal_lm_of(model), "is_activation_checkpointing", False)
-        return nullcontext() if linears is None or recomputes else linears.step()
+        # Where activations are recomputed or weights are sharded, memory is short: copies then last as long as a layer's call.
+        is_short = getattr(causal_lm_of(model), "is_activation_checkpointing", False) or is_sharded(model)
+        return nullcontext() if linears is None or is_short else linears.step()
 
 
 class Ia3Trainer(MethodTrainer):

@@ -130,12 +130,7 @@ class DirectPreference(TrainingObjective):
 
     def run_dummy_reference(self, model: Any, batch: PassTensors) -> None:
         if not self.training.precompute_ref_log_probs:
-            self.pass_through_reference(model, batch)
-
-    def pass_through_reference(self, model: Any, batch: PassTensors) -> None:
-        """Run a pass of the reference without using the result, because other processes wait for it."""
-        with self.reference.replacing(model) as reference:
-            reference(**batch.inputs, trained_tokens=batch.trained)
+            self.reference_log_probabilities(model, batch)
 
     @property
     def _weights(self) -> dict[LossName, float]:

@@ -4,8 +4,8 @@ PEFT copies each input to the adapter's float32, multiplies in float32 and adds 
 and values each give autograd gradients to add. Here all products of a shared input are one function in the dtype of the frozen
 layers: its input is saved once, the matrices A are multiplied as one, and the gradient at the input is summed in place.
 
-Copies of A and B in the precision of products are made once for all passes of a step. 4-bit weights are written out into one
-buffer for each device, in the forward pass and again in the backward pass.
+Copies of A and B in the precision of products are made once for all passes of a step. 4-bit weights are written out in the
+forward pass and again in the backward pass.
 
 Frozen layers that are not described here (a trained bias, int8, hooks) compute their own product, to which the function adds
 the branch. What is not a plain LoRA layer with its one adapter in force, PEFT computes.
@@ -16,7 +16,7 @@ Source: Hu et al. 2021, section 4.1 (arXiv:2106.09685) for the products; Han et 
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +26,9 @@ from torch.autograd.function import once_differentiable
 from loratory.engine.config.optimizations import LEFT_OUT, is_wanted
 from loratory.engine.training.ops.products import (
     DropoutMask,
-    FrozenWeights,
     as_writable,
+    dense_weight,
+    frozen_product,
     product_dtype,
     rows_of,
     wide_product,
@@ -36,13 +37,12 @@ from loratory.engine.training.ops.products import (
 _ATTRIBUTE = "_loratory_linears"  # of a model; of a layer, its group
 
 
-@dataclass
-class _StepCopies:
-    """Copies of the trained matrices of a group that all passes of a step use, and of what they are copies."""
+class _Copies(NamedTuple):
+    """Matrices of a group in the dtype of its products, and of what they are copies."""
 
+    sources: tuple[Any, ...]  # that dtype, and address and version of each trained matrix, which others may replace
     a: torch.Tensor  # (sum of ranks, in_features), one below the other
     b: tuple[torch.Tensor, ...]  # (out_features, rank) each
-    sources: tuple[tuple[int, int], ...] = ()  # address and version of each trained matrix; none while out of date
 
 
 class _Waiting(NamedTuple):
@@ -72,8 +72,8 @@ class LinearGroup:
     """
 
     layers: tuple[Any, ...]
-    weights: FrozenWeights
-    copies: _StepCopies | None = None
+    keeps_copies: bool = False  # for the next pass of the step
+    copies: _Copies | None = None
     _waiting: _Waiting | None = None
 
     def forward(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
@@ -96,12 +96,21 @@ class LinearGroup:
     def cast_matrices(
         self, trained: Sequence[torch.Tensor], dtype: torch.dtype
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Return A and B, which `trained` has in turn, for products in `dtype`: the step's copies where there are any."""
-        copies = self.copies
-        if copies is not None and copies.sources and copies.sources == _sources(trained):
-            return copies.a, copies.b
-        parts = [matrix.detach().to(dtype) for matrix in trained]
-        return parts[0] if len(parts) == 2 else torch.cat(parts[0::2]), tuple(parts[1::2])
+        """Return A and B, which `trained` has in turn, for products in `dtype`."""
+        sources = (dtype, *((matrix.data_ptr(), matrix._version) for matrix in trained))
+        if self.copies is not None and self.copies.sources == sources:
+            return self.copies.a, self.copies.b
+        matrices = [matrix.detach() for matrix in trained]
+        upper, lower = matrices[0::2], tuple(matrices[1::2])
+        if any(matrix.dtype != dtype for matrix in matrices):
+            a = upper[0].new_empty(sum(map(len, upper)), upper[0].shape[1], dtype=dtype)
+            b = tuple(torch.empty_like(matrix, dtype=dtype) for matrix in lower)
+            torch._foreach_copy_([*a.split([*map(len, upper)]), *b], [*upper, *lower])  # one launch for all
+        else:
+            a, b = upper[0] if len(upper) == 1 else torch.cat(upper), lower
+        if self.keeps_copies:
+            self.copies = _Copies(sources, a, b)
+        return a, b
 
     def _take(self, number: int, x: torch.Tensor) -> torch.Tensor | None:
         waiting = self._waiting
@@ -145,7 +154,7 @@ class _LoraProducts(torch.autograd.Function):  # type: ignore[misc]
             hidden.addmm_(rows, a.t(), beta=0, alpha=scaling)
         outputs = []
         for base, part, own in zip(call.bases, hidden.split(ranks, 1), b, strict=True):
-            output = call.group.weights.product(x, base) if product is None else product
+            output = frozen_product(x, base) if product is None else product
             output.view(-1, output.shape[-1]).addmm_(part, own.t())
             outputs.append(output)
         if product is not None:
@@ -174,7 +183,7 @@ class _LoraProducts(torch.autograd.Function):  # type: ignore[misc]
             grad_x = torch.zeros_like(rows) if has_product else torch.empty_like(rows)
             for number, (grad, base) in enumerate(() if has_product else zip(grad_outputs, call.bases, strict=True)):
                 # Not a variable: of 4-bit weights one at a time is written out.
-                grad_x.addmm_(grad, call.group.weights.dense(base, x.dtype), beta=min(number, 1))
+                grad_x.addmm_(grad, dense_weight(base, x.dtype), beta=min(number, 1))
         if masks:
             grads_a = []
             for mask, part, own in zip(masks, grad_hidden.split(ranks, 1), a.split(ranks), strict=True):
@@ -195,60 +204,32 @@ class LoraLinears:
     """The plain LoRA layers of one model, which run as `_LoraProducts`."""
 
     groups: list[LinearGroup]
-    copies: bool = field(default_factory=lambda: is_wanted("step_copies"))
-    groups_inputs: bool = field(default_factory=lambda: is_wanted("shared_inputs"))
 
     @property
     def optimizations(self) -> dict[str, str]:
         """Return why each optimization of `loratory.engine.config.optimizations` in this module is not used, "" where it is."""
         has_groups = any(len(group.layers) > 1 for group in self.groups)
+        why_apart = "no layers have one input" if is_wanted("shared_inputs") else LEFT_OUT
         return {
             "fused_lora": "" if self.groups else "no layer has plain LoRA",
-            "shared_inputs": "" if has_groups else "no layers have one input" if self.groups_inputs else LEFT_OUT,
-            "step_copies": "" if self.copies else LEFT_OUT,
+            "shared_inputs": "" if has_groups else why_apart,
         }
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Make low-precision copies of the trained matrices, which all passes within the block use."""
-        weights = {id(group.weights): group.weights for group in self.groups}.values()
-        for frozen in weights:
-            frozen.in_step = True
+        """Keep copies of the trained matrices within the block, for all of its passes."""
+        for group in self.groups:
+            group.keeps_copies = True
         try:
-            if self.copies:
-                self._copy()
             yield
         finally:
-            for frozen in weights:
-                frozen.in_step = False
             for group in self.groups:
-                if group.copies is not None:
-                    group.copies.sources = ()
-
-    def _copy(self) -> None:
-        targets, sources = [], []
-        for group in self.groups:
-            trained = [matrix for layer in group.layers for matrix in _trained(layer)]
-            if group.copies is None:
-                group.copies = _room_for_copies(group, trained)
-            if group.copies is None:
-                continue
-            targets += group.copies.a.split([a.shape[0] for a in trained[0::2]])
-            sources += [a.detach() for a in trained[0::2]]
-            if trained[1].dtype == group.copies.a.dtype:
-                group.copies.b = tuple(b.detach() for b in trained[1::2])
-            else:
-                targets += group.copies.b
-                sources += [b.detach() for b in trained[1::2]]
-            group.copies.sources = _sources(trained)
-        for device in {target.device for target in targets}:  # one launch for many
-            pairs = [pair for pair in zip(targets, sources, strict=True) if pair[0].device == device]
-            torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
+                group.keeps_copies, group.copies = False, None
 
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Watch a pass within the block; layers that it calls one after the other with the same input become a group."""
-        if not self.groups_inputs:
+        if not is_wanted("shared_inputs"):
             yield
             return
         calls: list[tuple[Any, torch.Tensor]] = []  # holds the inputs: an address may be used again
@@ -278,7 +259,7 @@ class LoraLinears:
         for run in runs:
             if len(run) > 1 and not grouped.intersection(run):
                 grouped.update(run)
-                group = LinearGroup(tuple(run), self.groups[0].weights)
+                group = LinearGroup(tuple(run))
                 self.groups = [other for other in self.groups if not set(run).intersection(other.layers)] + [group]
                 for layer in run:
                     setattr(layer, _ATTRIBUTE, group)
@@ -290,11 +271,10 @@ def fuse_lora(model: torch.nn.Module) -> int:
     Layers with DoRA or another variant, or with a bias of the adapter's own, keep PEFT's. Which of them share an input, a pass
     within `lora_linears(model).observing()` shows.
     """
-    weights = FrozenWeights()
     groups = []
     for module in model.modules():
         if isinstance(module, LoraLayer) and _is_plain(module):
-            group = LinearGroup((module,), weights)
+            group = LinearGroup((module,))
             setattr(module, _ATTRIBUTE, group)
             # Bound to the instance, so PEFT, saving and merging see the class that they know.
             module.forward = types.MethodType(_forward, module)
@@ -373,26 +353,6 @@ def _dropout(layer: Any) -> float:
 
 def _trained(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return layer.lora_A[_adapter(layer)].weight, layer.lora_B[_adapter(layer)].weight
-
-
-def _room_for_copies(group: LinearGroup, trained: Sequence[torch.Tensor]) -> _StepCopies | None:
-    """Allocate copies of a group's matrices; None where products take the matrices as they are, or these are sharded."""
-    dtype, first = product_dtype(group.layers[0].base_layer), trained[0]
-    if dtype is None or any(type(matrix) is not torch.nn.Parameter for matrix in trained):
-        return None
-    if len(group.layers) == 1 and first.dtype == dtype:
-        return None
-    a = torch.empty(sum(a.shape[0] for a in trained[0::2]), first.shape[1], dtype=dtype, device=first.device)
-    b = tuple(
-        matrix.detach() if matrix.dtype == dtype else torch.empty_like(matrix, dtype=dtype, requires_grad=False)
-        for matrix in trained[1::2]
-    )
-    return _StepCopies(a, b)
-
-
-def _sources(trained: Sequence[torch.Tensor]) -> tuple[tuple[int, int], ...]:
-    """Return address and version of matrices: other weights may replace them within a step."""
-    return tuple((matrix.data_ptr(), matrix._version) for matrix in trained)
 
 
 def _version(x: torch.Tensor) -> int | None:

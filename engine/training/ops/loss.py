@@ -128,19 +128,18 @@ def attach_loss(
         if seeing and "pixel_values" not in arguments:
             chosen = chosen + 0.0 * sum(weight.sum() for weight in seeing).to(chosen.dtype)
         if through_logits:
-            return functional.cross_entropy(
-                chosen.float() / temperature, targets, reduction="none" if token_losses else "sum"
-            )
-        loss = loss_of_each if token_losses else summed_loss
-        return loss(chosen, targets, self.get_output_embeddings(), transform)
+            losses = functional.cross_entropy(chosen.float() / temperature, targets, reduction="none")
+        else:
+            losses = loss_of_each(chosen, targets, self.get_output_embeddings(), transform)
+        return losses if token_losses else losses.sum()
 
     causal_lm.forward = types.MethodType(forward, causal_lm)
 
 
-def summed_loss(
+def loss_of_each(
     hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, transform: LogitTransform = LogitTransform()
 ) -> torch.Tensor:
-    """Return the sum of -log p(target) over `hidden`, in nats, float32.
+    """Return -log p(target) for each position of `hidden`, (n,), in nats, float32.
 
     Args:
         hidden: Last hidden states, (n, hidden_size); `targets` are token ids, (n,).
@@ -148,29 +147,11 @@ def summed_loss(
     """
     if _is_frozen_linear(head):
         with torch.autocast(hidden.device.type, enabled=False):  # it would take the float32 sums for products
-            return _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, transform, True)
-    total = hidden.new_zeros((), dtype=torch.float32)
-    width = getattr(head, "out_features", None) or head.weight.shape[0]
-    for start, end in _chunks(hidden, width):
-        piece = (hidden[start:end], targets[start:end], head, transform, "sum")
-        if torch.is_grad_enabled():
-            total = total + checkpoint(_chunk_loss, *piece, use_reentrant=False)
-        else:
-            total = total + _chunk_loss(*piece)
-    return total
-
-
-def loss_of_each(
-    hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, transform: LogitTransform = LogitTransform()
-) -> torch.Tensor:
-    """Return -log p(target) for each position of `hidden`, (n,), in nats, float32; arguments as of `summed_loss`."""
-    if _is_frozen_linear(head):
-        with torch.autocast(hidden.device.type, enabled=False):
-            return _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, transform, False)
+            return _FrozenHeadLoss.apply(hidden, head.weight, head.bias, targets, transform)
     width = getattr(head, "out_features", None) or head.weight.shape[0]
     pieces = []
     for start, end in _chunks(hidden, width):
-        piece = (hidden[start:end], targets[start:end], head, transform, "none")
+        piece = (hidden[start:end], targets[start:end], head, transform)
         is_trained = torch.is_grad_enabled()
         pieces.append(checkpoint(_chunk_loss, *piece, use_reentrant=False) if is_trained else _chunk_loss(*piece))
     return torch.cat(pieces)
@@ -181,18 +162,13 @@ def _is_frozen_linear(head: torch.nn.Module) -> bool:
 
 
 def _chunk_loss(
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    head: torch.nn.Module,
-    transform: LogitTransform,
-    reduction: str,
+    hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, transform: LogitTransform
 ) -> torch.Tensor:
     if transform.fused:
         from loratory.engine.training.ops.triton_loss import CrossEntropy
 
-        losses = CrossEntropy.apply(head(hidden), targets, transform.scale, transform.cap)
-        return losses.sum() if reduction == "sum" else losses
-    return functional.cross_entropy(transform.apply(head(hidden).float()), targets, reduction=reduction)
+        return CrossEntropy.apply(head(hidden), targets, transform.scale, transform.cap)
+    return functional.cross_entropy(transform.apply(head(hidden).float()), targets, reduction="none")
 
 
 def _chunks(hidden: torch.Tensor, vocabulary: int, logit_bytes: int = 4) -> list[tuple[int, int]]:
@@ -213,9 +189,8 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         transform: LogitTransform,
-        sums: bool,  # else the loss of each position
     ) -> torch.Tensor:
-        total = torch.zeros(() if sums else hidden.shape[:1], dtype=torch.float32, device=hidden.device)
+        losses = torch.empty(hidden.shape[:1], dtype=torch.float32, device=hidden.device)
         wants_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if wants_gradient else None
         # In float16 the loss scale comes with the backward pass, when a gradient that is too small would be gone.
@@ -223,65 +198,46 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
         scales = hidden.new_ones((hidden.shape[0], 1), dtype=torch.float32) if needs_scales else None
         # The kernel never holds logits at 32 bits.
         for start, end in _chunks(hidden, weight.shape[0], weight.element_size() if transform.fused else 4):
+            part = slice(start, end)
+            output = functional.linear(hidden[part].to(weight.dtype), weight, bias)
             if transform.fused:
-                part = slice(start, end)
-                piece = (hidden[part], weight, bias, targets[part], transform)
-                of_chunk = (None if each is None else each[part] for each in (gradient, scales))
-                losses = _fused_chunk(piece, *of_chunk)
-                if sums:
-                    total += losses.sum()
+                from loratory.engine.training.ops import triton_loss
+
+                chunk = (output, targets[part], transform.scale, transform.cap)
+                if gradient is None:
+                    losses[part], _ = triton_loss.losses_of(*chunk)
                 else:
-                    total[part] = losses
+                    gradient_sum = None if scales is None else _FLOAT16_SUM
+                    losses[part], factors = triton_loss.losses_and_gradient_(*chunk, gradient_sum)
+                    gradient[part] = output @ weight
+                    if scales is not None:
+                        scales[part] = factors.unsqueeze(1)
+                del chunk, output  # before the logits of the next chunk come
                 continue
-            output = functional.linear(hidden[start:end].to(weight.dtype), weight, bias)
             logits = transform.apply(output.float())
-            target_columns = targets[start:end].unsqueeze(1)
+            target_columns = targets[part].unsqueeze(1)
             normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
-            if sums:
-                total += (normalizer - logits.gather(1, target_columns)).sum()
-            else:
-                total[start:end] = (normalizer - logits.gather(1, target_columns)).squeeze(1)
+            losses[part] = (normalizer - logits.gather(1, target_columns)).squeeze(1)
             if gradient is None:
                 continue
             slope = torch.exp(logits - normalizer) if transform.cap is not None else logits.sub_(normalizer).exp_()
             slope.scatter_add_(1, target_columns, slope.new_full((1, 1), -1.0).expand_as(target_columns))
             transform.apply_derivative_(slope, logits)
             if scales is not None:
-                scales[start:end] = _float16_scales(slope)
-                slope.mul_(scales[start:end])
-            gradient[start:end] = output.copy_(slope) @ weight
+                scales[part] = _float16_scales(slope)
+                slope.mul_(scales[part])
+            gradient[part] = output.copy_(slope) @ weight
         ctx.save_for_backward(gradient, scales)
-        return total
+        return losses
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradient, scales = ctx.saved_tensors
         if gradient is None:
-            return None, None, None, None, None, None
+            return None, None, None, None, None
         # In float32: 1 / tokens, rounded to the gradient's dtype, would scale every step a little wrong.
-        grad = grad.unsqueeze(1) if grad.dim() else grad
-        factor = grad if scales is None else grad / scales
-        return (gradient.float() * factor).to(gradient.dtype), None, None, None, None, None
-
-
-def _fused_chunk(
-    piece: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, LogitTransform],
-    gradient: torch.Tensor | None,  # at the hidden states, written; None where none is needed
-    scales: torch.Tensor | None,  # (n, 1), what it is multiplied by, written
-) -> torch.Tensor:
-    """Return the losses of a chunk. Its logits are gone before the next chunk's come."""
-    from loratory.engine.training.ops import triton_loss
-
-    hidden, weight, bias, targets, transform = piece
-    logits = functional.linear(hidden.to(weight.dtype), weight, bias)
-    if gradient is None:
-        return triton_loss.losses_of(logits, targets, transform.scale, transform.cap)[0]
-    gradient_sum = None if scales is None else _FLOAT16_SUM
-    losses, factors = triton_loss.losses_and_gradient_(logits, targets, transform.scale, transform.cap, gradient_sum)
-    if scales is not None:
-        scales.copy_(factors.unsqueeze(1))
-    gradient.copy_(logits @ weight)
-    return losses
+        factor = grad.unsqueeze(1) if scales is None else grad.unsqueeze(1) / scales
+        return (gradient.float() * factor).to(gradient.dtype), None, None, None, None
 
 
 def _float16_scales(slope: torch.Tensor) -> torch.Tensor:

@@ -7,62 +7,38 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from loratory.engine.config.optimizations import is_wanted
-
 # Up to so many rows bitsandbytes multiplies on a GPU without writing the weight out: `gemm_4bit`, backends/cuda/ops.py.
 _FEW_ROWS = 1536
 _LEVELS = 1 << 16  # a probability is held in 16 random bits
 
 
-class FrozenWeights:
-    """Frozen weights as matrices; those of 4 bits are written out, on CUDA within a step into one buffer for each device."""
+def dense_weight(base: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    """Return a frozen weight, (out_features, in_features), in `dtype`; one of 4 bits is written out."""
+    state = getattr(base.weight, "quant_state", None)
+    if state is None:
+        return base.weight.detach()
+    from bitsandbytes.functional import dequantize_4bit
 
-    def __init__(self) -> None:
-        self._reuses = is_wanted("weight_buffer")
-        self.in_step = False  # else a weight is written out for itself, and its memory is free afterwards
-        self._buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}  # flat, as large as the largest so far
+    return dequantize_4bit(base.weight.data.view(-1, 1), state).to(dtype)
 
-    def dense(self, base: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
-        """Return the weight, (out_features, in_features), in `dtype`; valid until the next call."""
-        state = getattr(base.weight, "quant_state", None)
-        if state is None:
-            return base.weight.detach()
-        from bitsandbytes.functional import dequantize_4bit
 
-        packed = base.weight.data.view(-1, 1)
-        if state.dtype != dtype or not self._writes_into(packed.device):
-            return dequantize_4bit(packed, state).to(dtype)
-        # Its readers are queued before its next writer, on the one stream that passes run on.
-        buffer = self._buffer(packed.device, dtype, base.in_features * base.out_features)
-        return dequantize_4bit(packed, state, out=buffer.view(state.shape))
+def frozen_product(x: torch.Tensor, base: torch.nn.Linear) -> torch.Tensor:
+    """Return `x @ W.T + bias`, (…, out_features), a tensor of its own that may be added to."""
+    state, bias = getattr(base.weight, "quant_state", None), base.bias
+    if bias is not None:
+        bias = bias.detach().to(x.dtype)
+    if state is not None and x.is_cuda and x.numel() <= _FEW_ROWS * base.in_features:
+        from bitsandbytes import matmul_4bit
 
-    def product(self, x: torch.Tensor, base: torch.nn.Linear) -> torch.Tensor:
-        """Return `x @ W.T + bias`, (…, out_features), a tensor of its own that may be added to."""
-        state, bias = getattr(base.weight, "quant_state", None), base.bias
-        if bias is not None:
-            bias = bias.detach().to(x.dtype)
-        if state is not None and x.is_cuda and x.numel() <= _FEW_ROWS * base.in_features:
-            from bitsandbytes import matmul_4bit
-
-            output = matmul_4bit(x, base.weight.data, quant_state=state, bias=bias)
-            return output.clone() if output._is_view() else output
-        output = x.new_empty(*x.shape[:-1], base.out_features)
-        flat, rows, weight = output.view(-1, base.out_features), rows_of(x), self.dense(base, x.dtype).t()
-        if bias is None:
-            torch.mm(rows, weight, out=flat)
-        else:
-            torch.addmm(bias, rows, weight, out=flat)
-        return output
-
-    def _writes_into(self, device: torch.device) -> bool:
-        """Return whether bitsandbytes takes a buffer there: `dequantize_4bit.out` has a kernel on CUDA alone."""
-        return self._reuses and self.in_step and device.type == "cuda"
-
-    def _buffer(self, device: torch.device, dtype: torch.dtype, elements: int) -> torch.Tensor:
-        known = self._buffers.get((device, dtype))
-        if known is None or known.numel() < elements:
-            known = self._buffers[device, dtype] = torch.empty(elements, device=device, dtype=dtype)
-        return known[:elements]
+        output = matmul_4bit(x, base.weight.data, quant_state=state, bias=bias)
+        return output.clone() if output._is_view() else output
+    output = x.new_empty(*x.shape[:-1], base.out_features)
+    flat, rows, weight = output.view(-1, base.out_features), rows_of(x), dense_weight(base, x.dtype).t()
+    if bias is None:
+        torch.mm(rows, weight, out=flat)
+    else:
+        torch.addmm(bias, rows, weight, out=flat)
+    return output
 
 
 def as_writable(product: torch.Tensor, base: torch.nn.Module) -> torch.Tensor:

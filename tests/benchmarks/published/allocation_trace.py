@@ -6,7 +6,7 @@ depends on the order of all requests, so here they are all simulated.
 
 from typing import NamedTuple
 
-from loratory.engine.memory.autograd.tensors import Group, Node, Storage, Value
+from loratory.engine.memory.autograd.tensors import Group, Node, Storage, Value, share
 from loratory.engine.memory.layers.decoder import embed
 from loratory.engine.memory.layers.modules import normalize
 from loratory.engine.memory.layers.step_context import StepContext
@@ -91,7 +91,9 @@ def trace_step(structure: ModelStructure, workload: PlainWorkload, targets: Adap
     tape.drop(hidden)
     r.end_forward()
     after_forward = len(tape.requests)
-    tape.backward(loss, tape.allocate(4))
+    gradient = tape.allocate(4)
+    tape.backward(loss, share(gradient))
+    tape.release(gradient)
     if workload.checkpointing:
         tape.release(arguments)
     tape.end_graph()

@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from loratory.engine.memory.persistent import (
     TensorShape,
     TrainableCount,
-    is_paged,
+    optimizer_state_bytes,
     quantized_bytes,
-    state_of_tensor,
     unquantized_width,
 )
 from loratory.engine.memory.structure import AdapterTargets, ModelStructure
@@ -201,7 +200,7 @@ def _step_optimizer(
 ) -> None:
     if is_first:
         for shape in shapes:
-            state = 0 if is_paged(shape, optimizer) else state_of_tensor(shape, optimizer)
+            state = optimizer_state_bytes([shape], optimizer).on_device
             for _ in range(2 if state else 0):
                 allocator.take(state // 2)
     if optimizer.kind == "adamw" and optimizer.foreach and not optimizer.fused:

@@ -22,7 +22,7 @@ from loratory.engine.memory.device_need import (
     cuda_context_bytes,
 )
 from loratory.engine.memory.methods.registry import count_trainable
-from loratory.engine.memory.peak import check_bounds, find_peak
+from loratory.engine.memory.peak import find_peak, require_sizes, workspace_bytes
 from loratory.engine.memory.structure import find_targets, read_structure
 from tests.benchmarks.published.caching_allocator import reserve_of_step
 from tests.benchmarks.published.gpus import is_before_ampere
@@ -134,15 +134,19 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
     structure = read_structure(shape)
     targets = find_targets(shape, workload.adapter)
     counts = count_trainable(shape, workload.adapter, targets)
-    check_bounds(shape, workload)
+    require_sizes(shape)
     step = simulate_plain_step(structure, workload, targets)
-    peak = find_peak(step, structure, workload, device.name, counts)
-    allocator = reserve_of_step(structure, workload, targets, peak.counts, peak.workspace_bytes)
-    margin = process_margin(point, device.name)
+    peak = find_peak(step, structure, workload, device, counts)
+    allocator = reserve_of_step(structure, workload, targets, counts, workspace_bytes(workload, device))
+    margin = process_margin(point, device)
     need = need_in_fixed_segments(peak.tensors, device, allocator.peak_reserved, allocator.spare_bytes, margin)
-    prediction = {"allocated": peak.allocated_bytes, "reserved": need.reserved_bytes, "process": need.expected_bytes}
+    prediction = {
+        "allocated": peak.tensors.allocated_bytes,
+        "reserved": need.reserved_bytes,
+        "process": need.expected_bytes,
+    }
     bounds = {
-        "allocated": peak.allocated_bytes,
+        "allocated": peak.tensors.allocated_bytes,
         "reserved": need.reserved_bound_bytes,
         "process": need.needed_bytes,
     }
@@ -162,7 +166,7 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
     ]
 
 
-def process_margin(point: MeasuredPoint, gpu: str) -> int:
+def process_margin(point: MeasuredPoint, gpu: Device) -> int:
     """Return what a process may hold beyond its expected context.
 
     CUDA loads kernels as they are called by itself since 12.2; before, the environment decides whether all are loaded.
@@ -171,7 +175,7 @@ def process_margin(point: MeasuredPoint, gpu: str) -> int:
     """
     if point.loads_kernels_when_called:
         return PROCESS_MARGIN
-    full = _FULL_CONTEXT_BEFORE_AMPERE if is_before_ampere(gpu) else _FULL_CONTEXT
+    full = _FULL_CONTEXT_BEFORE_AMPERE if is_before_ampere(gpu.name) else _FULL_CONTEXT
     return full - cuda_context_bytes(gpu)
 
 
@@ -185,7 +189,7 @@ def need_in_fixed_segments(
         spare_bytes: What it may hold beyond that, where libraries take and give back in another order.
         margin_bytes: What the process may hold beyond its context.
     """
-    context = cuda_context_bytes(device.name)
+    context = cuda_context_bytes(device)
     # An allocator that reaches the end of the memory returns unused segments.
     room = max(device.total_bytes, round(tensors.allocated_bytes * 1.02) + context)
     reserved = min(reserve_bytes, room - context)

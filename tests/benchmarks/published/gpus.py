@@ -9,8 +9,6 @@ import re
 from functools import cache
 from pathlib import Path
 
-from loratory.engine.memory.device_need import gpu_name_parts
-
 GIB = 2**30
 # Programs see at most this share of a size that is part of a name.
 _VISIBLE_SHARE = 0.99
@@ -40,6 +38,16 @@ def is_before_ampere(name: str) -> bool:
     """Return whether it has neither bfloat16 nor flash attention."""
     name_parts = gpu_name_parts(name)
     return not _BEFORE_AMPERE.isdisjoint(name_parts) and "ADA" not in name_parts
+
+
+def gpu_name_parts(name: str) -> frozenset[str]:
+    """Split a GPU's name into its parts, in capitals: "NVIDIA A100-SXM4-80GB" → NVIDIA, A100, SXM4, 80GB.
+
+    What is written together is taken apart: "RTX4090Ti" → RTX, 4090, TI.
+    """
+    apart = re.sub(r"NVIDIA|TESLA|GEFORCE|QUADRO|RTX|GTX", r" \g<0> ", name.upper())
+    apart = re.sub(r"(?<=\d{4})(TI|SUPER|D|LAPTOP|MOBILE)\b", r" \1", apart)
+    return frozenset(re.findall(r"[A-Z0-9]+", apart))
 
 
 @cache

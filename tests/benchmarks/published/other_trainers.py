@@ -1,14 +1,16 @@
 """Steps of other trainers than Loratory's: transformers' losses, fused kernels, caches, and reentrant checkpointing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from loratory.engine.memory.autograd.tape import Tape
-from loratory.engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, share
+from loratory.engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient, share
 from loratory.engine.memory.layers.decoder import decoder_layer, input_is_leaf
+from loratory.engine.memory.layers.feedforward import gated_product, route
 from loratory.engine.memory.layers.losses import cross_entropy, loss_of_trained_positions
+from loratory.engine.memory.layers.modules import normalize
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
 from loratory.engine.memory.methods.registry import project
 from loratory.engine.memory.phases import BytesByGroup, StepPeaks, StepRules, simulate_step
@@ -22,6 +24,9 @@ LossPath = Literal[
     "linear_fused",  # a kernel that never holds all logits (Liger, cut cross-entropy)
     "trained_positions",  # Loratory's own
 ]
+
+
+_MOST_EXPERTS_SIMULATED = 8
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class PlainWorkload(Workload):
     reentrant: bool = False  # the way of checkpointing
     keeps_cache: bool = False  # keys and values of all layers are kept in a cache although nothing reads it
 
+    @property
+    def has_quick_layers(self) -> bool:
+        """Adapted layers are PEFT's."""
+        return False
+
 
 class PlainTape(Tape):
     """Autograd with reentrant checkpointing, and as a dispatch mode sees it.
@@ -60,8 +70,8 @@ class PlainTape(Tape):
         self._sees_scratch = not is_watched
         self.reentrant = reentrant
 
-    def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
-        return super().allocate_scratch(size if self._sees_scratch else 0, group)
+    def allocate_scratch(self, size: int) -> Storage:
+        return super().allocate_scratch(size if self._sees_scratch else 0)
 
     def checkpoint(self, forward: Callable[[], Value], x: Value) -> Value:
         return self._checkpoint_reentrant(forward, x) if self.reentrant else super().checkpoint(forward, x)
@@ -107,12 +117,68 @@ def simulate_plain_step(
 
 def plain_layer(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     """Run a decoder layer, and put its keys and values into a cache."""
-    result = decoder_layer(r, x, layer)
+    if any(module.is_quantizable for module in layer.experts):
+        result = _layer_with_module_experts(r, x, layer)
+    else:
+        result = decoder_layer(r, x, layer)
     if _workload(r).keeps_cache and not r.tape.in_backward:
         cache = r.tape.value(_cache_bytes(r), 1)
         r.hold_until_forward_ends(cache)
         r.tape.drop(cache)
     return result
+
+
+@in_scope
+def _layer_with_module_experts(r: StepContext, x: Value, layer: LayerStructure) -> Value:
+    """Run a layer in which each expert is a module, as before transformers 5."""
+    tape = r.tape
+    middle = decoder_layer(r, x, replace(layer, router=None, experts=()))
+    normed = normalize(r, middle, layer.norms[1])
+    return tape.add(middle, tape.assign(normed, _module_experts(r, normed, layer)))
+
+
+@in_scope
+def _module_experts(r: StepContext, x: Value, layer: LayerStructure) -> Value:
+    """Route every token to some experts: their inputs are copies of its state, their answers are weighted and summed.
+
+    Tokens are taken to be spread evenly. More than some experts are simulated in groups, within which scratch is coarser.
+
+    Source: `MixtralSparseMoeBlock.forward`, transformers/models/mixtral/modeling_mixtral.py of transformers 4.
+    """
+    tape, shape = r.tape, r.structure.shape
+    scores = route(r, x, layer)
+    groups = min(shape.num_experts, _MOST_EXPERTS_SIMULATED)
+    rows = r.tokens * max(1, shape.num_experts_per_token) // groups
+    expert = layer.experts[: len(layer.experts) // shape.num_experts]
+    total = tape.value(x.elements, x.width)
+    for _ in range(groups):
+        answer = _run_expert(r, x, expert, rows, scores)
+        _add_at_index(r, total, answer)
+        tape.drop(answer)
+    return total
+
+
+@in_scope
+def _run_expert(r: StepContext, x: Value, expert: tuple[ModuleShape, ...], rows: int, scores: Value) -> Value:
+    tape, hidden = r.tape, r.structure.shape.hidden_size
+    output = next(module for module in expert if module.out_features == hidden)
+    expert_inputs = tape.operation((x,), rows * hidden, x.width)
+    inner = gated_product(r, expert_inputs, tuple(module for module in expert if module is not output))
+    answer = tape.assign(inner, project(r, inner, output))
+    return tape.multiply(answer, tape.view(scores, rows))
+
+
+def _add_at_index(r: StepContext, target: Value, answer: Value) -> None:
+    """`target.index_add_(…)`, in place; the answer's gradient is gathered from the target's."""
+    tape, size = r.tape, answer.size
+    needs_target = needs_gradient(target)
+
+    def backward(gradient: Storage) -> Gradients:
+        answer_gradient = tape.allocate(size)
+        return (share(gradient) if needs_target else None, answer_gradient)
+
+    if needs_gradient(answer) and tape.records_gradients:
+        target.producer = tape.node((target, answer), backward)
 
 
 def _workload(r: StepContext) -> PlainWorkload:

@@ -154,9 +154,8 @@ def _experts(prefix: str, sizes: PublishedSizes) -> Iterator[ModuleShape]:
     hidden, inner = sizes.hidden_size, sizes.moe_intermediate_size or sizes.intermediate_size
     yield _linear(f"{prefix}gate", hidden, sizes.num_experts)
     for expert in range(sizes.num_experts):
-        yield _linear(f"{prefix}experts.{expert}.w1", hidden, inner)
-        yield _linear(f"{prefix}experts.{expert}.w2", inner, hidden)
-        yield _linear(f"{prefix}experts.{expert}.w3", hidden, inner)
+        for name, rows, columns in (("w1", hidden, inner), ("w2", inner, hidden), ("w3", hidden, inner)):
+            yield replace(_linear(f"{prefix}experts.{expert}.{name}", rows, columns), kind="experts")
 
 
 def _gpt_layer(prefix: str, sizes: PublishedSizes) -> Iterator[ModuleShape]:
