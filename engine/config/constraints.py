@@ -329,33 +329,33 @@ def _set_elsewhere(config: RunConfig) -> Iterator[str]:
 
 
 @_rule("vision.min_pixels")
-def _pixels_from_more_to_less(config: RunConfig) -> str | None:
+def _pixels_from_more_to_less(config: RunConfig) -> Iterator[str]:
     least, most = config.vision.min_pixels, config.vision.max_pixels
     if least is not None and most is not None and least > most:
-        return f"it is above max_pixels ({most:,}); set at most as many."
-    return None
+        yield f"it is above max_pixels ({most:,}); set at most as many."
 
 
 @_rule("vision.tower")
-def _tower_as_the_method_cannot(config: RunConfig) -> str | None:
-    return _part_problem(config, config.vision.tower)
+def _tower_as_the_method_cannot(config: RunConfig) -> Iterator[str]:
+    yield from _part_problem(config, config.vision.tower)
 
 
 @_rule("vision.projector")
-def _projector_as_the_method_cannot(config: RunConfig) -> str | None:
-    return _part_problem(config, config.vision.projector)
+def _projector_as_the_method_cannot(config: RunConfig) -> Iterator[str]:
+    yield from _part_problem(config, config.vision.projector)
 
 
-def _part_problem(config: RunConfig, training: PartTraining) -> str | None:
-    """Return why a part that sees images cannot be trained so."""
+def _part_problem(config: RunConfig, training: PartTraining) -> Iterator[str]:
+    """Yield why a part that sees images cannot be trained so."""
     method = config.adapter.traits
     if training == "frozen":
-        return None
+        return
     if config.run.fsdp != "none":
-        return "FSDP2 cannot divide it, as some passes have no images; set frozen, or one copy per GPU (fsdp none)."
-    if method.trains_all:
-        return "full fine-tuning has no adapter; set full, or frozen." if training == "lora" else None
-    return None if method.adapts_layers else f"{method.label} adapts no layers; set frozen, or choose LoRA."
+        yield "FSDP2 cannot divide it, as some passes have no images; set frozen, or one copy per GPU (fsdp none)."
+    elif method.trains_all and training == "lora":
+        yield "full fine-tuning has no adapter; set full, or frozen."
+    elif not method.trains_all and not method.adapts_layers:
+        yield f"{method.label} adapts no layers; set frozen, or choose LoRA."
 
 
 def constraint_problems(config: RunConfig) -> list[Problem]:
