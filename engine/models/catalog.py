@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, JsonValue, TypeAdapter, computed_field
 
+from loratory.engine.models.families.registry import family_of
+
 
 class CatalogEntry(BaseModel, frozen=True, extra="forbid"):
     """One model of the catalogue; what is not known for certain is left out."""
@@ -85,9 +87,9 @@ def is_known_model_type(model_type: str) -> bool:
 
 
 def is_causal_lm(model_type: str) -> bool:
-    """Return whether transformers can build a causal language model of this `model_type`; True where that cannot be found out."""
+    """Return whether transformers can build a model that writes text of this `model_type`; True where that cannot be found out."""
     types = _table("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
-    return not types or model_type in types
+    return not types or model_type in types or family_of({"model_type": model_type}) is not None
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from loratory.engine.models.shape import ModelShape
 from loratory.engine.models.source import find_model, resolve_model
 from loratory.engine.paths import LoratoryHome
 
-_INVENTORY_VERSION = 4  # raise it when engine/inspector/worker/inventory.py reads the same architecture differently
+_INVENTORY_VERSION = 5  # raise it when engine/inspector/worker/inventory.py reads the same architecture differently
 
 SHIPPED = Path(__file__).with_name("inventories.zip")
 

@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel
 
 from loratory.engine.models.catalog import CatalogEntry
+from loratory.engine.models.families.base import ImagePart
 
 # How single projections of experts were called before transformers stacked them, and the router. PEFT takes these names to
 # mean the stacks, whose adapters it multiplies out to the size of all experts at each pass; see docs/design/decisions.md.
@@ -30,6 +31,7 @@ class ModuleShape:
     has_bias: bool = False
     tied_to: str | None = None  # name of the module whose weight it shares
     is_output_head: bool = False
+    part: ImagePart | None = None  # of what sees images; None in the language model and its head
     is_quantizable: bool = False  # whether bitsandbytes replaces it; experts held as bare parameters stay as they are
     bare_parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # their shapes; of no known layer
 
@@ -93,13 +95,14 @@ class ModelShape(BaseModel, frozen=True):
         return tuple(dict.fromkeys(module.name.rsplit(".", 1)[-1] for module in self.all_linear()))
 
     def all_linear(self) -> tuple[ModuleShape, ...]:
-        """Return every linear layer but the output head; with stacked experts, without those that PEFT takes for them."""
+        """Return every linear layer of the language model; with stacked experts, without those that PEFT takes for them."""
         excluded = EXPERT_PROJECTIONS if self.has_stacked_experts else frozenset()
         return tuple(
             module
             for module in self.modules
             if module.kind in ("linear", "conv1d")
             and not module.is_output_head
+            and module.part is None
             and module.name.rsplit(".", 1)[-1] not in excluded
         )
 

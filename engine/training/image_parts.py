@@ -4,13 +4,13 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from loratory.engine.config.vision import PartTraining, VisionConfig
-from loratory.engine.models.families.base import ImageFamily
+from loratory.engine.models.families.base import ImageFamily, is_within
 from loratory.engine.models.families.registry import family_of
 
 _ATTRIBUTE = "_loratory_image_parts"  # of a model
@@ -28,27 +28,14 @@ class ImageParts:
         setattr(base, _ATTRIBUTE, self)
 
     @property
-    def projectors(self) -> tuple[str, ...]:
-        """Paths of the modules that turn what the tower sees into tokens; in some families within the tower."""
-        return (self.family.projector, *self.family.more_projectors)
-
-    @property
     def outside_language_model(self) -> list[str]:
         """Paths of the modules that see images."""
-        return [self.family.tower, *self.projectors]
+        return [self.family.tower, *self.family.projectors]
 
     def training_of(self, name: str) -> PartTraining | None:
         """Return how the part is trained that a module or weight of the base is in; None in the language model and its head."""
-        part = self.part_of(name)
+        part = self.family.part_of(name)
         return None if part is None else self.vision.tower if part == "tower" else self.vision.projector
-
-    def part_of(self, name: str) -> Literal["tower", "projector"] | None:
-        """Return the part that a module or weight of the base is in; None in the language model and its head."""
-        root = self.family.language_model.rpartition(".")[0]
-        if not _is_within(name, [root]) or _is_within(name, [self.family.language_model]):
-            return None
-        in_tower = _is_within(name, [self.family.tower]) and not _is_within(name, self.projectors)
-        return "tower" if in_tower else "projector"
 
     def is_adapted(self, name: str) -> bool:
         """Return whether the adapter goes to a module of the base."""
@@ -57,7 +44,7 @@ class ImageParts:
     def saved_modules(self, model: Any) -> list[str]:
         """Return the largest modules of which every weight is trained by itself."""
         tower = self._tower_modules(model) if self.vision.tower == "full" else []
-        projectors = [name for path in self.projectors for name in _modules(model, path, ())]
+        projectors = [name for path in self.family.projectors for name in _modules(model, path, ())]
         return tower + (projectors if self.vision.projector == "full" else [])
 
     def freeze(self, base: Any) -> None:
@@ -65,7 +52,7 @@ class ImageParts:
         frozen = self._tower_modules(base) if self.vision.tower == "frozen" else []
         without_gradient = set(frozen)
         if self.vision.projector == "frozen":
-            projectors = [name for path in self.projectors for name in _modules(base, path, ())]
+            projectors = [name for path in self.family.projectors for name in _modules(base, path, ())]
             frozen += projectors
             if self.vision.tower == "frozen":
                 without_gradient.update(projectors)
@@ -76,12 +63,12 @@ class ImageParts:
                 module.forward = torch.no_grad()(module.forward)
 
     def _tower_modules(self, model: Any) -> list[str]:
-        return _modules(model, self.family.tower, self.projectors)
+        return _modules(model, self.family.tower, self.family.projectors)
 
     def target_expression(self, names: Sequence[str], available: Sequence[str]) -> str | list[str]:
         """Return PEFT's `target_modules` for full names among the available ones: an expression where it has just these."""
         parts = [self.family.language_model, *self.outside_language_model]
-        targets = [part for part in parts if any(_is_within(name, [part]) for name in names)]
+        targets = [part for part in parts if any(is_within(name, [part]) for name in names)]
         endings = sorted({name.rpartition(".")[2] for name in names})
         others = "".join(rf"(?!{re.escape(part)}\.)" for part in parts if part not in targets)
         expression = (
@@ -122,14 +109,10 @@ def _modules(model: Any, path: str, excluded: Sequence[str]) -> list[str]:
     module = model.get_submodule(path)
     if path in excluded or next(module.parameters(), None) is None:
         return []
-    has_excluded = any(_is_within(other, [path]) for other in excluded)
+    has_excluded = any(is_within(other, [path]) for other in excluded)
     if not has_excluded and not isinstance(module, torch.nn.ModuleList):
         return [path]
     return [name for child, _ in module.named_children() for name in _modules(model, f"{path}.{child}", excluded)]
-
-
-def _is_within(name: str, paths: Sequence[str]) -> bool:
-    return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 def _stay_in_evaluation(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:  # noqa: ARG001

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 from torch import nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import DynamicLayer
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +29,8 @@ from loratory.engine.errors import ModelError, ModelLimitError
 from loratory.engine.hardware.libraries import note_architectures
 from loratory.engine.inspector.worker.architecture import build_config, read_attention, read_shape
 from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.families.base import ImageFamily
+from loratory.engine.models.families.registry import family_of
 from loratory.engine.models.inventory_cache import architecture_values, cached_inventory, remember_inventory
 from loratory.engine.models.shape import ModelShape, ModuleKind, ModuleShape
 from loratory.engine.paths import LoratoryHome
@@ -78,7 +86,8 @@ def _inventory_of(values: Mapping[str, JsonValue]) -> ModelShape:
     config = build_config(values)
     shape = read_shape(config)
     model = _build(config)
-    modules = tuple(_list_modules(model, shape))
+    family = family_of(values)
+    modules = tuple(_list_modules(model, shape, family))
     gated = _has_gate(modules, shape)
     facts: dict[str, Any] = {
         "architecture": type(model).__name__,
@@ -100,7 +109,8 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         # Nothing is drawn for weights that hold no numbers, which would take two fifths of the time.
         with torch.device("meta"), no_init_weights():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            kind = AutoModelForCausalLM if family_of(config.to_dict()) is None else AutoModelForImageTextToText
+            model: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
         model.tie_weights(recompute_mapping=False)
     except (TimeLimitError, MemoryError):
         raise
@@ -114,7 +124,7 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def _list_modules(model: PreTrainedModel, shape: ModelShape) -> Iterator[ModuleShape]:
+def _list_modules(model: PreTrainedModel, shape: ModelShape, family: ImageFamily | None) -> Iterator[ModuleShape]:
     """Yield every module that owns parameters, and every norm, in order of registration: as `named_modules` goes."""
     head, unquantized = model.get_output_embeddings(), get_keys_to_not_convert(model)
     owners: dict[int, str] = {}  # id of a parameter → the module that had it first
@@ -124,6 +134,7 @@ def _list_modules(model: PreTrainedModel, shape: ModelShape) -> Iterator[ModuleS
             continue
         new = [parameter for parameter in own.values() if owners.setdefault(id(parameter), name) == name]
         kind, in_features, out_features = _kind_and_features(module, own, shape)
+        part = None if family is None else family.part_of(name)
         is_bare = kind in ("experts", "router", "other")
         yield ModuleShape(
             name=name,
@@ -136,8 +147,10 @@ def _list_modules(model: PreTrainedModel, shape: ModelShape) -> Iterator[ModuleS
             bare_parameters={key: tuple(parameter.shape) for key, parameter in own.items()} if is_bare else {},
             tied_to=next((owners[id(parameter)] for parameter in own.values() if owners[id(parameter)] != name), None),
             is_output_head=module is head,
+            part=part,
             # As transformers/integrations/bitsandbytes.py, replace_with_bnb_linear.
-            is_quantizable=(isinstance(module, Conv1D) or type(module) is nn.Linear)
+            is_quantizable=part is None
+            and (isinstance(module, Conv1D) or type(module) is nn.Linear)
             and bool(should_convert_module(name, unquantized)),
         )
 

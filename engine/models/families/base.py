@@ -1,9 +1,11 @@
 """What is to be known of a family of vision-language models, without loading one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 PixelSetting = Literal["min_pixels", "max_pixels", "do_image_splitting"]
+ImagePart = Literal["tower", "projector"]
 
 
 class PixelBudget(Protocol):
@@ -34,6 +36,19 @@ class ImageFamily:
     more_projectors: tuple[str, ...] = ()
     takes_virtual_tokens: bool = False
 
+    @property
+    def projectors(self) -> tuple[str, ...]:
+        """Paths of the modules that turn what the tower sees into tokens."""
+        return (self.projector, *self.more_projectors)
+
+    def part_of(self, name: str) -> ImagePart | None:
+        """Return the part that a module or weight of the model is in; None in the language model and its head."""
+        root = self.language_model.rpartition(".")[0]
+        if not is_within(name, [root]) or is_within(name, [self.language_model]):
+            return None
+        in_tower = is_within(name, [self.tower]) and not is_within(name, self.projectors)
+        return "tower" if in_tower else "projector"
+
 
 class Tiles(NamedTuple):
     """How an image is cut: its size after resizing, in rows and columns of tiles."""
@@ -43,3 +58,8 @@ class Tiles(NamedTuple):
     rows: int
     columns: int
     has_overview: bool  # whether the whole image, made smaller, comes with the tiles
+
+
+def is_within(name: str, paths: Sequence[str]) -> bool:
+    """Return whether a name is one of the paths of modules, or below one."""
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
