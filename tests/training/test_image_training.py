@@ -54,7 +54,7 @@ def part_weights(model, part):
     """Return the weights of the base that are in a part: tower, projector, or language for the rest."""
     base = causal_lm_of(model)
     parts = image_parts_of(base)
-    return {name: p for name, p in base.named_parameters() if (parts.part_of(name) or "language") == part}
+    return {name: p for name, p in base.named_parameters() if (parts.family.part_of(name) or "language") == part}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
