@@ -84,6 +84,10 @@ class RowLengths(_Part):
     kind: RowKind = "answers"
     shared: tuple[int, ...] = ()  # tokens that both sequences of each row begin with; none where they are not known
     longest_prompt: int = 0  # of what is answered, at most; 0 where that is not known
+    pixels: tuple[
+        int, ...
+    ] = ()  # of the images of each sequence, as the model sees them; none where no row has an image
+    largest_image: int = 0  # pixels
 
     @property
     def longest(self) -> int:

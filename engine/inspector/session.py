@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from loratory.engine.config.run import DatasetConfig, ModelConfig
-from loratory.engine.config.vision import VisionConfig
+from loratory.engine.config.vision import MODELS_OWN, VisionConfig
 from loratory.engine.data import contract
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.hub import reads_from_hub
@@ -67,7 +67,6 @@ class InspectorSlots:
     hub: ProcessSlots = field(default_factory=lambda: ProcessSlots(4))
 
 
-_MODELS_OWN = VisionConfig()  # sizes of images
 _IDLE_SECONDS = 600.0
 _IDLE_SECONDS_IN_LAB = 180.0
 _WAITS_SECONDS = 60.0  # for a slot
@@ -186,7 +185,7 @@ class Inspector:
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
         edit: JsonObject | None = None,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
     ) -> contract.DatasetPage:
         """Return rows of a dataset, as conversations and, with a model, as the tokens that training will see.
 
@@ -244,7 +243,7 @@ class Inspector:
         max_length: int | None = None,
         *,
         seed: int = 42,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
         on_progress: Callable[[contract.CheckProgress], None] | None = None,
     ) -> contract.DatasetReport:
         """Check every row in one pass; a report that is known already is returned at once.
@@ -274,7 +273,7 @@ class Inspector:
         *,
         seed: int,
         count: int = 200,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
     ) -> contract.HeldOutRows:
         """Return which rows a run with these settings keeps back from training; one pass over the data.
 
@@ -296,7 +295,7 @@ class Inspector:
         max_length: int | None = None,
         *,
         row: int,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
     ) -> tuple[RenderedSequence, ...]:
         """Return the training sequences of one row: one, or several where the template rewrites earlier turns.
 

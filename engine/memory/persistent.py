@@ -154,7 +154,10 @@ def _loading_bytes(structure: ModelStructure, workload: Workload, loaded: int) -
 def gradient_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
     """Return the bytes of all gradients: each as wide as its weight."""
     if not workload.trains_adapter:
-        return sum(weight_bytes(structure.shape.modules, workload))
+        kept = (
+            module for module in structure.shape.modules if workload.vision.training_of(module.part) in (None, "full")
+        )
+        return sum(weight_bytes(kept, workload))
     biases = counts.trainable - counts.adapter
     return counts.adapter * workload.precision.adapter + biases * workload.precision.norms
 

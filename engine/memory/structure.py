@@ -1,5 +1,6 @@
 """A decoder's layers and the role of each module in them, and the modules that an adapter changes, as PEFT picks them."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -7,7 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from loratory.engine.config.run import AdapterConfig
+from loratory.engine.config.vision import MODELS_OWN, VisionConfig
 from loratory.engine.errors import ConfigError, MemoryUnknownError, Problem, shorten
+from loratory.engine.models.families.registry import family_of
 from loratory.engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape, PatternError, PatternMatcher
 
 ALL_LINEAR = "all-linear"
@@ -17,6 +20,8 @@ _ATTENTION = re.compile(r"(^|\.)[a-z_]*(attn|attention)[a-z_0-9]*(\.|$)", re.IGN
 _ATTENTION_OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out", "proj")
 _MLP_OUTPUT = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "wo", "out_proj", "output_linear")
 _PRODUCTS = ("linear", "conv1d")
+_MATRIX = 2  # dimensions
+_TOWER_HEAD = 64  # features of one head, where those of towers have 64 to 80
 _MAY_TRAIN = "Train it without an estimate: what a run takes is shown while it trains."
 _PARALLEL_TYPES = frozenset({"gpt_neox", "gptj", "codegen", "falcon", "phi", "cohere", "cohere2", "gpt_neox_japanese"})
 
@@ -56,6 +61,42 @@ class LayerStructure:
 
 
 @dataclass(frozen=True)
+class Tower:
+    """What sees images: layers over patches, and what turns their output into tokens of the language model."""
+
+    structure: "ModelStructure"  # of the tower alone, whose layers are like a decoder's
+    patch: ModuleShape  # makes a hidden state of the pixels of a patch
+    projector: tuple[ModuleShape, ...]
+    pads_images: bool  # a 64-bit number for each pixel shows where an image is, and what is padded is left out
+
+    @property
+    def patch_pixels(self) -> int:
+        return math.prod(self.patch.bare_parameters["weight"][-2:])
+
+    @property
+    def patch_elements(self) -> int:
+        """Numbers of one patch: of three colors, and in some families of two frames."""
+        return math.prod(self.patch.bare_parameters["weight"][1:])
+
+    @property
+    def patches_per_token(self) -> int:
+        """Patches that become one token, by the projector's input; Gemma 3 has none, and makes 256 tokens of each image."""
+        inputs = [module.in_features for module in self.projector if module.kind in _PRODUCTS]
+        return max(1, max(inputs) // self.structure.shape.hidden_size if inputs else self.patches_at_once // 256)
+
+    @property
+    def patches_at_once(self) -> int:
+        """Patches that attend to one another; 0 where that depends on the image."""
+        is_fixed = not self.structure.shape.rotary
+        return next((module.in_features for module in self.structure.embeddings if is_fixed), 0)
+
+    def pixel_bytes(self, pixels: int) -> int:
+        """Return the bytes of images as the processor makes them, at 32 bits."""
+        patches = pixels // self.patch_pixels
+        return patches * (self.patch_elements * 4 + (self.patch_pixels * 8 if self.pads_images else 0))
+
+
+@dataclass(frozen=True)
 class ModelStructure:
     """The whole decoder: layer kinds, and what comes before and after the layers."""
 
@@ -65,6 +106,7 @@ class ModelStructure:
     final_norms: tuple[ModuleShape, ...]
     head: ModuleShape | None
     parallel: bool  # attention and feed-forward read the same input
+    tower: Tower | None = None  # of a model that takes images
 
     @property
     def num_layers(self) -> int:
@@ -97,6 +139,46 @@ def read_structure(shape: ModelShape) -> ModelStructure:
         final_norms=tuple(_with_size(m, shape.hidden_size) for m in outside if m.kind == "norm"),
         head=next((m for m in outside if m.is_output_head), None),
         parallel=shape.model_type in _PARALLEL_TYPES or norms == {1},
+        tower=read_tower(shape),
+    )
+
+
+def read_tower(shape: ModelShape) -> Tower | None:
+    """Return the parts that see images; None where a model has none, or not on this device.
+
+    Raises:
+        MemoryUnknownError: If they are not layers over patches.
+    """
+    modules = tuple(replace(module, part=None) for module in shape.modules if module.part == "tower")
+    if not modules:
+        return None
+    patch = next((module for module in modules if len(module.bare_parameters.get("weight", ())) > _MATRIX), None)
+    if patch is None:
+        what = f"What sees images in {shape.architecture} has no product over patches."
+        raise MemoryUnknownError(what, _MAY_TRAIN)
+    family, hidden = family_of({"model_type": shape.model_type}), patch.bare_parameters["weight"][0]
+    heads = hidden // _TOWER_HEAD if hidden % _TOWER_HEAD == 0 else 1
+    own = ModelShape(
+        architecture=shape.architecture,
+        model_type="",
+        num_parameters=0,
+        hidden_size=hidden,
+        num_hidden_layers=0,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=hidden // heads,
+        intermediate_size=0,
+        vocab_size=0,
+        hidden_act="gelu",
+        gated_mlp=any(module.name.endswith("gate_proj") for module in modules),
+        rotary=family is not None and family.rotates,
+        modules=modules,
+    )
+    return Tower(
+        structure=read_structure(own),
+        patch=patch,
+        projector=tuple(module for module in shape.modules if module.part == "projector"),
+        pads_images=family is not None and "pixel_attention_mask" in family.image_inputs,
     )
 
 
@@ -115,6 +197,8 @@ def _group_by_layer(shape: ModelShape) -> tuple[dict[str, _Members], list[Module
     by_layer: dict[str, _Members] = {}
     outside: list[ModuleShape] = []
     for module in shape.modules:
+        if module.part is not None:
+            continue
         match = _LAYER.match(module.name)
         if match is None:
             outside.append(module)
@@ -136,7 +220,7 @@ def _require_sizes(shape: ModelShape, members: _Members) -> None:
 def _of_decoder(by_layer: dict[str, _Members], shape: ModelShape) -> dict[str, _Members]:
     """Select the layers of the language model: those that are as many as it has, or else have the most parameters.
 
-    Towers for pictures and sound are always there and never run on text.
+    Towers for sound are always there and never run on text.
     """
     stacks: dict[str, dict[str, _Members]] = {}
     for prefix, members in by_layer.items():
@@ -223,8 +307,8 @@ class AdapterTargets:
         return frozenset(module.name for module in self.modules)
 
 
-def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
-    """List the modules that `adapter` changes in a model of this shape.
+def find_targets(shape: ModelShape, adapter: AdapterConfig, vision: VisionConfig = MODELS_OWN) -> AdapterTargets:
+    """List the modules that `adapter` changes in a model of this shape, and those that are trained in full with it.
 
     Raises:
         ConfigError: If no module matches, or the regular expression is broken or takes too long.
@@ -234,16 +318,25 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
     if not adapter.traits.adapts_layers:
         return AdapterTargets(modules=())
     _refuse_unknown_saved(shape, adapter.modules_to_save)
-    saved = tuple(module for module in shape.modules if _is_saved_in_full(module.name, adapter.modules_to_save))
+    saved = tuple(
+        module
+        for module in shape.modules
+        if vision.training_of(module.part) == "full"
+        or (module.part is None and _is_saved_in_full(module.name, adapter.modules_to_save))
+    )
     saved_names = {module.name for module in saved}
     adaptable = [
         module
         for module in shape.modules
-        if module.name not in saved_names and module.kind in _ADAPTABLE and module.in_features > 0
+        if module.name not in saved_names
+        and module.kind in _ADAPTABLE
+        and module.in_features > 0
+        and vision.training_of(module.part) in (None, "lora")
     ]
     patterns = adapter.target_modules
     if patterns == ALL_LINEAR:
-        modules = tuple(module for module in shape.all_linear() if module.name not in saved_names)
+        in_parts = (module for module in adaptable if module.part is not None and module.kind in _PRODUCTS)
+        modules = tuple(module for module in (*in_parts, *shape.all_linear()) if module.name not in saved_names)
     elif isinstance(patterns, str):
         matched = set(match_pattern(patterns, [module.name for module in adaptable]))
         modules = tuple(module for module in adaptable if module.name in matched)
