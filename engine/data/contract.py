@@ -93,6 +93,17 @@ class RowLengths(_Part):
     def longest(self) -> int:
         return max(self.tokens)
 
+    def with_largest_image(self, pixels: int, pixels_per_token: int) -> Self:
+        """Return about these rows with smaller images: the largest of so many pixels, the rest in proportion."""
+        share = 1 - pixels / self.largest_image
+        saved = [round(own * share) for own in self.pixels]
+        changes: dict[str, Any] = {
+            "tokens": tuple(own - less // pixels_per_token for own, less in zip(self.tokens, saved, strict=True)),
+            "pixels": tuple(own - less for own, less in zip(self.pixels, saved, strict=True)),
+            "largest_image": pixels,
+        }
+        return self.model_copy(update=changes)
+
     def cut_rows(self, max_length: int) -> int:
         """Return how many of `count` rows are cut at this length, in proportion where the lengths are a draw."""
         tokens, each = self.tokens, self.per_row

@@ -196,14 +196,14 @@ IMAGE_CELLS = (
 
 def draw_pictures(folder: Path, rows: int = 80) -> Path:
     """Write rows of questions on one or two random images each, and answers to them."""
-    draw, words = random.Random(0), "red green blue left right above below one two three circle square".split()
+    draw, vocabulary = random.Random(0), "red green blue left right above below one two three circle square".split()
     with (folder / "rows.jsonl").open("w") as file:
         for number in range(rows):
             names = [f"{number}-{index}.png" for index in range(draw.randint(1, 2))]
             for name in names:
                 image = random_image(draw, 64)
                 image.resize((draw.randint(100, 400), draw.randint(100, 400))).save(folder / name)
-            question, answer = (" ".join(draw.choices(words, k=draw.randint(6, 40))) for _ in range(2))
+            question, answer = (" ".join(draw.choices(vocabulary, k=draw.randint(6, 40))) for _ in range(2))
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": turns, "images": names}) + "\n")
     return folder / "rows.jsonl"

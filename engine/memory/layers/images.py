@@ -25,13 +25,13 @@ _FROZEN, _FULL = AdapterConfig(), AdapterConfig(method="none")
 @in_scope
 def with_images(r: StepContext, x: Value, tower: Tower) -> Value:
     """Return the hidden states of tokens with what images become in their places; both are kept to the end of the forward pass."""
-    tape, vision, recorded = r.tape, r.workload.vision, r.tape.records_gradients
+    tape, vision = r.tape, r.workload.vision
     tape.records_gradients = vision.tower != "frozen"
-    seen = _see(_context(r, tower, vision.tower), tower)
-    tape.records_gradients = recorded and vision.trains_part
-    features = _as_tokens(_context(r, tower, vision.projector), tower, seen, r.structure.shape.hidden_size)
-    tape.records_gradients = recorded
-    for value in (seen, features):
+    states = _see(_context(r, tower, vision.tower), tower)
+    tape.records_gradients = vision.trains_part
+    features = _as_tokens(_context(r, tower, vision.projector), tower, states, r.structure.shape.hidden_size)
+    tape.records_gradients = True
+    for value in (states, features):
         r.hold_until_forward_ends(value)
     places = tape.value(r.tokens, 1)
     return tape.operation((x, features), x.elements, x.width, saved=(places,))
@@ -81,10 +81,10 @@ def _see(r: StepContext, tower: Tower) -> Value:
 
 
 @in_scope
-def _as_tokens(r: StepContext, tower: Tower, seen: Value, hidden_size: int) -> Value:
-    """Run the products of the projector in turn; each that answers in the size of tokens begins again with what was seen."""
+def _as_tokens(r: StepContext, tower: Tower, states: Value, hidden_size: int) -> Value:
+    """Run the products of the projector in turn; each that answers in the size of tokens begins again with the hidden states of patches."""
     tape, tokens = r.tape, max(1, r.tokens // tower.patches_per_token)
-    features, present = list[Value](), tape.alias(seen)
+    features, present = list[Value](), tape.alias(states)
     for module in tower.projector:
         if module.kind != "linear":
             continue
@@ -93,7 +93,7 @@ def _as_tokens(r: StepContext, tower: Tower, seen: Value, hidden_size: int) -> V
         present = project(r, present, module)
         if module.out_features == hidden_size:
             features.append(present)
-            present = tape.alias(seen)
+            present = tape.alias(states)
         else:
             present = tape.pointwise(present)
     if not features:
