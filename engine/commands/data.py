@@ -14,7 +14,7 @@ from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.run import DatasetConfig, ModelConfig
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.config.vision import VisionConfig
-from loratory.engine.data.contract import CheckProgress, DataRequest, DatasetReport, RowProblem
+from loratory.engine.data.contract import CheckProgress, DatasetReport, RowProblem
 from loratory.engine.data.records import row_label
 from loratory.engine.data.render.tokenize import IGNORED_LABEL
 from loratory.engine.data.source import SourceOptions
@@ -66,13 +66,8 @@ def inspect(
     home = LoratoryHome.from_environment()
     config = dataset_config(data, settings)
     name = (model or (DEMO_MODEL_ID if is_demo_prepared(home) else None)) if tokens else None
-    request = DataRequest(
-        dataset=config,
-        model=section_from_mapping(ModelConfig, {"id": name}) if name else None,
-        vision=section_from_mapping(VisionConfig, sizes),
-        max_length=max_length,
-    )
-    report = _check(request, home)
+    counting = section_from_mapping(ModelConfig, {"id": name}) if name else None
+    report = _check(config, counting, section_from_mapping(VisionConfig, sizes), max_length, home)
     # What the estimate needs of each row is too long to read.
     print_result(report.model_copy(update={"row_lengths": None}), report_text(report), as_json=as_json)
 
@@ -142,18 +137,18 @@ def dataset_config(data: str, settings: dict[str, Any]) -> DatasetConfig:
     return section_from_mapping(DatasetConfig, {**settings, "source": data})
 
 
-def _check(request: DataRequest, home: LoratoryHome) -> DatasetReport:
+def _check(
+    config: DatasetConfig, model: ModelConfig | None, vision: VisionConfig, max_length: int | None, home: LoratoryHome
+) -> DatasetReport:
     """Check in this process where no tokenizer is needed, else in the one that has them."""
     from loratory.engine.data.passes.check import check_steps, finish
 
-    config, model, seed = request.dataset, request.model, TrainingConfig().seed
+    seed = TrainingConfig().seed
     with ProgressLine() as line:
         show = partial(_show, line)
         if model is not None:
             with contextlib.closing(Inspector(home)) as inspector:
-                return inspector.check(
-                    config, model, request.max_length, seed=seed, vision=request.vision, on_progress=show
-                )
+                return inspector.check(config, model, max_length, seed=seed, vision=vision, on_progress=show)
         return finish(check_steps(config, SourceOptions(home=home), seed=seed), show)
 
 

@@ -1,6 +1,5 @@
 """A decoder's layers and the role of each module in them, and the modules that an adapter changes, as PEFT picks them."""
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,7 @@ from functools import cached_property
 from loratory.engine.config.run import AdapterConfig
 from loratory.engine.config.vision import MODELS_OWN, VisionConfig
 from loratory.engine.errors import ConfigError, MemoryUnknownError, Problem, shorten
-from loratory.engine.models.families.registry import family_of
+from loratory.engine.memory.tower import Tower, read_tower
 from loratory.engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape, PatternError, PatternMatcher
 
 ALL_LINEAR = "all-linear"
@@ -20,8 +19,6 @@ _ATTENTION = re.compile(r"(^|\.)[a-z_]*(attn|attention)[a-z_0-9]*(\.|$)", re.IGN
 _ATTENTION_OUTPUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out", "proj")
 _MLP_OUTPUT = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "fc_out", "w2", "wo", "out_proj", "output_linear")
 _PRODUCTS = ("linear", "conv1d")
-_MATRIX = 2  # dimensions
-_TOWER_HEAD = 64  # features of one head, where those of towers have 64 to 80
 _MAY_TRAIN = "Train it without an estimate: what a run takes is shown while it trains."
 _PARALLEL_TYPES = frozenset({"gpt_neox", "gptj", "codegen", "falcon", "phi", "cohere", "cohere2", "gpt_neox_japanese"})
 
@@ -58,42 +55,6 @@ class LayerStructure:
         outputs = [m for m in (self.attention_output, self.mlp_output, self.router) if m is not None]
         products = (*self.attention_inputs, *self.mlp_inputs, *outputs)
         return (*products, *self.norms, *self.head_norms, *self.experts, *self.others)
-
-
-@dataclass(frozen=True)
-class Tower:
-    """What sees images: layers over patches, and what turns their output into tokens of the language model."""
-
-    structure: "ModelStructure"  # of the tower alone, whose layers are like a decoder's
-    patch: ModuleShape  # makes a hidden state of the pixels of a patch
-    projector: tuple[ModuleShape, ...]
-    pads_images: bool  # a 64-bit number for each pixel shows where an image is, and what is padded is left out
-
-    @property
-    def patch_pixels(self) -> int:
-        return math.prod(self.patch.bare_parameters["weight"][-2:])
-
-    @property
-    def patch_elements(self) -> int:
-        """Numbers of one patch: of three colors, and in some families of two frames."""
-        return math.prod(self.patch.bare_parameters["weight"][1:])
-
-    @property
-    def patches_per_token(self) -> int:
-        """Patches that become one token, by the projector's input; Gemma 3 has none, and makes 256 tokens of each image."""
-        inputs = [module.in_features for module in self.projector if module.kind in _PRODUCTS]
-        return max(1, max(inputs) // self.structure.shape.hidden_size if inputs else self.patches_at_once // 256)
-
-    @property
-    def patches_at_once(self) -> int:
-        """Patches that attend to one another; 0 where that depends on the image."""
-        is_fixed = not self.structure.shape.rotary
-        return next((module.in_features for module in self.structure.embeddings if is_fixed), 0)
-
-    def pixel_bytes(self, pixels: int) -> int:
-        """Return the bytes of images as the processor makes them, at 32 bits."""
-        patches = pixels // self.patch_pixels
-        return patches * (self.patch_elements * 4 + (self.patch_pixels * 8 if self.pads_images else 0))
 
 
 @dataclass(frozen=True)
@@ -140,45 +101,6 @@ def read_structure(shape: ModelShape) -> ModelStructure:
         head=next((m for m in outside if m.is_output_head), None),
         parallel=shape.model_type in _PARALLEL_TYPES or norms == {1},
         tower=read_tower(shape),
-    )
-
-
-def read_tower(shape: ModelShape) -> Tower | None:
-    """Return the parts that see images; None where a model has none, or not on this device.
-
-    Raises:
-        MemoryUnknownError: If they are not layers over patches.
-    """
-    modules = tuple(replace(module, part=None) for module in shape.modules if module.part == "tower")
-    if not modules:
-        return None
-    patch = next((module for module in modules if len(module.bare_parameters.get("weight", ())) > _MATRIX), None)
-    if patch is None:
-        what = f"What sees images in {shape.architecture} has no product over patches."
-        raise MemoryUnknownError(what, _MAY_TRAIN)
-    family, hidden = family_of({"model_type": shape.model_type}), patch.bare_parameters["weight"][0]
-    heads = hidden // _TOWER_HEAD if hidden % _TOWER_HEAD == 0 else 1
-    own = ModelShape(
-        architecture=shape.architecture,
-        model_type="",
-        num_parameters=0,
-        hidden_size=hidden,
-        num_hidden_layers=0,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        head_dim=hidden // heads,
-        intermediate_size=0,
-        vocab_size=0,
-        hidden_act="gelu",
-        gated_mlp=any(module.name.endswith("gate_proj") for module in modules),
-        rotary=family is not None and family.rotates,
-        modules=modules,
-    )
-    return Tower(
-        structure=read_structure(own),
-        patch=patch,
-        projector=tuple(module for module in shape.modules if module.part == "projector"),
-        pads_images=family is not None and "pixel_attention_mask" in family.image_inputs,
     )
 
 

@@ -24,7 +24,7 @@ from loratory.engine.data.step_plan import PlanSettings, join_rows
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import version_parts
 from loratory.engine.hardware.libraries import library_version
-from loratory.engine.memory.structure import read_tower
+from loratory.engine.memory.tower import read_tower
 from loratory.engine.models.batching import (
     FLASH_ATTENTION,
     VARLEN_ATTENTION,

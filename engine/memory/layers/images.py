@@ -6,6 +6,7 @@ decoder's, and the products of the projector.
 Source: `Idefics3Model.get_image_features`, transformers/models/idefics3/modeling_idefics3.py; modeling_qwen2_vl.py.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +17,8 @@ from loratory.engine.memory.layers.decoder import decoder_layer
 from loratory.engine.memory.layers.modules import normalize
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
 from loratory.engine.memory.methods.registry import project
-from loratory.engine.memory.structure import Tower
+from loratory.engine.memory.structure import read_structure
+from loratory.engine.memory.tower import Tower
 
 _PIXEL_WIDTH = 4  # bytes, as the processor makes them; a copy is narrower
 _FROZEN, _FULL = AdapterConfig(), AdapterConfig(method="none")
@@ -57,18 +59,18 @@ def _context(r: StepContext, tower: Tower, training: PartTraining) -> StepContex
         fills_up_to=1,
         masked=False,
     )
-    return replace(r, workload=own, structure=tower.structure)
+    return replace(r, workload=own, structure=read_structure(tower.shape))
 
 
 @in_scope
 def _see(r: StepContext, tower: Tower) -> Value:
     """Run the layers over patches. Frozen ones keep nothing, so one of each kind stands for all."""
-    tape, structure, precision = r.tape, tower.structure, r.workload.precision
+    tape, structure, precision = r.tape, r.structure, r.workload.precision
     elements = r.tokens * structure.shape.hidden_size
     width = precision.autocast or precision.embeddings
     is_copied = tower.pads_images or width < _PIXEL_WIDTH
-    pixels = tape.value(r.tokens * tower.patch_elements if is_copied else 0, width)
-    weight = r.weight(structure.shape.hidden_size * tower.patch_elements, precision.weights)
+    pixels = tape.value(r.tokens * math.prod(tower.patch) if is_copied else 0, width)
+    weight = r.weight(structure.shape.hidden_size * math.prod(tower.patch), precision.weights)
     factor = weight if weight.width == width else r.cast_weight(weight, width)
     x = tape.operation((pixels, factor), elements, width, saved=(pixels,))
     x = tape.assign(x, tape.cast(x, precision.embeddings))
