@@ -20,7 +20,6 @@ from loratory.engine.memory.methods.registry import project
 from loratory.engine.memory.structure import read_structure
 from loratory.engine.memory.tower import Tower
 
-_PIXEL_WIDTH = 4  # bytes, as the processor makes them; a copy is narrower
 _FROZEN, _FULL = AdapterConfig(), AdapterConfig(method="none")
 
 
@@ -68,7 +67,7 @@ def _see(r: StepContext, tower: Tower) -> Value:
     tape, structure, precision = r.tape, r.structure, r.workload.precision
     elements = r.tokens * structure.shape.hidden_size
     width = precision.autocast or precision.embeddings
-    is_copied = tower.pads_images or width < _PIXEL_WIDTH
+    is_copied = tower.pads_images or width < 4  # the processor's own are as wide
     pixels = tape.value(r.tokens * math.prod(tower.patch) if is_copied else 0, width)
     weight = r.weight(structure.shape.hidden_size * math.prod(tower.patch), precision.weights)
     factor = weight if weight.width == width else r.cast_weight(weight, width)
