@@ -59,10 +59,8 @@ class AuditLog:
             "The audit log cannot be written", "Free some space, or check the permissions of LORATORY_HOME."
         ):
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            try:
-                os.write(descriptor, line.encode("utf-8", "replace"))
-            finally:
-                os.close(descriptor)
+            with os.fdopen(descriptor, "ab", buffering=0) as log:
+                log.write(line.encode("utf-8", "replace"))
 
     def entries(self) -> tuple[AuditEntry, ...]:
         """Return all entries, oldest first; a torn line is left out."""

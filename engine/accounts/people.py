@@ -47,7 +47,6 @@ class Action(StrEnum):
 
 _LAB_ACTIONS = frozenset({Action.START, Action.USE_OWN_DATA, Action.USE_JOBS, Action.USE_URGENT_SLOT, Action.MANAGE})
 RUN_ACTIONS = frozenset(Action) - _LAB_ACTIONS
-_NOTHING: frozenset[Action] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,9 @@ class RunAccess:
 @dataclass(frozen=True)
 class _Rights:
     own: frozenset[Action]
-    shared: frozenset[Action]
-    foreign: frozenset[Action]
     lab: frozenset[Action]
+    shared: frozenset[Action] = frozenset()
+    foreign: frozenset[Action] = frozenset()
 
 
 _RIGHTS: dict[Role, _Rights] = {
@@ -82,12 +81,9 @@ _RIGHTS: dict[Role, _Rights] = {
     "member": _Rights(
         own=RUN_ACTIONS,
         shared=frozenset({Action.READ, Action.CHAT, Action.COPY}),
-        foreign=_NOTHING,
         lab=frozenset({Action.START, Action.USE_OWN_DATA, Action.USE_JOBS}),
     ),
-    "guest": _Rights(
-        own=RUN_ACTIONS - {Action.PUSH, Action.SHARE}, shared=_NOTHING, foreign=_NOTHING, lab=frozenset({Action.START})
-    ),
+    "guest": _Rights(own=RUN_ACTIONS - {Action.PUSH, Action.SHARE}, lab=frozenset({Action.START})),
 }
 
 

@@ -160,12 +160,11 @@ class BackgroundWork(Generic[R]):
     def stop_all(self, patience_seconds: float = 5.0) -> None:
         """Stop all work before the server ends, so no partial files remain."""
         with self._lock:
-            working = [work for work in self._works.values() if work.is_under_way]
-        for work in working:
-            work.stopping = True
-            work.job.stop()
+            working = {key: work for key, work in self._works.items() if work.is_under_way}
+        for key in working:
+            self.stop(key)
         deadline = time.monotonic() + patience_seconds
-        for work in working:
+        for work in working.values():
             work.done.wait(max(0.0, deadline - time.monotonic()))
 
     def _run(self, work: Work[R], keep: Callable[[R], None]) -> None:
