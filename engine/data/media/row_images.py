@@ -79,11 +79,8 @@ class RowImages:
             if ref is None:
                 raise RowProblemError("image", "the media store does not have it")
             return ref
-        if start := _EMBEDDED.match(cell):
-            return self.store.add(_decode_url(cell, start))
-        if _ADDRESS.match(cell):
-            why = "is an address, and nothing is fetched from there; download it, and name the file"
-            raise RowProblemError("image", f"{shown_name(cell)} {why}")
+        if (data := decode_url(cell)) is not None:
+            return self.store.add(data)
         folder = self.folder_of(self._row)
         if folder is None:
             raise RowProblemError("image", f"{shown_name(cell)} is a file, and this dataset does not bring it")
@@ -115,7 +112,18 @@ def require_few(count: int) -> None:
         raise RowProblemError("too_long", f"it has {count:,} images; {MAX_IMAGES:,} is the most")
 
 
-def _decode_url(cell: str, start: re.Match[str]) -> bytes:
+def decode_url(cell: str) -> bytes | None:
+    """Return the bytes in a data: URL; None of a text that is not an address.
+
+    Raises:
+        RowProblemError: If it is another address, not in base64, or too large.
+    """
+    start = _EMBEDDED.match(cell)
+    if start is None:
+        if _ADDRESS.match(cell):
+            why = "is an address, and nothing is fetched from there; download it, and name the file"
+            raise RowProblemError("image", f"{shown_name(cell)} {why}")
+        return None
     if not start[0].lower().endswith(";base64,"):
         raise RowProblemError("image", "its data: URL is not in base64")
     if len(cell) > MAX_IMAGE_BYTES * 4 // 3 + 1000:
