@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from loratory.engine.config.objectives import RowKind
 from loratory.engine.config.run import DataFormatName, DatasetConfig, ModelConfig
+from loratory.engine.config.vision import VisionConfig
 from loratory.engine.data.contract import (
     CheckProgress,
     DatasetColumns,
@@ -35,6 +36,8 @@ from loratory.engine.models.shape import ModelDetails, ModelShape
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.messages import JsonObject, OnProgress
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
+
+_MODELS_OWN = VisionConfig()
 
 QUESTIONS = (
     ("What does lora_alpha do?", "It scales the adapter's update: the product of the two matrices is multiplied by "
@@ -192,6 +195,7 @@ class FakeInspector:
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
         edit: JsonObject | None = None,
+        vision: VisionConfig = _MODELS_OWN,
     ) -> DatasetPage:
         if edit is not None:
             answer = str(next(iter(edit.values())))
@@ -254,6 +258,7 @@ class FakeInspector:
         max_length: int = 1024,
         *,
         seed: int = 42,
+        vision: VisionConfig = _MODELS_OWN,
         on_progress: Callable[[CheckProgress], None] | None = None,
     ) -> DatasetReport:
         for part in range(3):
@@ -263,7 +268,14 @@ class FakeInspector:
         return a_report(dataset, model, max_length)
 
     def held_out(
-        self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None, *, seed: int, count: int = 200
+        self,
+        dataset: DatasetConfig,
+        model: ModelConfig,
+        max_length: int | None,
+        *,
+        seed: int,
+        count: int = 200,
+        vision: VisionConfig = _MODELS_OWN,
     ) -> HeldOutRows:
         if "missing" in dataset.source:
             raise EngineError(f"{dataset.source} does not exist.", "Check the path.")

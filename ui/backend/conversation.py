@@ -295,12 +295,12 @@ class HeldOutPrompts:
         Raises:
             EngineError: If the data or the model's tokenizer can no longer be read.
         """
-        key = config.model_dump_json(include={"dataset", "model", "training"})
+        key = config.model_dump_json(include={"dataset", "model", "training", "vision"})
         return self._cache.get(key, lambda: self._find(config))
 
     def _find(self, config: RunConfig) -> tuple[RowPrompt, ...]:
-        length = config.training.max_length
-        held_out = self._inspector.held_out(config.dataset, config.model, length, seed=config.training.seed, count=200)
+        length, seed, vision = config.training.max_length, config.training.seed, config.vision.pixels
+        held_out = self._inspector.held_out(config.dataset, config.model, length, seed=seed, count=200, vision=vision)
         selection: dict[str, Any] = {"rows": held_out.rows} if held_out.rows else {"count": 40}
         page = self._inspector.preview(config.dataset, None, length, **selection)
         prompts = (row_prompt(row, held_out=bool(held_out.rows)) for row in page.rows)
