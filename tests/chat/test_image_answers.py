@@ -40,8 +40,8 @@ def test_answers_are_those_of_generate(family, home):
     several = (
         family.turn(f"{IMAGE_MARK}and {IMAGE_MARK} which is blue?"), Message("assistant", "two cats"), Message("user", "how many?"),
     )  # fmt: skip
-    one, text = (family.turn(QUESTION),), (Message("user", "what is a rank?"),)
-    requests = [(messages, ("base", "tuned")) for messages in (one, several, text)]
+    single, text = (family.turn(QUESTION),), (Message("user", "what is a rank?"),)
+    requests = [(messages, ("base", "tuned")) for messages in (single, several, text)]
 
     tokens = answers(worker, *requests)  # which take turns, so nothing of one may reach another
 

@@ -63,6 +63,6 @@ def test_losses_see_the_images(model_type, home, tmp_path_factory):
         alone = [weights.token_losses(row.input_ids, row.labels, row.images) for row in rows]
         together = weights.batch_token_losses(rows)
 
-    for row, one, other in zip(rows, alone, together, strict=True):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
-        assert one == pytest.approx(family.losses(row), rel=1e-4, abs=1e-4)
+    for row, first, second in zip(rows, alone, together, strict=True):
+        assert first == pytest.approx(second, rel=1e-4, abs=1e-4)
+        assert first == pytest.approx(family.losses(row), rel=1e-4, abs=1e-4)

@@ -48,12 +48,12 @@ def client(url) -> OpenAI:
     return OpenAI(base_url=url, api_key="unused", max_retries=0, timeout=300)
 
 
-def ask(client, *parts):
+def request(client, *parts):
     return client.chat.completions.create(model="my-run", messages=[{"role": "user", "content": list(parts)}])
 
 
 def test_parts_become_a_turn_with_its_images(client, session, store):
-    ask(client, {"type": "text", "text": f"Which{IMAGE_MARK} is red: "}, image(data_url()), image(data_url(20, 9)))
+    request(client, {"type": "text", "text": f"Which{IMAGE_MARK} is red: "}, image(data_url()), image(data_url(20, 9)))
 
     (message,) = session.requests[0].messages
     assert message.content == f"Which is red: {IMAGE_MARK}{IMAGE_MARK}"
@@ -75,7 +75,7 @@ def test_parts_become_a_turn_with_its_images(client, session, store):
 )
 def test_an_image_that_cannot_be_read_is_refused(client, session, address, reason):
     with pytest.raises(openai.BadRequestError, match="An image cannot be read: ") as error_info:
-        ask(client, image(address))
+        request(client, image(address))
 
     assert reason in error_info.value.message
     assert (error_info.value.code, error_info.value.param) == ("invalid_image", "messages")
@@ -84,7 +84,7 @@ def test_an_image_that_cannot_be_read_is_refused(client, session, address, reaso
 
 def test_too_many_images_are_refused_before_any_is_read(client, store):
     with pytest.raises(openai.BadRequestError, match="The messages have 257 images; 256 is the most"):
-        ask(client, *[image(data_url())] * 257)
+        request(client, *[image(data_url())] * 257)
     assert not store._folder.exists()
 
 
@@ -93,7 +93,7 @@ def test_a_text_model_refuses_images_and_large_bodies(session, store):
     with listening(ServedModel(session, TARGET, "my-run", images=store)) as address:
         client = OpenAI(base_url=address, api_key="unused", max_retries=0, timeout=300)
         with pytest.raises(openai.BadRequestError, match="my-run takes text only, and a message has an image"):
-            ask(client, image(data_url()))
+            request(client, image(data_url()))
         host = address.removeprefix("http://").removesuffix("/v1")
         body = b"{" + b" " * MAX_BODY_BYTES
         status, text, _ = send(host, "POST", "/v1/chat/completions", body, content_type="application/json")
@@ -102,6 +102,6 @@ def test_a_text_model_refuses_images_and_large_bodies(session, store):
 
 
 def test_a_body_with_images_may_be_larger(client, session):
-    ask(client, {"type": "text", "text": "a" * MAX_BODY_BYTES}, image(data_url()))
+    request(client, {"type": "text", "text": "a" * MAX_BODY_BYTES}, image(data_url()))
 
     assert len(session.requests[0].messages[0].content) > MAX_BODY_BYTES
