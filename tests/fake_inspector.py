@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from loratory.engine.config.objectives import RowKind
 from loratory.engine.config.run import DataFormatName, DatasetConfig, ModelConfig
-from loratory.engine.config.vision import VisionConfig
+from loratory.engine.config.vision import MODELS_OWN, VisionConfig
 from loratory.engine.data.contract import (
     CheckProgress,
     DatasetColumns,
@@ -36,8 +36,6 @@ from loratory.engine.models.shape import ModelDetails, ModelShape
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.messages import JsonObject, OnProgress
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
-
-_MODELS_OWN = VisionConfig()
 
 QUESTIONS = (
     ("What does lora_alpha do?", "It scales the adapter's update: the product of the two matrices is multiplied by "
@@ -195,7 +193,7 @@ class FakeInspector:
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
         edit: JsonObject | None = None,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
     ) -> DatasetPage:
         if edit is not None:
             answer = str(next(iter(edit.values())))
@@ -258,7 +256,7 @@ class FakeInspector:
         max_length: int = 1024,
         *,
         seed: int = 42,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
         on_progress: Callable[[CheckProgress], None] | None = None,
     ) -> DatasetReport:
         for part in range(3):
@@ -275,7 +273,7 @@ class FakeInspector:
         *,
         seed: int,
         count: int = 200,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
     ) -> HeldOutRows:
         if "missing" in dataset.source:
             raise EngineError(f"{dataset.source} does not exist.", "Check the path.")

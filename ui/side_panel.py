@@ -104,6 +104,8 @@ def measured_config(draft: Draft) -> RunConfig | None:
     """Return what can be measured: a step of the chosen rows."""
     if draft.memory_config is None or draft.estimate is None or draft.shape is None or draft.device is None:
         return None
+    if draft.shape.takes_images:
+        return None
     return config_of_rows(Estimator(draft.shape, draft.device, draft.rows), draft.memory_config)
 
 

@@ -13,6 +13,7 @@ from loratory.engine.commands.output import AsJson, ProgressLine, print_json, pr
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.run import DatasetConfig, ModelConfig
 from loratory.engine.config.training import TrainingConfig
+from loratory.engine.config.vision import VisionConfig
 from loratory.engine.data.contract import CheckProgress, DatasetReport, RowProblem
 from loratory.engine.data.records import row_label
 from loratory.engine.data.render.tokenize import IGNORED_LABEL
@@ -43,12 +44,15 @@ _MAPPINGS = {"column_map": "--map", "role_map": "--map-role"}
 dataset_options = partial(
     setting_options, DatasetConfig, "format", *_MAPPINGS, "subset", "split", "revision", **_MAPPINGS
 )
+_image_sizes = setting_options(VisionConfig, "min_pixels", "max_pixels", "do_image_splitting", group="sizes")
 
 
 @dataset_options("train_on")
+@_image_sizes
 def inspect(
     data: DataArgument,
     settings: dict[str, Any],
+    sizes: dict[str, Any],
     model: Annotated[
         str | None, typer.Option("--model", help="Whose tokenizer and chat template; as model.id of a configuration.")
     ] = None,
@@ -62,15 +66,18 @@ def inspect(
     home = LoratoryHome.from_environment()
     config = dataset_config(data, settings)
     name = (model or (DEMO_MODEL_ID if is_demo_prepared(home) else None)) if tokens else None
-    report = _check(config, section_from_mapping(ModelConfig, {"id": name}) if name else None, max_length, home)
+    counting = section_from_mapping(ModelConfig, {"id": name}) if name else None
+    report = _check(config, counting, section_from_mapping(VisionConfig, sizes), max_length, home)
     # What the estimate needs of each row is too long to read.
     print_result(report.model_copy(update={"row_lengths": None}), report_text(report), as_json=as_json)
 
 
 @dataset_options("train_on")
+@_image_sizes
 def render(
     data: DataArgument,
     settings: dict[str, Any],
+    sizes: dict[str, Any],
     row: Annotated[int, typer.Option("--row", min=1, help="Number of the row, from 1.")],
     model: Annotated[str, typer.Option("--model", help="Whose tokenizer and chat template; as model.id.")],
     max_length: MaxLengthOption = None,
@@ -80,7 +87,8 @@ def render(
     config = dataset_config(data, settings)
     with contextlib.closing(Inspector(LoratoryHome.from_environment())) as inspector:
         counting = section_from_mapping(ModelConfig, {"id": model})
-        sequences = inspector.render(config, counting, max_length, row=row - 1)
+        vision = section_from_mapping(VisionConfig, sizes)
+        sequences = inspector.render(config, counting, max_length, row=row - 1, vision=vision)
     if as_json:
         # The last sequence holds the conversation to its end; earlier ones exist where a template rewrites earlier turns.
         values = [sequence.model_dump(exclude={"pieces"}) for sequence in sequences]
@@ -130,18 +138,18 @@ def dataset_config(data: str, settings: dict[str, Any]) -> DatasetConfig:
 
 
 def _check(
-    config: DatasetConfig, model: ModelConfig | None, max_length: int | None, home: LoratoryHome
+    config: DatasetConfig, model: ModelConfig | None, vision: VisionConfig, max_length: int | None, home: LoratoryHome
 ) -> DatasetReport:
     """Check in this process where no tokenizer is needed, else in the one that has them."""
     from loratory.engine.data.passes.check import check_steps, finish
 
     seed = TrainingConfig().seed
     with ProgressLine() as line:
-        if model is not None:
+        show = partial(_show, line)
+        if model is not None or config.images:
             with contextlib.closing(Inspector(home)) as inspector:
-                return inspector.check(config, model, max_length, seed=seed, on_progress=lambda step: _show(line, step))
-        steps = check_steps(config, SourceOptions(home=home), seed=seed)
-        return finish(steps, lambda step: _show(line, step))
+                return inspector.check(config, model, max_length, seed=seed, vision=vision, on_progress=show)
+        return finish(check_steps(config, SourceOptions(home=home), seed=seed), show)
 
 
 def _show(line: ProgressLine, progress: CheckProgress) -> None:

@@ -30,3 +30,10 @@ class VisionConfig(Section):
     def trains_part(self) -> bool:
         """Whether tower or projector is trained."""
         return (self.tower, self.projector) != ("frozen", "frozen")
+
+    def training_of(self, part: Literal["tower", "projector"] | None) -> PartTraining | None:
+        """Return how a part is trained; None for the language model."""
+        return None if part is None else self.tower if part == "tower" else self.projector
+
+
+MODELS_OWN = VisionConfig()  # sizes of images are those of the model, and what sees them is frozen

@@ -84,10 +84,22 @@ class RowLengths(_Part):
     kind: RowKind = "answers"
     shared: tuple[int, ...] = ()  # tokens that both sequences of each row begin with; none where they are not known
     longest_prompt: int = 0  # of what is answered, at most; 0 where that is not known
+    pixels: tuple[
+        int, ...
+    ] = ()  # of the images of each sequence, as the model sees them; none where no row has an image
+    largest_image: int = 0  # pixels
 
     @property
     def longest(self) -> int:
         return max(self.tokens)
+
+    def with_largest_image(self, pixels: int, pixels_per_token: int) -> Self:
+        """Return about these rows with smaller images: the largest of so many pixels, the rest in proportion."""
+        share = 1 - pixels / self.largest_image
+        saved = [round(own * share) for own in self.pixels]
+        tokens = tuple(own - less // pixels_per_token for own, less in zip(self.tokens, saved, strict=True))
+        remaining = tuple(own - less for own, less in zip(self.pixels, saved, strict=True))
+        return self.model_copy(update={"tokens": tokens, "pixels": remaining, "largest_image": pixels})
 
     def cut_rows(self, max_length: int) -> int:
         """Return how many of `count` rows are cut at this length, in proportion where the lengths are a draw."""

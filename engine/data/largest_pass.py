@@ -22,6 +22,7 @@ class LargestPass(NamedTuple):
     sizes: int  # different numbers of tokens that passes have, padding included
     sequences: int  # in it
     longest: int  # tokens of its longest sequence
+    pixels: int = 0  # of images, the most of any pass
 
 
 @lru_cache(maxsize=128)
@@ -30,28 +31,31 @@ def largest_pass(rows: RowLengths, settings: PlanSettings, fills_up_to: int = 1)
 
     `fills_up_to` is what the tokens of joined rows are filled up to a multiple of.
     """
-    sequences, passing, trained = _planned_rows(rows, settings)
+    sequences, passing, trained, pixels = _planned_rows(rows, settings)
     repeats = max(1, settings.sequences_per_row // rows.per_row)  # where only one sequence of each row is known
     largest: tuple[int, int, tuple[int, ...], tuple[int, ...]] = (0, 0, (), ())
-    most_trained, sizes = 0, set[int]()
+    most_trained, most_pixels, sizes = 0, 0, set[int]()
     for forward_pass in _passes_of_run(EpochPlanner(list(map(sum, sequences)), settings), settings.training):
         tokens = tuple(length for row in forward_pass.rows for length in passing[row]) * repeats
         longest = max(tokens)
         size = -(-sum(tokens) // fills_up_to) if settings.batching == "joined" else len(tokens) * longest
         largest = max(largest, (size, longest, tokens, forward_pass.rows))
         most_trained = max(most_trained, sum(trained[row] for row in forward_pass.rows) * repeats)
+        most_pixels = max(most_pixels, sum(pixels[row] for row in forward_pass.rows) * repeats)
         sizes.add(size)
     sequence_lengths = [length for row in largest[-1] for length in sequences[row]] * repeats
-    return LargestPass(largest[2], most_trained, len(sizes), len(sequence_lengths), max(sequence_lengths))
+    longest = max(sequence_lengths)
+    return LargestPass(largest[2], most_trained, len(sizes), len(sequence_lengths), longest, most_pixels)
 
 
 def _planned_rows(
     rows: RowLengths, settings: PlanSettings
-) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[int]]:
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[int], list[int]]:
     """Return the known rows after the cut, repeated if a step may have more rows than are known.
 
     Returns:
-        Of each row, the tokens of its sequences, the same with a shared prompt counted once, and its trained tokens.
+        Of each row, the tokens of its sequences, the same with a shared prompt counted once, its trained tokens, and the
+        pixels of its images.
     """
     cut, each = settings.training.max_length, rows.per_row
     copies = math.ceil(min(rows.count, settings.order.rows_per_step, _MOST_ROWS) / (len(rows.tokens) // each))
@@ -60,7 +64,8 @@ def _planned_rows(
     passing = sequences
     if settings.shares_prompts and rows.shared:
         passing = [(sum(row) - min(*row, shared),) for row, shared in zip(sequences, rows.shared, strict=True)]
-    return sequences * copies, passing * copies, trained * copies
+    pixels = [sum(row) for row in _in_groups(rows.pixels or (0,) * len(rows.tokens), each)]
+    return sequences * copies, passing * copies, trained * copies, pixels * copies
 
 
 def _passes_of_run(planner: EpochPlanner, training: TrainingConfig) -> Iterator[Pass]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from loratory.engine.config.run import DatasetConfig, ModelConfig
-from loratory.engine.config.vision import VisionConfig
+from loratory.engine.config.vision import MODELS_OWN, VisionConfig
 from loratory.engine.data import contract
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.data.hub import reads_from_hub
@@ -67,7 +67,6 @@ class InspectorSlots:
     hub: ProcessSlots = field(default_factory=lambda: ProcessSlots(4))
 
 
-_MODELS_OWN = VisionConfig()  # sizes of images
 _IDLE_SECONDS = 600.0
 _IDLE_SECONDS_IN_LAB = 180.0
 _WAITS_SECONDS = 60.0  # for a slot
@@ -186,7 +185,7 @@ class Inspector:
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
         edit: JsonObject | None = None,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
     ) -> contract.DatasetPage:
         """Return rows of a dataset, as conversations and, with a model, as the tokens that training will see.
 
@@ -198,7 +197,7 @@ class Inspector:
         """
         page = contract.PageRequest(first_row=first_row, count=count, rows=rows, brief=brief, edit=edit)
         request = contract.DataRequest(dataset=dataset, model=model, vision=vision, max_length=max_length, page=page)
-        return self._request(self._data, "preview", request, contract.DatasetPage)
+        return self._request(self._reader(dataset), "preview", request, contract.DatasetPage)
 
     def sets(self, question: contract.SetQuestion, on_progress: OnProgress | None = None) -> JsonObject:
         """Return what `SetTables` answers to a question about the person's sets; raises as it does."""
@@ -244,7 +243,7 @@ class Inspector:
         max_length: int | None = None,
         *,
         seed: int = 42,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
         on_progress: Callable[[contract.CheckProgress], None] | None = None,
     ) -> contract.DatasetReport:
         """Check every row in one pass; a report that is known already is returned at once.
@@ -257,7 +256,7 @@ class Inspector:
         """
         request = contract.DataRequest(dataset=dataset, model=model, vision=vision, max_length=max_length, seed=seed)
         params, report = request.model_dump(mode="json"), on_progress or (lambda _: None)
-        for answer in self._stream(self._whole_reader(dataset), "check", params, waits_seconds=math.inf):
+        for answer in self._stream(self._reader(dataset, whole=True), "check", params, waits_seconds=math.inf):
             if "result" in answer:
                 return contract.DatasetReport.model_validate(answer["result"])
             if "waiting" in answer:
@@ -274,7 +273,7 @@ class Inspector:
         *,
         seed: int,
         count: int = 200,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
     ) -> contract.HeldOutRows:
         """Return which rows a run with these settings keeps back from training; one pass over the data.
 
@@ -287,7 +286,7 @@ class Inspector:
         request = contract.DataRequest(
             dataset=dataset, model=model, vision=vision, max_length=max_length, seed=seed, count=count
         )
-        return self._request(self._whole_reader(dataset), "held_out", request, contract.HeldOutRows)
+        return self._request(self._reader(dataset, whole=True), "held_out", request, contract.HeldOutRows)
 
     def render(
         self,
@@ -296,7 +295,7 @@ class Inspector:
         max_length: int | None = None,
         *,
         row: int,
-        vision: VisionConfig = _MODELS_OWN,
+        vision: VisionConfig = MODELS_OWN,
     ) -> tuple[RenderedSequence, ...]:
         """Return the training sequences of one row: one, or several where the template rewrites earlier turns.
 
@@ -305,10 +304,11 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         request = contract.DataRequest(dataset=dataset, model=model, vision=vision, max_length=max_length, row=row)
-        return self._request(self._data, "render", request, RenderedSequences).sequences
+        return self._request(self._reader(dataset), "render", request, RenderedSequences).sequences
 
-    def _whole_reader(self, dataset: DatasetConfig) -> ProcessPool:
-        return self._fetching if reads_from_hub(dataset) else self._data
+    def _reader(self, dataset: DatasetConfig, *, whole: bool = False) -> ProcessPool:
+        fetches = "fetch" in dataset.images or (whole and reads_from_hub(dataset))
+        return self._fetching if fetches else self._data
 
     def _request(self, pool: ProcessPool, method: str, request: BaseModel, result: type[Result]) -> Result:
         return result.model_validate(result_of(self._stream(pool, method, request.model_dump(mode="json"))))

@@ -1,5 +1,6 @@
 """What would make a run fit, or put the room that is left to use; ordered by what it costs the person."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.memory.compare import Changes, as_overrides, largest_that_fits, new_problems, with_changes
 from loratory.engine.memory.estimate import SLOW_INT8, Estimator, Verdict, judge
 from loratory.engine.memory.workload import compute_width_bytes
+from loratory.engine.models.families.registry import family_of
 from loratory.engine.models.shape import ModelShape
 
 _LARGEST_BATCH = 4096  # the bound of TrainingConfig.per_device_train_batch_size
@@ -25,7 +27,7 @@ _WORTH_MENTIONING = 0.02  # of the need; what saves less is noise
 
 _SameResult = Literal["fused_attention", "data_length", "smaller_batch", "checkpointing_on", "sharded"]
 _LessExact = Literal["optimizer_8bit", "bfloat16", "double_quant", "int8", "nf4"]
-_OtherResult = Literal["without_dora", "lora", "qlora", "shorter_rows"]
+_OtherResult = Literal["without_dora", "whole_images", "fewer_pixels", "lora", "qlora", "shorter_rows"]
 _UseOfRoom = Literal["checkpointing_off", "unquantized", "larger_batch"]
 _Limit = Literal["largest_batch", "longest_rows"]
 AdviceKind = Literal[_SameResult, _LessExact, _OtherResult, _UseOfRoom, _Limit, "combination"]
@@ -59,6 +61,7 @@ class _Candidate(NamedTuple):
     change: str
     cost: str
     changes: Changes
+    rows: RowLengths | None = None  # about as they are then, where images change
 
 
 def advise(shape: ModelShape, config: RunConfig, device: Device, rows: RowLengths | None = None) -> Advice:
@@ -217,6 +220,7 @@ class _Adviser:
         if "use_dora" in adapter.traits.fields and adapter.use_dora:
             cost = "faster; at low ranks often a little worse"
             yield _Candidate("without_dora", "LoRA without DoRA", cost, {"adapter.use_dora": False})
+        yield from self._smaller_images()
         if adapter.traits.trains_all:
             lora = {"adapter.method": DEFAULT_METHOD.name}
             qlora = {**lora, "model.quantization": "nf4", **self._biases_left_alone()}
@@ -224,9 +228,31 @@ class _Adviser:
             yield _Candidate("qlora", "Train a LoRA on nf4 weights (QLoRA)", "learns fewer new facts", qlora)
         fits = longest is not None and _SHORTEST_ADVISED <= longest < max_length
         length = longest if longest is not None and fits else max_length // 2
-        if length >= _SHORTEST_ADVISED:
+        has_images = self._rows is not None and bool(self._rows.pixels)  # which are never cut
+        if length >= _SHORTEST_ADVISED and not has_images:
             label, cost = f"Cut rows at {length:,} tokens", "longer rows lose their end"
             yield _Candidate("shorter_rows", label, cost, {"training.max_length": length})
+
+    def _smaller_images(self) -> Iterator[_Candidate]:
+        """Yield smaller budgets for images, of those that the family has: a quarter of the pixels, or no tiles."""
+        rows, tower = self._rows, self._estimator.structure.tower
+        family = family_of({"model_type": self._estimator.shape.model_type})
+        if rows is None or tower is None or family is None or not rows.pixels:
+            return
+        tile, per_token = tower.patches_at_once * tower.patch_pixels, tower.patches_per_token * tower.patch_pixels
+        splits = "do_image_splitting" in family.settings
+        most = budget = rows.largest_image // 4
+        if splits:
+            edge = math.isqrt(most // tile)  # in tiles, to which an overview is added
+            most, budget = (edge**2 + 1) * tile, edge**2 * tile
+        changes: list[tuple[AdviceKind, str, int, Changes]] = []
+        if "max_pixels" in family.settings and budget > tile:
+            label = f"Reduce images to {budget:,} pixels"
+            changes.append(("fewer_pixels", label, most, {"vision.max_pixels": budget}))
+        if splits and rows.largest_image > tile:
+            changes.append(("whole_images", "Do not split images", tile, {"vision.do_image_splitting": False}))
+        for kind, label, pixels, change in changes:
+            yield _Candidate(kind, label, "images lose detail", change, rows.with_largest_image(pixels, per_token))
 
     def _combination(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
         """Take all changes together, then do without each that is not needed, the costliest first.
@@ -282,7 +308,10 @@ class _Adviser:
         return bool(new_problems(self._config, with_changes(self._config, changes), self._device))
 
     def _judge(self, candidate: _Candidate) -> AdvisedChange:
-        need = self._estimator.need(with_changes(self._config, candidate.changes))
+        estimator = self._estimator
+        if candidate.rows is not None:
+            estimator = Estimator(estimator.shape, self._device, candidate.rows)
+        need = estimator.need(with_changes(self._config, candidate.changes))
         return AdvisedChange(
             kind=candidate.kind,
             change=candidate.change,
@@ -311,4 +340,5 @@ def _merge(candidates: Sequence[_Candidate]) -> _Candidate:
     labels[1:] = [word[:1].lower() + word[1:] for word in labels[1:]]
     costs = list(dict.fromkeys(candidate.cost for candidate in reversed(candidates)))
     changes = {name: value for candidate in candidates for name, value in candidate.changes.items()}
-    return _Candidate("combination", "; ".join(labels), costs[0] if costs else "", changes)
+    rows = next((candidate.rows for candidate in candidates if candidate.rows is not None), None)
+    return _Candidate("combination", "; ".join(labels), costs[0] if costs else "", changes, rows)

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel
 
 from loratory.engine.config.run import AdapterConfig, RunConfig
+from loratory.engine.config.vision import VisionConfig
 from loratory.engine.data.contract import RowLengths
 from loratory.engine.hardware.device import Device
 from loratory.engine.memory.device_need import PROCESS_ITSELF, DeviceNeed, need_on_device
@@ -121,7 +122,8 @@ class Estimator:
         self.device = device
         self.rows = rows
         self.structure = read_structure(shape)
-        self._known: dict[int, tuple[AdapterConfig, AdapterTargets, TrainableCount]] = {}  # by id, with its owner
+        # By the adapter's id, with its owner, and how parts that see images are trained.
+        self._known: dict[tuple[int, VisionConfig], tuple[AdapterConfig, AdapterTargets, TrainableCount]] = {}
 
     def estimate(self, config: RunConfig) -> MemoryEstimate:
         """Return the estimate of a run; raises as `estimate_memory` does.
@@ -153,7 +155,7 @@ class Estimator:
             f"These are figures of the fullest of {len(device_steps)} devices, number {number + 1} in run.devices: it holds "
             f"{_describe_part(fullest.part)}. They need {', '.join(f'{need / GIB:.1f}' for need in needs)} GiB at most."
         )
-        parameters = _parameters(self._find_targets(workload.adapter)[1])
+        parameters = _parameters(self._find_targets(workload)[1])
         return estimate.model_copy(update={"parameters": parameters, "notes": (*estimate.notes, note)})
 
     def need(self, config: RunConfig) -> DeviceNeed:
@@ -174,12 +176,12 @@ class Estimator:
         Raises:
             ConfigError: If there are fewer layers than devices.
         """
-        targets, _ = self._find_targets(workload.adapter)
+        targets, _ = self._find_targets(workload)
         steps: list[DeviceStep] = []
         for part in self.parts(workload, devices):
             shape, own_targets = shape_of_part(self.shape, part), targets_of_part(targets, part)
             own = replace(workload, holds_embeddings=part.has_embeddings, holds_head=part.has_head)
-            counts = count_trainable(shape, workload.adapter, own_targets)
+            counts = count_trainable(shape, workload.adapter, own_targets, workload.vision)
             structure = read_structure(shape)
             step = simulate_step(structure, own, own_targets)
             peak = find_peak(step, structure, own, self.device, counts)
@@ -197,15 +199,17 @@ class Estimator:
     def peak(self, workload: Workload) -> Peak:
         """Return the peak of a step; raises as `estimate_memory` does."""
         require_sizes(self.shape)
-        targets, counts = self._find_targets(workload.adapter)
+        targets, counts = self._find_targets(workload)
         step = simulate_step(self.structure, workload, targets)
         return find_peak(step, self.structure, workload, self.device, counts)
 
-    def _find_targets(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
-        if id(adapter) not in self._known:
-            targets = find_targets(self.shape, adapter)
-            self._known[id(adapter)] = (adapter, targets, count_trainable(self.shape, adapter, targets))
-        return self._known[id(adapter)][1:]
+    def _find_targets(self, workload: Workload) -> tuple[AdapterTargets, TrainableCount]:
+        adapter, vision = workload.adapter, workload.vision
+        key = (id(adapter), vision)
+        if key not in self._known:
+            targets = find_targets(self.shape, adapter, vision)
+            self._known[key] = (adapter, targets, count_trainable(self.shape, adapter, targets, vision))
+        return self._known[key][1:]
 
 
 def describe_peak(peak: Peak, workload: Workload, device: Device) -> MemoryEstimate:

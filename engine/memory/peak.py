@@ -47,6 +47,9 @@ def find_peak(
     if workload.accumulates:
         waiting = BytesByGroup(gradients=persistent_tensors.gradient_bytes(structure, workload, counts))
         peaks = {phase: group_bytes + waiting for phase, group_bytes in peaks.items()}
+    if structure.tower is not None and workload.pixels:
+        pixel_bytes = structure.tower.pixel_bytes(workload.pixels * workload.held_passes)
+        peaks = {phase: group_bytes + BytesByGroup(activations=pixel_bytes) for phase, group_bytes in peaks.items()}
     if workload.sharded > 1:
         persistent, peaks = fully_sharded(structure, workload, persistent, peaks)
     phase_bytes = {name: persistent.total + workspace + group_bytes.total for name, group_bytes in peaks.items()}
@@ -123,7 +126,8 @@ def fully_sharded(
     compute = workload.precision.compute
     in_layers = replace(workload, precision=StepPrecision(compute, compute, compute, compute, compute))
     largest = max(sum(persistent_tensors.weight_bytes(layer.modules, in_layers)) for layer in structure.layers)
-    outside = (*structure.embeddings, *structure.final_norms, *([structure.head] if structure.head else []))
+    outside = [*structure.embeddings, *structure.final_norms, *([structure.head] if structure.head else [])]
+    outside += [module for module in structure.shape.modules if module.part is not None]
     whole = sum(persistent_tensors.weight_bytes(outside, workload))
     # Layers that are trained whole are gathered in the dtype of their products, so autocast copies the head alone.
     rounds = not workload.trains_adapter and workload.precision.autocast is not None

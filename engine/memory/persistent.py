@@ -154,7 +154,9 @@ def _loading_bytes(structure: ModelStructure, workload: Workload, loaded: int) -
 def gradient_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
     """Return the bytes of all gradients: each as wide as its weight."""
     if not workload.trains_adapter:
-        return sum(weight_bytes(structure.shape.modules, workload))
+        modules = structure.shape.modules
+        trained = (module for module in modules if workload.vision.training_of(module.part) in (None, "full"))
+        return sum(weight_bytes(trained, workload))
     biases = counts.trainable - counts.adapter
     return counts.adapter * workload.precision.adapter + biases * workload.precision.norms
 

@@ -16,6 +16,7 @@ from loratory.engine.memory.autograd.tape import Tape
 from loratory.engine.memory.autograd.tensors import Group, Parameter, Value, share
 from loratory.engine.memory.layers import losses
 from loratory.engine.memory.layers.decoder import decoder_layer, embed, input_is_leaf, residual_width
+from loratory.engine.memory.layers.images import with_images
 from loratory.engine.memory.layers.modules import normalize
 from loratory.engine.memory.layers.step_context import StepContext
 from loratory.engine.memory.persistent import weight_bytes
@@ -180,6 +181,9 @@ def _embedding_segment(r: StepContext) -> Segment:
     """Compute what precedes the first layer. Positions and mask stay as long as a layer may be run again."""
     r.put_prefixes(r.structure.num_layers)
     x, passing = embed(r)
+    tower = r.structure.tower
+    if tower is not None and r.workload.pixels and r.workload.holds_embeddings:
+        x = r.tape.assign(x, with_images(r, x, tower))
     arguments, layers_only = (
         BytesByGroup(activations=passing.arguments),
         BytesByGroup(activations=passing.inputs_embeds),

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from loratory.engine.config.run import AdapterConfig
+from loratory.engine.config.vision import MODELS_OWN, VisionConfig
 from loratory.engine.errors import ConfigError, MemoryUnknownError, Problem, shorten
+from loratory.engine.memory.tower import Tower, read_tower
 from loratory.engine.models.shape import EXPERT_PROJECTIONS, ModelShape, ModuleShape, PatternError, PatternMatcher
 
 ALL_LINEAR = "all-linear"
@@ -65,6 +67,7 @@ class ModelStructure:
     final_norms: tuple[ModuleShape, ...]
     head: ModuleShape | None
     parallel: bool  # attention and feed-forward read the same input
+    tower: Tower | None = None  # of a model that takes images
 
     @property
     def num_layers(self) -> int:
@@ -97,6 +100,7 @@ def read_structure(shape: ModelShape) -> ModelStructure:
         final_norms=tuple(_with_size(m, shape.hidden_size) for m in outside if m.kind == "norm"),
         head=next((m for m in outside if m.is_output_head), None),
         parallel=shape.model_type in _PARALLEL_TYPES or norms == {1},
+        tower=read_tower(shape),
     )
 
 
@@ -115,6 +119,8 @@ def _group_by_layer(shape: ModelShape) -> tuple[dict[str, _Members], list[Module
     by_layer: dict[str, _Members] = {}
     outside: list[ModuleShape] = []
     for module in shape.modules:
+        if module.part is not None:
+            continue
         match = _LAYER.match(module.name)
         if match is None:
             outside.append(module)
@@ -136,7 +142,7 @@ def _require_sizes(shape: ModelShape, members: _Members) -> None:
 def _of_decoder(by_layer: dict[str, _Members], shape: ModelShape) -> dict[str, _Members]:
     """Select the layers of the language model: those that are as many as it has, or else have the most parameters.
 
-    Towers for pictures and sound are always there and never run on text.
+    Towers for sound are always there and never run on text.
     """
     stacks: dict[str, dict[str, _Members]] = {}
     for prefix, members in by_layer.items():
@@ -223,8 +229,8 @@ class AdapterTargets:
         return frozenset(module.name for module in self.modules)
 
 
-def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
-    """List the modules that `adapter` changes in a model of this shape.
+def find_targets(shape: ModelShape, adapter: AdapterConfig, vision: VisionConfig = MODELS_OWN) -> AdapterTargets:
+    """List the modules that `adapter` changes in a model of this shape, and those that are trained in full with it.
 
     Raises:
         ConfigError: If no module matches, or the regular expression is broken or takes too long.
@@ -234,16 +240,25 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig) -> AdapterTargets:
     if not adapter.traits.adapts_layers:
         return AdapterTargets(modules=())
     _refuse_unknown_saved(shape, adapter.modules_to_save)
-    saved = tuple(module for module in shape.modules if _is_saved_in_full(module.name, adapter.modules_to_save))
+    saved = tuple(
+        module
+        for module in shape.modules
+        if vision.training_of(module.part) == "full"
+        or (module.part is None and _is_saved_in_full(module.name, adapter.modules_to_save))
+    )
     saved_names = {module.name for module in saved}
     adaptable = [
         module
         for module in shape.modules
-        if module.name not in saved_names and module.kind in _ADAPTABLE and module.in_features > 0
+        if module.name not in saved_names
+        and module.kind in _ADAPTABLE
+        and module.in_features > 0
+        and vision.training_of(module.part) in (None, "lora")
     ]
     patterns = adapter.target_modules
     if patterns == ALL_LINEAR:
-        modules = tuple(module for module in shape.all_linear() if module.name not in saved_names)
+        in_parts = (module for module in adaptable if module.part is not None and module.kind in _PRODUCTS)
+        modules = tuple(module for module in (*in_parts, *shape.all_linear()) if module.name not in saved_names)
     elif isinstance(patterns, str):
         matched = set(match_pattern(patterns, [module.name for module in adaptable]))
         modules = tuple(module for module in adaptable if module.name in matched)

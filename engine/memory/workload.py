@@ -17,12 +17,14 @@ from loratory.engine.config.rules import (
     optimizer_name,
 )
 from loratory.engine.config.run import AdapterConfig, RunConfig
+from loratory.engine.config.vision import MODELS_OWN, VisionConfig
 from loratory.engine.data.contract import RowLengths
 from loratory.engine.data.largest_pass import LargestPass, largest_pass
 from loratory.engine.data.step_plan import PlanSettings, join_rows
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import version_parts
 from loratory.engine.hardware.libraries import library_version
+from loratory.engine.memory.tower import read_tower
 from loratory.engine.models.batching import (
     FLASH_ATTENTION,
     VARLEN_ATTENTION,
@@ -129,6 +131,9 @@ class Workload:
     # The device looks tokens up; else hidden states arrive from another one, and gradients go back.
     holds_embeddings: bool = True
     holds_head: bool = True  # the device computes logits and loss; else hidden states continue to another one
+    vision: VisionConfig = MODELS_OWN  # how the parts that see images are trained, where the model has some
+    pixels: int = 0  # of the images of a pass, as the model sees them
+    held_passes: int = 1  # whose images are there at once
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -175,7 +180,7 @@ def workload_of_run(shape: ModelShape, config: RunConfig, device: Device, rows: 
     Without known `rows`, all of them are as long as `max_length` allows.
     """
     config = _with_answers(config)
-    ceiling = _longest_step(shape, config, device)
+    ceiling = _longest_step(shape, config, device, rows)
     step, sizes = ceiling, _pass_sizes(config, device, ceiling)
     largest = _largest_pass(ceiling, config, device, rows)
     if largest is not None:
@@ -246,6 +251,7 @@ def _holding(ceiling: Workload, largest: LargestPass, config: RunConfig) -> Work
         length=largest.longest + ceiling.virtual_inputs,
         joined_lengths=largest.lengths if ceiling.joined else (),
         trained_tokens=None if objective_of(config).trains_prompts else largest.trained_tokens,
+        pixels=largest.pixels,
     )
 
 
@@ -262,31 +268,39 @@ def _pass_sizes(config: RunConfig, device: Device, step: Workload) -> int:
 def workload_of_step(shape: ModelShape, config: RunConfig, device: Device, rows: RowLengths | None = None) -> Workload:
     """Describe the largest pass alone, as the worker will run it on this device; `rows` as in `workload_of_run`."""
     config = _with_answers(config)
-    ceiling = _longest_step(shape, config, device)
+    ceiling = _longest_step(shape, config, device, rows)
     largest = _largest_pass(ceiling, config, device, rows)
     return ceiling if largest is None else _holding(ceiling, largest, config)
 
 
-def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workload:
+def _longest_step(shape: ModelShape, config: RunConfig, device: Device, rows: RowLengths | None) -> Workload:
+    """Describe a pass of the longest rows allowed; of images alone where the model takes some and rows are not known."""
     training, adapter = config.training, config.adapter
+    has_images = shape.takes_images and (rows is None or bool(rows.pixels))
+    tower = read_tower(shape) if has_images else None
     processes, sharded = count_processes(config), config.run.fsdp != "none"
-    precision = _precision(config, device)
+    precision = _precision(
+        config,
+        device,
+        trains_whole_parts=shape.takes_images and "full" in (config.vision.tower, config.vision.projector),
+    )
     backend = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
     facts = AttentionFacts.of_shape(shape)
     through = VARLEN_ATTENTION if takes_varlen_attention(facts, backend, config, device) else backend
-    joined = choose_batching(facts, through, config, device.kind) == "joined"
+    joined = not has_images and choose_batching(facts, through, config, device.kind) == "joined"
     # Without a padding mask, layers still get one for a window that rows are longer than.
     has_window = bool(shape.sliding_window) and (shape.sliding_window or 0) < training.max_length
     masked = (
         not joined
         and (training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens == "keys_and_values")
-        and (has_window or needs_mask(facts, backend, config))
+        and (has_images or has_window or needs_mask(facts, backend, config))
     )
+    batch = training.per_device_train_batch_size * objective_of(config).sequences_per_example
     chunk_bytes = LOSS_CHUNK_BYTES_CPU if device.kind == "cpu" else LOSS_CHUNK_BYTES
     attention = _kernel(shape, backend, device, precision, joined=joined, masked=masked)
     return Workload(
         adapter=adapter,
-        batch_size=training.per_device_train_batch_size * objective_of(config).sequences_per_example,
+        batch_size=batch,
         length=training.max_length + adapter.traits.count_virtual_inputs(adapter),
         # Apple's GPU shares the processor's memory, without a context or workspaces of its own.
         device="cuda" if device.kind == "cuda" else "cpu",
@@ -309,6 +323,10 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
         vllm_bytes=int(training.vllm_gpu_memory_utilization * device.total_bytes) if training.uses_vllm else 0,
         data_parallel=1 if sharded else processes,
         sharded=processes if sharded else 1,
+        vision=config.vision if shape.takes_images else MODELS_OWN,
+        pixels=batch * training.max_length * tower.patches_per_token * tower.patch_pixels if tower is not None else 0,
+        # A processor has those of the whole step, which are made before it.
+        held_passes=1 if device.kind == "cuda" else training.gradient_accumulation_steps,
     )
 
 
@@ -321,11 +339,12 @@ def _compute_dtype(config: RunConfig, device: Device) -> DtypeName:
     return choose_compute_dtype(config.model.compute_dtype, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)
 
 
-def _precision(config: RunConfig, device: Device) -> StepPrecision:
+def _precision(config: RunConfig, device: Device, *, trains_whole_parts: bool) -> StepPrecision:
     """Source: engine/training/placement.py and assembly.py; trained weights are always held at 32 bits."""
     width, is_float16 = compute_width_bytes(config, device), _compute_dtype(config, device) == "float16"
     frozen = 4 if config.adapter.traits.trains_all else width
-    autocasts = width == 2 and (is_float16 or not config.adapter.traits.trains_in_compute_dtype(config.adapter))
+    casts_itself = config.adapter.traits.trains_in_compute_dtype(config.adapter) and not trains_whole_parts
+    autocasts = width == 2 and (is_float16 or not casts_itself)
     autocast = 2 if autocasts else None
     return StepPrecision(frozen, frozen, frozen, frozen, compute=width, autocast=autocast, is_float16=is_float16)
 

@@ -86,6 +86,11 @@ class ModelShape(BaseModel, frozen=True):
     modules: tuple[ModuleShape, ...] = ()
 
     @property
+    def takes_images(self) -> bool:
+        """Whether it has a part that sees images."""
+        return any(module.part is not None for module in self.modules)
+
+    @property
     def has_stacked_experts(self) -> bool:
         """Whether experts are stacked in single parameters, which are not linear layers."""
         return any(module.kind == "experts" for module in self.modules)

@@ -230,7 +230,7 @@ def host_memory_bytes(
 
 def _count_trained(shape: ModelShape, config: RunConfig) -> int:
     try:
-        return count_trainable(shape, config.adapter).trainable
+        return count_trainable(shape, config.adapter, vision=config.vision).trainable
     except (ConfigError, ModelError):  # a structure that is not known: all of it
         return shape.num_parameters
 

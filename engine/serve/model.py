@@ -93,7 +93,7 @@ class ServedModel:
         try:
             data = decode_url(url)
             if data is None:
-                raise RowProblemError("image", "its url is not a data: URL")
+                raise RowProblemError("image", "its url is not a data: URL, and nothing is fetched from an address")
             return self.images.add(data)
         except RowProblemError as error:
             what = f"An image cannot be read: {error.problem}."

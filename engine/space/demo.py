@@ -188,7 +188,10 @@ class Demo:
     def _compute(self, run: Run, state: RunState) -> None:
         config, sample = run.folder.read_config(), self.sample_of(run)
         if sample.page is None:
-            page = self.inspector.preview(config.dataset, config.model, config.training.max_length, count=_SHOWN_ROWS)
+            length = config.training.max_length
+            page = self.inspector.preview(
+                config.dataset, config.model, length, count=_SHOWN_ROWS, vision=config.vision.pixels
+            )
             self._save_sample(run, sample.model_copy(update={"page": page}))
         elif state.state == "completed" and sample.answers is None:
             answers = []
@@ -200,7 +203,12 @@ class Demo:
     def _questions(self, config: RunConfig) -> list[_Question]:
         training, count = config.training, 4 * _ANSWERED_ROWS
         held_out = self.inspector.held_out(
-            config.dataset, config.model, training.max_length, seed=training.seed, count=count
+            config.dataset,
+            config.model,
+            training.max_length,
+            seed=training.seed,
+            count=count,
+            vision=config.vision.pixels,
         )
         rows = self.inspector.preview(config.dataset, rows=held_out.rows).rows if held_out.rows else ()
         questions = filter(None, map(_question, rows))

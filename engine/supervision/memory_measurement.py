@@ -208,8 +208,11 @@ def config_of_rows(estimator: Estimator, config: RunConfig) -> RunConfig:
     A measurement of it takes a step of these rows; without known rows it is `config`.
 
     Raises:
-        EngineError: As the estimate does.
+        EngineError: As the estimate does; RunError if the model takes images, which measured rows do not have.
     """
+    if estimator.shape.takes_images:
+        what = "A step with images is not measured: measured rows have text alone."
+        raise RunError(what, "Start the run; it reports its peak.")
     if estimator.rows is None:
         return config
     workload = estimator.workload(config)

@@ -34,8 +34,7 @@ class ImageParts:
 
     def training_of(self, name: str) -> PartTraining | None:
         """Return how the part is trained that a module or weight of the base is in; None in the language model and its head."""
-        part = self.family.part_of(name)
-        return None if part is None else self.vision.tower if part == "tower" else self.vision.projector
+        return self.vision.training_of(self.family.part_of(name))
 
     def is_adapted(self, name: str) -> bool:
         """Return whether the adapter goes to a module of the base."""

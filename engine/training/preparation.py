@@ -284,7 +284,7 @@ class Preparation:
     def _with_merged_passes(self, assembly: Assembly, placement: Placement, data: PreparedDataset) -> Assembly:
         """Merge passes where the device has room; a resumed run keeps its number where that still fits."""
         if assembly.setup.images is not None:
-            why = "the estimate does not know the memory of images"
+            why = "passes with images are not merged"
             return replace(assembly, optimizations=dict(assembly.optimizations) | {"merged_passes": why})
         before = self.resumed_from.manifest.row_plan if self.resumed_from is not None else None
         choice = choose_merging(

@@ -3,7 +3,7 @@
 Each cell is a real run of the demo model by the real worker on a whole dataset, predicted for its rows as the page does once
 their lengths are known. `whole` runs 12 to 30 steps with evaluations and checkpoints, none of which was looked at for the
 constants: a heap needs some steps to reach its size. `data` runs three steps, `preferences` does so on pairs of answers,
-`rewards` ten steps on sampled answers.
+`rewards` ten steps on sampled answers, `images` on rows with images, with the demo model that takes some.
 `--cells 0-5` runs a part. Prints each cell as soon as it is known, then the mean error and how often the bound covered the
 measurement; `--json FILE` keeps the figures. A cell that fails is named, counts in no mean, and makes the command fail.
 Measure on a machine that does nothing else.
@@ -16,9 +16,11 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +37,7 @@ from loratory.engine.inspector.session import Inspector
 from loratory.engine.inspector.worker.inventory import module_inventory
 from loratory.engine.memory.estimate import Estimator, MemoryEstimate, describe_peak
 from loratory.engine.memory.workload import workload_of_run
+from loratory.engine.models.prepared import DEMO_MODEL_ID, DEMO_VISION_ID
 from loratory.engine.models.shape import ModelShape
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.spawn import allocator_environment, spawn, worker_argv
@@ -42,6 +45,7 @@ from loratory.engine.runs.history.events import FailedData, MemoryData
 from loratory.engine.runs.history.log import read_events
 from loratory.engine.runs.store import RunStore
 from tests.benchmarks.training_trial import ALPACA
+from tests.image_rows import random_image
 
 MIB = 2**20
 METHODS: dict[str, tuple[str, ...]] = {
@@ -76,6 +80,7 @@ class Cell(NamedTuple):
         sections: dict[str, dict[str, object]] = {
             "model": {"id": model},
             "adapter": {},
+            "vision": {},
             # Held-out rows as well, but few: measuring them takes longer than the steps.
             "dataset": {"source": self.source, "eval_fraction": 0.01},
             "training": {
@@ -170,7 +175,43 @@ REWARD_CELLS = (
 )  # fmt: skip
 
 
-SETS = {"whole": WHOLE_CELLS, "data": DATA_CELLS, "preferences": PREFERENCE_CELLS, "rewards": REWARD_CELLS}
+_PICTURES = "pictures"  # a source that is drawn before it is read
+_SMALL, _LARGE = 16_384, 65_536  # pixels: tiles of 64 × 64 and an overview, so at most 5 and 17 of them
+
+
+def _seeing(method: str, pixels: int, batch: int, *overrides: str) -> Cell:
+    budget = f"vision.max_pixels={pixels}"
+    return _whole(_PICTURES, method, batch, 2, 1024, 8, budget, *overrides, *_AT_THE_ENDS)
+
+
+_TOWER = "vision.tower=full"
+IMAGE_CELLS = (
+    _seeing("LoRA", _SMALL, 4), _seeing("LoRA", _LARGE, 2), _seeing("LoRA", _SMALL, 4, _TOWER), _seeing("LoRA", _LARGE, 2, _TOWER),
+    _seeing("LoRA", _SMALL, 4, "adapter.use_dora=true"), _seeing("LoRA", _LARGE, 2, "adapter.use_dora=true"),
+    _seeing("LoRA", _SMALL, 4, "adapter.use_dora=true", _TOWER), _seeing("LoRA", _LARGE, 2, "adapter.use_dora=true", _TOWER),
+    _seeing("Full", _LARGE, 2, _TOWER, "vision.projector=full"), _seeing("QLoRA", _LARGE, 2, "vision.tower=lora", "vision.projector=lora"),
+    _seeing("LoRA", _LARGE, 4, _CHECKPOINTED, _TOWER), _seeing("LoRA", _SMALL, 8, "vision.do_image_splitting=false", "vision.projector=full"),
+)  # fmt: skip
+
+
+def draw_pictures(folder: Path, rows: int = 80) -> Path:
+    """Write rows of questions on one or two random images each, and answers to them."""
+    draw, vocabulary = random.Random(0), "red green blue left right above below one two three circle square".split()
+    with (folder / "rows.jsonl").open("w") as file:
+        for number in range(rows):
+            names = [f"{number}-{index}.png" for index in range(draw.randint(1, 2))]
+            for name in names:
+                image = random_image(draw, 64)
+                image.resize((draw.randint(100, 400), draw.randint(100, 400))).save(folder / name)
+            question, answer = (" ".join(draw.choices(vocabulary, k=draw.randint(6, 40))) for _ in range(2))
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": turns, "images": names}) + "\n")
+    return folder / "rows.jsonl"
+
+
+SETS = {
+    "whole": WHOLE_CELLS, "data": DATA_CELLS, "preferences": PREFERENCE_CELLS, "rewards": REWARD_CELLS, "images": IMAGE_CELLS,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +234,7 @@ class Result:
 def main() -> int:
     """Run the cells that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--model", help="the demo model by default, or that which takes images")
     parser.add_argument("set", choices=SETS, nargs="?", default="whole")
     parser.add_argument("--cells", default="", help="such as 0-5 or 3,7")
     parser.add_argument("--list", action="store_true", help="name the cells, run none")
@@ -204,12 +245,17 @@ def main() -> int:
         for number, cell in chosen:
             print(number, *cell)
         return 0
+    model = options.model or (DEMO_VISION_ID if options.set == "images" else DEMO_MODEL_ID)
     home, device = LoratoryHome.from_environment(), describe_processor()
+    pictures = tempfile.TemporaryDirectory()
+    if options.set == "images":
+        rows = str(draw_pictures(Path(pictures.name)))
+        chosen = [(number, cell._replace(source=rows)) for number, cell in chosen]
     results: list[Result] = []
     failed = 0
     began = time.monotonic()
     for number, cell in chosen:
-        config = cell.config(options.model)
+        config = cell.config(model)
         shape = module_inventory(config.model, home)
         try:
             result = measure(cell, config, shape, device, home)
@@ -239,7 +285,9 @@ def predict(config: RunConfig, shape: ModelShape, device: Device) -> MemoryEstim
     """Predict the run for the rows that it has."""
     with contextlib.closing(Inspector(LoratoryHome.from_environment())) as inspector:
         training = config.training
-        report = inspector.check(config.dataset, config.model, training.max_length, seed=training.seed)
+        report = inspector.check(
+            config.dataset, config.model, training.max_length, seed=training.seed, vision=config.vision
+        )
     workload = workload_of_run(shape, config, device, report.row_lengths)
     return describe_peak(Estimator(shape, device).peak(workload), workload, device)
 

@@ -8,15 +8,17 @@ from playwright.sync_api import Page, expect
 
 from loratory.ui.services import Services
 from tests.browser.chromium import barriers, fits_its_window, open_model_choice, open_tab
+from tests.fake_chat import FakeChatSession
 from tests.fake_services import fake_services, invent_runs
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture
-def services(tmp_path) -> Services:
-    services = fake_services(tmp_path / "home", seconds_per_step=0.1)
+@pytest.fixture(scope="module")
+def services(tmp_path_factory) -> Services:
+    services = fake_services(tmp_path_factory.mktemp("home"), seconds_per_step=0.1)
+    assert isinstance(services.chat, FakeChatSession)
     services.chat.takes_images = True
     invent_runs(services.runs)
     return services
@@ -38,6 +40,8 @@ PASTE = """(bytes) => {
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_picture_is_picked_pasted_removed_and_sent(page: Page, services, width):
+    assert isinstance(services.chat, FakeChatSession)
+    services.chat.requests.clear()
     page.set_viewport_size({"width": width, "height": 844})
     open_tab(page, "Chat")
     open_model_choice(page)
@@ -48,7 +52,7 @@ def test_a_picture_is_picked_pasted_removed_and_sent(page: Page, services, width
         add.click()
     assert chooser.value.element.get_attribute("accept") == "image/*"
     chooser.value.set_files([{"name": "red.png", "mimeType": "image/png", "buffer": png("red")}])
-    pictures = page.locator("#suggestions > * .pictures img, #suggestions .pictures img")
+    pictures = page.locator("#suggestions .pictures img")
     expect(pictures).to_have_count(1)
     page.evaluate(PASTE, list(png("blue")))
     expect(pictures).to_have_count(2)

@@ -24,7 +24,7 @@ class FakeInspector:
     def module_inventory(self, model) -> ModelShape:
         return SHAPE
 
-    def check(self, dataset, model=None, max_length=1024, *, seed=42, on_progress=None) -> DatasetReport:
+    def check(self, dataset, model=None, max_length=1024, *, seed=42, vision=None, on_progress=None) -> DatasetReport:
         self.checks += 1
         if dataset.source == "missing.jsonl":
             raise DatasetError("missing.jsonl is not there.", "Check the path.")

@@ -62,6 +62,8 @@ class Counts:
         self.lengths = array("I")  # of sequences, before the cut
         self.length_rows = array("I")  # the row of each sequence
         self.uncut_trained = array("I")  # trained tokens of each sequence, before the cut
+        self.pixels = array("Q")  # of the images of each sequence
+        self.largest_image = 0  # pixels
         self.first_sequences = array("Q")  # of each kept row, the number of its first one
         self.longest_prompt = 0  # tokens of what is answered, which is the whole row where there are several answers
         self.total_tokens = 0
@@ -103,6 +105,9 @@ class Counts:
             self.longest_prompt = max(self.longest_prompt, _prompt_tokens(sequence))
             self.lost_trained_tokens += sequence.lost_trained_tokens
             self.uncut_trained.append(sequence.trained_tokens + sequence.lost_trained_tokens)
+            pixels = sequence.image_pixels
+            self.pixels.append(sum(pixels))
+            self.largest_image = max(self.largest_image, *pixels, 0)
 
     def progress(self, reader: DatasetReader) -> CheckProgress:
         """Return how far the pass is."""
@@ -155,6 +160,8 @@ class Counts:
             kind=kind,
             longest_prompt=self.longest_prompt,
             shared=tuple(shared[numbers[:, 0] // per_row].tolist()) if per_row > 1 else (),
+            pixels=tuple(np.asarray(self.pixels)[numbers].ravel().tolist()) if self.largest_image else (),
+            largest_image=self.largest_image,
         )
 
     def _sequences_of(self, rows: Positions) -> np.ndarray:

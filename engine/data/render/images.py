@@ -28,6 +28,9 @@ class ImageText(Protocol):
     def expansions(self, images: Sequence[ImageRef]) -> list[str]:
         """Return the text of each image of a row."""
 
+    def pixels(self, images: Sequence[ImageRef]) -> list[int]:
+        """Return the pixels of each image of a row as the model sees it."""
+
     def expand(self, text: str, images: Sequence[ImageRef]) -> str:
         """Replace the placeholders of a text by the images of a row."""
 
@@ -62,7 +65,7 @@ def require_supported_images(messages: Sequence[Message], tools: Sequence[Any], 
         RowProblemError: If not.
     """
     if any(message.images for message in messages) and image_text_of(tokenizer) is None:
-        raise RowProblemError("image", "it has images, and this model takes none")
+        raise RowProblemError("image", "it has images, and this model takes none; choose a vision-language model")
     for message in messages:
         calls = (f"{call.name} {json.dumps(call.arguments)}" for call in message.tool_calls)
         for text in (message.content, message.reasoning or "", *calls):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from loratory.engine.config.run import TrainOn
 from loratory.engine.data.conversation import Conversation, Example, ImageRef, Message, PromptRow, RowWarning
 from loratory.engine.data.records import RowProblemError
-from loratory.engine.data.render.images import cut_between_images, image_characters, image_spans
+from loratory.engine.data.render.images import cut_between_images, image_characters, image_spans, image_text_of
 from loratory.engine.data.render.sequence_plan import (
     PlannedRow,
     RenderedTurn,
@@ -132,6 +132,12 @@ class RenderedRow(TokenizedRow):
     def uncut_tokens(self) -> int:
         """Length before the cut, of the whole conversation."""
         return max(len(self.encoded.ids), self.beyond_tokens)
+
+    @property
+    def image_pixels(self) -> list[int]:
+        """Pixels of each of `images` as the model sees it."""
+        image_text = image_text_of(self.tokenizer) if self.images else None
+        return image_text.pixels(self.images) if image_text is not None else []
 
     @cached_property
     def tokens(self) -> list[str]:

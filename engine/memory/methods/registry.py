@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from loratory.engine.config.run import AdapterConfig
+from loratory.engine.config.vision import MODELS_OWN, VisionConfig
 from loratory.engine.memory.autograd.tensors import Value
 from loratory.engine.memory.layers.modules import base_projection
 from loratory.engine.memory.layers.step_context import StepContext, in_scope
@@ -52,7 +53,12 @@ def project_each(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> It
         yield cache[module.name] if module.name in cache else project(r, x, module)
 
 
-def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterTargets | None = None) -> TrainableCount:
+def count_trainable(
+    shape: ModelShape,
+    adapter: AdapterConfig,
+    targets: AdapterTargets | None = None,
+    vision: VisionConfig = MODELS_OWN,
+) -> TrainableCount:
     """Count what this fine-tune trains.
 
     Args:
@@ -65,8 +71,10 @@ def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterT
     """
     method, rule = adapter.traits, MEMORY_RULES[adapter.method]
     if method.trains_all:
-        return TrainableCount(shape.num_parameters, shape.num_parameters, 0, _group_by_decay(shape.modules))
-    targets = targets or find_targets(shape, adapter)
+        trained = [module for module in shape.modules if vision.training_of(module.part) in (None, "full")]
+        count = sum(module.parameters for module in trained) if shape.takes_images else shape.num_parameters
+        return TrainableCount(shape.num_parameters, count, 0, _group_by_decay(trained))
+    targets = targets or find_targets(shape, adapter, vision)
     ours = [
         *rule.virtual_token_tensors(shape, adapter),
         *(tensor for module in targets.modules for tensor in rule.layer_tensors(module, adapter)),

@@ -35,6 +35,7 @@ class ImageFamily:
     typing_input: str | None = None  # which of `image_inputs` has a value for each token: 1 for those of images
     more_projectors: tuple[str, ...] = ()
     takes_virtual_tokens: bool = False
+    rotates: bool = False  # the tower rotates queries and keys by position, over images of any size
 
     @property
     def projectors(self) -> tuple[str, ...]:
@@ -58,6 +59,12 @@ class Tiles(NamedTuple):
     rows: int
     columns: int
     has_overview: bool  # whether the whole image, made smaller, comes with the tiles
+
+    @property
+    def pixels(self) -> int:
+        """Pixels that the tower sees, those of the overview included."""
+        count = self.rows * self.columns
+        return self.width * self.height * (count + self.has_overview) // count
 
 
 def is_within(name: str, paths: Sequence[str]) -> bool:

@@ -29,6 +29,7 @@ def _qwen(model_type: str, label: str, more_projectors: tuple[str, ...] = ()) ->
         image_inputs=("pixel_values", "image_grid_thw", "mm_token_type_ids"),
         settings=("min_pixels", "max_pixels"),
         typing_input="mm_token_type_ids",
+        rotates=True,
     )
 
 

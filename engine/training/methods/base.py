@@ -108,7 +108,7 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     parts, head, has_experts = image_parts_of(model), _output_head_name(model), has_stacked_experts(model)
     linear = linear_module_names(model)
     if parts is not None:
-        return parts.target_expression(choose_names(model, adapter), linear)
+        return parts.target_expression(choose_names(model, adapter), [name for name, _ in model.named_modules()])
     if adapter.target_modules == ALL_LINEAR:
         if not has_experts:
             return ALL_LINEAR

@@ -65,6 +65,7 @@ class ImageProcessor(ABC):
         self.image_token_id: int = texts.image_token_ids[0]
         self._image_token: str = texts.tokenizer.convert_ids_to_tokens(self.image_token_id)
         self._size_text = lru_cache(maxsize=512)(self._text_of_size)  # of 200 kB at most
+        self._size_tiles = lru_cache(maxsize=4096)(self.tiles)
 
     @staticmethod
     def load(folder: Path, tokenizer: Any, budget: PixelBudget | None = None) -> "ImageProcessor":
@@ -150,6 +151,10 @@ class ImageProcessor(ABC):
             tokens = sum(text.count(self._image_token) for text in texts)
             raise RowProblemError("too_long", f"its {len(images):,} images take {tokens:,} tokens")
         return texts
+
+    def pixels(self, images: Sequence[ImageRef]) -> list[int]:
+        """Return the pixels of each image of a row as the tower sees it."""
+        return [self._size_tiles(image.width, image.height, len(images)).pixels for image in images]
 
     def expand(self, text: str, images: Sequence[ImageRef]) -> str:
         """Replace the placeholders in a text by what the images of a row are in text.
