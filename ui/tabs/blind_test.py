@@ -18,7 +18,7 @@ from loratory.engine.evaluation import blind_test
 from loratory.engine.evaluation.blind_test import Judgement, Pair, Verdict
 from loratory.engine.evaluation.votes import Vote, VotedAnswer, Votes, turns_of
 from loratory.ui import components as ui
-from loratory.ui.backend.conversation import AnswerStream, HeldOutPrompts, RowPrompt, question_message
+from loratory.ui.backend.conversation import AnswerStream, HeldOutPrompts, RowPrompt
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.gradio_internals import Radio
 from loratory.ui.page import Page
@@ -166,10 +166,7 @@ class BlindTestPart:
             target, sides = sides_to_compare(chat.state, judging.sides)
             prompt, judging = self._question(source, question, judging.about(target))
             system = prompt.system or (system or "").strip()
-            messages = (
-                *((Message("system", system),) if system else ()),
-                question_message(prompt.question, prompt.images),
-            )
+            messages = (*((Message("system", system),) if system else ()), Message("user", prompt.question))
             settings, models = with_seed(read_sampling(sampling)), self._choice.answer_models()
             most = settings.max_new_tokens * len(sides)
             chat_request = ChatRequest(messages=messages, branches=sides, sampling=settings, id=uuid.uuid4().hex)
@@ -177,7 +174,7 @@ class BlindTestPart:
             finishes: dict[Branch, FinishReason | None] = dict.fromkeys(sides)
             with self._stream.chunks([chat_request], request.session_hash or "", request.headers) as chunks:
                 yield {
-                    self.pair: view.render_generating(prompt.text, 0, most),
+                    self.pair: view.render_generating(prompt.question, 0, most),
                     self.judging: judging,
                     self.next: gr.update(interactive=False),
                     self.stop: gr.update(visible=True),
@@ -190,13 +187,13 @@ class BlindTestPart:
                     finishes[chunk.branch] = chunk.finish_reason
                     if sum(counts.values()) >= redrawn + 12:
                         redrawn = sum(counts.values())
-                        yield {self.pair: view.render_generating(prompt.text, redrawn, most)}
+                        yield {self.pair: view.render_generating(prompt.question, redrawn, most)}
             if judging.is_about_another(chat.state.target):
                 raise RunError("Something else was loaded meanwhile.", "Ask for the next pair.")
             if "stopped" in finishes.values():
                 yield {**end_updates, self.pair: ""}
                 return
-            pair = blind_test.draw_pair(prompt.text, prompt.reference, texts, self._random)
+            pair = blind_test.draw_pair(prompt.question, prompt.reference, texts, self._random)
             if pair.same_words:
                 judging = self._with_judgement(judging, pair, "equal")
                 yield {**end_updates, self.pair: view.render_identical_answers(pair), self.judging: judging}
@@ -255,7 +252,7 @@ class BlindTestPart:
         config = self._choice.config_of(target)
         if config is None:
             raise RunError("A folder has no held-out set.", "Type the questions yourself.")
-        deck = list(self._prompts.of_run(config))
+        deck = [prompt for prompt in self._prompts.of_run(config) if not prompt.images]  # judgements have texts alone
         if not deck or not deck[0].held_out:
             raise RunError("The held-out set of this run has no questions.", "Type the questions yourself.")
         self._random.shuffle(deck)

@@ -228,9 +228,7 @@ class TalkPart:
         state = self.page.services.chat.state
         context = state.model.context_length if state.model is not None else None
         can_vote = not writing and self._votes.may_save
-        # Votes have texts alone: from the first image on, they would be about something else.
-        first_image = next((number for number, turn in enumerate(turns) if turn.images), len(turns))
-        ballots = {number: ballot(self._votes, turns, number) for number in range(first_image if can_vote else 0)}
+        ballots = {number: ballot(self._votes, turns, number) for number in range(len(turns) if can_vote else 0)}
         names = self._choice.names(state.target)
         return view.render_transcript(
             turns, names, context, can_edit=not writing, ballots=ballots, below=below or {}, picture=self._picture
@@ -315,9 +313,11 @@ class TalkPart:
 
     def _attached_html(self, images: Sequence[ImageRef]) -> str:
         """Return the images of the next question with their buttons; empty for a model that takes none."""
+        return view.render_attached(images, self._picture) if images or self._can_add_images() else ""
+
+    def _can_add_images(self) -> bool:
         model = self.page.services.chat.state.model
-        can_add = model is not None and model.takes_images and not self.page.services.home.is_guest
-        return view.render_attached(images, self._picture) if can_add or images else ""
+        return model is not None and model.takes_images and not self.page.services.home.is_guest
 
     def render_suggestions(self, prompts: Sequence[talk.RowPrompt], row: talk.RowPrompt | None) -> str:
         return self._attached_html(row.images if row is not None else ()) + view.render_suggestions(
@@ -331,11 +331,9 @@ class TalkPart:
             EngineError: If one cannot be read, there are too many, or the model takes none.
         """
         model, transfers = self.page.services.chat.state.model, self.page.services.transfers
-        if self.page.services.home.is_guest:
-            raise ModelError("Guests cannot add images.", "Ask an admin of the lab to become a member.")
-        if model is None or not model.takes_images:
+        if model is None or not self._can_add_images():
             what = f"{model.name} takes text only." if model is not None else "No model is loaded."
-            raise ModelError(what, "Load a vision-language model, then add the image.")
+            raise ModelError(what, "Load a vision-language model as a member of the lab, then add the image.")
         images = row.images if row is not None else ()
         if len(images) + len(paths) > MAX_IMAGES:
             raise ModelError(f"A question has at most {MAX_IMAGES:,} images.", "Remove some.")
