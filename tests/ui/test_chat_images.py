@@ -113,10 +113,10 @@ def test_a_text_model_offers_and_takes_no_image(tab, services):
 
 def test_images_of_a_row_stay_where_the_row_has_them():
     refs = (ImageRef("ab" * 32, 4, 4),)
-    marked = f"Look: {IMAGE_MARK}\nWhat is it?"
+    with_mark = f"Look: {IMAGE_MARK}\nWhat is it?"
 
-    assert question_message(marked, refs).content == marked
+    assert question_message(with_mark, refs).content == with_mark
     assert question_message("What?", refs).content == f"{IMAGE_MARK}What?"
-    assert question_message(marked, ()).content == "Look: \nWhat is it?"
-    assert messages_of([Turn(marked, images=refs)], "base", "") == (Message("user", marked, images=refs),)
-    assert Conversation(messages_of([Turn(marked, images=refs)], "base", "")).has_marks()
+    assert question_message(with_mark, ()).content == "Look: \nWhat is it?"
+    assert messages_of([Turn(with_mark, images=refs)], "base", "") == (Message("user", with_mark, images=refs),)
+    assert Conversation(messages_of([Turn(with_mark, images=refs)], "base", "")).has_marks()

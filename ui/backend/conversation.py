@@ -80,11 +80,6 @@ class Turn:
     version: int = Field(default=0, ge=0)
     images: Annotated[tuple[ImageRef, ...], Field(max_length=MAX_IMAGES)] = ()  # in the media store
 
-    @property
-    def text(self) -> str:
-        """The question without the marks of its images."""
-        return without_marks(self.question)
-
     def with_chunk(self, chunk: ChatChunk) -> "Turn":
         """Return the turn with a chunk appended to one answer."""
         answers = (answer.with_chunk(chunk) if answer.branch == chunk.branch else answer for answer in self.answers)
@@ -246,7 +241,7 @@ def as_markdown(conversation: SavedConversation) -> str:
         version = f" (version {turn.version + 1} of {len(turn.others) + 1})" if turn.others else ""
         lines += [f"## You{version}", ""]
         lines += [f"- Image {image.digest}, {image.width} × {image.height} pixels" for image in turn.images]
-        lines += [*([""] if turn.images else []), turn.text, ""]
+        lines += [*([""] if turn.images else []), without_marks(turn.question), ""]
         if turn.settings is not None:
             sampling = turn.settings.sampling.model_dump(exclude_none=True)
             lines += [f"*{', '.join(f'{name} {value}' for name, value in sampling.items())}*", ""]
@@ -328,11 +323,6 @@ class RowPrompt(NamedTuple):
     is_alone: bool = False  # of a prompt set
     images: tuple[ImageRef, ...] = ()
 
-    @property
-    def text(self) -> str:
-        """The question without the marks of its images."""
-        return without_marks(self.question)
-
 
 class HeldOutPrompts:
     """Finds and caches a run's prompts."""
@@ -370,4 +360,4 @@ def row_prompt(row: PageRow, *, held_out: bool = True) -> RowPrompt | None:
     question, reference = messages[0].content.strip(), messages[1].content.strip()
     whole = all(len(text) <= MAX_SHOWN_CHARACTERS for text in (system, question, reference))
     prompt = RowPrompt(row.row, question, reference, system, held_out, images=messages[0].images)
-    return prompt if prompt.text and reference and whole else None
+    return prompt if without_marks(question) and reference and whole else None

@@ -141,7 +141,7 @@ class TalkPart:
         """
         question, system, page_id = (question or "").strip(), system or "", request.session_hash or ""
         images = row.images if row is not None else ()
-        row = row if row is not None and row.text == question else None
+        row = row if row is not None and talk.without_marks(row.question) == question else None
         is_alone, reference = (row.is_alone, row.reference) if row is not None else (False, "")
         if not question or self._stream.is_busy(page_id) or (page_id in self._pages_with_set and not is_alone):
             yield ui.UNCHANGED
@@ -208,7 +208,7 @@ class TalkPart:
             for number, row in enumerate(prompts, 1):
                 count, inputs = len(turns), (before_edit, row, branches, system, request, *sampling)
                 progress = small(f"Prompt {number} of {len(prompts)}", role="status")
-                for updates in self.stream_answers(row.text, turns, *inputs):
+                for updates in self.stream_answers(talk.without_marks(row.question), turns, *inputs):
                     turns, before_edit = updates.get(self.turns, turns), updates.get(self.before_edit, before_edit)
                     updates = {**updates, self.stop: ui.visible_if(True), self.clear: ui.HIDDEN}
                     yield {**updates, self.trouble: updates.get(self.trouble) or progress}
@@ -269,11 +269,24 @@ class TalkPart:
             return
         turn, versions = turns[number], talk.versions_of(whole, number)
         if kind == "retry":
-            again = (turn.text, turns[:number], whole, _row_of(turn), branches, system, request, *sampling)
+            again = (
+                talk.without_marks(turn.question),
+                turns[:number],
+                whole,
+                _row_of(turn),
+                branches,
+                system,
+                request,
+                *sampling,
+            )
             yield from self.stream_answers(*again)
         elif kind == "edit":
             rewound = self._rewind(turns[:number], whole)
-            yield {**rewound, self.question: turn.text, **self._attach(turn.images, _row_of(turn))}
+            yield {
+                **rewound,
+                self.question: talk.without_marks(turn.question),
+                **self._attach(turn.images, _row_of(turn)),
+            }
         elif kind == "branch":
             yield self._rewind(turns[: number + 1], whole)
         elif kind == "version" and value in map(str, range(len(versions))):
@@ -371,7 +384,7 @@ class TalkPart:
             return ui.UNCHANGED
         prompt = prompts[int(number)]
         system = {self.sampling.system: prompt.system} if prompt.system else {}
-        updates = {self.question: prompt.text, self.row: prompt, **system}
+        updates = {self.question: talk.without_marks(prompt.question), self.row: prompt, **system}
         if prompt.images or images:
             updates[self.suggestions] = self.render_suggestions(prompts, prompt)
         return updates

@@ -8,7 +8,15 @@ from types import MappingProxyType
 
 from loratory.engine.chat.contract import Branch, ChatState, FinishReason, JobProgress, LoadedModel, PromptView
 from loratory.engine.data.conversation import ImageRef
-from loratory.ui.backend.conversation import BRANCH_WORDS, Answer, RowPrompt, SavedConversation, Turn, as_markdown
+from loratory.ui.backend.conversation import (
+    BRANCH_WORDS,
+    Answer,
+    RowPrompt,
+    SavedConversation,
+    Turn,
+    as_markdown,
+    without_marks,
+)
 from loratory.ui.views import html
 
 LONGEST_SUMMARY = 220  # characters of a question
@@ -79,7 +87,7 @@ def _turn(
         left_out = html.plural(len(settings.left_out), "earlier question")
         context = html.small(f"Not in the context: {'other questions' if settings.is_alone else left_out}.")
     actions = _actions(turns, number) if ballot is not None else ""
-    question = f'<div class="question"><div><h3>You</h3>{actions}</div>{render_pictures(turn.images, picture)}{escape(turn.text)}</div>'
+    question = f'<div class="question"><div><h3>You</h3>{actions}</div>{render_pictures(turn.images, picture)}{escape(without_marks(turn.question))}</div>'
     return f'{question}{context}<div class="answers">{answers}</div>'
 
 
@@ -237,7 +245,7 @@ def render_suggestions(prompts: Sequence[RowPrompt], picture: Picture = lambda _
     if not prompts:
         return ""
     items = "".join(
-        f"{render_pictures(prompt.images, picture)}{html.pick_button(str(number), prompt.text, css='')}"
+        f"{render_pictures(prompt.images, picture)}{html.pick_button(str(number), without_marks(prompt.question), css='')}"
         for number, prompt in enumerate(prompts)
     )
     where = "From the held-out set" if prompts[0].held_out else "From the training set"

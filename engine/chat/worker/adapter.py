@@ -109,6 +109,7 @@ class AdaptedBase:
         `ids` are all tokens of the rows, (rows, longest); `mask` has 0 where they are padding. Positions are computed here:
         Qwen-VL's model would remember those of its last prompt, which may be that of another conversation.
         """
+        assert self.images is not None or not any(images)  # refused where the prompt is rendered
         tensors = self.images.tensors(images, ids) if self.images is not None else {}
         inputs = {name: tensor.to(ids.device) for name, tensor in tensors.items()}
         find_positions = getattr(self.model.base_model, "get_rope_index", None)

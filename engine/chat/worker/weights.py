@@ -97,7 +97,7 @@ class BranchWeights:
     def token_losses(self, ids: Sequence[int], labels: Sequence[int], images: Sequence[ImageRef] = ()) -> list[float]:
         """Return -log p of each trained token of a sequence, in nats.
 
-        The sequence is read in pieces, so no more than one piece's logits are in memory; in one with its images. `labels` are the tokens that are
+        The sequence is read in pieces, so no more than one piece's logits are in memory; with images, in one. `labels` are the tokens that are
         trained, else -100; nothing predicts the first token.
         """
         device = self.holder.model.device
