@@ -90,8 +90,8 @@ class RowImages:
             if ref is None:
                 raise RowProblemError("image", "the media store does not have it")
             return ref
-        if start := _EMBEDDED.match(cell):
-            return self.store.add(_decode_url(cell, start))
+        if (data := decode_url(cell)) is not None:
+            return self.store.add(data)
         if _ADDRESS.match(cell):
             return self._fetch(cell)
         folder = self.folder_of(self._row)
@@ -137,7 +137,15 @@ def require_few(count: int) -> None:
         raise RowProblemError("too_long", f"it has {count:,} images; {MAX_IMAGES:,} is the most")
 
 
-def _decode_url(cell: str, start: re.Match[str]) -> bytes:
+def decode_url(cell: str) -> bytes | None:
+    """Return the bytes in a data: URL; None where it is anything else.
+
+    Raises:
+        RowProblemError: If it is not in base64, or too large.
+    """
+    start = _EMBEDDED.match(cell)
+    if start is None:
+        return None
     if not start[0].lower().endswith(";base64,"):
         raise RowProblemError("image", "its data: URL is not in base64")
     if len(cell) > MAX_IMAGE_BYTES * 4 // 3 + 1000:
