@@ -18,9 +18,12 @@ def make_adapter(base: Path, folder: Path, config: object, *, seed: int = 1, sca
     """
     import torch
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(base)
+    from loratory.engine.models.folder import read_config
+    from loratory.engine.training.image_parts import model_class_of
+
+    model = model_class_of(read_config(base / "config.json", base.name)).from_pretrained(base)
     torch.manual_seed(seed)
     peft = get_peft_model(model, config)
     for parameter in peft.parameters():

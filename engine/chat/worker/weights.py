@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from loratory.engine.chat.contract import Branch
 from loratory.engine.chat.target import LoadPlan, PlannedWeights
@@ -23,10 +23,12 @@ from loratory.engine.generation.worker.batch import PIECE_TOKENS
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import list_devices
 from loratory.engine.hardware.processor import memory_now
-from loratory.engine.models.folder import check_model_folder, read_safetensors_header, weight_files
+from loratory.engine.models.families.registry import family_of
+from loratory.engine.models.folder import check_model_folder, read_config, read_safetensors_header, weight_files
 from loratory.engine.training.answers import virtual_token_cache
 from loratory.engine.training.batching.batches import pad
 from loratory.engine.training.failure import is_out_of_memory
+from loratory.engine.training.image_parts import model_class_of
 from loratory.engine.training.ops.attention import copy_shared_heads
 from loratory.engine.training.ops.loss import logit_transform, loss_of_each
 from loratory.engine.training.placement import quantization_of, require_usable
@@ -246,13 +248,17 @@ def load_model(spec: ModelSpec, config: ModelConfig) -> PreTrainedModel:
     _require_memory(spec, config)
     arguments: dict[str, object] = {}
     quantization = quantization_of(config, spec.dtype)
+    settings = read_config(spec.folder / "config.json", spec.name)
+    family = family_of(settings)
     if quantization is not None:  # None would hide the one that the model brings
+        if family is not None:  # as in training
+            quantization.llm_int8_skip_modules = ["lm_head", family.tower, *family.projectors]
         arguments["quantization_config"] = quantization
     if config.attn_implementation != "auto":
         arguments["attn_implementation"] = config.attn_implementation
     try:
         with memory_errors(spec):
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model: PreTrainedModel = model_class_of(settings).from_pretrained(
                 spec.folder,
                 dtype=spec.dtype,
                 device_map={"": spec.device.torch_name},

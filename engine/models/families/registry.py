@@ -51,6 +51,7 @@ _LLAVA_ONEVISION = ImageFamily(
     language_model="model.language_model",
     image_inputs=("pixel_values", "image_sizes", "batch_num_images"),
     settings=("max_pixels",),
+    vllm_takes_lora=False,
     takes_virtual_tokens=True,
 )
 FAMILIES: tuple[ImageFamily, ...] = (
