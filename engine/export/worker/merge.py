@@ -176,11 +176,11 @@ class Merge:
         default_factory=dict
     )  # which the base has not, such as an untied head
     # Names in the files by those in the loaded model, where they differ.
-    stored_names: Mapping[str, str] = field(default_factory=dict)
+    file_names: Mapping[str, str] = field(default_factory=dict)
 
-    def stored(self, name: str) -> str:
+    def name_in_files(self, name: str) -> str:
         """Return the name in the files of a weight of the loaded model."""
-        return self.stored_names.get(name, name)
+        return self.file_names.get(name, name)
 
     def plans(self) -> list[TensorPlan]:
         """Return the tensors to write, in the order of the base's files."""
@@ -208,7 +208,7 @@ def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | No
         NotByTensorError: If the adapter needs the whole model.
     """
     config = PeftConfig.from_pretrained(str(trained.folder))
-    merge = Merge(base, dtype, stored_names=_stored_names(base))
+    merge = Merge(base, dtype, file_names=_file_names(base))
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(trained.folder / ADAPTER_WEIGHTS).items():
         path, part = _split_key(key.removeprefix(_KEY_PREFIX))
@@ -218,13 +218,13 @@ def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | No
             _replace(merge, path, tensor)
     resolve_patterns(config, list(modules), trained.name)
     for path, parts in modules.items():
-        if merge.stored(f"{path}.weight") not in base.plans:
+        if merge.name_in_files(f"{path}.weight") not in base.plans:
             raise NotByTensorError(f"the files of the base have no {path}.weight")
         _add_lora(merge, path, parts, config)
     return merge
 
 
-def _stored_names(base: BaseFiles) -> dict[str, str]:
+def _file_names(base: BaseFiles) -> dict[str, str]:
     """Return the names in the files of a vision-language model that transformers renames, by its own names."""
     if family_of(read_config(base.folder / "config.json", base.folder.name)) is None:
         return {}
@@ -246,7 +246,7 @@ def _split_key(key: str) -> tuple[str, str]:
 
 def _replace(merge: Merge, name: str, tensor: torch.Tensor) -> None:
     """Replace a tensor of the base by one that was trained directly: a bias, or a saved module."""
-    name = merge.stored(name.replace(".base_layer.", ".").replace(".modules_to_save.", "."))
+    name = merge.name_in_files(name.replace(".base_layer.", ".").replace(".modules_to_save.", "."))
     if name in merge.base.plans:
         if merge.base.plans[name].shape != tuple(tensor.shape):
             raise NotByTensorError(f"{name} has another shape than in the base")
@@ -263,7 +263,7 @@ def _add_lora(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: A
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
     # Rank-stabilized: Kalajdzievski 2023, arXiv:2312.03732.
     scaling = alpha / len(a) ** (0.5 if config.use_rslora else 1)
-    name = merge.stored(f"{path}.weight")
+    name = merge.name_in_files(f"{path}.weight")
     shape = merge.base.plans[name].shape
     transposed = bool(config.fan_in_fan_out)
     expected = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
@@ -298,7 +298,7 @@ def untie_changed(merge: Merge) -> bool:
     PEFT trains a copy of the named module, so the other one keeps the base's weight.
     """
     changed_names = merge.changes.keys() | merge.added_tensors.keys()
-    tied = (tuple(map(merge.stored, pair)) for pair in tied_weights(merge.base.folder).items())
+    tied = (tuple(map(merge.name_in_files, pair)) for pair in tied_weights(merge.base.folder).items())
     untied = [pair for pair in tied if not changed_names.isdisjoint(pair)]
     for pair in untied:
         stored_name = next((name for name in pair if name in merge.base.plans), None)
