@@ -94,6 +94,7 @@ class LoadedModel(FrozenModel):
     weights_bytes: int  # base and adapters
     adapter_bytes: int
     context_length: int | None  # maximum positions; None if the model's config has none
+    takes_images: bool = False
     notes: tuple[str, ...] = ()  # for the user, such as a precision other than the run's
 
 

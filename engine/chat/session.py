@@ -80,6 +80,7 @@ class ChatSession:
     expires_after_seconds: float | None = None  # idle time after which it is unloaded anyway; None: the lab's limit
     waits_seconds: float | None = None  # to wait for a device in use; None: the default of the home
     zero_gpu: ZeroGpu | None = None  # lends a GPU for each answer; used instead of `choose`
+    media: Path | None = None  # the folder of the images of conversations; None: the home's media store
     on_unload: Callable[[str], None] = lambda _: None  # gets the reason for an automatic unload
 
     def __post_init__(self) -> None:
@@ -312,7 +313,7 @@ class ChatSession:
             if seconds is None:
                 seconds = UNTIL_A_CHAT_LEAVES_SECONDS if self.home.owner else _LEAVING_SECONDS
             job.start(process, Wait(seconds, on_wait, loading.stop_event))
-            request = LoadRequest(plan=loading.plan, device=job.device)
+            request = LoadRequest(plan=loading.plan, device=job.device, media=self.media or self.home.media)
             return contract.LoadedModel.model_validate(
                 process.call("load", request.model_dump(mode="json"), on_progress=note)
             )

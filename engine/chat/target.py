@@ -9,6 +9,7 @@ from loratory.engine.config.methods.base import PeftMethod
 from loratory.engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
 from loratory.engine.config.methods.registry import METHODS, method_of_peft_type
 from loratory.engine.config.run import ModelConfig
+from loratory.engine.config.vision import VisionConfig
 from loratory.engine.errors import ModelError, RunError
 from loratory.engine.hardware.device import Device
 from loratory.engine.models.catalog import find_in_catalog
@@ -48,6 +49,7 @@ class LoadPlan(FrozenModel):
     model: ModelConfig  # the base model, with the requested quantization
     tuned: PlannedWeights | None = None
     second: PlannedWeights | None = None
+    vision: VisionConfig = VisionConfig()  # how large images are, as in the run's training
     notes: tuple[str, ...] = ()  # for the user, about this combination
     owner: str = ""  # in a lab, the person to whose folders a path of the base is confined
 
@@ -90,11 +92,13 @@ class LoadRequest(FrozenModel):
 
     plan: LoadPlan
     device: Device
+    media: Path | None = None  # the folder of the media store with the images of its conversations
 
 
 class _WeightsAndBase(NamedTuple):
     weights: PlannedWeights
     model: ModelConfig  # the base that the run or the adapter names
+    vision: VisionConfig = VisionConfig()
 
     def on(self, model: ModelConfig) -> PlannedWeights:
         """Return the weights to load with a base, which may be one that a person chose in place of their own."""
@@ -128,7 +132,8 @@ def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
             )
         model = model.model_copy(update={"quantization": target.quantization})
     weights, other_weights = (source and source.on(model) for source in (tuned, second))
-    return LoadPlan(model=model, tuned=weights, second=other_weights, notes=notes, owner=owner)
+    vision = sources[0].vision if sources else VisionConfig()
+    return LoadPlan(model=model, tuned=weights, second=other_weights, vision=vision, notes=notes, owner=owner)
 
 
 def _check_access(model: ModelConfig, home: LoratoryHome, *, is_guest: bool) -> None:
@@ -221,7 +226,7 @@ def _find_in_run(run: RunFolder, checkpoint: str | None) -> _WeightsAndBase:
         weights = PlannedWeights(folder=folder, name=name, method=config.adapter.method)
     else:
         weights = _find_adapter(folder, name).weights
-    return _WeightsAndBase(weights.model_copy(update={"base": trained_base(run)}), config.model)
+    return _WeightsAndBase(weights.model_copy(update={"base": trained_base(run)}), config.model, config.vision)
 
 
 def _intact_folder(run: RunFolder, name: str) -> Path | None:

@@ -107,6 +107,7 @@ class AnsweredRow(FrozenModel):
     prompt: str
     reference: str
     answers: dict[Branch, BranchAnswer]
+    images: tuple[str, ...] = ()  # digests of those of the prompt, in the media store
 
 
 class MeanScores(FrozenModel):

@@ -49,6 +49,7 @@ class PromptSamples(FrozenModel):
     reference: str
     answers: tuple[AnswerSample, ...]
     tag: str = ""  # of the row, by which scores are grouped
+    images: tuple[str, ...] = ()  # digests of those of the prompt, in the media store
 
     @property
     def rewards(self) -> list[float]:

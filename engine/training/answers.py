@@ -13,6 +13,7 @@ from transformers import Cache, DynamicCache
 
 from loratory.engine.data.conversation import ImageRef, Message
 from loratory.engine.data.passes.prepare import spread_evenly
+from loratory.engine.data.render.images import image_text_of
 from loratory.engine.data.render.template import ChatTokenizer, rendering_confined, stop_token_ids
 from loratory.engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow, prompt_ids
 from loratory.engine.errors import ModelError, shorten
@@ -38,6 +39,12 @@ def decode(ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
     """Decode tokens without special tokens."""
     controls = set(tokenizer.all_special_ids)
     return tokenizer.decode([token for token in ids if token not in controls]).strip()
+
+
+def without_image_tokens(ids: Sequence[int], tokenizer: ChatTokenizer) -> list[int]:
+    """Return the tokens without those that stand for what an image shows."""
+    image_text = image_text_of(tokenizer)
+    return [token for token in ids if image_text is None or token != image_text.image_token_id]
 
 
 class Prompt(NamedTuple):
@@ -112,9 +119,7 @@ class PromptAnswers:
             self.events.emit(data)
 
     def _text(self, prompt: Prompt) -> str:
-        """Return a prompt as text, without the tokens that stand for what an image shows."""
-        of_images = self.images.processor.image_token_id if self.images is not None else None
-        return str(self.tokenizer.decode([token for token in prompt.ids if token != of_images]))
+        return str(self.tokenizer.decode(without_image_tokens(prompt.ids, self.tokenizer)))
 
     def _generate(self, model: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
         causal_lm, cache = causal_lm_of(model), virtual_token_cache(model, len(prompts))

@@ -2,10 +2,10 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -19,10 +19,14 @@ from loratory.engine.chat.worker.adapter_patterns import base_module_names, reso
 from loratory.engine.chat.worker.lora_branches import use_plain_branches
 from loratory.engine.chat.worker.static_cache import FixedCaches, LentCache
 from loratory.engine.config.methods.registry import METHODS, tensor_marks
+from loratory.engine.data.conversation import ImageRef
 from loratory.engine.errors import ModelError
 from loratory.engine.models.folder import TensorRecord, read_safetensors_header
 from loratory.engine.runs.provenance import ADAPTER_WEIGHTS
 from loratory.engine.training.failure import is_out_of_memory
+
+if TYPE_CHECKING:
+    from loratory.engine.training.batching.images import ImageInputs
 
 _KEY_PREFIX = "base_model.model."
 _WRONG_BASE_FIX = "Load it with the model that it was trained on."
@@ -62,6 +66,7 @@ class AdaptedBase:
 
     model: PreTrainedModel
     name: str
+    images: "ImageInputs | None" = None  # where it takes some
     _peft_model: PeftModel | None = None
     _layers: tuple[nn.Module, ...] = ()
     _active: Adapter | None = None
@@ -71,7 +76,7 @@ class AdaptedBase:
         self.fixed_caches = FixedCaches.for_model(self.model)
 
     def forward(
-        self, ids: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None = None, **padding: torch.Tensor
+        self, ids: torch.Tensor, cache: Cache | None, positions: torch.Tensor | None = None, **inputs: torch.Tensor
     ) -> torch.Tensor:
         """Run the model with the active adapter.
 
@@ -79,7 +84,7 @@ class AdaptedBase:
             ids: Shape (rows, tokens).
             cache: The tokens before `ids`, to which these are added; None where `ids` is the whole sequence.
             positions: Positions to compute logits for, shape (n,); None for the last one.
-            padding: Attention mask and position ids, for rows that differ in length.
+            inputs: Attention mask and position ids, for rows that differ in length; what `image_inputs` returns.
 
         Returns:
             Logits of the next tokens, shape (rows, n or 1, vocabulary).
@@ -92,9 +97,33 @@ class AdaptedBase:
         # torch copies the frozen output layer before it multiplies. That takes as long as the whole prompt.
         logits_argument = {"logits_to_keep": positions if several else 1} if self._can_slice_logits else {}
         logits = self.model(
-            input_ids=ids, use_cache=cache is not None, **cache_argument, **logits_argument, **padding
+            input_ids=ids, use_cache=cache is not None, **cache_argument, **logits_argument, **inputs
         ).logits
         return logits if self._can_slice_logits or not several else logits[:, positions]
+
+    def image_inputs(
+        self, images: Sequence[Sequence[ImageRef]], ids: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """Return what the pass over whole prompts takes of their images, and how far the positions behind them move.
+
+        Args:
+            images: Those of each row, in order.
+            ids: Tokens, (rows, longest).
+            mask: 0 where they are padding; None without any.
+
+        Returns:
+            Inputs of `forward`, {} without images; and a number for each row, (rows, 1), to be added to its later positions,
+            None where these are counted as in text. Positions are computed here, as Qwen-VL's model otherwise remembers
+            those of its last prompt, which may be that of another conversation.
+        """
+        tensors = self.images.tensors(images, ids) if self.images is not None else {}
+        inputs = {name: tensor.to(ids.device) for name, tensor in tensors.items()}
+        find_positions = getattr(self.model.base_model, "get_rope_index", None)
+        if not inputs or find_positions is None:
+            return inputs, None
+        layout = {name: inputs[name] for name in ("image_grid_thw", "mm_token_type_ids")}
+        inputs["position_ids"], moved = find_positions(ids, attention_mask=mask, **layout)
+        return inputs, moved
 
     def lend_cache(self, positions: int) -> LentCache | None:
         """Lend a static cache for the active adapter, if one is available."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from transformers import (
@@ -20,8 +20,11 @@ from transformers import (
 from loratory.engine.chat.contract import Branch, ChatChunk, FinishReason, PromptView
 from loratory.engine.chat.worker.weights import BranchWeights
 from loratory.engine.config.results import SamplingConfig
-from loratory.engine.data.conversation import Conversation, Message
+from loratory.engine.config.vision import VisionConfig
+from loratory.engine.data.conversation import Conversation, ImageRef, Message
+from loratory.engine.data.media.store import MediaStore
 from loratory.engine.data.records import RowProblemError
+from loratory.engine.data.render.images import image_characters, image_text_of
 from loratory.engine.data.render.sequence_plan import plan_prompt
 from loratory.engine.data.render.template import ChatTokenizer, rendering_confined, stop_token_ids
 from loratory.engine.data.render.tokenize import prompt_ids
@@ -29,6 +32,9 @@ from loratory.engine.errors import ModelError
 from loratory.engine.generation.worker.batch import PIECE_TOKENS
 from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
 from loratory.engine.models.source import ModelSource
+
+if TYPE_CHECKING:
+    from loratory.engine.training.batching.images import ImageInputs
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -44,27 +50,47 @@ class DecodingTokenizer(ChatTokenizer, Protocol):
     ) -> str: ...
 
 
-def load_chat_tokenizer(folders: Sequence[Path], base: Path, name: str) -> DecodingTokenizer:
+def load_chat_tokenizer(
+    folders: Sequence[Path], base: Path, name: str, vision: VisionConfig | None = None
+) -> DecodingTokenizer:
     """Load the tokenizer that training saved, with its template; the base model's if there is none.
+
+    `vision` says how large images are; the model's own size by default.
 
     Raises:
         ModelError: If the tokenizer cannot be read.
     """
     folder = next((folder for folder in folders if (folder / TOKENIZER_CONFIG).is_file()), base)
     tokenizer: DecodingTokenizer
-    tokenizer, _ = load_tokenizer(ModelSource(str(folder), name))
+    tokenizer, _ = load_tokenizer(ModelSource(str(folder), name), vision, base)
     return tokenizer
+
+
+def image_inputs_of(tokenizer: object, media: Path | None) -> "ImageInputs | None":
+    """Return what opens the images of a media store for a model; None where it takes none."""
+    processor = image_text_of(tokenizer)
+    if processor is None or media is None:
+        return None
+    from loratory.engine.models.families.worker.processor import ImageProcessor
+    from loratory.engine.training.batching.images import ImageInputs
+
+    assert isinstance(processor, ImageProcessor)
+    return ImageInputs(processor, MediaStore(media))
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: ChatTokenizer) -> PromptView:
     """Render a conversation as the prompt that the model gets.
 
     Raises:
-        ModelError: If the chat template refuses the conversation, or exceeds its time limit.
+        ModelError: If the chat template refuses the conversation, or exceeds its time limit; if the model takes no images.
     """
+    conversation = Conversation(tuple(messages))
+    if image_text_of(tokenizer) is None and any(message.images for message in messages):
+        fix = "Remove the images, or choose a vision-language model."
+        raise ModelError("This model takes text only, and the conversation has images.", fix)
     try:
-        with rendering_confined(sum(len(message.content) for message in messages)):
-            text = plan_prompt(Conversation(tuple(messages)), tokenizer).text
+        with rendering_confined(len(conversation.text()) + image_characters(conversation, tokenizer)):
+            text = plan_prompt(conversation, tokenizer).text
             ids = prompt_ids(messages, tokenizer)
     except RowProblemError as error:
         fix = "Change the turn that it names, or leave the system prompt out."
@@ -158,6 +184,7 @@ class AnswerRules:
     end_ids: frozenset[int]
     sampling: SamplingConfig
     context_length: int | None  # positions; None where the model has no limit
+    images: tuple[ImageRef, ...] = ()  # of the prompt, in order
 
 
 class Answer:
@@ -179,6 +206,7 @@ class Answer:
         self._sampler = Sampler(rules.sampling, device)
         self._ids = torch.tensor([rules.prompt_ids], device=device)
         self._cached_tokens = 0  # tokens of `_ids` that the cache holds
+        self._moved: torch.Tensor | None = None  # how far images move the positions behind them, (1, 1)
         longest = len(rules.prompt_ids) + min(self._room, rules.sampling.max_new_tokens)
         with torch.inference_mode():
             self._cache = weights.answer_cache(int(longest))
@@ -220,8 +248,15 @@ class Answer:
         """Read the next tokens; return the logits after the last one, None while the prompt is incomplete."""
         if self._cache is None:
             return self._weights.next_logits(self._ids, None)
-        piece = self._ids[:, self._cached_tokens : self._cached_tokens + PIECE_TOKENS]
-        logits = self._weights.next_logits(piece, self._cache)
+        images, inputs = self._rules.images if not self._cached_tokens else (), {}
+        # Images are read in one piece with their prompt: some models let each token of an image see all of it.
+        length = self._ids.shape[1] if images else PIECE_TOKENS
+        piece = self._ids[:, self._cached_tokens : self._cached_tokens + length]
+        if images:
+            inputs, self._moved = self._weights.holder.image_inputs([images], piece)
+        elif self._moved is not None:
+            inputs = {"position_ids": self._moved + self._cached_tokens}
+        logits = self._weights.next_logits(piece, self._cache, **inputs)
         self._cached_tokens += piece.shape[1]
         return logits if self._cached_tokens == self._ids.shape[1] else None
 
@@ -261,6 +296,7 @@ def begin_answer(
     prompt_ids: tuple[int, ...],
     sampling: SamplingConfig,
     tokenizer: DecodingTokenizer,
+    images: tuple[ImageRef, ...] = (),
 ) -> Answer:
     """Start an answer, limited by the model's stop tokens and its context.
 
@@ -269,7 +305,8 @@ def begin_answer(
     """
     model = weights.holder.model
     end_ids = end_token_ids(tokenizer, model.generation_config)
-    return Answer(branch, weights, AnswerRules(prompt_ids, end_ids, sampling, context_length(model)), tokenizer)
+    rules = AnswerRules(prompt_ids, end_ids, sampling, context_length(model), images)
+    return Answer(branch, weights, rules, tokenizer)
 
 
 def context_length(model: PreTrainedModel) -> int | None:

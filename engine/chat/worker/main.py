@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
-from loratory.engine.chat.contract import Branch, ChatRequest, JobProgress, LoadedModel, Phase
+from loratory.engine.chat.contract import Branch, ChatRequest, JobProgress, LoadedModel, Phase, PromptView
 from loratory.engine.chat.target import LoadPlan, LoadRequest
 from loratory.engine.chat.worker import answer as answer_rules
 from loratory.engine.chat.worker.static_cache import LentCache
 from loratory.engine.chat.worker.weights import Announce, BranchWeights, ModelSpec, Weights, choose_dtype, memory_errors
-from loratory.engine.errors import RunError
+from loratory.engine.data.media.store import MediaStore
+from loratory.engine.data.render.images import image_text_of, images_of
+from loratory.engine.errors import ModelError, RunError
 from loratory.engine.models.source import resolve_model
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.messages import JsonObject, Request, Steps, serve
@@ -62,6 +64,7 @@ class ChatWorker:
             weights_bytes=weights.size_bytes,
             adapter_bytes=weights.adapter_bytes,
             context_length=answer_rules.context_length(next(weights.holders()).model),
+            takes_images=image_text_of(self._require_loaded().tokenizer) is not None,
             notes=self.notes(plan, weights.spec),
         ).model_dump(mode="json")
 
@@ -73,8 +76,9 @@ class ChatWorker:
         )
         give_up_access(Access.HUB)
         return ModelSpec(
-            Path(source.location), source.name, load_request.device, choose_dtype(model, load_request.device)
-        )
+            Path(source.location), source.name, load_request.device, choose_dtype(model, load_request.device),
+            load_request.media,
+        )  # fmt: skip
 
     def notes(self, plan: LoadPlan, spec: ModelSpec) -> tuple[str, ...]:
         """Return what the person should know about a plan and its base."""
@@ -92,21 +96,14 @@ class ChatWorker:
         else:
             weights = Weights(plan, spec, announce("loading_model"))
         folders = [trained_weights.folder for trained_weights in plan.trained_weights.values()]
-        tokenizer = answer_rules.load_chat_tokenizer(folders, weights.spec.folder, weights.spec.name)
+        tokenizer = answer_rules.load_chat_tokenizer(folders, weights.spec.folder, weights.spec.name, plan.vision)
+        weights.show_images(answer_rules.image_inputs_of(tokenizer, weights.spec.media))
         self._active = _ActiveModel(weights, tokenizer)
         return weights
 
     def generate(self, params: JsonObject, request: Request) -> Steps:
         """Generate an answer on each branch, one token a turn."""
-        chat_request = ChatRequest.model_validate(params)
-        active = self._require_loaded()
-        prompt = answer_rules.render_prompt(chat_request.messages, active.tokenizer)
-        answers = [
-            answer_rules.begin_answer(
-                branch, active.weights.branch(branch), prompt.ids, chat_request.sampling, active.tokenizer
-            )
-            for branch in chat_request.branches
-        ]
+        active, answers = self._require_loaded(), self.begin(ChatRequest.model_validate(params))
         while answers:
             for answer in answers:
                 if self._active is not active:
@@ -119,12 +116,30 @@ class ChatWorker:
             answers = [answer for answer in answers if not answer.is_done]
         return {}
 
+    def begin(self, chat_request: ChatRequest) -> list[answer_rules.Answer]:
+        """Return the answers of a request, of which nothing is written yet."""
+        active = self._require_loaded()
+        prompt, images = self._render(chat_request), images_of(chat_request.messages)
+        return [
+            answer_rules.begin_answer(
+                branch, active.weights.branch(branch), prompt.ids, chat_request.sampling, active.tokenizer, images
+            )
+            for branch in chat_request.branches
+        ]
+
     def prompt(self, params: JsonObject, _: Request) -> JsonObject:
         """Return the prompt that the model would get."""
-        chat_request = ChatRequest.model_validate(params)
-        return answer_rules.render_prompt(chat_request.messages, self._require_loaded().tokenizer).model_dump(
-            mode="json"
-        )
+        return self._render(ChatRequest.model_validate(params)).model_dump(mode="json")
+
+    def _render(self, chat_request: ChatRequest) -> PromptView:
+        active, images = self._require_loaded(), images_of(chat_request.messages)
+        if images and active.weights.spec.media is not None:
+            store = MediaStore(active.weights.spec.media)
+            missing = [ref for ref in images if store.find(ref.digest) != ref]
+            if missing:
+                what = f"The image {missing[0].digest[:12]} is not in the media store."
+                raise ModelError(what, "Add it again; a model on another machine takes no images.")
+        return answer_rules.render_prompt(chat_request.messages, active.tokenizer)
 
     def _require_loaded(self) -> _ActiveModel:
         if self._active is None:

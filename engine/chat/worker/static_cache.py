@@ -188,6 +188,8 @@ def reason_against(model: PreTrainedModel) -> str:
     config = model.config.get_text_config(decoder=True)
     if not is_wanted("static_cache"):
         return LEFT_OUT
+    if config is not model.config:
+        return "its prompts may have images"
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"{config._attn_implementation} does not support a mask over unused positions"
     if not model._can_compile_fullgraph or not model._supports_default_dynamic_cache():

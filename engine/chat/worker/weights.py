@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
@@ -17,6 +18,7 @@ from loratory.engine.chat.target import LoadPlan, PlannedWeights
 from loratory.engine.chat.worker.adapter import AdaptedBase, Adapter
 from loratory.engine.chat.worker.static_cache import LentCache
 from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.conversation import ImageRef
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.errors import DeviceError, EngineError, ModelError
 from loratory.engine.generation.worker.batch import PIECE_TOKENS
@@ -32,6 +34,9 @@ from loratory.engine.training.image_parts import model_class_of
 from loratory.engine.training.ops.attention import copy_shared_heads
 from loratory.engine.training.ops.loss import logit_transform, loss_of_each
 from loratory.engine.training.placement import quantization_of, require_usable
+
+if TYPE_CHECKING:
+    from loratory.engine.training.batching.images import ImageInputs
 
 
 def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
@@ -57,6 +62,7 @@ class ModelSpec:
     name: str
     device: Device
     dtype: torch.dtype
+    media: Path | None = None  # the folder of the media store, for a model that takes images
 
 
 @dataclass(frozen=True)
@@ -88,15 +94,15 @@ class BranchWeights:
         has_cache = self.holder.model._supports_default_dynamic_cache()
         return DynamicCache(config=self.holder.model.config.get_text_config(decoder=True)) if has_cache else None
 
-    def token_losses(self, ids: Sequence[int], labels: Sequence[int]) -> list[float]:
+    def token_losses(self, ids: Sequence[int], labels: Sequence[int], images: Sequence[ImageRef] = ()) -> list[float]:
         """Return -log p of each trained token of a sequence, in nats.
 
-        The sequence is read in pieces, so no more than one piece's logits are in memory. `labels` are the tokens that are
+        The sequence is read in pieces, so no more than one piece's logits are in memory; in one with its images. `labels` are the tokens that are
         trained, else -100; nothing predicts the first token.
         """
         device = self.holder.model.device
         cache = self.new_cache()
-        step = PIECE_TOKENS if cache is not None else len(ids)
+        step = PIECE_TOKENS if cache is not None and not images else len(ids)
         losses: list[float] = []
         for start in range(0, len(ids), step):
             end = min(start + step, len(ids))
@@ -104,7 +110,8 @@ class BranchWeights:
             piece = torch.tensor([list(ids[start:end])], device=device)
             # A piece without trained tokens has to be read too; it computes one token's logits.
             indices = torch.tensor([index - start for index in positions] or [0], device=device)
-            logits = self.holder.forward(piece, cache, indices)[0]
+            inputs, _ = self.holder.image_inputs([images], piece)
+            logits = self.holder.forward(piece, cache, indices, **inputs)[0]
             if positions:
                 targets = torch.tensor([labels[index + 1] for index in positions], device=device)
                 losses += functional.cross_entropy(logits.float(), targets, reduction="none").tolist()
@@ -119,25 +126,30 @@ class BranchWeights:
         self.holder.switch_to(self.adapter)
         model, device = self.holder.model, self.holder.model.device
         batch = pad(rows, 0).to(device)
-        with_text = {"input_ids": batch.inputs["input_ids"], "use_cache": False}
-        states = model.base_model(**with_text).last_hidden_state
+        ids = batch.inputs["input_ids"]
+        inputs, _ = self.holder.image_inputs([row.images for row in rows], ids)
+        states = model.base_model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
         trained_states = states.reshape(-1, states.shape[-1])[batch.trained.positions]
         transform = logit_transform(model.config.get_text_config(decoder=True))
         losses = loss_of_each(trained_states, batch.trained.targets, model.get_output_embeddings(), transform)
         return [values.tolist() for values in losses.split(list(batch.sequence_tokens))]
 
-    def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+    def logits_at(self, ids: Sequence[int], positions: Sequence[int], images: Sequence[ImageRef] = ()) -> torch.Tensor:
         """Read a whole sequence; return the logits after the tokens at `positions`, (positions, vocabulary)."""
         cache, device = self.new_cache(), self.holder.model.device
         piece, indices = torch.tensor([list(ids)], device=device), torch.tensor(list(positions), device=device)
-        return self.holder.forward(piece, cache, indices)[0].float()
+        inputs, _ = self.holder.image_inputs([images], piece)
+        return self.holder.forward(piece, cache, indices, **inputs)[0].float()
 
-    def next_logits(self, ids: torch.Tensor, cache: Cache | LentCache | None) -> torch.Tensor:
-        """Append `ids`, shape (1, tokens), to the cache; return the logits of the next token, (1, vocabulary)."""
+    def next_logits(self, ids: torch.Tensor, cache: Cache | LentCache | None, **inputs: torch.Tensor) -> torch.Tensor:
+        """Append `ids`, shape (1, tokens), to the cache; return the logits of the next token, (1, vocabulary).
+
+        `inputs` are those of the images in `ids`, and moved positions.
+        """
         self.holder.switch_to(self.adapter)
         if isinstance(cache, LentCache):
             return cache.read(ids)
-        return self.holder.forward(ids, cache)[:, -1].float()
+        return self.holder.forward(ids, cache, **inputs)[:, -1].float()
 
 
 class Weights:
@@ -151,6 +163,7 @@ class Weights:
     def __init__(self, plan: LoadPlan, spec: ModelSpec, announce: Announce) -> None:
         self.spec = spec
         self.plan = plan
+        self._images: ImageInputs | None = None
         self._base: AdaptedBase | None = None
         self._branches: dict[Branch, BranchWeights] = {}
         self.exchange(plan, announce)
@@ -176,6 +189,12 @@ class Weights:
         if self._base is not None or not branches:
             branches["base"] = BranchWeights(self._need_base())
         self.plan, self._branches = plan, branches
+
+    def show_images(self, images: "ImageInputs | None") -> None:
+        """Set what opens images for all branches; None where the model takes none."""
+        self._images = images
+        for holder in self.holders():
+            holder.images = images
 
     def branch(self, branch: Branch) -> BranchWeights:
         """Return the weights of a branch.
@@ -232,7 +251,7 @@ class Weights:
 
     def _read(self, spec: ModelSpec) -> AdaptedBase:
         self._announce(f"Reading the weights of {spec.name}.")
-        return AdaptedBase(load_model(spec, self.plan.model), spec.name)
+        return AdaptedBase(load_model(spec, self.plan.model), spec.name, self._images)
 
 
 def load_model(spec: ModelSpec, config: ModelConfig) -> PreTrainedModel:

@@ -21,6 +21,7 @@ import torch
 from loratory.engine.chat.contract import ChatChunk, ChatRequest, JobProgress, LoadedModel
 from loratory.engine.chat.target import LoadPlan, LoadRequest
 from loratory.engine.chat.zero_gpu import REPORT, TOKEN_HEADER
+from loratory.engine.data.render.images import image_text_of
 from loratory.engine.errors import DeviceError, EngineError, GpuQuotaError, RunError
 from loratory.engine.models.folder import check_model_folder, read_config
 from loratory.engine.paths import LoratoryHome
@@ -160,7 +161,7 @@ class ZeroGpuWorker:
         spec = _chat().find(load_request, lambda progress: request.progress(progress.model_dump(mode="json")))
         check_model_folder(spec.folder, spec.name)
         folders = [weights.folder for weights in plan.trained_weights.values()]
-        model = _Model(plan, spec, load_chat_tokenizer(folders, spec.folder, spec.name))
+        model = _Model(plan, spec, load_chat_tokenizer(folders, spec.folder, spec.name, plan.vision))
         adapters = sum(file.stat().st_size for folder in folders if (file := folder / ADAPTER_WEIGHTS).is_file())
         config = read_config(spec.folder / "config.json", spec.name)
         positions = config.get("max_position_embeddings")
@@ -177,6 +178,7 @@ class ZeroGpuWorker:
             weights_bytes=weights_bytes(spec, plan.model) + adapters,
             adapter_bytes=adapters,
             context_length=positions if isinstance(positions, int) else None,
+            takes_images=image_text_of(model.tokenizer) is not None,
             notes=(*_chat().notes(plan, spec), _NOTE),
         ).model_dump(mode="json")
 

@@ -11,7 +11,7 @@ from typing import TypeVar, overload
 from loratory.engine.config.objectives import Objective
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
-from loratory.engine.data.conversation import Conversation, ImageRef
+from loratory.engine.data.conversation import IMAGE_MARK, Conversation, ImageRef
 from loratory.engine.data.formats import require_rows_of
 from loratory.engine.data.passes.check import finish, pass_steps
 from loratory.engine.data.passes.reader import DatasetReader, DatasetRow, Renderer
@@ -191,7 +191,7 @@ def prompt_row(row: DatasetRow, tokenizer: ChatTokenizer) -> TokenizedRow:
     if last < len(messages) and example.kind != "prompts":
         columns = {"answer": messages[last].content, **columns}
     ids, images = prompt_ids(prompt, tokenizer, example.tools), images_of(prompt)
-    facts = PromptFacts("\n".join(turn.content for turn in prompt), columns)
+    facts = PromptFacts("\n".join(turn.content for turn in prompt).replace(IMAGE_MARK, ""), columns)
     return TokenizedRow(row.record.row, 0, ids, [IGNORED_LABEL] * len(ids), prompt=facts, images=images)
 
 

@@ -16,6 +16,7 @@ from loratory.engine.chat.worker.answer import DecodingTokenizer, begin_answer, 
 from loratory.engine.chat.worker.static_cache import free_bytes, logits_agree
 from loratory.engine.chat.worker.weights import BranchWeights, Weights
 from loratory.engine.config.results import SamplingConfig
+from loratory.engine.data.conversation import ImageRef
 from loratory.engine.data.passes.prepare import spread_evenly
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.evaluation.job import AnsweredRow, BranchAnswer, EvaluationOrder
@@ -23,7 +24,7 @@ from loratory.engine.evaluation.worker.scores import score_answer
 from loratory.engine.generation.worker.batch import AnswerBatch
 from loratory.engine.generation.worker.sampling import LIKELIEST, Sampling
 from loratory.engine.processes.messages import CancelledRequestError, Request
-from loratory.engine.training.answers import Prompt, decode, prompts_of
+from loratory.engine.training.answers import Prompt, decode, prompts_of, without_image_tokens
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ class BranchWriter:
     between: Callable[[], None]  # called for every token; may raise to end
     copies: int = 1  # answers to each prompt
 
-    def most_tokens(self, prompt: Sequence[int]) -> int:
+    def most_tokens(self, prompt: Prompt) -> int:
         """Return the most tokens that an answer may have, by its context and the settings."""
         longest, context = self.sampling.max_new_tokens, context_length(self.weights.holder.model)
-        return longest if context is None else min(longest, context - len(prompt) - self.weights.virtual_tokens)
+        return longest if context is None else min(longest, context - len(prompt.ids) - self.weights.virtual_tokens)
 
     def write(
         self,
-        prompts: Sequence[tuple[int, ...]],
+        prompts: Sequence[Prompt],
         choose: Sampling = LIKELIEST,
         *,
         together: bool,
@@ -92,7 +93,8 @@ class BranchWriter:
             most, model = [self.most_tokens(prompt) for prompt in prompts], self.weights.holder.model
             end_ids = end_token_ids(self.tokenizer, model.generation_config)
             how = {"sampling": choose, "copies": self.copies, "between": self.between}
-            batch = BatchedAnswers(self.weights, prompts, most, end_ids, **how)
+            ids, images = [prompt.ids for prompt in prompts], [prompt.images for prompt in prompts]
+            batch = BatchedAnswers(self.weights, ids, most, end_ids, images, **how)
             if len(prompts) == 1 or batch.keeps_rows_apart():
                 while not batch.is_done:
                     before = batch.complete_count
@@ -106,10 +108,11 @@ class BranchWriter:
             on_complete(len(texts))
         return texts
 
-    def _write_alone(self, prompt: tuple[int, ...], copy: int) -> WrittenText:
+    def _write_alone(self, prompt: Prompt, copy: int) -> WrittenText:
         seed = None if self.sampling.seed is None else self.sampling.seed + copy
         sampling = self.sampling.model_copy(update={"seed": seed})
-        answer, chunk = begin_answer(self.branch, self.weights, prompt, sampling, self.tokenizer), None
+        how = (sampling, self.tokenizer, prompt.images)
+        answer, chunk = begin_answer(self.branch, self.weights, prompt.ids, *how), None
         while not answer.is_done:
             self.between()
             chunk = answer.advance()
@@ -125,7 +128,7 @@ def answer_rows(evaluation: Evaluation, rows: Sequence[TokenizedRow]) -> list[An
         for branch in weights.branch_names
     ]
     selection = spread_evenly(prompts_of(rows), settings.answered_rows)
-    selection = [question for question in selection if all(writer.most_tokens(question.ids) > 0 for writer in writers)]
+    selection = [question for question in selection if all(writer.most_tokens(question) > 0 for writer in writers)]
     answers: list[dict[Branch, BranchAnswer]] = [{} for _ in selection]
     complete, total = 0, len(selection) * len(writers)
 
@@ -134,7 +137,7 @@ def answer_rows(evaluation: Evaluation, rows: Sequence[TokenizedRow]) -> list[An
         evaluation.report(f"Answering, {done:,} of {total:,} answers.", done / total)
 
     for batch in _batches(evaluation, selection, writers):
-        prompts = [selection[number].ids for number in batch]
+        prompts = [selection[number] for number in batch]
         for writer in writers:
             texts = writer.write(prompts, together=len(batch) > 1, on_complete=report)
             complete += len(batch)
@@ -143,9 +146,10 @@ def answer_rows(evaluation: Evaluation, rows: Sequence[TokenizedRow]) -> list[An
     return [
         AnsweredRow(
             row=question.row,
-            prompt=tokenizer.decode(question.ids),
+            prompt=tokenizer.decode(without_image_tokens(question.ids, tokenizer)),
             reference=decode(question.reference, tokenizer),
             answers=own,
+            images=tuple(image.digest for image in question.images),
         )
         for question, own in zip(selection, answers, strict=True)
     ]
@@ -183,13 +187,19 @@ class BatchedAnswers(AnswerBatch):
         prompts: Sequence[tuple[int, ...]],
         most: Sequence[int],
         end_ids: frozenset[int],
+        images: Sequence[Sequence[ImageRef]] = (),
         **how: Any,
     ) -> None:
         self._weights = weights
-        self._last_prompt = prompts[-1]
+        self._last_prompt, self._last_images = prompts[-1], images[-1] if images else ()
+        self._images = images
+        self._moved: torch.Tensor | None = None
         cache = weights.new_cache()
         assert cache is not None  # `most_rows` requires one
+        how["reads_whole"] = any(images)
         super().__init__(self._next_logits, cache, weights.holder.model.device, prompts, most, end_ids, **how)
+        if self._moved is not None:
+            self.move_positions(self._moved)
 
     @property
     def tokens(self) -> list[list[int]]:
@@ -199,14 +209,17 @@ class BatchedAnswers(AnswerBatch):
     def keeps_rows_apart(self) -> bool:
         """Whether the prompt with most padding has the same logits as alone; to be called before `advance`."""
         prompt = self._last_prompt
-        return logits_agree(self._logits[-1:], self._weights.logits_at(prompt, [len(prompt) - 1]))
+        return logits_agree(self._logits[-1:], self._weights.logits_at(prompt, [len(prompt) - 1], self._last_images))
 
     def _next_logits(
         self, ids: torch.Tensor, cache: Cache, mask: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
         self._weights.holder.switch_to(self._weights.adapter)
-        padding = {"attention_mask": mask, "position_ids": positions}
-        return self._weights.holder.forward(ids, cache, **padding)[:, -1].float()
+        inputs = {"attention_mask": mask, "position_ids": positions}
+        if any(self._images):  # the pass over the prompts
+            of_images, self._moved = self._weights.holder.image_inputs(self._images, ids, mask)
+            inputs, self._images = inputs | of_images, []
+        return self._weights.holder.forward(ids, cache, **inputs)[:, -1].float()
 
 
 def rounds_rows_together(plan: LoadPlan) -> bool:

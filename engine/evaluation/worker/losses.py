@@ -89,7 +89,8 @@ class LossFile:
 
 
 def _name_of(row: TokenizedRow) -> str:
-    return hashlib.sha256(f"{row.input_ids} {row.labels}".encode()).hexdigest()[:32]
+    images = "".join(f" {image.digest}" for image in row.images)
+    return hashlib.sha256(f"{row.input_ids} {row.labels}{images}".encode()).hexdigest()[:32]
 
 
 def _sums_of(line: TokenLosses) -> dict[Branch, float]:
@@ -105,7 +106,7 @@ def _pieces_of(row: TokenizedRow, tokenizer: DecodingTokenizer) -> list[str]:
 
 def losses_of(weights: BranchWeights, rows: Sequence[TokenizedRow]) -> list[list[float]]:
     """Return the losses of each row's trained tokens, as one batch if memory suffices and the first row's stay the same."""
-    alone = weights.token_losses(rows[0].input_ids, rows[0].labels)
+    alone = weights.token_losses(rows[0].input_ids, rows[0].labels, rows[0].images)
     if len(rows) == 1:
         return [alone]
     try:
@@ -116,4 +117,4 @@ def losses_of(weights: BranchWeights, rows: Sequence[TokenizedRow]) -> list[list
         together = []
     if together and losses_match(sum(together[0]), sum(alone)):
         return together
-    return [alone, *(weights.token_losses(row.input_ids, row.labels) for row in rows[1:])]
+    return [alone, *(weights.token_losses(row.input_ids, row.labels, row.images) for row in rows[1:])]

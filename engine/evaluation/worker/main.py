@@ -12,7 +12,7 @@ import torch
 
 from loratory.engine.chat.contract import Branch, JobProgress
 from loratory.engine.chat.target import LoadPlan
-from loratory.engine.chat.worker.answer import DecodingTokenizer, load_chat_tokenizer
+from loratory.engine.chat.worker.answer import DecodingTokenizer, image_inputs_of, load_chat_tokenizer
 from loratory.engine.chat.worker.weights import ModelSpec, Weights, choose_dtype, memory_errors
 from loratory.engine.config.objectives import GRPO, SUPERVISED, Objective, objective_of
 from loratory.engine.config.results import HELD_OUT_PROMPTS, TestSet
@@ -156,8 +156,9 @@ class EvaluationWorker:
             give_up_access(Access.HUB)
         folder = Path(source.location)
         folders = [weights.folder for weights in order.plan.trained_weights.values()]
-        tokenizer = load_chat_tokenizer(folders, folder, source.name)
-        spec = ModelSpec(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
+        tokenizer = load_chat_tokenizer(folders, folder, source.name, order.plan.vision)
+        dtype = choose_dtype(order.plan.model, order.device)
+        spec = ModelSpec(folder, source.name, order.device, dtype, home.media)
         return _OpenModel(order.plan, home, spec, tokenizer, request)
 
 
@@ -214,7 +215,9 @@ class _OpenModel:
     def read_weights(self) -> Weights:
         """Read the weights of the plan, outside of inference mode."""
         with torch.inference_mode(mode=False):
-            return Weights(self.plan, self.spec, self.announce)
+            weights = Weights(self.plan, self.spec, self.announce)
+        weights.show_images(image_inputs_of(self.tokenizer, self.spec.media))
+        return weights
 
 
 def _held_out_test(training: TrainingConfig) -> TestSet:

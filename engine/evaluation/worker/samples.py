@@ -20,7 +20,7 @@ from loratory.engine.evaluation.worker.answers import BranchWriter, WrittenText,
 from loratory.engine.generation.worker.sampling import Sampling
 from loratory.engine.scoring.base import ScoredAnswer, Scorer
 from loratory.engine.scoring.session import ScoringSession, total
-from loratory.engine.training.answers import decode
+from loratory.engine.training.answers import decode, prompts_of
 
 _TIMED_SEQUENCES = 8  # whose pass is timed
 _MOST_ROWS = {"cpu": 64, "cuda": 256}  # answers side by side: many short ones, unlike an evaluation's few long ones
@@ -51,7 +51,7 @@ class PromptWriter:
         order, by_number = sorted(range(len(rows)), key=lambda number: -rows[number].length), dict[int, PromptSamples]()
         positions, own = rows[order[0]].length + self.sampling.max_new_tokens, self.weights.branch(self.branch)
         writer = BranchWriter(self.branch, own, self.tokenizer, self.sampling, self.between, self.copies)
-        if writer.most_tokens(rows[order[0]].input_ids) < 1:
+        if writer.most_tokens(prompts_of([rows[order[0]]])[0]) < 1:
             what = f"A prompt of {rows[order[0]].length:,} tokens fills the whole context."
             raise ModelError(what, "Lower training.max_length, which leaves such prompts out.")
         at_once = 1 if rounds_rows_together(self.weights.plan) else most_rows(own, positions, _MOST_ROWS)
@@ -61,7 +61,7 @@ class PromptWriter:
         for start in range(0, len(order), size):
             numbers, began = order[start : start + size], time.perf_counter()
             part = [rows[number] for number in numbers]
-            texts = writer.write([tuple(row.input_ids) for row in part], choose, together=at_once > 1)
+            texts = writer.write(prompts_of(part), choose, together=at_once > 1)
             self.generation_seconds += time.perf_counter() - began
             self.sequences.append(_sequence(part[0], texts[0].tokens))
             samples = self._score(session, part, texts)
@@ -83,6 +83,7 @@ class PromptWriter:
         return [
             PromptSamples(
                 row=row.row, prompt=to_score(row, "").prompt, reference=_reference(row),
+                images=tuple(image.digest for image in row.images),
                 answers=tuple(samples[n * copies : (n + 1) * copies]),
                 tag=str(to_score(row, "").columns.get(self.tag, "")) if self.tag else "",
             )
@@ -174,4 +175,4 @@ def _sequence(row: TokenizedRow, answer: Sequence[int]) -> TokenizedRow:
     """Return a prompt with its answer, as it is trained on."""
     tokens = [*answer] or row.input_ids[-1:]
     ids = [*row.input_ids, *tokens]
-    return TokenizedRow(row.row, 0, ids, [-100] * row.length + tokens)
+    return TokenizedRow(row.row, 0, ids, [-100] * row.length + tokens, images=row.images)

@@ -92,6 +92,7 @@ class AnswerBatch:
         sampling: How tokens are chosen.
         copies: Answers to each prompt, which follow one another in `answers`.
         between: Called before each pass; may raise to end.
+        reads_whole: Read the prompts in one pass, as their images need it.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class AnswerBatch:
         sampling: Sampling = LIKELIEST,
         copies: int = 1,
         between: Callable[[], None] = lambda: None,
+        reads_whole: bool = False,
     ) -> None:
         self.answers = [WrittenAnswer() for _ in prompts for _ in range(copies)]
         self._most = [limit for limit in most for _ in range(copies)]
@@ -118,7 +120,7 @@ class AnswerBatch:
         padding = [longest - len(prompt) for prompt in prompts]
         ids = [[*[0] * count, *prompt] for count, prompt in zip(padding, prompts, strict=True)]
         mask = torch.tensor([[0] * count + [1] * (longest - count) for count in padding], device=device)
-        self._logits = self._read(torch.tensor(ids, device=device), mask)
+        self._logits = self._read(torch.tensor(ids, device=device), mask, whole=reads_whole)
         if copies > 1:
             self._cache.batch_repeat_interleave(copies)
             self._logits = self._logits.repeat_interleave(copies, dim=0)
@@ -126,6 +128,10 @@ class AnswerBatch:
         # Room for the tokens to come, all of which are seen.
         self._mask = torch.cat([mask, mask.new_ones(mask.shape[0], max(most))], dim=1)
         self._used, self._positions = longest, mask.sum(dim=1, keepdim=True)
+
+    def move_positions(self, moved: torch.Tensor) -> None:
+        """Add a number for each prompt, (prompts, 1), to the positions of its answers; call it before `advance`."""
+        self._positions = self._positions + moved.repeat_interleave(len(self.answers) // len(moved), dim=0)
 
     @property
     def complete_count(self) -> int:
@@ -171,9 +177,9 @@ class AnswerBatch:
         self._cache.batch_select_indices(indices)
         return tokens[indices]
 
-    def _read(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _read(self, ids: torch.Tensor, mask: torch.Tensor, *, whole: bool) -> torch.Tensor:
         at_once = PIECE_TOKENS if ids.device.type == "cpu" else _TOKENS_AT_ONCE
-        width = max(1, at_once // len(ids))
+        width = ids.shape[1] if whole else max(1, at_once // len(ids))
         positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
         for start in range(0, ids.shape[1], width):
             self._between()
