@@ -61,7 +61,7 @@ def add_set(
         rows, columns = 0, dict.fromkeys(reader.columns)
         for rows, record in enumerate(filter(None, reader.records()), 1):  # noqa: B007 - their number
             columns |= dict.fromkeys(record.value or ()) if len(columns) <= sets.MAX_COLUMNS else {}
-        images = _store_images(reader, home, original and original.parent)
+        images = store_images(reader, home, original and original.parent)
         facts = sets.SetFacts(
             dataset=config, fingerprint=fingerprint, rows=rows, copied_bytes=size_bytes, author=author,
             columns=printable_names(columns) if len(columns) <= sets.MAX_COLUMNS else (), created=datetime.now(UTC),
@@ -80,7 +80,7 @@ def add_set(
     return sets.find_set(home, name)
 
 
-def _store_images(reader: DatasetReader, home: LoratoryHome, folder: Path | None) -> dict[str, str]:
+def store_images(reader: DatasetReader, home: LoratoryHome, folder: Path | None) -> dict[str, str]:
     """Store the images of all rows, where the first ones have some; return the digests of those in files."""
     images, rows = reader.images, reader.rows()
     images.home, images.access, images.folder_of = home, SourceOptions(home=home).access, lambda _: folder
