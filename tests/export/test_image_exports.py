@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from loratory.engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
 from loratory.engine.config.vision import VisionConfig
 from loratory.engine.data.conversation import IMAGE_MARK, Conversation, ImageRef, Message
 from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
@@ -172,3 +173,24 @@ def test_the_card_says_how_vllm_serves_it(home, tmp_path, model_type, targets, e
     assert "AutoModelForImageTextToText.from_pretrained" in card
     assert expected in card
     assert not (tmp_path / "out" / "vllm").exists()
+
+
+@pytest.mark.parametrize("model_type", ["idefics3", "qwen2_vl", "gemma3"])
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_an_export_is_compared_on_images_of_the_rows(home, tmp_path, model_type, kind):
+    draw = random.Random(1)
+    rows = [{"instruction": "What?", "output": "A.", "images": [f"{number}.png"]} for number in range(2)]
+    for number in range(2):
+        random_image(draw, 120).save(tmp_path / f"{number}.png")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run, _ = write_vision_run(tmp_path, model_type)
+    values = mapping_from_file(run / "config.yaml")
+    values["dataset"]["source"] = str(tmp_path / "rows.jsonl")
+    (run / "config.yaml").write_text(config_to_yaml(config_from_mapping(values)))
+
+    result = export(home, run, tmp_path / "out", kind=kind, **({"dtype": "float32"} if kind == "merged" else {}))
+
+    assert result.verified.passed, result.verified
+    assert result.verified.equal_answers == ASKED
+    assert not [note for note in result.notes if "without images" in note]
+    assert len(list(home.media.glob("*/*.png"))) == 2

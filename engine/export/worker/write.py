@@ -64,7 +64,8 @@ class ExportTask:
 
     def base_in(self, dtype: torch.dtype) -> ModelSpec:
         """Return the base in this dtype, with the device of the order."""
-        return ModelSpec(Path(self.source.location), self.source.name, self.order.device, dtype)
+        media = self.order.plan.home(self.home).media
+        return ModelSpec(Path(self.source.location), self.source.name, self.order.device, dtype, media)
 
     def with_dtype(self, dtype: ExportDtype | None) -> "ExportTask":
         """Return a copy with this dtype for merged weights, unless the person chose one."""
