@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from loratory.engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
 from loratory.engine.config.vision import VisionConfig
 from loratory.engine.data.conversation import IMAGE_MARK, Conversation, ImageRef, Message
+from loratory.engine.errors import ModelError
 from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
 from loratory.engine.models.families.registry import family_of
 from loratory.engine.models.source import ModelSource
@@ -194,3 +195,12 @@ def test_an_export_is_compared_on_images_of_the_rows(home, tmp_path, model_type,
     assert result.verified.equal_answers == ASKED
     assert not [note for note in result.notes if "without images" in note]
     assert len(list(home.media.glob("*/*.png"))) == 2
+
+
+def test_gguf_is_refused_before_anything_is_written(home, tmp_path):
+    run, _ = write_vision_run(tmp_path, "qwen2_vl")
+
+    with pytest.raises(ModelError, match=r"GGUF files of Qwen2-VL are not written.*mmproj"):
+        export(home, run, tmp_path / "out", kind="gguf")
+
+    assert not (tmp_path / "out").exists()
