@@ -3,6 +3,7 @@
 import json
 
 from loratory.engine.config.run import DatasetConfig
+from loratory.engine.data.conversation import Conversation
 from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.source import SourceOptions
 from loratory.engine.paths import LoratoryHome
@@ -34,7 +35,10 @@ class Bucket:
 
 def refs_of(source, home):
     rows = DatasetReader(DatasetConfig(source=source), SourceOptions(home=home)).rows()
-    return [[ref for turn in row.example.messages for ref in turn.images] for row in rows if row.example is not None]
+    examples = (row.example for row in rows)
+    return [
+        [ref for turn in each.messages for ref in turn.images] for each in examples if isinstance(each, Conversation)
+    ]
 
 
 def send(home, tmp_path, rows, **config):

@@ -154,7 +154,7 @@ class _ImageFiles:
     def with_names(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row with the names of files in place of its images; `data:` URLs stay."""
         self._images.begin(0)
-        return {name: self._renamed(value, is_image=name == self._column) for name, value in row.items()}
+        return {name: self._with_file_names(value, is_image=name == self._column) for name, value in row.items()}
 
     def write_digests(self) -> None:
         """Note which images these are, so that the file trains as the version does where they are stored."""
@@ -163,15 +163,15 @@ class _ImageFiles:
             known = json.loads(path.read_bytes()) if path.is_file() else {}  # of another export
             write_atomically(path, json.dumps(known | self._digests))
 
-    def _renamed(self, value: Any, *, is_image: bool) -> Any:
+    def _with_file_names(self, value: Any, *, is_image: bool) -> Any:
         if isinstance(value, list | tuple):
-            return [self._renamed(each, is_image=is_image) for each in value]
+            return [self._with_file_names(each, is_image=is_image) for each in value]
         if is_image and isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
             return self._file_of(value)
         if isinstance(value, Mapping):
             inside = is_image or is_image_part(value)
             return {
-                name: self._renamed(each, is_image=inside and name not in ("type", "text"))
+                name: self._with_file_names(each, is_image=inside and name not in ("type", "text"))
                 for name, each in value.items()
             }
         is_named = isinstance(value, str) and not value.startswith("data:")

@@ -99,8 +99,8 @@ def _images_of(dataset: DatasetConfig, path: Path, home: LoratoryHome, input_nam
     if not images:
         return {}
     store = MediaStore(home.media)
-    stored = (store.path(ref) for digest in images.values() if (ref := store.find(digest)) is not None)
-    files: dict[str, bytes | Path] = {f"{layout.MEDIA}/{file.parent.name}/{file.name}": file for file in stored}
+    paths = (store.path(ref) for digest in images.values() if (ref := store.find(digest)) is not None)
+    files: dict[str, bytes | Path] = {f"{layout.MEDIA}/{file.parent.name}/{file.name}": file for file in paths}
     return files | {f"{input_name}/{DIGESTS}": json.dumps(images).encode()}
 
 
