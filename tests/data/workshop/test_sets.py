@@ -424,13 +424,13 @@ def test_an_exported_set_has_its_images_as_files_that_read_as_they_were(home, tm
 
     export_version(open_rows(home, "set:faq"), tmp_path / "out" / "faq.jsonl", home)
 
-    written = DatasetConfig(source=str(tmp_path / "out" / "faq.jsonl"))
+    file_config = DatasetConfig(source=str(tmp_path / "out" / "faq.jsonl"))
     before = refs_of(DatasetConfig(source="set:faq"), home)
     assert [len(refs) for refs in before] == [2, 2, 2]
-    assert refs_of(written, home) == before
+    assert refs_of(file_config, home) == before
     fingerprints = [
         check_dataset(config, SourceOptions(home=home)).fingerprint
-        for config in (DatasetConfig(source="set:faq"), written)
+        for config in (DatasetConfig(source="set:faq"), file_config)
     ]
     assert fingerprints[0] == fingerprints[1]
     assert len(list((tmp_path / "out" / "faq-images").iterdir())) == 2
@@ -439,7 +439,7 @@ def test_an_exported_set_has_its_images_as_files_that_read_as_they_were(home, tm
     if form == "file":
         assert '"instruction": "red.png", "output": "red.png", "images": ["faq-images/' in text
     elsewhere = LoratoryHome(tmp_path / "elsewhere")  # where nothing is stored
-    assert [[ref.width for ref in refs] for refs in refs_of(written, elsewhere)] == [[40, 20]] * 3
+    assert [[ref.width for ref in refs] for refs in refs_of(file_config, elsewhere)] == [[40, 20]] * 3
 
 
 def test_a_deleted_set_takes_no_images_from_another(home, tmp_path):
