@@ -40,6 +40,7 @@ class FakeChatSession:
         self.may_answer.set()
         self.most_words = sys.maxsize  # after so many, too
         self.requests: list[ChatRequest] = []
+        self.takes_images = False  # of what is loaded next
 
     @property
     def state(self) -> ChatState:
@@ -79,6 +80,7 @@ class FakeChatSession:
             weights_bytes=288_000_000,
             adapter_bytes=0 if target.tuned is None else 19_500_000,
             context_length=8192,
+            takes_images=self.takes_images,
         )
         self._state = ChatState(phase="ready", target=target, model=model, process_bytes=700_000_000)
         return model

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from loratory.engine.config.derived_defaults import SETTINGS, DatasetKind, DerivedDefault, derive_defaults
 from loratory.engine.config.load import config_from_mapping, parse_partial_config
@@ -16,6 +16,8 @@ from loratory.engine.hardware.device import Device, KnownDevice
 from loratory.engine.hardware.devices import device_problems
 from loratory.engine.lab.rules import lab_problems
 from loratory.engine.memory.estimate import GIB, MemoryEstimate, estimate_memory
+from loratory.engine.models.families.base import ImageFamily, PixelSetting
+from loratory.engine.models.families.registry import family_of
 from loratory.engine.models.shape import ModelShape
 from loratory.engine.places import PLACES
 from loratory.engine.places.run_place import ThisMachine
@@ -82,6 +84,18 @@ class Draft:
     def objective(self) -> Objective:
         """What the draft optimizes."""
         return OBJECTIVES.get(str(self.mapping.get("training", {}).get("objective")), SUPERVISED)
+
+    @property
+    def image_family(self) -> ImageFamily | None:
+        """The family of a model that takes images; None for other models, and until its modules are known."""
+        return family_of({"model_type": self.shape.model_type}) if self.shape is not None else None
+
+    def has_image_setting(self, name: str) -> bool:
+        """Whether a setting, such as `vision.tower`, has a meaning for the model, or has a value that it cannot have."""
+        family, setting = self.image_family, name.partition(".")[2]
+        if family is None or setting not in get_args(PixelSetting):
+            return family is not None
+        return setting in family.settings or setting_in(self.mapping, name) is not None
 
     def is_unusable(self, setting: str) -> bool:
         """Whether the value of a setting, such as `model.id`, cannot be used for training."""

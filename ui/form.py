@@ -119,7 +119,7 @@ class Form:
                 continue
             value = _to_component(name, _choice_in_form(name, mapping.get(section, {}).get(field, _default_of(name))))
             # For a browser, None in a box that was empty is a change, which every text box sends an event for.
-            values.append("" if value is None and isinstance(self._components[name], gr.Textbox) else value)
+            values.append("" if value is None and isinstance(self._components[name], gr.Textbox | Radio) else value)
         return values
 
 
@@ -174,6 +174,9 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     if choices := _choices_of(kind):
         one_choice = Radio if len(choices) <= 4 else Dropdown
         return one_choice(**{"choices": choices, "value": default, **shared})
+    if kind is bool and field.default is None:
+        own = [("the model's own", ""), ("yes", True), ("no", False)]
+        return Radio(**{"choices": own, "value": "", **shared})
     if kind is bool:
         return gr.Checkbox(**{"value": default, **shared})
     # Gradio's Number turns from empty to 0 whenever it comes into sight: `value ??= 0` in its Index.svelte.

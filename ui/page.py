@@ -90,6 +90,11 @@ class Page:
         """Redraw `component` whenever the form changes; `view` must take milliseconds."""
         self.views[component] = view
 
+    def image_setting(self, name: str, **presentation: Any) -> None:
+        """Place a setting of models that take images, visible where the draft's model has it."""
+        component = self.form.show_problems_of(name, self.form.setting(name, visible=False, **presentation))
+        self.on_draft(component, lambda draft: ui.visible_if(draft.has_image_setting(name)))
+
     def on_fill(self, component: Component, view: FillView) -> None:
         """Redraw `component` when the whole form is filled, not on single edits."""
         self._fill_views[component] = view

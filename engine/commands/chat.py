@@ -3,8 +3,10 @@
 import contextlib
 import importlib
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -259,6 +261,7 @@ def serve(
     Ctrl-C ends it and frees the device. An idle model makes room for a run that waits; in a lab it is also unloaded after the
     idle time that the admin set. The next request loads it again.
     """
+    from loratory.engine.data.media.store import MediaStore
     from loratory.engine.serve.endpoint import serve_model
     from loratory.engine.serve.model import ServedModel
 
@@ -274,7 +277,10 @@ def serve(
     def report_unload(reason: str) -> None:
         typer.echo(f"{reason} The next request loads it again.", err=True)
 
-    served_model = ServedModel(ChatSession(store.home, on_unload=report_unload), target, name, aliases)
+    images = tempfile.TemporaryDirectory(prefix="loratory-serve-", ignore_cleanup_errors=True)  # of requests
+    media = Path(images.name)
+    session = ChatSession(store.home, on_unload=report_unload, media=media)
+    served_model = ServedModel(session, target, name, aliases, MediaStore(media))
 
     def load() -> None:
         with output.ProgressLine() as line:
@@ -286,7 +292,8 @@ def serve(
         else:
             typer.echo(f"{url} answers as {' and '.join(models)}. Ctrl-C ends it.", err=True)
 
-    serve_model(served_model, host, port, listening, load)
+    with images:
+        serve_model(served_model, host, port, listening, load)
 
 
 def _names(target: ChatTarget, title: str) -> tuple[str, tuple[str, ...]]:

@@ -146,7 +146,7 @@ def _check(
     seed = TrainingConfig().seed
     with ProgressLine() as line:
         show = partial(_show, line)
-        if model is not None:
+        if model is not None or config.images:
             with contextlib.closing(Inspector(home)) as inspector:
                 return inspector.check(config, model, max_length, seed=seed, vision=vision, on_progress=show)
         return finish(check_steps(config, SourceOptions(home=home), seed=seed), show)

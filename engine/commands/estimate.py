@@ -118,7 +118,7 @@ def _lengths(
                 config.model,
                 training.max_length,
                 seed=training.seed,
-                vision=config.vision,
+                vision=config.vision.pixels,
                 on_progress=lambda step: line.show(f"{step.rows:,} rows", step.fraction),
             )
     except EngineError as error:

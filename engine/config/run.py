@@ -23,6 +23,7 @@ DataFormatName = Literal[
     "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "hh", "ranking", "kto", "prompt", "captions"
 ]  # fmt: skip
 DatasetFormat = Literal["auto", DataFormatName]
+ImageReading = Literal["fetch", "keep_metadata"]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 LauncherName = Literal["local", "accelerate"]
 Place = Literal["local", "jobs", "slurm"]
@@ -131,6 +132,8 @@ class DatasetConfig(Section):
     """Roles of the turns that your rows name otherwise, such as customer: user. An empty role leaves these turns out."""
     mix: dict[DatasetSource, Annotated[float, Field(gt=0, le=100)]] = setting({}, "Mixed with", max_length=20)
     """More datasets, each with a weight: 1 uses all of its rows once, 0.5 half of them, 2 each of them twice. Format and columns apply where they fit."""
+    images: tuple[ImageReading, ...] = setting((), "Images")
+    """fetch downloads images that rows name by an https address; keep_metadata keeps the places, names and times in photos, which are removed otherwise."""
     eval_fraction: float = setting(0.1, "Held-out set", ge=0.0, le=0.5)
     """Share of the rows kept out of training, to measure the held-out loss."""
     max_samples: int | None = setting(None, "Max samples", ge=1, le=1_000_000_000)

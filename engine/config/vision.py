@@ -22,6 +22,11 @@ class VisionConfig(Section):
     """What turns the tower's output into tokens. full suits images that look unlike photos."""
 
     @property
+    def pixels(self) -> "VisionConfig":
+        """The settings that decide what an image becomes, without those of training."""
+        return self.model_copy(update={"tower": "frozen", "projector": "frozen"})
+
+    @property
     def trains_part(self) -> bool:
         """Whether tower or projector is trained."""
         return (self.tower, self.projector) != ("frozen", "frozen")

@@ -97,12 +97,9 @@ class RowLengths(_Part):
         """Return about these rows with smaller images: the largest of so many pixels, the rest in proportion."""
         share = 1 - pixels / self.largest_image
         saved = [round(own * share) for own in self.pixels]
-        changes: dict[str, Any] = {
-            "tokens": tuple(own - less // pixels_per_token for own, less in zip(self.tokens, saved, strict=True)),
-            "pixels": tuple(own - less for own, less in zip(self.pixels, saved, strict=True)),
-            "largest_image": pixels,
-        }
-        return self.model_copy(update=changes)
+        tokens = tuple(own - less // pixels_per_token for own, less in zip(self.tokens, saved, strict=True))
+        remaining = tuple(own - less for own, less in zip(self.pixels, saved, strict=True))
+        return self.model_copy(update={"tokens": tokens, "pixels": remaining, "largest_image": pixels})
 
     def cut_rows(self, max_length: int) -> int:
         """Return how many of `count` rows are cut at this length, in proportion where the lengths are a draw."""

@@ -31,6 +31,7 @@ class SourceOptions:
 
     access: DataAccess = ANY_FILE  # in a lab, that of the home's person
     home: LoratoryHome | None = None  # holds caches; None keeps none
+    fetches_images: bool = False  # that rows name by address; elsewhere those that were fetched before are read
     streaming: bool = False  # read from the Hub row by row, for a preview, instead of fetching the dataset first
 
     def __post_init__(self) -> None:

@@ -197,7 +197,7 @@ class Inspector:
         """
         page = contract.PageRequest(first_row=first_row, count=count, rows=rows, brief=brief, edit=edit)
         request = contract.DataRequest(dataset=dataset, model=model, vision=vision, max_length=max_length, page=page)
-        return self._request(self._data, "preview", request, contract.DatasetPage)
+        return self._request(self._reader(dataset), "preview", request, contract.DatasetPage)
 
     def sets(self, question: contract.SetQuestion, on_progress: OnProgress | None = None) -> JsonObject:
         """Return what `SetTables` answers to a question about the person's sets; raises as it does."""
@@ -256,7 +256,7 @@ class Inspector:
         """
         request = contract.DataRequest(dataset=dataset, model=model, vision=vision, max_length=max_length, seed=seed)
         params, report = request.model_dump(mode="json"), on_progress or (lambda _: None)
-        for answer in self._stream(self._whole_reader(dataset), "check", params, waits_seconds=math.inf):
+        for answer in self._stream(self._reader(dataset, whole=True), "check", params, waits_seconds=math.inf):
             if "result" in answer:
                 return contract.DatasetReport.model_validate(answer["result"])
             if "waiting" in answer:
@@ -286,7 +286,7 @@ class Inspector:
         request = contract.DataRequest(
             dataset=dataset, model=model, vision=vision, max_length=max_length, seed=seed, count=count
         )
-        return self._request(self._whole_reader(dataset), "held_out", request, contract.HeldOutRows)
+        return self._request(self._reader(dataset, whole=True), "held_out", request, contract.HeldOutRows)
 
     def render(
         self,
@@ -304,10 +304,11 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         request = contract.DataRequest(dataset=dataset, model=model, vision=vision, max_length=max_length, row=row)
-        return self._request(self._data, "render", request, RenderedSequences).sequences
+        return self._request(self._reader(dataset), "render", request, RenderedSequences).sequences
 
-    def _whole_reader(self, dataset: DatasetConfig) -> ProcessPool:
-        return self._fetching if reads_from_hub(dataset) else self._data
+    def _reader(self, dataset: DatasetConfig, *, whole: bool = False) -> ProcessPool:
+        fetches = "fetch" in dataset.images or (whole and reads_from_hub(dataset))
+        return self._fetching if fetches else self._data
 
     def _request(self, pool: ProcessPool, method: str, request: BaseModel, result: type[Result]) -> Result:
         return result.model_validate(result_of(self._stream(pool, method, request.model_dump(mode="json"))))

@@ -5,7 +5,6 @@ import ipaddress
 import logging
 import queue
 import re
-import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ from loratory.engine.accounts.limits import is_lab
 from loratory.engine.errors import EngineError
 from loratory.engine.files import read_model, write_atomically
 from loratory.engine.paths import LoratoryHome
+from loratory.engine.public_hosts import PrivateHostError, address_of
 from loratory.engine.quantities import duration
 from loratory.engine.runs.run import Run, RunState
 from loratory.engine.runs.summary import RunSummary, summarize
 
 WebhookKind = Literal["json", "slack", "discord"]
 KINDS: tuple[WebhookKind, ...] = get_args(WebhookKind)
-_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # holds an IPv4 address, maybe a private one
 _LONGEST = 2000  # characters of an address
 _DEADLINE_SECONDS = 10.0
 _HOSTS: dict[str, WebhookKind] = {"hooks.slack.com": "slack", "discord.com": "discord", "discordapp.com": "discord"}
@@ -192,22 +191,11 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
 def resolve(host: str, port: int, allows_private: bool) -> str:
     """Return an address of a host where all of them may be asked; else raise a WebhookError."""
     try:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return address_of(host, port, allows_private=allows_private)
     except OSError:
         raise WebhookError(f"The host {host} is not known.", "Check the address, and the network.") from None
-    addresses = [str(entry[4][0]) for entry in infos]
-    if not allows_private and not all(map(_is_public, addresses)):
-        what = f"{host} is an address of a private network, which this lab does not send to."
-        raise WebhookError(what, "Ask an admin to allow it.")
-    return addresses[0]
-
-
-def _is_public(text: str) -> bool:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        wraps_another = address.ipv4_mapped or address.sixtofour or address.teredo or address in _TRANSLATED
-        return address.is_global and not address.is_multicast and not wraps_another
-    return address.is_global and not address.is_multicast
+    except PrivateHostError as error:
+        raise WebhookError(f"{error}, which this lab does not send to.", "Ask an admin to allow it.") from None
 
 
 _MOST_WAITING = 500  # messages; a sweep that fails at once must not fill the memory

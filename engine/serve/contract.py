@@ -2,15 +2,15 @@
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
 from loratory.engine.config.results import SamplingConfig
-from loratory.engine.data.conversation import Message, ToolCall
+from loratory.engine.data.conversation import IMAGE_MARK, ImageRef, Message, ToolCall
 
 # Accepted and ignored: they do not affect an answer.
 IGNORED = frozenset(
@@ -65,9 +65,21 @@ class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
-class _Part(_Request):
+class _TextPart(_Request):
     type: Literal["text"]
     text: str
+
+
+class _ImageUrl(_Request):
+    url: str
+
+
+class _ImagePart(_Request):
+    type: Literal["image_url"]
+    image_url: _ImageUrl
+
+
+_Part = Annotated[_TextPart | _ImagePart, Field(discriminator="type")]
 
 
 class _Function(_Request):
@@ -90,13 +102,22 @@ class RequestMessage(_Request):
     tool_calls: tuple[_ToolCall, ...] | None = None
     tool_call_id: str | None = None
 
-    def as_message(self) -> Message:
-        """Return the message for the chat; `developer` is the newer name of the system role."""
-        parts = self.content if isinstance(self.content, tuple) else ()
-        text = "".join(part.text for part in parts) if parts else (self.content or "")
+    def as_message(self, load_image: Callable[[str], ImageRef]) -> Message:
+        """Return the message for the chat; `developer` is the newer name of the system role.
+
+        `load_image` returns the image of a URL, or refuses it.
+        """
+        text, images = "", []
+        for part in self.content if isinstance(self.content, tuple) else ():
+            if isinstance(part, _ImagePart):
+                images.append(load_image(part.image_url.url))
+            text += IMAGE_MARK if isinstance(part, _ImagePart) else part.text.replace(IMAGE_MARK, "")
+        if isinstance(self.content, str):
+            text = self.content.replace(IMAGE_MARK, "")
         return Message(
             role="system" if self.role == "developer" else self.role,
-            content=str(text),
+            content=text,
+            images=tuple(images),
             reasoning=self.reasoning_content,
             tool_calls=tuple(
                 ToolCall(call.function.name, call.function.arguments, call.id) for call in self.tool_calls or ()
@@ -135,6 +156,12 @@ class ChatCompletionRequest(_Request):
         """Stop texts, which end an answer and are not part of it."""
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
         return tuple(text for text in stops if text)
+
+    @property
+    def image_count(self) -> int:
+        """The number of images in all messages."""
+        parts = (part for message in self.messages if isinstance(message.content, tuple) for part in message.content)
+        return sum(isinstance(part, _ImagePart) for part in parts)
 
     @property
     def wants_usage(self) -> bool:

@@ -17,12 +17,15 @@ from starlette.types import Receive
 
 from loratory.engine.accounts.listener import bound_socket
 from loratory.engine.chat.contract import ChatRequest
+from loratory.engine.data.conversation import Message
+from loratory.engine.data.media.row_images import MAX_IMAGES
 from loratory.engine.errors import DeviceError, EngineError, ModelError
 from loratory.engine.serve import contract
 from loratory.engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, refuse_unless_usable
 from loratory.engine.serve.model import ServedModel
 
 MAX_BODY_BYTES = 8_000_000
+MAX_BODY_BYTES_WITH_IMAGES = 64_000_000  # base64 takes a third more than the files of images
 
 
 def build_endpoint(model: ServedModel) -> Starlette:
@@ -60,10 +63,11 @@ class _Endpoint:
 
     async def complete(self, request: Request) -> Response:
         try:
-            completion = contract.read_request(await _read_json(request))
+            most = MAX_BODY_BYTES_WITH_IMAGES if self._model.takes_images else MAX_BODY_BYTES
+            completion = contract.read_request(await _read_json(request, most))
             branch = self._model.branch(completion.model)
             # The same request as the page's, so the prompt is the same.
-            messages = tuple(message.as_message() for message in completion.messages)
+            messages = await asyncio.to_thread(self._messages, completion)  # which may decode images
             question = ChatRequest(messages=messages, branches=(branch,), sampling=completion.sampling())
             return await _unless_gone(self._answer(completion, question), request.receive)
         except contract.RefusedRequestError as refusal:
@@ -71,6 +75,12 @@ class _Endpoint:
         except EngineError as error:
             # If the device is in use, a later request may succeed.
             return _as_refusal(error).response({"Retry-After": "30"} if isinstance(error, DeviceError) else None)
+
+    def _messages(self, completion: contract.ChatCompletionRequest) -> tuple[Message, ...]:
+        if completion.image_count > MAX_IMAGES:
+            what = f"The messages have {completion.image_count:,} images; {MAX_IMAGES:,} is the most."
+            raise contract.RefusedRequestError(what, param="messages", code="invalid_image")
+        return tuple(message.as_message(self._model.load_image) for message in completion.messages)
 
     async def _answer(self, completion: contract.ChatCompletionRequest, question: ChatRequest) -> Response:
         await self._model.ready()
@@ -129,12 +139,12 @@ async def _unless_gone(work: Coroutine[Any, Any, Response], receive: Receive) ->
         await asyncio.gather(doing, watching, return_exceptions=True)
 
 
-async def _read_json(request: Request) -> Any:
-    body = b""
+async def _read_json(request: Request, most_bytes: int) -> Any:
+    body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > MAX_BODY_BYTES:
-            what = f"The body is larger than {MAX_BODY_BYTES // 1_000_000} MB."
+        if len(body) > most_bytes:
+            what = f"The body is larger than {most_bytes // 1_000_000} MB."
             raise contract.RefusedRequestError(what, code="request_too_large", status=413)
     try:
         return json.loads(body)

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 
 from loratory.engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, LoadedModel, OnProgress
 from loratory.engine.chat.session import ChatSession
-from loratory.engine.data.conversation import Message
+from loratory.engine.data.conversation import ImageRef, Message
+from loratory.engine.data.media.row_images import decode_url
+from loratory.engine.data.media.store import MediaStore
+from loratory.engine.data.records import RowProblemError
 from loratory.engine.serve.contract import AnswerDelta, OpenAIFinish, RefusedRequestError
 
 
@@ -21,10 +24,12 @@ class ServedModel:
     target: ChatTarget
     name: str  # for clients; `base` is its base model, if it has one
     aliases: Sequence[str] = ()  # further names
+    images: MediaStore | None = None  # takes those of requests; the session opens them there
     # Limits concurrent answers; further requests wait in order. More would share the same tokens per second, and each one
     # has keys and values of its whole context.
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(16), init=False)
     listed_names: Sequence[str] = field(default=(), init=False)  # the names that are listed
+    takes_images: bool = field(default=False, init=False)
     created: int = field(default=0, init=False)  # first load, in seconds since the epoch
     _branches: Mapping[str, Branch] = field(default_factory=dict, init=False)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
@@ -45,6 +50,7 @@ class ServedModel:
             if own != "base":
                 served_names.append("base")
         self._branches, self.listed_names = names, served_names
+        self.takes_images = loaded.takes_images and self.images is not None
         self.created = self.created or int(time.time())
         return loaded
 
@@ -71,6 +77,27 @@ class ServedModel:
             what = f"The model {name[:100]!r} does not exist; available: {', '.join(self.listed_names)}."
             raise RefusedRequestError(what, param="model", code="model_not_found", status=404)
         return branch
+
+    def load_image(self, url: str) -> ImageRef:
+        """Return the image of a data: URL, stored.
+
+        Raises:
+            RefusedRequestError: If it cannot be read, is at another address, or the model takes no images.
+        """
+        if not self.takes_images or self.images is None:
+            raise RefusedRequestError(
+                f"{self.name} takes text only, and a message has an image.",
+                param="messages",
+                code="unsupported_content",
+            )
+        try:
+            data = decode_url(url)
+            if data is None:
+                raise RowProblemError("image", "its url is not a data: URL, and nothing is fetched from an address")
+            return self.images.add(data)
+        except RowProblemError as error:
+            what = f"An image cannot be read: {error.problem}."
+            raise RefusedRequestError(what, param="messages", code="invalid_image") from error
 
     async def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return the token ids of the prompt for a conversation."""

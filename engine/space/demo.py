@@ -189,7 +189,9 @@ class Demo:
         config, sample = run.folder.read_config(), self.sample_of(run)
         if sample.page is None:
             length = config.training.max_length
-            page = self.inspector.preview(config.dataset, config.model, length, count=_SHOWN_ROWS, vision=config.vision)
+            page = self.inspector.preview(
+                config.dataset, config.model, length, count=_SHOWN_ROWS, vision=config.vision.pixels
+            )
             self._save_sample(run, sample.model_copy(update={"page": page}))
         elif state.state == "completed" and sample.answers is None:
             answers = []
@@ -201,7 +203,12 @@ class Demo:
     def _questions(self, config: RunConfig) -> list[_Question]:
         training, count = config.training, 4 * _ANSWERED_ROWS
         held_out = self.inspector.held_out(
-            config.dataset, config.model, training.max_length, seed=training.seed, count=count, vision=config.vision
+            config.dataset,
+            config.model,
+            training.max_length,
+            seed=training.seed,
+            count=count,
+            vision=config.vision.pixels,
         )
         rows = self.inspector.preview(config.dataset, rows=held_out.rows).rows if held_out.rows else ()
         questions = filter(None, map(_question, rows))

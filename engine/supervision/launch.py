@@ -117,7 +117,7 @@ class Preflight:
             config.model,
             counted_length(config),
             seed=config.training.seed,
-            vision=config.vision,
+            vision=config.vision.pixels,
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
         if preview is not None:

@@ -40,14 +40,14 @@ def test_answers_are_those_of_generate(family, home):
     several = (
         family.turn(f"{IMAGE_MARK}and {IMAGE_MARK} which is blue?"), Message("assistant", "two cats"), Message("user", "how many?"),
     )  # fmt: skip
-    one, text = (family.turn(QUESTION),), (Message("user", "what is a rank?"),)
-    requests = [(messages, ("base", "tuned")) for messages in (one, several, text)]
+    single, text = (family.turn(QUESTION),), (Message("user", "what is a rank?"),)
+    requests = [(messages, ("base", "tuned")) for messages in (single, several, text)]
 
     tokens = answers(worker, *requests)  # which take turns, so nothing of one may reach another
 
-    for (messages, _), own in zip(requests, tokens, strict=True):
-        assert own == [family.expected(messages), family.expected(messages, adapter=True)]
-        assert own[0] != own[1]
+    for (messages, _), texts in zip(requests, tokens, strict=True):
+        assert texts == [family.expected(messages), family.expected(messages, adapter=True)]
+        assert texts[0] != texts[1]
     other = (Message("user", QUESTION, images=(family.refs[1],)),)
     assert answers(worker, (other, ("base",)))[0][0] != tokens[0][0]
 

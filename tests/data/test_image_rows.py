@@ -177,7 +177,10 @@ def test_text_that_means_an_image_is_a_problem_of_the_row(tokenizer):
 def test_a_model_for_text_takes_no_row_with_images():
     problem = row_of(user(IMAGE_MARK, SQUARE), answer("yes"), tokenizer=shared_tokenizer())
 
-    assert (problem.kind, problem.problem) == ("image", "it has images, and this model takes none")
+    assert (problem.kind, problem.problem) == (
+        "image",
+        "it has images, and this model takes none; choose a vision-language model",
+    )
 
 
 def test_a_template_that_leaves_images_out_is_a_problem(qwen, tmp_path, loaded):

@@ -36,9 +36,9 @@ def reads(monkeypatch):
     counts: Counter[tuple[int, ...]] = Counter()
     token_losses = BranchWeights.token_losses
 
-    def count(weights, ids, labels):
+    def count(weights, ids, labels, images):
         counts[tuple(ids)] += 1
-        return token_losses(weights, ids, labels)
+        return token_losses(weights, ids, labels, images)
 
     monkeypatch.setattr(BranchWeights, "token_losses", count)
     return counts
@@ -177,7 +177,7 @@ def test_several_sequences_of_a_row_have_one_mean():
 
 def test_a_loss_that_is_not_a_number_counts_as_the_worst(home, run, monkeypatch):
     monkeypatch.setattr(
-        BranchWeights, "token_losses", lambda _, ids, labels: [float("nan")] * sum(x >= 0 for x in labels)
+        BranchWeights, "token_losses", lambda _, ids, labels, images: [float("nan")] * sum(x >= 0 for x in labels)
     )
 
     result = evaluate(home, all_rows(run, max_rows=2))

@@ -58,7 +58,7 @@ def make_image_rows(root: Path, member: VisionMember, tower: dict[str, Any] | No
     folder = make_tiny_vision_model(root / member.model_type, replace(member, vision=vision))
     tokenizer, _ = load_tokenizer(ModelSource(str(folder), member.model_type))
     store = MediaStore(root / "media")
-    rows = []
+    rows: list[RenderedRow] = []
     for number in range(4):
         file = io.BytesIO()
         noise = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)

@@ -46,9 +46,9 @@ def test_a_frozen_tower_keeps_nothing_and_its_pixels_are_counted(family, image_r
 
     assert prediction == pytest.approx(peak, rel=0.01)
     inputs = first_pass(training).inputs
-    held = sum(inputs[name].nbytes for name in ("pixel_values", "pixel_attention_mask") if name in inputs)
+    image_bytes = sum(inputs[name].nbytes for name in ("pixel_values", "pixel_attention_mask") if name in inputs)
     workload = workload_of_step(data.shape, config, CPU, data.lengths)
-    assert read_structure(data.shape).tower.pixel_bytes(workload.pixels) == held
+    assert read_structure(data.shape).tower.pixel_bytes(workload.pixels) == image_bytes
 
 
 TRAINED = {
@@ -171,10 +171,12 @@ def test_smaller_images_are_advised_where_the_family_has_a_budget(family, kinds,
 
     advice = advise(data.shape, config, small_gpu(0.5), rows)
 
-    found = {change.kind: change for change in advice.changes if change.kind in ("fewer_pixels", "whole_images")}
-    assert set(found) == kinds
+    image_changes = {
+        change.kind: change for change in advice.changes if change.kind in ("fewer_pixels", "whole_images")
+    }
+    assert set(image_changes) == kinds
     now = Estimator(data.shape, small_gpu(0.5), rows).need(config).needed_bytes
-    for change in found.values():
+    for change in image_changes.values():
         assert change.needed_bytes < now
         assert change.overrides[0].startswith("vision.")
     assert "shorter_rows" not in {change.kind for change in advice.changes}, "images are never cut"

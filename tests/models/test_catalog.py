@@ -18,7 +18,7 @@ def test_the_demo_model_comes_first_and_ids_are_unique():
     ids = [entry.id for entry in list_catalog()]
 
     assert ids[0] == "smollm2-135m-instruct"
-    assert len(set(ids)) == len(ids) == 54
+    assert len(set(ids)) == len(ids) == 60
 
 
 def test_every_entry_can_be_built_and_fetched():
@@ -48,7 +48,7 @@ def test_names_are_found_regardless_of_their_case():
 @pytest.mark.parametrize(
     ("query", "first", "count"),
     [
-        ("", "smollm2-135m-instruct", 54),
+        ("", "smollm2-135m-instruct", 60),
         ("Qwen3 0.6B", "Qwen/Qwen3-0.6B", 1),
         ("llama2", "meta-llama/Llama-2-7b-hf", 3),  # by licence
         ("128 mixture", "google/gemma-4-26B-A4B-it", 3),  # by description

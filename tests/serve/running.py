@@ -53,6 +53,7 @@ class ScriptedSession:
         self.most_at_once = 0
         self.phase = "empty"
         self.loads = 0
+        self.takes_images = False
         self._lock = threading.Lock()
 
     @property
@@ -74,6 +75,7 @@ class ScriptedSession:
             weights_bytes=1,
             adapter_bytes=1,
             context_length=100,
+            takes_images=self.takes_images,
         )
 
     def touch(self) -> bool:

@@ -160,6 +160,7 @@ def test_the_ids_of_the_prompt_are_given_to_who_asks(client):
 
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+SOUND = {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}
 REFUSED = [
     ({"n": 2}, "n", "unsupported_parameter"),
     ({"logprobs": True}, "logprobs", "unsupported_parameter"),
@@ -172,7 +173,8 @@ REFUSED = [
     ({"stop": [str(number) for number in range(17)]}, "stop", "invalid_value"),
     ({"messages": []}, "messages", "invalid_value"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role", "invalid_value"),
-    ({"messages": [{"role": "user", "content": [PICTURE]}]}, "messages.0.content", "invalid_value"),
+    ({"messages": [{"role": "user", "content": [PICTURE]}]}, "messages", "unsupported_content"),
+    ({"messages": [{"role": "user", "content": [SOUND]}]}, "messages.0.content", "invalid_value"),
     ({"extra_body": {"temprature": 1}}, "temprature", "unknown_parameter"),
 ]
 

@@ -1,11 +1,15 @@
 """A conversation with one or more models: turns, streamed answers, prompts of rows, its file, and votes on answers."""
 
+import base64
 import contextlib
+import io
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -18,7 +22,9 @@ from loratory.engine.chat.zero_gpu import LONGEST_TOKEN, TOKEN_HEADER
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import MAX_SHOWN_CHARACTERS, PageRow
-from loratory.engine.data.conversation import Message
+from loratory.engine.data.conversation import IMAGE_MARK, ImageRef, Message
+from loratory.engine.data.media.row_images import MAX_IMAGES
+from loratory.engine.data.media.store import MediaStore
 from loratory.engine.errors import DatasetError
 from loratory.engine.evaluation.votes import AnswerModel
 from loratory.engine.inspector.session import Inspector
@@ -64,7 +70,7 @@ class QuestionSettings:
 class Turn:
     """A question and its answers."""
 
-    question: str
+    question: str  # with the marks of its images where a row had them; without marks they come first
     answers: tuple[Answer, ...] = ()
     reference: str = ""  # reference answer, where the question comes from a row
     # Without them, its answers cannot be voted for.
@@ -72,6 +78,12 @@ class Turn:
     # The other versions of the conversation from here to their ends, and where among them this one belongs.
     others: "tuple[Annotated[tuple[Turn, ...], Field(min_length=1)], ...]" = ()
     version: int = Field(default=0, ge=0)
+    images: Annotated[tuple[ImageRef, ...], Field(max_length=MAX_IMAGES)] = ()  # in the media store
+
+    @property
+    def text(self) -> str:
+        """The question without the marks of its images."""
+        return without_marks(self.question)
 
     def with_chunk(self, chunk: ChatChunk) -> "Turn":
         """Return the turn with a chunk appended to one answer."""
@@ -95,6 +107,38 @@ class Turn:
             a if a.done else replace(a, done=True, finish_reason=a.finish_reason or "stopped") for a in self.answers
         )
         return replace(self, answers=tuple(answers))
+
+
+def without_marks(text: str) -> str:
+    """Return a question without the marks of its images."""
+    return text.replace(IMAGE_MARK, "").strip()
+
+
+def question_message(question: str, images: Sequence[ImageRef]) -> Message:
+    """Return the turn that asks a question, with its images where it has their marks, else before the text."""
+    if question.count(IMAGE_MARK) != len(images):
+        question = IMAGE_MARK * len(images) + without_marks(question)
+    return Message("user", question, images=tuple(images))
+
+
+def thumbnail(store: MediaStore, ref: ImageRef) -> str:
+    """Return a stored image as a data: URL of at most 160 pixels an edge; empty where the store does not have it."""
+    return _thumbnail(store.path(ref)) if store.find(ref.digest) == ref else ""
+
+
+@lru_cache(maxsize=256)  # of 10 kB each
+def _thumbnail(path: Path) -> str:
+    from PIL import Image  # loaded where there are images
+
+    target = io.BytesIO()
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            small = image.convert("RGB")
+    except OSError:  # its file was deleted or damaged
+        return ""
+    small.thumbnail((160, 160))
+    small.save(target, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(target.getvalue()).decode()}"
 
 
 def versions_of(turns: Sequence[Turn], number: int) -> tuple[tuple[Turn, ...], ...]:
@@ -146,7 +190,7 @@ def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Mes
     messages = [Message("system", system.strip())] if system.strip() else []
     for turn in in_context(turns):
         answer = next((answer for answer in turn.answers if answer.branch == branch), None)
-        messages.append(Message("user", turn.question))
+        messages.append(question_message(turn.question, turn.images))
         if answer is not None and answer.done and answer.text:
             messages.append(Message("assistant", answer.text))
         elif turn is not turns[-1]:
@@ -200,7 +244,9 @@ def as_markdown(conversation: SavedConversation) -> str:
         lines += ["**System prompt**", "", conversation.system, ""]
     for turn in conversation.turns:
         version = f" (version {turn.version + 1} of {len(turn.others) + 1})" if turn.others else ""
-        lines += [f"## You{version}", "", turn.question, ""]
+        lines += [f"## You{version}", ""]
+        lines += [f"- Image {image.digest}, {image.width} × {image.height} pixels" for image in turn.images]
+        lines += [*([""] if turn.images else []), turn.text, ""]
         if turn.settings is not None:
             sampling = turn.settings.sampling.model_dump(exclude_none=True)
             lines += [f"*{', '.join(f'{name} {value}' for name, value in sampling.items())}*", ""]
@@ -280,6 +326,12 @@ class RowPrompt(NamedTuple):
     system: str = ""
     held_out: bool = True
     is_alone: bool = False  # of a prompt set
+    images: tuple[ImageRef, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The question without the marks of its images."""
+        return without_marks(self.question)
 
 
 class HeldOutPrompts:
@@ -299,10 +351,8 @@ class HeldOutPrompts:
         return self._cache.get(key, lambda: self._find(config))
 
     def _find(self, config: RunConfig) -> tuple[RowPrompt, ...]:
-        training, length = config.training, config.training.max_length
-        held_out = self._inspector.held_out(
-            config.dataset, config.model, length, seed=training.seed, count=200, vision=config.vision
-        )
+        length, seed, vision = config.training.max_length, config.training.seed, config.vision.pixels
+        held_out = self._inspector.held_out(config.dataset, config.model, length, seed=seed, count=200, vision=vision)
         selection: dict[str, Any] = {"rows": held_out.rows} if held_out.rows else {"count": 40}
         page = self._inspector.preview(config.dataset, None, length, **selection)
         prompts = (row_prompt(row, held_out=bool(held_out.rows)) for row in page.rows)
@@ -319,4 +369,5 @@ def row_prompt(row: PageRow, *, held_out: bool = True) -> RowPrompt | None:
         return None
     question, reference = messages[0].content.strip(), messages[1].content.strip()
     whole = all(len(text) <= MAX_SHOWN_CHARACTERS for text in (system, question, reference))
-    return RowPrompt(row.row, question, reference, system, held_out) if question and reference and whole else None
+    prompt = RowPrompt(row.row, question, reference, system, held_out, images=messages[0].images)
+    return prompt if prompt.text and reference and whole else None

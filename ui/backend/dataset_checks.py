@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from loratory.engine.config.load import SectionType
 from loratory.engine.config.run import DataFormatName, DatasetConfig, ModelConfig, RunConfig
 from loratory.engine.config.training import TrainingConfig
+from loratory.engine.config.vision import VisionConfig
 from loratory.engine.data.contract import CheckProgress, DatasetReport, RowLengths
 from loratory.engine.data.hub import reads_from_hub
 from loratory.engine.errors import EngineError
@@ -31,28 +32,31 @@ class CheckQuestion:
     model: ModelConfig | None
     max_length: int
     seed: int
+    vision: VisionConfig = field(default_factory=VisionConfig)  # sizes of images alone
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Self:
         """Return the question of a whole configuration."""
-        return cls(config.dataset, config.model, config.training.max_length, config.training.seed)
+        training = config.training
+        return cls(config.dataset, config.model, training.max_length, training.seed, config.vision.pixels)
 
     @property
     def key(self) -> str:
         model = self.model.model_dump_json() if self.model is not None else ""
-        return f"{self.dataset.model_dump_json()}|{model}|{self.max_length}|{self.seed}"
+        return f"{self.dataset.model_dump_json()}|{model}|{self.max_length}|{self.seed}|{self.vision.model_dump_json()}"
 
     def is_compatible(self, other: Self) -> bool:
         """Return whether one form can ask both: without a model while its tokenizer is downloaded."""
-        same = (self.dataset, self.max_length, self.seed) == (other.dataset, other.max_length, other.seed)
+        same = replace(self, model=None) == replace(other, model=None)
         return same and (self.model is None or other.model is None or self.model == other.model)
 
     def has_lengths_of(self, other: Self) -> bool:
-        """Return whether both are about the same rows and the same tokenizer."""
+        """Return whether both are about the same rows, the same tokenizer and images of the same sizes."""
         if self.model is None or other.model is None:
             return False
         has_same_tokenizer = (self.model.id, self.model.revision) == (other.model.id, other.model.revision)
-        return has_same_tokenizer and (self.dataset, self.seed) == (other.dataset, other.seed)
+        same = (self.dataset, self.seed, self.vision) == (other.dataset, other.seed, other.vision)
+        return has_same_tokenizer and same
 
 
 def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | None:
@@ -62,7 +66,8 @@ def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | Non
         return None
     values = {name: training[name] for name in ("max_length", "seed") if name in training}
     lengths = _read(TrainingConfig, values) or TrainingConfig()  # the panel shows what is wrong with them
-    return CheckQuestion(dataset, model_of(mapping), lengths.max_length, lengths.seed)
+    vision = _read(VisionConfig, mapping.get("vision", {})) or VisionConfig()
+    return CheckQuestion(dataset, model_of(mapping), lengths.max_length, lengths.seed, vision.pixels)
 
 
 def model_of(mapping: Mapping[str, Mapping[str, Any]]) -> ModelConfig | None:
@@ -283,8 +288,9 @@ class DatasetChecks:
         question = check.question
         try:
             report = self._inspector.check(
-                question.dataset, question.model, question.max_length, seed=question.seed, on_progress=note
-            )
+                question.dataset, question.model, question.max_length, seed=question.seed, vision=question.vision,
+                on_progress=note,
+            )  # fmt: skip
             with self._lock:
                 _put_last(self._formats, _form_of(question.dataset), report.format, _PAGES)
             check.report = report

@@ -62,6 +62,8 @@ def _pair(turns: Sequence[Turn], left: Branch, right: Branch, system: str) -> Tu
 def ballot(votes: Votes, turns: Sequence[Turn], number: int) -> dict[Branch, bool]:
     """Return the answers of a turn that can be voted for, each with whether it was."""
     chosen: dict[Branch, bool] = {}
+    if any(turn.images for turn in turns[: number + 1]):  # a vote has texts alone
+        return chosen
     for pair in pairs_of_turn(turns, number):
         vote = votes.find(pair.id)
         for branch, messages in pair.sides.items():

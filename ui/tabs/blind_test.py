@@ -252,7 +252,7 @@ class BlindTestPart:
         config = self._choice.config_of(target)
         if config is None:
             raise RunError("A folder has no held-out set.", "Type the questions yourself.")
-        deck = list(self._prompts.of_run(config))
+        deck = [prompt for prompt in self._prompts.of_run(config) if not prompt.images]  # judgements have texts alone
         if not deck or not deck[0].held_out:
             raise RunError("The held-out set of this run has no questions.", "Type the questions yourself.")
         self._random.shuffle(deck)

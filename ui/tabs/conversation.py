@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from gradio.events import Dependency
 
 from loratory.engine.chat.contract import Branch, ChatRequest
 from loratory.engine.config.results import SamplingConfig
-from loratory.engine.data.conversation import Message
-from loratory.engine.errors import EngineError, RunError
+from loratory.engine.data.conversation import ImageRef, Message
+from loratory.engine.data.media.row_images import MAX_IMAGES
+from loratory.engine.data.media.store import MAX_IMAGE_BYTES, MediaStore
+from loratory.engine.data.records import RowProblemError
+from loratory.engine.errors import EngineError, ModelError, RunError
 from loratory.engine.evaluation.votes import Votes
 from loratory.engine.runs.provenance import library_versions
 from loratory.ui import components as ui
@@ -50,16 +54,19 @@ class TalkPart:
         self._prompts = prompts
         self._stream = talk.AnswerStream(page.services.chat)
         self._votes = Votes(page.services.home)
+        self._media = MediaStore(page.services.home.media)
+        self._picture = partial(talk.thumbnail, self._media)
         self._pages_with_set: set[str] = set()  # that stream a prompt set, until its end or a stop
         with gr.Column(visible=False, elem_id="talk") as self.panel:
             self.sampling = SamplingPart()
         with gr.Row(elem_id="chat-files"):
             self.links = gr.HTML(elem_id="chat-links")
             self.open = gr.UploadButton(
-                "Open a saved .json", file_types=[".json"], size="sm", scale=0, min_width=160, elem_id="chat-open",
+                "Open a saved .json", file_types=[".json", "image"], file_count="multiple", size="sm", scale=0,
+                min_width=160, elem_id="chat-open",
                 visible=not page.services.home.is_guest,
             )  # fmt: skip
-        self.transcript = ui.pick_list(more=("newest", "copy"), elem_id="transcript")
+        self.transcript = ui.pick_list(more=("newest", "copy", "pictures"), elem_id="transcript")
         self.suggestions = ui.pick_list(elem_id="suggestions")
         with gr.Column(visible=False, elem_id="composer", elem_classes="stays") as self.composer:
             self.trouble = gr.HTML(elem_id="chat-trouble")
@@ -81,7 +88,7 @@ class TalkPart:
             self.sets = PromptSetsPart(page.services.home, self.turns)
         self.before_edit = gr.State([])  # the whole conversation, until another version of it is asked for
         self.suggested_prompts = gr.State([])  # row prompts that are suggested
-        self.row = gr.State(None)  # the row prompt that was picked, until it is asked
+        self.row = gr.State(None)  # the row prompt that was picked, until it is asked; has the images of the question
         # A reload restores the conversation; it never leaves this browser.
         self.browser_copy = ui.browser_state("", "conversation")
         # What the handlers of the conversation change.
@@ -109,13 +116,14 @@ class TalkPart:
             lambda: {**self._turn_updates([]), **self.save([], ""), self.trouble: "", **self._end_edit()}, None,
             self._outputs, **ui.QUICK,
         )  # fmt: skip
-        clear_event.then(view.render_suggestions, self.suggested_prompts, self.suggestions, **ui.QUICK)
+        clear_event.then(self.render_suggestions, [self.suggested_prompts, self.row], self.suggestions, **ui.QUICK)
         self.cancel_button.click(self.cancel_edit, self.before_edit, self._outputs, **ui.QUICK)
         for load_event in load_events:
-            load_event.then(self.suggest, None, [self.suggestions, self.suggested_prompts], **ui.SLOW)
+            load_event.then(self.suggest, self.row, [self.suggestions, self.suggested_prompts], **ui.SLOW)
         suggestion_outputs = [self.question, self.row, system, self.suggestions, self.suggested_prompts]
-        self.suggestions.click(self.take_suggestion, self.suggested_prompts, suggestion_outputs, **ui.QUICK)
-        self.open.upload(ui.shown_as_message(self.open_file), self.open, self._outputs, **ui.SLOW)
+        suggestion_inputs = [self.suggested_prompts, self.row]
+        self.suggestions.click(self.take_suggestion, suggestion_inputs, suggestion_outputs, **ui.QUICK)
+        self.open.upload(ui.shown_as_message(self.open_file), [self.open, self.row], self._outputs, **ui.SLOW)
         self.sampling.wire()
         ui.clear_error_after(self.trouble, [system, *self.sampling.inputs], typed_box=self.question)
 
@@ -132,7 +140,8 @@ class TalkPart:
         After the first turns of `before_edit`, the question begins another version of it.
         """
         question, system, page_id = (question or "").strip(), system or "", request.session_hash or ""
-        row = row if row is not None and row.question == question else None
+        images = row.images if row is not None else ()
+        row = row if row is not None and row.text == question else None
         is_alone, reference = (row.is_alone, row.reference) if row is not None else (False, "")
         if not question or self._stream.is_busy(page_id) or (page_id in self._pages_with_set and not is_alone):
             yield ui.UNCHANGED
@@ -145,11 +154,14 @@ class TalkPart:
             left_out = () if is_alone else talk.turns_to_leave_out(before, chosen_branches, models)
             question_settings = talk.QuestionSettings(models, settings, system, left_out, is_alone)
             answers = tuple(talk.Answer(branch) for branch in chosen_branches)
-            turns = [*before, talk.Turn(question, answers, reference, question_settings, versions, len(versions))]
+            with_marks = row.question if row is not None else question
+            new_turn = talk.Turn(with_marks, answers, reference, question_settings, versions, len(versions), images)
+            turns = [*before, new_turn]
             requests = _requests(turns, chosen_branches, system, settings)
             with self._stream.chunks(requests, page_id, request.headers) as chunks:
                 yield {
-                    **dict.fromkeys((self.question, self.trouble, self.suggestions, self.links), ""),
+                    **dict.fromkeys((self.question, self.trouble, self.links), ""),
+                    self.suggestions: self._attached_html(()),
                     self.clear: ui.HIDDEN,
                     self.transcript: self.render(turns, writing=True),
                     self.turns: turns,
@@ -176,7 +188,7 @@ class TalkPart:
         yield {
             **self._turn_updates(turns),
             **self.save(turns, system),
-            **({} if has_answer else {self.question: question, self.row: row}),
+            **({} if has_answer else {self.question: question, **self._attach(images, row)}),
             **({self.before_edit: before_edit, self.cancel_button: gr.update(visible=True)} if is_edit else {}),
             self.trouble: problem,
             self.stop: ui.HIDDEN,
@@ -196,7 +208,7 @@ class TalkPart:
             for number, row in enumerate(prompts, 1):
                 count, inputs = len(turns), (before_edit, row, branches, system, request, *sampling)
                 progress = small(f"Prompt {number} of {len(prompts)}", role="status")
-                for updates in self.stream_answers(row.question, turns, *inputs):
+                for updates in self.stream_answers(row.text, turns, *inputs):
                     turns, before_edit = updates.get(self.turns, turns), updates.get(self.before_edit, before_edit)
                     updates = {**updates, self.stop: ui.visible_if(True), self.clear: ui.HIDDEN}
                     yield {**updates, self.trouble: updates.get(self.trouble) or progress}
@@ -218,7 +230,9 @@ class TalkPart:
         can_vote = not writing and self._votes.may_save
         ballots = {number: ballot(self._votes, turns, number) for number in range(len(turns) if can_vote else 0)}
         names = self._choice.names(state.target)
-        return view.render_transcript(turns, names, context, can_edit=not writing, ballots=ballots, below=below or {})
+        return view.render_transcript(
+            turns, names, context, can_edit=not writing, ballots=ballots, below=below or {}, picture=self._picture
+        )
 
     def _branches(self, choice: str) -> tuple[Branch, ...]:
         model = self.page.services.chat.state.model
@@ -240,7 +254,7 @@ class TalkPart:
         """Restore the conversation from before the edit of a question."""
         if not before_edit:
             return self._end_edit()
-        return {**self._turn_updates(before_edit), self.question: "", self.row: None, **self._end_edit()}
+        return {**self._turn_updates(before_edit), self.question: "", **self._attach(()), **self._end_edit()}
 
     def act(
         self, event: gr.EventData, turns: list[talk.Turn], before_edit: list[talk.Turn], branches: str, system: str,
@@ -255,10 +269,11 @@ class TalkPart:
             return
         turn, versions = turns[number], talk.versions_of(whole, number)
         if kind == "retry":
-            again = (turn.question, turns[:number], whole, _row_of(turn), branches, system, request, *sampling)
+            again = (turn.text, turns[:number], whole, _row_of(turn), branches, system, request, *sampling)
             yield from self.stream_answers(*again)
         elif kind == "edit":
-            yield {**self._rewind(turns[:number], whole), self.question: turn.question, self.row: _row_of(turn)}
+            rewound = self._rewind(turns[:number], whole)
+            yield {**rewound, self.question: turn.text, **self._attach(turn.images, _row_of(turn))}
         elif kind == "branch":
             yield self._rewind(turns[: number + 1], whole)
         elif kind == "version" and value in map(str, range(len(versions))):
@@ -274,7 +289,7 @@ class TalkPart:
     def _rewind(self, turns: list[talk.Turn], whole: list[talk.Turn]) -> ui.Updates:
         """Return the updates that show the first turns of a conversation, which the next question continues."""
         edit_updates = {self.before_edit: whole, self.cancel_button: gr.update(visible=True)}
-        return {**self._turn_updates(turns), **edit_updates, self.question: "", self.row: None}
+        return {**self._turn_updates(turns), **edit_updates, self.question: "", **self._attach(())}
 
     def _vote(self, turns: list[talk.Turn], number: int, branch: str) -> ui.Updates:
         choice = next((candidate for candidate in ballot(self._votes, turns, number) if candidate == branch), None)
@@ -289,22 +304,77 @@ class TalkPart:
             message = error_box(error)
         return {self.transcript: self.render(turns), self.trouble: message}
 
-    def suggest(self, draw: random.Random | None = None) -> ui.Updates:
+    def _attach(self, images: Sequence[ImageRef], row: talk.RowPrompt | None = None) -> ui.Updates:
+        """Return the updates that make images those of the next question, which a row may have."""
+        row = row or (talk.RowPrompt(-1, "", "") if images else None)
+        row = row._replace(images=tuple(images)) if row is not None else None
+        html = self._attached_html(images)
+        return {self.row: row, **({self.suggestions: html} if html else {})}
+
+    def _attached_html(self, images: Sequence[ImageRef]) -> str:
+        """Return the images of the next question with their buttons; empty for a model that takes none."""
+        return view.render_attached(images, self._picture) if images or self._can_add_images() else ""
+
+    def _can_add_images(self) -> bool:
+        model = self.page.services.chat.state.model
+        return model is not None and model.takes_images and not self.page.services.home.is_guest
+
+    def render_suggestions(self, prompts: Sequence[talk.RowPrompt], row: talk.RowPrompt | None) -> str:
+        return self._attached_html(row.images if row is not None else ()) + view.render_suggestions(
+            prompts, self._picture
+        )
+
+    def add_images(self, paths: Sequence[str], row: talk.RowPrompt | None) -> ui.Updates:
+        """Add uploaded images to the next question.
+
+        Raises:
+            EngineError: If one cannot be read, there are too many, or the model takes none.
+        """
+        model, transfers = self.page.services.chat.state.model, self.page.services.transfers
+        if model is None or not self._can_add_images():
+            what = f"{model.name} takes text only." if model is not None else "No model is loaded."
+            raise ModelError(what, "Load a vision-language model as a member of the lab, then add the image.")
+        images = row.images if row is not None else ()
+        if len(images) + len(paths) > MAX_IMAGES:
+            raise ModelError(f"A question has at most {MAX_IMAGES:,} images.", "Remove some.")
+        for path in map(Path, paths):
+            with transfers.require_uploaded(path).open("rb") as file:
+                data = file.read(MAX_IMAGE_BYTES + 1)
+            transfers.require_quota(len(data))
+            try:
+                images = (*images, self._media.add(data))
+            except RowProblemError as error:
+                raise ModelError(
+                    f"{path.name[:80]} cannot be read: {error.problem}.", "Choose another image."
+                ) from error
+        return self._attach(images, row)
+
+    def suggest(self, row: talk.RowPrompt | None = None, draw: random.Random | None = None) -> ui.Updates:
         config = self._choice.config_of(self.page.services.chat.state.target)
         prompts: list[talk.RowPrompt] = []
         with contextlib.suppress(EngineError):  # the data may be gone; chat works without it
             prompts = view.some_prompts(self._prompts.of_run(config), 3, draw) if config is not None else []
-        return {self.suggestions: view.render_suggestions(prompts), self.suggested_prompts: prompts}
+        return {self.suggestions: self.render_suggestions(prompts, row), self.suggested_prompts: prompts}
 
-    def take_suggestion(self, event: gr.EventData, prompts: list[talk.RowPrompt]) -> ui.Updates:
+    def take_suggestion(
+        self, event: gr.EventData, prompts: list[talk.RowPrompt], row: talk.RowPrompt | None = None
+    ) -> ui.Updates:
         number = ui.picked_value(event)
         if number == "others":
-            return self.suggest(random.SystemRandom())
+            return self.suggest(row, random.SystemRandom())
+        images = row.images if row is not None else ()
+        if number.startswith("remove:"):
+            remaining = tuple(image for index, image in enumerate(images) if f"remove:{index}" != number)
+            row = row._replace(images=remaining) if row is not None else None
+            return {self.row: row, self.suggestions: self.render_suggestions(prompts, row)}
         if not number.isdigit() or int(number) >= len(prompts):
             return ui.UNCHANGED
         prompt = prompts[int(number)]
         system = {self.sampling.system: prompt.system} if prompt.system else {}
-        return {self.question: prompt.question, self.row: prompt, **system}
+        updates = {self.question: prompt.text, self.row: prompt, **system}
+        if prompt.images or images:
+            updates[self.suggestions] = self.render_suggestions(prompts, prompt)
+        return updates
 
     def exact_prompt(self, turns: list[talk.Turn], number: int, system: str) -> str:
         """Return the prompts of a turn as its models read them; models with equal histories have one.
@@ -346,8 +416,13 @@ class TalkPart:
             return self._show_conversation(talk.read_conversation(str(browser_copy).encode()), system)
         return ui.UNCHANGED
 
-    def open_file(self, path: str) -> ui.Updates:
-        with self.page.services.transfers.require_uploaded(Path(path)).open("rb") as file:
+    def open_file(self, paths: str | Sequence[str], row: talk.RowPrompt | None = None) -> ui.Updates:
+        """Open a saved conversation, or add images to the next question."""
+        paths = [paths] if isinstance(paths, str) else paths
+        path = Path(paths[0])
+        if path.suffix.lower() != ".json":
+            return self.add_images(paths, row)
+        with self.page.services.transfers.require_uploaded(path).open("rb") as file:
             return self._show_conversation(talk.read_conversation(file.read(talk.LARGEST_FILE_BYTES + 1)))
 
     def _show_conversation(self, conversation: talk.SavedConversation, system: str = "") -> ui.Updates:
@@ -357,7 +432,9 @@ class TalkPart:
 
 def _row_of(turn: talk.Turn) -> talk.RowPrompt | None:
     is_alone = turn.settings is not None and turn.settings.is_alone
-    return talk.RowPrompt(-1, turn.question, turn.reference, is_alone=is_alone) if turn.reference or is_alone else None
+    if not (turn.reference or is_alone or turn.images):
+        return None
+    return talk.RowPrompt(-1, turn.question, turn.reference, is_alone=is_alone, images=turn.images)
 
 
 def _requests(

@@ -137,8 +137,9 @@ class SetsPart:
         """Return a row with what is typed, as training would read it."""
         check = self.services.tokenizers.answerable(_question_of(name, form))
         page = self.services.inspector.preview(
-            check.dataset, check.model, check.max_length, first_row=int(question["row"]) - 1, edit=question["record"]
-        )
+            check.dataset, check.model, check.max_length, first_row=int(question["row"]) - 1, edit=question["record"],
+            vision=check.vision,
+        )  # fmt: skip
         return render_row(page, as_tokens=True).replace('aria-label="', 'aria-label="Edited: ')
 
 
@@ -155,7 +156,7 @@ def render_form(draft: Draft) -> str:
     dataset = dict(draft.mapping.get("dataset", {}))
     source = str(dataset.get("source") or "").strip()
     is_file = bool(source) and not source.startswith(SET_PREFIX) and not is_on_hub(source) and not dataset.get("mix")
-    form = {name: dict(draft.mapping.get(name, {})) for name in ("model", "training")}
+    form = {name: dict(draft.mapping.get(name, {})) for name in ("model", "training", "vision")}
     return json.dumps({**form, "dataset": dataset, "openable": last_part(source) if is_file else ""}, default=str)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
@@ -10,6 +10,7 @@ from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.contract import DatasetColumns, DatasetPage
 from loratory.engine.data.formats import FORMATS
 from loratory.engine.errors import ConfigError, Problem
+from loratory.engine.models.families.base import PixelSetting
 from loratory.engine.models.source import is_hub_id
 from loratory.ui.components import HIDDEN, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message, visible_if
 from loratory.ui.form import field_of
@@ -24,6 +25,7 @@ _TRAIN_ON = [
 _ROLES = {name: tuple(column.role for column in format_.columns) for name, format_ in FORMATS.items()}
 _MOST_ROLES = max(map(len, _ROLES.values()))
 _ALL_ROLES = {role for roles in _ROLES.values() for role in roles}
+_PIXELS = tuple(f"vision.{name}" for name in get_args(PixelSetting))
 _NOTHING = "(none)"
 _UNSEEN = {"format": "auto", "columns": []}
 
@@ -41,6 +43,8 @@ class DatasetFormat:
                 train_on = form.setting("dataset.train_on", scale=3, min_width=320, choices=_TRAIN_ON, visible=True)
                 # Preference rows train on the answers only.
                 page.on_draft(train_on, lambda draft: visible_if(draft.kind in (None, "answers")))
+                for name in _PIXELS:
+                    page.image_setting(name, min_width=200, elem_id=name.replace(".", "-"))
             with gr.Row(visible=False, elem_id="mapping") as self.mapping:
                 labels = (f"Column {number + 1}" for number in range(_MOST_ROLES))
                 self.roles = [Dropdown([], label=label, visible=False, min_width=150) for label in labels]
@@ -64,8 +68,10 @@ class DatasetFormat:
         column_map, format_ = form["dataset.column_map"], form["dataset.format"]
         # Roles of another format would be errors.
         events = [page.refresh_after(format_.input(_keep_mapping, [format_, column_map], column_map, **SLOW))]
-        for name in ("train_on", "eval_fraction", "max_samples", "split", "subset", "revision"):
-            component = form[f"dataset.{name}"]
+        names = [
+            f"dataset.{name}" for name in ("train_on", "eval_fraction", "max_samples", "split", "subset", "revision")
+        ]
+        for component in map(form.__getitem__, (*names, *_PIXELS)):
             # On Enter, not on each keystroke: opening a dataset is expensive.
             listener = component.submit if hasattr(component, "submit") else component.input
             events.append(listener(nothing, None, None, **SLOW))

@@ -80,6 +80,8 @@ class MethodTab:
         for methods, fields in _field_groups(advanced=False).items():
             self._lay_out(methods, fields)
         form.setting("model.quantization", elem_id="quantization")
+        for part in ("tower", "projector"):
+            page.image_setting(f"vision.{part}", elem_id=f"vision-{part}")
         self.trainable = gr.HTML(elem_id="trainable")
         with gr.Accordion("Advanced", open=False, elem_id="more-method"):
             for methods, fields in _field_groups(advanced=True).items():

@@ -110,7 +110,7 @@ class PromptSetsPart:
         try:
             if action == "save":
                 lines = [(line.strip(), "") for line in text.splitlines() if line.strip()]
-                rows = dict.fromkeys(lines or [(turn.question, turn.reference) for turn in turns])
+                rows = dict.fromkeys(lines or [(turn.question, turn.reference) for turn in turns if not turn.images])
                 self._sets.save(name.strip(), rows)
                 message = small(f"{name.strip()} is saved with {len(rows)} prompts.", role="status")
             elif action == "delete":

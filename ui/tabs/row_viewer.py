@@ -94,7 +94,9 @@ class RowViewer:
             EngineError: If the dataset or the tokenizer cannot be read.
         """
         inspector, length = self.page.services.inspector, question.max_length
-        return inspector.preview(question.dataset, question.model, length, first_row=row, count=1)
+        return inspector.preview(
+            question.dataset, question.model, length, first_row=row, count=1, vision=question.vision
+        )
 
     def render_list(self, question: CheckQuestion, report: DatasetReport | None, listing: str, page: int) -> str:
         """Return counts of problems and one page of the chosen list; never raises."""
@@ -114,8 +116,9 @@ class RowViewer:
             return heading + row_views.render_problem_list(report.notices, part, "Warning")
         try:
             preview = self.page.services.inspector.preview(
-                question.dataset, question.model, None, rows=rows[part.start : part.end], brief=True
-            )
+                question.dataset, question.model, None, rows=rows[part.start : part.end], brief=True,
+                vision=question.vision,
+            )  # fmt: skip
         except Exception as error:
             return counts + error_box(as_engine_error(error))
         return heading + row_views.render_row_list(preview.rows, part)

@@ -2,17 +2,20 @@
 
 import random
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from types import MappingProxyType
 
 from loratory.engine.chat.contract import Branch, ChatState, FinishReason, JobProgress, LoadedModel, PromptView
+from loratory.engine.data.conversation import ImageRef
 from loratory.ui.backend.conversation import BRANCH_WORDS, Answer, RowPrompt, SavedConversation, Turn, as_markdown
 from loratory.ui.views import html
 
 LONGEST_SUMMARY = 220  # characters of a question
 NO_ANSWER = "<em>(empty answer)</em>"
 _SHOW_ALL = '<button type="button" class="inline more">Show all</button>'  # the script `newest` folds long answers
+_MOST_PICTURES = 12  # of a question
+Picture = Callable[[ImageRef], str]  # the address of an image's small copy; empty where it is missing
 _FINISH_WORDS: dict[FinishReason, str] = {
     "eos": "stop token", "length": "token limit", "context": "context full", "stopped": "stopped",
 }  # fmt: skip
@@ -30,6 +33,7 @@ def render_transcript(
     can_edit: bool = False,
     ballots: Mapping[int, Mapping[Branch, bool]] = MappingProxyType({}),
     below: Mapping[int, str] = MappingProxyType({}),
+    picture: Picture = lambda _: "",
 ) -> str:
     """Return the whole conversation; empty before the first question.
 
@@ -41,7 +45,7 @@ def render_transcript(
         return ""
     labels = {**BRANCH_WORDS, **(names or {})}
     content = "".join(
-        _turn(turns, number, labels, context_tokens, ballots.get(number, {}) if can_edit else None)
+        _turn(turns, number, labels, context_tokens, ballots.get(number, {}) if can_edit else None, picture)
         + below.get(number, "")
         for number in range(len(turns))
     )
@@ -55,6 +59,7 @@ def _turn(
     labels: Mapping[Branch, str],
     context_tokens: int | None,
     ballot: Mapping[Branch, bool] | None,
+    picture: Picture,
 ) -> str:
     """Return a turn; without a ballot, it has no actions."""
     turn = turns[number]
@@ -74,8 +79,27 @@ def _turn(
         left_out = html.plural(len(settings.left_out), "earlier question")
         context = html.small(f"Not in the context: {'other questions' if settings.is_alone else left_out}.")
     actions = _actions(turns, number) if ballot is not None else ""
-    question = f'<div class="question"><div><h3>You</h3>{actions}</div>{escape(turn.question)}</div>'
+    question = f'<div class="question"><div><h3>You</h3>{actions}</div>{render_pictures(turn.images, picture)}{escape(turn.text)}</div>'
     return f'{question}{context}<div class="answers">{answers}</div>'
+
+
+def render_pictures(images: Sequence[ImageRef], picture: Picture, *, removable: bool = False) -> str:
+    """Return images as small copies; `removable` adds buttons, whose `data-pick` is `remove:N`."""
+    items = ""
+    for number, image in enumerate(images[:_MOST_PICTURES]):
+        source, alt = picture(image), f"Image {number + 1}, {image.width:,} × {image.height:,} pixels"
+        item = f'<img src="{source}" alt="{alt}">' if source else f"<em>{alt}: not in the media store</em>"
+        label = f"Remove image {number + 1}"
+        items += item + (html.pick_button(f"remove:{number}", "Remove", css="inline", label=label) if removable else "")
+    if len(images) > _MOST_PICTURES:
+        items += html.small(f"and {len(images) - _MOST_PICTURES:,} more")
+    return f'<div class="pictures">{items}</div>' if items else ""
+
+
+def render_attached(images: Sequence[ImageRef], picture: Picture) -> str:
+    """Return the images of the next question, and the button that adds some; the script `pictures` opens its dialog."""
+    add = '<button type="button" class="inline add-picture">Add image</button>'
+    return f"{render_pictures(images, picture, removable=True)}{add}"
 
 
 def _actions(turns: Sequence[Turn], number: int) -> str:
@@ -201,18 +225,21 @@ def some_prompts(prompts: Sequence[RowPrompt], count: int, draw: random.Random |
     unique: dict[str, RowPrompt] = {}
     for prompt in prompts:
         if len(prompt.question) <= 240:
-            unique.setdefault(prompt.question, prompt)
+            unique.setdefault(f"{prompt.question}{prompt.images}", prompt)
     short = list(unique.values())
     if draw is not None:
         return draw.sample(short, min(count, len(short)))
     return short[:: max(1, len(short) // count)][:count]
 
 
-def render_suggestions(prompts: Sequence[RowPrompt]) -> str:
+def render_suggestions(prompts: Sequence[RowPrompt], picture: Picture = lambda _: "") -> str:
     """Return suggested questions; a picked one is typed, and its reference shown with the answers."""
     if not prompts:
         return ""
-    items = "".join(html.pick_button(str(number), prompt.question, css="") for number, prompt in enumerate(prompts))
+    items = "".join(
+        f"{render_pictures(prompt.images, picture)}{html.pick_button(str(number), prompt.text, css='')}"
+        for number, prompt in enumerate(prompts)
+    )
     where = "From the held-out set" if prompts[0].held_out else "From the training set"
     return (
         f'<p class="small">{where}; the reference is shown with the answers. '

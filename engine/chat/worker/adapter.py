@@ -104,17 +104,10 @@ class AdaptedBase:
     def image_inputs(
         self, images: Sequence[Sequence[ImageRef]], ids: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        """Return what the pass over whole prompts takes of their images, and how far the positions behind them move.
+        """Return what the pass over prompts takes of their images, and how far later positions move, (rows, 1), or None.
 
-        Args:
-            images: Those of each row, in order.
-            ids: Tokens, (rows, longest).
-            mask: 0 where they are padding; None without any.
-
-        Returns:
-            Inputs of `forward`, {} without images; and a number for each row, (rows, 1), to be added to its later positions,
-            None where these are counted as in text. Positions are computed here, as Qwen-VL's model otherwise remembers
-            those of its last prompt, which may be that of another conversation.
+        `ids` are all tokens of the rows, (rows, longest); `mask` has 0 where they are padding. Positions are computed here:
+        Qwen-VL's model would remember those of its last prompt, which may be that of another conversation.
         """
         tensors = self.images.tensors(images, ids) if self.images is not None else {}
         inputs = {name: tensor.to(ids.device) for name, tensor in tensors.items()}

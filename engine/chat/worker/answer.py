@@ -248,7 +248,8 @@ class Answer:
         """Read the next tokens; return the logits after the last one, None while the prompt is incomplete."""
         if self._cache is None:
             return self._weights.next_logits(self._ids, None)
-        images, inputs = self._rules.images if not self._cached_tokens else (), {}
+        images = self._rules.images if not self._cached_tokens else ()
+        inputs: dict[str, torch.Tensor] = {}
         # Images are read in one piece with their prompt: some models let each token of an image see all of it.
         length = self._ids.shape[1] if images else PIECE_TOKENS
         piece = self._ids[:, self._cached_tokens : self._cached_tokens + length]

@@ -2,15 +2,17 @@
 
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from loratory.engine.config.run import ImageReading
 from loratory.engine.data.conversation import ImageRef, RowWarning
 from loratory.engine.data.files.access import DataAccess, open_regular, shown_name
+from loratory.engine.data.media.fetch import fetch_image
 from loratory.engine.data.media.store import MAX_IMAGE_BYTES, MediaStore
 from loratory.engine.data.records import MEDIA_PREFIX, RowProblemError, describe_kind
 from loratory.engine.errors import DatasetError
@@ -32,8 +34,16 @@ _SOURCE_FIELDS = ("bytes", "image", "image_url", "url", "path", "file_name", "ba
 class RowImages:
     """Reads the images of one row after another."""
 
-    def __init__(self, home: LoratoryHome | None, access: DataAccess) -> None:
+    def __init__(
+        self,
+        home: LoratoryHome | None,
+        access: DataAccess,
+        reading: Collection[ImageReading] = (),
+        *,
+        may_fetch: bool = False,
+    ) -> None:
         self.home, self.access = home, access
+        self._reading, self._may_fetch = reading, may_fetch
         self.folder_of: Callable[[int], Path | None] = lambda _: None  # the folder of a row's data file
         self.reads_files = False  # whether an image was in a file of its own, which may change
         self._row = self._count = 0  # of the row
@@ -44,7 +54,8 @@ class RowImages:
 
     @cached_property
     def store(self) -> MediaStore:
-        return MediaStore((self.home or LoratoryHome.locate()).media)
+        folder = (self.home or LoratoryHome.locate()).media
+        return MediaStore(folder, keeps_metadata="keep_metadata" in self._reading)
 
     def begin(self, row: int) -> None:
         """Begin another row, by its number."""
@@ -79,16 +90,27 @@ class RowImages:
             if ref is None:
                 raise RowProblemError("image", "the media store does not have it")
             return ref
-        if start := _EMBEDDED.match(cell):
-            return self.store.add(_decode_url(cell, start))
+        if (data := decode_url(cell)) is not None:
+            return self.store.add(data)
         if _ADDRESS.match(cell):
-            why = "is an address, and nothing is fetched from there; download it, and name the file"
-            raise RowProblemError("image", f"{shown_name(cell)} {why}")
+            return self._fetch(cell)
         folder = self.folder_of(self._row)
         if folder is None:
             raise RowProblemError("image", f"{shown_name(cell)} is a file, and this dataset does not bring it")
         ref = self.store.find(self._digests_in(folder).get(cell, "")) or self.store.add(self._read_file(folder, cell))
         self.digests[cell] = ref.digest
+        return ref
+
+    def _fetch(self, url: str) -> ImageRef:
+        if "fetch" not in self._reading:
+            why = "is an address, and nothing is fetched from there; add fetch to dataset.images, or name a file"
+            raise RowProblemError("image", f"{shown_name(url)} {why}")
+        ref = self.store.at_address(url)
+        if ref is None:
+            if not self._may_fetch:
+                raise RowProblemError("image", f"{shown_name(url)} was not fetched; check the dataset again")
+            ref = self.store.add(fetch_image(url))
+            self.store.note_address(url, ref)
         return ref
 
     def _read_file(self, folder: Path, name: str) -> bytes:
@@ -115,7 +137,15 @@ def require_few(count: int) -> None:
         raise RowProblemError("too_long", f"it has {count:,} images; {MAX_IMAGES:,} is the most")
 
 
-def _decode_url(cell: str, start: re.Match[str]) -> bytes:
+def decode_url(cell: str) -> bytes | None:
+    """Return the bytes in a data: URL; None where it is anything else.
+
+    Raises:
+        RowProblemError: If it is not in base64, or too large.
+    """
+    start = _EMBEDDED.match(cell)
+    if start is None:
+        return None
     if not start[0].lower().endswith(";base64,"):
         raise RowProblemError("image", "its data: URL is not in base64")
     if len(cell) > MAX_IMAGE_BYTES * 4 // 3 + 1000:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from loratory.engine.data.conversation import ImageRef
 from loratory.engine.data.records import RowProblemError
 from loratory.engine.errors import StorageError, explain_os_errors
+from loratory.engine.files import write_atomically
 from loratory.engine.processes.json_lines import JsonLinesProcess
 from loratory.engine.processes.limits import OVERRUN_EXIT_CODES
 from loratory.engine.processes.messages import ProcessEndedError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_IMAGE_BYTES = 64 << 20  # as the data has it
-KEEPS_METADATA = "LORATORY_KEEP_IMAGE_METADATA"  # where set, new images keep EXIF, places and names in it too
 _DECODER = "loratory.engine.data.media.decode"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 STORED_NAME = re.compile(r"([0-9a-f]{64})-(\d+)x(\d+)(?:-([a-z]+))?\.(?:jpg|png)")
@@ -32,8 +32,9 @@ _MOST_PROBLEMS = 10_000
 class MediaStore:
     """The images in one folder; each new one is decoded by a process with limits, which starts at the first."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keeps_metadata: bool = False) -> None:
         self._folder = folder
+        self._keeps_metadata = keeps_metadata  # of new images: EXIF, places and names in it too
         self._names: dict[str, dict[str, re.Match[str]]] = {}  # of files by digest, by the folder that they are in
         self._problems: dict[str, str] = {}  # of what cannot be decoded, by digest
         self._numbers = itertools.count()
@@ -65,6 +66,20 @@ class MediaStore:
         """Return the stored image whose source had this sha256; None where there is none."""
         name = self._lookup(digest)
         return ImageRef(digest, int(name[2]), int(name[3])) if name is not None else None
+
+    def at_address(self, url: str) -> ImageRef | None:
+        """Return the image that was fetched from an address; None where none was."""
+        try:
+            return self.find(self._address_file(url).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+
+    def note_address(self, url: str, ref: ImageRef) -> None:
+        """Note from which address an image was fetched; raises StorageError."""
+        write_atomically(self._address_file(url), ref.digest, makes_folder=True)
+
+    def _address_file(self, url: str) -> Path:
+        return self._folder / "addresses" / hashlib.sha256(url.encode(errors="replace")).hexdigest()
 
     def notes(self, ref: ImageRef) -> str:
         """Return the letters of the notes on a stored image, which `row_images.NOTES` has in words."""
@@ -122,7 +137,7 @@ class MediaStore:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             source.write_bytes(data)
         target = self._folder / digest[:2] / digest
-        request = {"source": str(source), "target": str(target), "keeps_metadata": KEEPS_METADATA in os.environ}
+        request = {"source": str(source), "target": str(target), "keeps_metadata": self._keeps_metadata}
         try:
             answer = self._decoder.call("store", request)
         except ProcessEndedError as end:

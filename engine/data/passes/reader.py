@@ -88,7 +88,7 @@ class DatasetReader(SeveralSources):
     """
 
     def __init__(self, config: DatasetConfig, options: SourceOptions, renderer: Renderer | None = None) -> None:
-        self.images = RowImages(options.home, options.access)
+        self.images = RowImages(options.home, options.access, config.images, may_fetch=options.fetches_images)
         self.parts = [DatasetPart(config, options, self.images)]
         own = {"subset": None, "revision": None, "split": DatasetConfig.model_fields["split"].default, "mix": {}}
         for source in config.mix:

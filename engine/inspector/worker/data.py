@@ -74,7 +74,7 @@ class DatasetHandlers:
         load: Callable[[ModelSource, VisionConfig], tuple[Any, FrozenTemplate]],
     ) -> None:
         self._home = home
-        self._options = SourceOptions(access=access, home=home)
+        self._options = SourceOptions(access=access, home=home, fetches_images=True)
         streamed = replace(self._options, streaming=True)
         self._sets = SetTables(home, self._options)
         self._previews = OpenReaders(lambda dataset: DatasetReader(dataset, streamed))

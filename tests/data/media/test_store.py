@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from loratory.engine.data.conversation import ImageRef
-from loratory.engine.data.media.store import KEEPS_METADATA, MediaStore
+from loratory.engine.data.media.store import MediaStore
 from loratory.engine.data.records import RowProblemError
 from loratory.engine.errors import StorageError
 from tests.data.pictures import file_of, noise, picture, png_of_zeros, png_with, two_colors
@@ -118,9 +118,8 @@ def test_exif_turns_an_image_and_is_not_stored(store, form, orientation):
         assert not file.getexif()
 
 
-def test_metadata_is_kept_by_choice_and_turned_with_the_image(tmp_path, monkeypatch):
-    monkeypatch.setenv(KEEPS_METADATA, "1")
-    store = MediaStore(tmp_path)
+def test_metadata_is_kept_by_choice_and_turned_with_the_image(tmp_path):
+    store = MediaStore(tmp_path, keeps_metadata=True)
     for orientation in (1, 6):
         ref = store.add(file_of(two_colors(), "JPEG", exif=exif(orientation=orientation)))
         with Image.open(store.path(ref)) as file:

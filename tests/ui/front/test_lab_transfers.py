@@ -93,7 +93,7 @@ def test_a_member_opens_a_saved_conversation(ann):
     http, page = ann
     saved = {"format": "loratory conversation", "turns": [{"question": "When is it due?", "answers": []}]}
 
-    page.press("chat-open", "upload", upload(http, "conversation.json", json.dumps(saved).encode()))
+    page.press("chat-open", "upload", [upload(http, "conversation.json", json.dumps(saved).encode())])
 
     assert "When is it due?" in page.value("transcript")
 
@@ -128,8 +128,9 @@ def test_the_upload_of_another_is_neither_taken_nor_shown(lab, ann, bea):
     before = page.value("dataset-summary"), page.value("transcript")
     for path in (theirs, saved, "/etc/hostname", "", "http://127.0.0.1/rows.jsonl"):
         for part, streams in itertools.product(("upload", "chat-open"), (False, True)):
+            file = file_of(path, is_stream=streams)
             with pytest.raises(KeyError):  # an error has no data
-                page.press(part, "upload", file_of(path, is_stream=streams))
+                page.press(part, "upload", [file] if part == "chat-open" else file)
     assert (page.value("dataset-summary"), page.value("transcript")) == before
 
     assert Path(str(theirs)).read_bytes() == b"only of ann"
