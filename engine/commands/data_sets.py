@@ -112,7 +112,7 @@ def export(
 ) -> None:
     """Write a version to a file, which trains as the version does."""
     rows = _open(name)
-    export_version(rows, typed_path(to))
+    export_version(rows, typed_path(to), LoratoryHome.from_environment())
     report({"version": rows.name, "file": str(to)}, as_json)
 
 

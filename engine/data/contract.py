@@ -363,6 +363,7 @@ class RowForm(_Part):
     is_rated: bool  # rows are answers with a label, and not pairs
     has_dialogues: bool  # the sides of a pair are texts with Human: and Assistant: in them
     has_system: bool  # in a column of its own
+    image_column: str = ""  # with images of rows; empty where they have none
     roles: dict[str, str] = {}  # by their names in the rows
     has_turn_lists: bool = False  # cells hold lists of turns
     has_json: bool = False  # lists are written as JSON in a text

@@ -23,7 +23,8 @@ from loratory.engine.evaluation.samples import TestResult
 from loratory.engine.export.kinds import ADAPTER, KINDS
 from loratory.engine.export.vllm import read_vllm_adapter
 from loratory.engine.models.catalog import find_in_catalog
-from loratory.engine.models.folder import license_in
+from loratory.engine.models.families.registry import family_of
+from loratory.engine.models.folder import license_in, read_config
 from loratory.engine.models.source import ModelSource
 from loratory.engine.runs.history.run_history import RunHistory, read_history
 from loratory.engine.runs.provenance import ADAPTER_CONFIG, Provenance, read_provenance, run_title, start_of
@@ -104,10 +105,15 @@ def write_card(
     entry = find_in_catalog(base)
     license_ = entry.license if entry is not None else license_in(Path(source.location))
     facts = _training_facts(RunFolder(run), checkpoint) if run is not None else None
-    code = KINDS[kind].code.format(folder=folder, base=base)
+    sees = _takes_images(Path(source.location))
+    code = KINDS[kind].code_for(takes_images=sees).format(folder=folder, base=base)
     link = f"[{base}](https://huggingface.co/{base})" if source.hub_id is not None else f"`{base}`"
     terms = f"is licensed under `{license_}`" if license_ else "has a licence of its own"
-    matter = yaml.safe_dump(_front_matter(kind, source, license_, facts), sort_keys=False, allow_unicode=True)
+    matter = yaml.safe_dump(
+        _front_matter(kind, source, license_, facts, task="image-text-to-text" if sees else "text-generation"),
+        sort_keys=False,
+        allow_unicode=True,
+    )
     parts = [
         f"---\n{matter}---\n",
         f"# {_cell(plan.tuned.name)}\n",
@@ -119,6 +125,13 @@ def write_card(
         f"## Licence\n\nThe base model {link} {terms}; its terms apply to models made from it.\n",
     ]
     return "\n".join(parts)
+
+
+def _takes_images(base: Path) -> bool:
+    """Return whether a base is a vision-language model; False where its files are missing."""
+    with contextlib.suppress(ModelError):
+        return family_of(read_config(base / "config.json", base.name)) is not None
+    return False
 
 
 def _vllm(adapter: Path, kind: ExportKind, folder: str, source: ModelSource) -> Iterator[str]:
@@ -151,7 +164,7 @@ def _start_words(config: RunConfig, runs: Path) -> str:
 
 
 def _front_matter(
-    kind: ExportKind, source: ModelSource, license_: str | None, run: TrainingFacts | None
+    kind: ExportKind, source: ModelSource, license_: str | None, run: TrainingFacts | None, task: str
 ) -> dict[str, object]:
     matter: dict[str, object] = {}
     if source.hub_id is not None:
@@ -163,7 +176,7 @@ def _front_matter(
         if datasets := hub_datasets(run.config.dataset):
             matter["datasets"] = list(datasets)
         tags += [] if run.config.adapter.traits.trains_all else [run.config.adapter.method]
-    return matter | {"library_name": KINDS[kind].library, "pipeline_tag": "text-generation", "tags": tags}
+    return matter | {"library_name": KINDS[kind].library, "pipeline_tag": task, "tags": tags}
 
 
 def _sections(method: str, run: TrainingFacts) -> Iterator[str]:
@@ -183,7 +196,8 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
     training, report = config.training, history.data_report
     yield "Data", ", ".join(data_names(config.dataset))
     if report is not None:
-        yield "Rows", f"{report.train_rows:,} trained on, {report.eval_rows:,} held out"
+        images = f" with {report.images:,} images" if report.images else ""
+        yield "Rows", f"{report.train_rows:,} trained on{images}, {report.eval_rows:,} held out"
     if fingerprint := run.provenance.dataset_fingerprint:
         yield "Dataset fingerprint", f"`{fingerprint[:16]}`"
     objective = objective_of(config)

@@ -28,6 +28,7 @@ TOKENIZER_FILES = tuple(
     tekken.json tokenizer.json tokenizer.model tokenizer_config.json vocab.json vocab.txt
     """.split()
 )
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 _OF_THIS_MACHINE = frozenset({"is_local", "local_files_only", "name_or_path", "_name_or_path", "_commit_hash"})
 
 
@@ -97,7 +98,7 @@ def list_files(folder: Path) -> tuple[ExportedFile, ...]:
     )
 
 
-_ALWAYS = frozenset({"README.md", "generation_config.json", *TOKENIZER_FILES})
+_ALWAYS = frozenset({"README.md", "generation_config.json", *TOKENIZER_FILES, *PROCESSOR_FILES})
 
 # A vocabulary has pieces of any text, including paths; only paths of this machine are searched for there.
 _VOCABULARIES = frozenset({"merges.txt", "tekken.json", "tokenizer.json", "vocab.json", "vocab.txt"})

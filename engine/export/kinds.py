@@ -40,10 +40,10 @@ class Kind:
     instead: str = "Export the adapter instead."  # the fix if it is not
     takes_converter: bool = False
 
-    @property
-    def code(self) -> str:
-        """Example that loads it, if it has a file; `{folder}` and `{base}` are filled in."""
-        example = Path(__file__).with_name("examples") / f"{self.name}.txt"
+    def code_for(self, *, takes_images: bool = False) -> str:
+        """Return an example that loads it, if it has a file; `{folder}` and `{base}` are filled in."""
+        name = f"{self.name}-images.txt" if takes_images else f"{self.name}.txt"
+        example = Path(__file__).with_name("examples") / name
         return example.read_text(encoding="utf-8") if example.exists() else ""
 
     def why_not(self, method: PeftMethod | None) -> str:

@@ -3,7 +3,8 @@
 vLLM maps the names of an adapter like those of the base's files, and silently skips tensors without a module. transformers
 loads only the text part of some multimodal models (Qwen3.5, Llama 4): PEFT then names `model.layers.0` what the files name
 `model.language_model.layers.0`. Sources: vLLM's lora/utils.py (parse_fine_tuned_lora_name), lora/peft_helper.py
-and config/lora.py; github.com/vllm-project/vllm/issues/48019.
+and config/lora.py; github.com/vllm-project/vllm/issues/48019. Of vision-language models, vLLM knows PEFT's names too
+(hf_to_vllm_mapper of each model).
 """
 
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loratory.engine.models.families.registry import family_of
 from loratory.engine.models.folder import read_config, read_safetensors_header, weight_files
 from loratory.engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -28,6 +30,7 @@ class VllmAdapter(NamedTuple):
     # Each tensor's name in vLLM, if some differ from PEFT's; None if they are unknown.
     names: Mapping[str, str] | None = {}
     rank: int = 0  # for `--max-lora-rank`
+    takes_images: bool = False
 
     @property
     def note(self) -> str:
@@ -42,12 +45,20 @@ class VllmAdapter(NamedTuple):
             return f"## vLLM\n\nvLLM does not load this adapter: {self.refusal}. Merge it into its base first.\n"
         where = f"{folder}/{VLLM_FOLDER}" if self.names else folder
         command = f"vllm serve {base} --enable-lora --max-lora-rank {self.rank} --lora-modules tuned={where}"
-        return f"## vLLM\n\n```sh\n{command}\n```\n" + (f"\n{self.note}\n" if self.note else "")
+        if self.takes_images:
+            command += f" {_ONE_IMAGE}"
+        notes = [note for note in (self.note, _MORE_IMAGES if self.takes_images else "") if note]
+        return "\n".join([f"## vLLM\n\n```sh\n{command}\n```\n", *(f"{note}\n" for note in notes)])
 
 
 _RENAMED = (
     f"The folder {VLLM_FOLDER} has the adapter under the names of the complete model, which vLLM reads; under those of its text "
     "part, which PEFT reads, vLLM would ignore it silently."
+)
+_ONE_IMAGE = """--limit-mm-per-prompt '{"image": 1}'"""
+_MORE_IMAGES = (
+    "The limit of one image a prompt saves memory; raise it for prompts with several. Pixels are those of the base's processor: "
+    "for the size of images of the training, serve the merged model, or pass --mm-processor-kwargs."
 )
 _UNKNOWN = (
     "vLLM may ignore this adapter silently: its names are not those of the base's files. Compare answers with and "
@@ -70,14 +81,21 @@ def read_vllm_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
     rank = next((supported for supported in _RANKS if supported >= max(ranks, default=0)), None)
     if rank is None:
         return VllmAdapter(refusal=f"its rank {max(ranks)} is above {_RANKS[-1]}")
-    names: Mapping[str, str] | None = {}
-    if "text_config" in read_config(base / "config.json", base_name):  # otherwise the names are the same
-        tensors = (
-            record.name for path in weight_files(base, base_name) for record in read_safetensors_header(path, base_name)
-        )
-        tensor_names = [record.name for record in read_safetensors_header(adapter / ADAPTER_WEIGHTS, "the adapter")]
-        names = names_for_vllm(tensor_names, tensors)
-    return VllmAdapter(names=names, rank=rank)
+    base_config = read_config(base / "config.json", base_name)
+    if "text_config" not in base_config:  # the names are the same
+        return VllmAdapter(rank=rank)
+    tensor_names = [record.name for record in read_safetensors_header(adapter / ADAPTER_WEIGHTS, "the adapter")]
+    if (family := family_of(base_config)) is not None:
+        modules = (name.removeprefix(_PEFT_PREFIX) for name in tensor_names)
+        if not family.vllm_takes_lora:
+            return VllmAdapter(refusal=f"vLLM's {family.label} takes no LoRA")
+        if any(map(family.part_of, modules)):
+            return VllmAdapter(refusal="it adapts what sees images, and vLLM applies LoRA to the language model alone")
+        return VllmAdapter(rank=rank, takes_images=True)
+    tensors = (
+        record.name for path in weight_files(base, base_name) for record in read_safetensors_header(path, base_name)
+    )
+    return VllmAdapter(names=names_for_vllm(tensor_names, tensors), rank=rank)
 
 
 def _refusal(config: Mapping[str, Any]) -> str:

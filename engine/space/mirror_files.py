@@ -1,4 +1,4 @@
-"""What of a home belongs into its mirror: runs, people and settings, scanned regularly.
+"""What of a home belongs into its mirror: runs, images of rows, people and settings, scanned regularly.
 
 In the bucket, a file has its path below the home, under `home/`.
 """
@@ -15,6 +15,7 @@ from loratory.engine.accounts.accounts import open_database
 from loratory.engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
 from loratory.engine.accounts.database import DATABASE_FILE
 from loratory.engine.config.presets import PRESET_NAME
+from loratory.engine.data.media.store import STORED_NAME
 from loratory.engine.errors import EngineError, StorageError
 from loratory.engine.files import FileStamp, size_and_time, stamp_of
 from loratory.engine.paths import LoratoryHome
@@ -24,6 +25,7 @@ from loratory.engine.runs.run import LIVE_STATES, RUN_ID, Run
 
 RUNS = "runs"
 UPLOADS = "uploads"
+MEDIA = "media"  # images of rows
 CHECKPOINTS = "/checkpoints/"  # in the path of a file of one
 INCOMING = ".mirror-"  # begin of the names of folders for what arrives
 
@@ -34,13 +36,14 @@ _VOTES_OR_PRESET = re.compile(
     rf"votes/{_OWNER}/(votes|prompts/[A-Za-z0-9_-]{{1,40}})\.jsonl|presets/{_OWNER}/{PRESET_NAME.pattern}\.yaml"
     rf"|{RUNS}/{_OWNER}/{PROJECTS_FILE}"
 )
-_SMALL = ("votes/*/**/*", "presets/*/**/*", f"{RUNS}/*/{PROJECTS_FILE}")
+_IMAGE = re.compile(rf"{MEDIA}/{_OWNER}/[0-9a-f]{{2}}/{STORED_NAME.pattern}")
+_SMALL = (f"{MEDIA}/*/*/*", "votes/*/**/*", "presets/*/**/*", f"{RUNS}/*/{PROJECTS_FILE}")
 _OF_A_PERSON = re.compile(rf"({RUNS}/{_OWNER}/{RUN_ID.pattern}|{UPLOADS}/{_OWNER})/.+")
 
 
 def may_mirror(path: str) -> bool:
-    """Whether a path below the home belongs into a mirror: of a run or an upload, or people and settings."""
-    if path in (DATABASE_FILE, *HOME_FILES) or _VOTES_OR_PRESET.fullmatch(path):
+    """Whether a path below the home belongs into a mirror: of a run, an upload or an image, or people and settings."""
+    if path in (DATABASE_FILE, *HOME_FILES) or _VOTES_OR_PRESET.fullmatch(path) or _IMAGE.fullmatch(path):
         return True
     names = path.split("/")
     is_plain = len(path) <= _LONGEST_PATH and len(names) <= _DEEPEST and all(map(_is_plain, names))
@@ -140,7 +143,7 @@ class RunScan:
 
 
 class HomeScan:
-    """Scans people and settings."""
+    """Scans people, settings and images of rows."""
 
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home

@@ -18,7 +18,7 @@ from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.checkpoints import MANIFEST, Checkpoint, damage, read_manifest
 from loratory.engine.runs.disk import free_bytes
 from loratory.engine.runs.run import RunFolder, WorkerRecord
-from loratory.engine.space.mirror_files import CHECKPOINTS, INCOMING, UPLOADS, may_mirror, run_of
+from loratory.engine.space.mirror_files import CHECKPOINTS, INCOMING, MEDIA, UPLOADS, may_mirror, run_of
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile
@@ -91,7 +91,7 @@ class Restorer:
             elif not os.path.lexists(self._home.root / name):
                 together.setdefault(name, []).append(path)
         runs = sorted(filter(run_of, together), key=lambda name: name.split("/")[2], reverse=True)
-        uploads = [name for name in together if name.startswith(f"{UPLOADS}/")]
+        uploads = [name for name in together if name.startswith((f"{UPLOADS}/", f"{MEDIA}/"))]
         settings = together.keys() - {*runs, *uploads}
         chosen: list[str] = []
         room, failures = free_bytes(self._home) - _KEPT_FREE_BYTES, 0

@@ -240,6 +240,7 @@ class Preparation:
                 trained_tokens=trained_tokens,
                 masked_tokens=sum(data.train.lengths()) - trained_tokens,
                 truncated_rows=report.token_lengths.over_max_length if report.token_lengths else 0,
+                images=sum(data.train.image_counts()),
                 chosen_longer=report.pair_lengths.longer_share if report.pair_lengths else None,
             )
         )

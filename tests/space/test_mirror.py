@@ -12,6 +12,7 @@ from loratory.engine.accounts.lab import LabSettings, read_settings, save_settin
 from loratory.engine.accounts.passwords import Passwords
 from loratory.engine.accounts.sessions import Sessions
 from loratory.engine.config.presets import save_preset
+from loratory.engine.data.media.store import MediaStore
 from loratory.engine.evaluation.prompt_sets import PromptSets
 from loratory.engine.files import write_atomically
 from loratory.engine.places.huggingface_jobs.layout import JobRecord
@@ -21,6 +22,7 @@ from loratory.engine.runs.history.log import EventWriter
 from loratory.engine.runs.run import RunState
 from loratory.engine.runs.store import RunStore
 from tests.accounts.conftest import PASSWORD
+from tests.data.pictures import picture
 from tests.invented_runs import write_adapter
 from tests.space.fake_bucket import FakeBucket, Killed
 from tests.space.mirrored import Spaces, a_checkpoint, a_run, age, files_of, paths_of, stored_in
@@ -297,3 +299,18 @@ def test_what_came_from_the_bucket_is_not_sent_again(home, spaces, bucket):
     mirror.save()
 
     assert bucket.sent == before
+
+
+def test_images_of_rows_are_back_by_their_digests(home, spaces, bucket):
+    store = MediaStore(home.for_person("ann").media)
+    ref = store.add(picture("red", (40, 30)))
+    mirror = spaces.begin(home)
+    mirror.save()
+
+    again = spaces.again()
+
+    assert MediaStore(again.for_person("ann").media).find(ref.digest) == ref
+    assert MediaStore(again.for_person("bea").media).find(ref.digest) is None
+    assert [name for name in bucket.files if "media" in name] == [
+        f"home/media/ann/{ref.digest[:2]}/{store.path(ref).name}"  # and not the decoder's log
+    ]

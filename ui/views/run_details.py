@@ -11,6 +11,7 @@ from loratory.engine.config.results import ExportKind, GgufType
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.export.contract import ExportedFile, ExportRecord, Verification
+from loratory.engine.export.folder import PROCESSOR_FILES
 from loratory.engine.export.kinds import KINDS
 from loratory.engine.runs.checkpoints import list_checkpoints
 from loratory.engine.runs.provenance import ADAPTER_CONFIG
@@ -249,7 +250,8 @@ def loading_script(folder: Path, base: str) -> str:
         base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or base
     kind = KINDS["adapter" if config.is_file() else "merged"]
     names = {"folder": str(folder), "base": base}
-    return kind.code.format(**{name: json.dumps(value, ensure_ascii=False)[1:-1] for name, value in names.items()})
+    code = kind.code_for(takes_images=(folder / PROCESSOR_FILES[0]).is_file())
+    return code.format(**{name: json.dumps(value, ensure_ascii=False)[1:-1] for name, value in names.items()})
 
 
 def render_script(script: str) -> str:

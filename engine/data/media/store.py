@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_IMAGE_BYTES = 64 << 20  # as the data has it
 _DECODER = "loratory.engine.data.media.decode"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_NAME = re.compile(r"([0-9a-f]{64})-(\d+)x(\d+)(?:-([a-z]+))?\.(?:jpg|png)")
+STORED_NAME = re.compile(r"([0-9a-f]{64})-(\d+)x(\d+)(?:-([a-z]+))?\.(?:jpg|png)")
 _PICTURE_EDGE = 640  # pixels of what a page shows
 _MOST_PROBLEMS = 10_000
 
@@ -59,7 +59,7 @@ class MediaStore:
         name = self._files_in(digest[:2]).get(digest)
         if name is None:
             problem = self._problems.get(digest, "")
-            name = _NAME.fullmatch("" if problem else self._store(digest, data))
+            name = STORED_NAME.fullmatch("" if problem else self._store(digest, data))
             if name is None:
                 raise RowProblemError("image", problem or self._problems[digest])
             self._names[digest[:2]][digest] = name
@@ -135,7 +135,7 @@ class MediaStore:
         """Return the files in one of the folders, as they were when it was listed."""
         if part not in self._names:
             folder = self._folder / part
-            matches = [_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+            matches = [STORED_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
             self._names[part] = {match[1]: match for match in matches if match is not None}
         return self._names[part]
 

@@ -11,6 +11,7 @@ from loratory.engine.data.conversation import Conversation, PreferencePair
 from loratory.engine.data.files import open_file
 from loratory.engine.data.files.access import ANY_FILE
 from loratory.engine.data.formats import FORMATS
+from loratory.engine.data.formats.base import IMAGES
 from loratory.engine.data.formats.preferences import HH_DIALOGUES
 from loratory.engine.data.formats.turns import TurnFields, turn_list
 from loratory.engine.data.passes.reader import DatasetReader, DatasetRow
@@ -94,7 +95,9 @@ def _note_row(form: _Findings, row: DatasetRow, fields: TurnFields) -> Iterator[
     if row.example.tools or any(message.tool_calls or message.role == "tool" for message in messages):
         yield "has tools"
     if any(message.images for message in messages):
-        yield "has images"
+        form.image_column = form.columns.get(IMAGES.role, "")
+        if not form.image_column:
+            yield "has images among the parts of its turns"
     if not all(message.is_trained for message in messages):
         yield "has turns of weight 0"
     if row.record.raw[:64].lstrip()[:1] == b"[":

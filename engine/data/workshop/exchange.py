@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path, PurePath
@@ -15,9 +15,12 @@ from typing import Any
 from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.files import DATA_ENDINGS
 from loratory.engine.data.files.access import open_regular
+from loratory.engine.data.formats.base import IMAGES
+from loratory.engine.data.formats.images import image_column, is_image_part
 from loratory.engine.data.hub import is_on_hub, require_hub_id
-from loratory.engine.data.media.row_images import DIGESTS
+from loratory.engine.data.media.row_images import DIGESTS, RowImages
 from loratory.engine.data.passes.reader import DETECTION_ROWS, DatasetReader, printable_names
+from loratory.engine.data.records import RowProblemError
 from loratory.engine.data.source import SetRows, SourceOptions, path_of
 from loratory.engine.data.workshop import sets
 from loratory.engine.errors import DatasetError, StorageError
@@ -58,7 +61,7 @@ def add_set(
         rows, columns = 0, dict.fromkeys(reader.columns)
         for rows, record in enumerate(filter(None, reader.records()), 1):  # noqa: B007 - their number
             columns |= dict.fromkeys(record.value or ()) if len(columns) <= sets.MAX_COLUMNS else {}
-        images = _store_images(reader, home, original and original.parent)
+        images = store_images(reader, home, original and original.parent)
         facts = sets.SetFacts(
             dataset=config, fingerprint=fingerprint, rows=rows, copied_bytes=size_bytes, author=author,
             columns=printable_names(columns) if len(columns) <= sets.MAX_COLUMNS else (), created=datetime.now(UTC),
@@ -77,7 +80,7 @@ def add_set(
     return sets.find_set(home, name)
 
 
-def _store_images(reader: DatasetReader, home: LoratoryHome, folder: Path | None) -> dict[str, str]:
+def store_images(reader: DatasetReader, home: LoratoryHome, folder: Path | None) -> dict[str, str]:
     """Store the images of all rows, where the first ones have some; return the digests of those in files."""
     images, rows = reader.images, reader.rows()
     images.home, images.access, images.folder_of = home, SourceOptions(home=home).access, lambda _: folder
@@ -121,10 +124,69 @@ def compare_versions(before: SetRows, after: SetRows) -> Iterator[dict[str, Any]
             yield {"row": source.row + 1, "before": old, "after": new}
 
 
-def export_version(rows: SetRows, target: Path) -> None:
-    """Write a version as a new file of JSON Lines, which trains as the version does; what cannot be read is left out."""
+def export_version(rows: SetRows, target: Path, home: LoratoryHome) -> None:
+    """Write a version as a new file of JSON Lines, which trains as the version does; what cannot be read is left out.
+
+    Images that are no part of its texts are written as files into a folder next to it, which the rows then name.
+    """
     if target.exists():
         raise DatasetError(f"{target.name} exists already.", "Name another file.")
+    images = _ImageFiles(rows, home, target.with_name(f"{target.stem}-images"))
     records = (record for record in rows.records() if record is not None and record.value is not None)
-    texts = (json.dumps(record.value, ensure_ascii=False, default=str) for record in records)
+    values = (images.with_names(record.value) for record in records if record.value is not None)
+    texts = (json.dumps(value, ensure_ascii=False, default=str) for value in values)
     write_atomically(target, (f"{text}\n".encode(errors="backslashreplace") for text in texts))  # halves of characters
+    images.write_digests()
+
+
+class _ImageFiles:
+    """The images of a version as files in a folder, which is made for the first one."""
+
+    def __init__(self, rows: SetRows, home: LoratoryHome, folder: Path) -> None:
+        self._images = RowImages(home, SourceOptions(home=home).access)
+        self._images.folder_of = rows.folder_of
+        self._folder = folder
+        first = [record.value for record in islice(filter(None, rows.records()), DETECTION_ROWS) if record.value]
+        column = rows.read_as["column_map"].get(IMAGES.role)
+        self._column = column or image_column({name: name for row in first for name in row}, first)
+        self._digests: dict[str, str] = {}  # of what the images were made from, by their names in the rows
+
+    def with_names(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row with the names of files in place of its images; `data:` URLs stay."""
+        self._images.begin(0)
+        return {name: self._with_file_names(value, is_image=name == self._column) for name, value in row.items()}
+
+    def write_digests(self) -> None:
+        """Note which images these are, so that the file trains as the version does where they are stored."""
+        if self._digests:
+            path = self._folder.with_name(DIGESTS)
+            known = json.loads(path.read_bytes()) if path.is_file() else {}  # of another export
+            write_atomically(path, json.dumps(known | self._digests))
+
+    def _with_file_names(self, value: Any, *, is_image: bool) -> Any:
+        if isinstance(value, list | tuple):
+            return [self._with_file_names(each, is_image=is_image) for each in value]
+        if is_image and isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+            return self._file_of(value)
+        if isinstance(value, Mapping):
+            inside = is_image or is_image_part(value)
+            return {
+                name: self._with_file_names(each, is_image=inside and name not in ("type", "text"))
+                for name, each in value.items()
+            }
+        is_named = isinstance(value, str) and not value.startswith("data:")
+        return self._file_of(value) if is_image and (is_named or isinstance(value, bytes)) else value
+
+    def _file_of(self, image: Any) -> Any:
+        """Return the name of the file of an image; what it is where it cannot be read."""
+        try:
+            ref = self._images.load(image)
+        except RowProblemError:
+            return image
+        source = self._images.store.path(ref)
+        name = f"{self._folder.name}/{ref.digest}{source.suffix}"
+        if name not in self._digests:
+            self._folder.mkdir(exist_ok=True)
+            shutil.copyfile(source, self._folder.parent / name)
+            self._digests[name] = ref.digest
+        return name

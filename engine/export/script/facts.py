@@ -1,5 +1,6 @@
 """Facts for both forms of a script: the configuration, the model, and the arguments of TRL and PEFT."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,8 @@ class ScriptFacts:
     def packages(self) -> str:
         """What `pip install` needs."""
         is_bitsandbytes = self.is_quantized or any(word in self.config.training.optim for word in ("8bit", "paged"))
-        return "torch transformers peft trl datasets" + (" bitsandbytes" if is_bitsandbytes else "")
+        sees = " torchvision pillow" if self.model.family is not None else ""  # processors of some families need both
+        return f"torch{sees} transformers peft trl datasets" + (" bitsandbytes" if is_bitsandbytes else "")
 
     @property
     def is_quantized(self) -> bool:
@@ -131,6 +133,13 @@ class ScriptFacts:
         }
 
     @property
+    def processor_arguments(self) -> dict[str, Any]:
+        """Arguments of `AutoProcessor.from_pretrained` that do not depend on the model's name."""
+        names = self.model.family.processor_arguments if self.model.family is not None else ()
+        values = {name: getattr(self.config.vision, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
     def model_arguments(self) -> dict[str, Any]:
         """Arguments of `from_pretrained` that do not depend on the model's name."""
         arguments: dict[str, Any] = {}
@@ -149,6 +158,10 @@ class ScriptFacts:
         arguments = self.traits.peft_arguments(adapter)
         if self.traits.adapts_layers:
             arguments["target_modules"] = adapter.target_modules
+            names = ["[^.]+_proj"] if adapter.target_modules == "all-linear" else adapter.target_modules
+            if self.model.family is not None and not isinstance(names, str):  # PEFT would adapt what sees images too
+                within = re.escape(self.model.family.language_model)
+                arguments["target_modules"] = rf"{within}\..*\.({'|'.join(names)})"
             if adapter.modules_to_save:
                 arguments["modules_to_save"] = adapter.modules_to_save
         return without_defaults(arguments, _PEFT_DEFAULTS)
@@ -192,7 +205,8 @@ class ScriptFacts:
         training = self.config.training
         arguments = {
             **self._arguments,
-            "max_length": training.max_length,
+            # A row with images cannot be cut anywhere.
+            "max_length": training.max_length if self.model.family is None else None,
             "bf16": self.model.compute == "bfloat16",
             "activation_checkpointing": training.gradient_checkpointing,  # given always: TRL's default is its earlier name
         }

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from loratory.engine.config.objectives import preference_name
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import RowForm
-from loratory.engine.errors import DatasetError
+from loratory.engine.errors import DatasetError, RunError
 from loratory.engine.export.script.facts import ScriptFacts
 from loratory.engine.export.script.model_facts import read_model_facts
 from loratory.engine.export.script.rewards import write_rewards
@@ -59,12 +59,17 @@ def write_short_script(facts: ScriptFacts, rows: RowForm) -> str:
         DatasetError: If rewards are learned, and rows are plain text.
         RunError: If a reward has no code that runs without Loratory.
     """
+    _require_expressible_images(facts, rows)
     samples = facts.objective.samples_answers
     if samples and rows.text_column is not None:
         what = "Plain text has no prompts to answer."
         raise DatasetError(what, "Choose rows with prompts, or training.objective sft.")
     rewards = write_rewards(facts.config.training.rewards if samples else ())
-    exact = "" if samples else f"; `loratory script {facts.argument} --exact FOLDER` repeats its losses"
+    exact = (
+        ""
+        if samples or facts.model.family is not None
+        else f"; `loratory script {facts.argument} --exact FOLDER` repeats its losses"
+    )
     head = [
         f"{facts.title}: {preference_name(facts.config) or facts.config.method_name} with transformers, PEFT and TRL.",
         "",
@@ -75,6 +80,23 @@ def write_short_script(facts: ScriptFacts, rows: RowForm) -> str:
         *(f"- {difference}" for difference in _left_out_of_all(facts, rows)),
     ]
     return render("short", facts=facts, rows=rows, rewards=rewards, head="\n".join(head))
+
+
+def _require_expressible_images(facts: ScriptFacts, rows: RowForm) -> None:
+    """Refuse what plain TRL and transformers' processors do not do as a run with images does."""
+    family, vision = facts.model.family, facts.config.vision
+    if family is None and not rows.image_column:
+        return
+    own = [name for name in family.settings if name not in family.processor_arguments] if family is not None else []
+    reasons = [
+        *(f"vision.{name} is not an argument of its processor" for name in own if getattr(vision, name) is not None),
+        *(["what sees images is trained"] if vision.trains_part or facts.traits.trains_all else []),
+        *(["TRL does not compute the reference of rows with images in advance"] if facts.precomputes_reference else []),
+        *(["the model is not on this machine, or takes no images"] if family is None else []),
+    ]
+    if reasons:
+        what = f"This run has no script, because {' and '.join(reasons)}."
+        raise RunError(what, "Take the configuration instead (--yaml), and run it with `loratory train`.")
 
 
 def exact_head(facts: ScriptFacts, differences: Sequence[str]) -> str:
@@ -116,6 +138,8 @@ def differences_of(facts: ScriptFacts) -> Iterator[str]:
 
 def _left_out(facts: ScriptFacts, rows: RowForm) -> Iterator[str]:
     yield "rows are held out at random and in TRL's order, so losses differ"
+    if facts.model.family is not None:
+        yield "rows longer than max_length are kept whole; transparent images are not put on white; white space is trained"
     if facts.objective.learns_preferences:
         yield "pairs with one prompt are not kept together where rows are held out"
     elif rows.text_column is None:

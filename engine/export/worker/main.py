@@ -38,7 +38,14 @@ from loratory.engine.export.worker.gguf import (
     write_gguf,
 )
 from loratory.engine.export.worker.script import run_script
-from loratory.engine.export.worker.verify import QUESTIONS, ModelDifference, Reference, choose_rows, mean_loss
+from loratory.engine.export.worker.verify import (
+    QUESTIONS,
+    ModelDifference,
+    Reference,
+    choose_rows,
+    images_of_rows,
+    mean_loss,
+)
 from loratory.engine.export.worker.write import ExportTask, merged_bytes, trained_bytes, write_adapter, write_merged
 from loratory.engine.files import fsync_tree
 from loratory.engine.hardware.processor import memory_now
@@ -210,7 +217,8 @@ def _record_run(
 
 def _record(export: ExportTask, plan: LoadPlan, spec: weights.ModelSpec) -> tuple[Reference, weights.Weights]:
     live = weights.Weights(plan, spec, lambda message: export.report("verifying", message))
-    return Reference(live, export.trained.folder, _reporting(export, 0.0, _RECORDING_SHARE)), live
+    images = images_of_rows(export)
+    return Reference(live, export.trained.folder, _reporting(export, 0.0, _RECORDING_SHARE), images), live
 
 
 def _compare_merged(export: ExportTask, spec: weights.ModelSpec, reference: Reference) -> ModelDifference:
@@ -218,7 +226,7 @@ def _compare_merged(export: ExportTask, spec: weights.ModelSpec, reference: Refe
     again = weights.load_model(
         replace(spec, folder=export.order.folder, name="the merged model"), _without_quantization(export)
     )
-    branch = weights.BranchWeights(AdaptedBase(again, "the merged model"))
+    branch = weights.BranchWeights(AdaptedBase(again, "the merged model", reference.images))
     measured = reference.compare(branch, _reporting(export, _RECORDING_SHARE, 1.0))
     del again, branch
     gc.collect()

@@ -16,7 +16,9 @@ from peft import PeftConfig
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 from transformers.modeling_utils import str_to_torch_dtype
 
 from loratory.engine.chat.target import PlannedWeights
@@ -24,8 +26,10 @@ from loratory.engine.chat.worker.adapter_patterns import resolve_patterns
 from loratory.engine.config.methods.registry import tensor_marks
 from loratory.engine.errors import ModelError
 from loratory.engine.export.folder import rewrite_json
-from loratory.engine.models.folder import WEIGHTS_INDEX, read_safetensors_header, weight_files
+from loratory.engine.models.families.registry import family_of
+from loratory.engine.models.folder import WEIGHTS_INDEX, read_config, read_safetensors_header, weight_files
 from loratory.engine.runs.provenance import ADAPTER_WEIGHTS
+from loratory.engine.training.image_parts import model_class_of
 
 _DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -171,6 +175,12 @@ class Merge:
     added_tensors: dict[str, torch.Tensor] = field(
         default_factory=dict
     )  # which the base has not, such as an untied head
+    # Names in the files by those in the loaded model, where they differ.
+    file_names: Mapping[str, str] = field(default_factory=dict)
+
+    def name_in_files(self, name: str) -> str:
+        """Return the name in the files of a weight of the loaded model."""
+        return self.file_names.get(name, name)
 
     def plans(self) -> list[TensorPlan]:
         """Return the tensors to write, in the order of the base's files."""
@@ -198,7 +208,7 @@ def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | No
         NotByTensorError: If the adapter needs the whole model.
     """
     config = PeftConfig.from_pretrained(str(trained.folder))
-    merge = Merge(base, dtype)
+    merge = Merge(base, dtype, file_names=_file_names(base))
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(trained.folder / ADAPTER_WEIGHTS).items():
         path, part = _split_key(key.removeprefix(_KEY_PREFIX))
@@ -208,10 +218,19 @@ def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | No
             _replace(merge, path, tensor)
     resolve_patterns(config, list(modules), trained.name)
     for path, parts in modules.items():
-        if f"{path}.weight" not in base.plans:
+        if merge.name_in_files(f"{path}.weight") not in base.plans:
             raise NotByTensorError(f"the files of the base have no {path}.weight")
         _add_lora(merge, path, parts, config)
     return merge
+
+
+def _file_names(base: BaseFiles) -> dict[str, str]:
+    """Return the names in the files of a vision-language model that transformers renames, by its own names."""
+    if family_of(read_config(base.folder / "config.json", base.folder.name)) is None:
+        return {}
+    transforms = get_model_conversion_mapping(_without_weights(base.folder))
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    return {apply_renamings(name, renamings): name for name in base.plans}
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -220,14 +239,14 @@ def _split_key(key: str) -> tuple[str, str]:
         path, separator, rest = key.partition(f".{part}")
         if separator and rest in ("", ".weight"):
             return path, part
-    if any(mark in key for mark in (*tensor_marks(), "trainable_tokens")):
+    if any(f".{mark}" in key for mark in (*tensor_marks(), "trainable_tokens")):
         raise NotByTensorError(f"it has {key.rsplit('.', 1)[-1]} tensors")
     return key, ""
 
 
 def _replace(merge: Merge, name: str, tensor: torch.Tensor) -> None:
     """Replace a tensor of the base by one that was trained directly: a bias, or a saved module."""
-    name = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    name = merge.name_in_files(name.replace(".base_layer.", ".").replace(".modules_to_save.", "."))
     if name in merge.base.plans:
         if merge.base.plans[name].shape != tuple(tensor.shape):
             raise NotByTensorError(f"{name} has another shape than in the base")
@@ -244,11 +263,12 @@ def _add_lora(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: A
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), path), config.lora_alpha)
     # Rank-stabilized: Kalajdzievski 2023, arXiv:2312.03732.
     scaling = alpha / len(a) ** (0.5 if config.use_rslora else 1)
-    shape = merge.base.plans[f"{path}.weight"].shape
+    name = merge.name_in_files(f"{path}.weight")
+    shape = merge.base.plans[name].shape
     transposed = bool(config.fan_in_fan_out)
     expected = (a.shape[1], b.shape[0]) if transposed else (b.shape[0], a.shape[1])
     if shape != expected:
-        raise NotByTensorError(f"{path}.weight is {shape} in the base and {expected} in the adapter")
+        raise NotByTensorError(f"{name} is {shape} in the base and {expected} in the adapter")
     magnitude = parts.get("lora_magnitude_vector")  # (out_features,)
 
     def change(weight: torch.Tensor) -> torch.Tensor:
@@ -258,15 +278,18 @@ def _add_lora(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: A
             merged = merged * (magnitude / merged.norm(p=2, dim=1)).view(-1, 1)
         return merged.T if transposed else merged
 
-    merge.changes[f"{path}.weight"] = change
+    merge.changes[name] = change
 
 
 def tied_weights(folder: Path) -> dict[str, str]:
     """Return the source of each tied weight, by name; no weights are loaded."""
+    return dict(getattr(_without_weights(folder), "all_tied_weights_keys", None) or {})
+
+
+def _without_weights(folder: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+        return model_class_of(config.to_dict()).from_config(config, trust_remote_code=False)
 
 
 def untie_changed(merge: Merge) -> bool:
@@ -275,7 +298,8 @@ def untie_changed(merge: Merge) -> bool:
     PEFT trains a copy of the named module, so the other one keeps the base's weight.
     """
     changed_names = merge.changes.keys() | merge.added_tensors.keys()
-    untied = [pair for pair in tied_weights(merge.base.folder).items() if not changed_names.isdisjoint(pair)]
+    tied = (tuple(map(merge.name_in_files, pair)) for pair in tied_weights(merge.base.folder).items())
+    untied = [pair for pair in tied if not changed_names.isdisjoint(pair)]
     for pair in untied:
         stored_name = next((name for name in pair if name in merge.base.plans), None)
         for name in pair:

@@ -78,6 +78,9 @@ def write_exact_script(
         raise RunError(what, "Write a short script, without --exact.")
     run = RunFolder(order.run) if order.run is not None else None
     facts = gather_script_facts(config, home, run)
+    if facts.model.family is not None:
+        what = "A model that takes images has no exact script: its rows would have tokens alone."
+        raise RunError(what, "Write a short script, without --exact, or take the configuration (--yaml).")
     if facts.objective.trains_prompts and facts.traits.virtual_tokens == "inputs":
         raise RunError(
             f"TRL's {facts.objective.trl}Trainer does not support virtual tokens, which {config.method_name} trains.",

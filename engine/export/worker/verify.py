@@ -1,7 +1,8 @@
 """Compare an exported model with the run: answers, logits and perplexity."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +12,20 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from loratory.engine.chat.contract import PromptView
-from loratory.engine.chat.worker.answer import DecodingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from loratory.engine.chat.worker.answer import (
+    DecodingTokenizer,
+    end_token_ids,
+    image_inputs_of,
+    load_chat_tokenizer,
+    render_prompt,
+)
 from loratory.engine.chat.worker.weights import BranchWeights, Weights
 from loratory.engine.config.run import RunConfig
-from loratory.engine.data.conversation import Message
+from loratory.engine.data.conversation import IMAGE_MARK, Conversation, ImageRef, Message
 from loratory.engine.data.passes.prepare import prepare_dataset, spread_evenly
+from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.render.tokenize import TokenizedRow
+from loratory.engine.data.source import SourceOptions
 from loratory.engine.errors import EngineError
 from loratory.engine.evaluation.general_text import general_rows
 from loratory.engine.export.worker.write import ExportTask
@@ -29,6 +38,7 @@ QUESTIONS = tuple(Path(__file__).with_name("questions.txt").read_text(encoding="
 
 # A difference may be this multiple of the measured effect of rounding: both are extremes of random errors.
 _MARGIN = 2.0
+_IMAGES, _IMAGE_ROWS = 4, 200  # images that are asked about, from the first rows
 
 OnAnswer = Callable[[float], None]
 
@@ -40,6 +50,7 @@ class RecordedAnswer:
     prompt: PromptView
     answer: tuple[int, ...]
     logits: torch.Tensor  # (answer tokens, vocabulary), before each token of the answer
+    images: tuple[ImageRef, ...] = ()  # of the prompt
 
 
 class ModelDifference(NamedTuple):
@@ -55,17 +66,28 @@ class Reference:
     """The answers of the run, for comparison with an export.
 
     The tokenizer in the `folder` of the trained weights renders the prompts; `on_answer` is called with the completed share.
+    The last prompts are about `images`, one each.
     """
 
-    def __init__(self, live: Weights, folder: Path, on_answer: OnAnswer) -> None:
-        tokenizer = load_chat_tokenizer([folder], live.spec.folder, live.spec.name)
+    def __init__(self, live: Weights, folder: Path, on_answer: OnAnswer, images: Sequence[ImageRef] = ()) -> None:
+        tokenizer = load_chat_tokenizer([folder], live.spec.folder, live.spec.name, live.plan.vision)
+        self.images = image_inputs_of(tokenizer, live.spec.media)  # opens them for another model
+        live.show_images(self.images)
         branch = live.branch("tuned")
         end_ids = end_token_ids(tokenizer, branch.holder.model.generation_config)
-        prompts = [render_prompt((Message("user", question),), tokenizer) for question in QUESTIONS]
+        about_images = QUESTIONS[-len(images) :] if images else ()
+        prompts = [
+            render_prompt((Message("user", question),), tokenizer)
+            for question in QUESTIONS[: len(QUESTIONS) - len(about_images)]
+        ]
         answers: list[RecordedAnswer] = []
         for draft, prompt in zip(draft_answers(branch, prompts, end_ids), prompts, strict=True):
             answers.append(record_answer(branch, prompt, end_ids, draft))
-            on_answer(len(answers) / len(prompts))
+            on_answer(len(answers) / len(QUESTIONS))
+        for question, ref in zip(about_images, images, strict=True):
+            prompt = render_prompt((Message("user", f"{IMAGE_MARK}{question}", images=(ref,)),), tokenizer)
+            answers.append(record_answer(branch, prompt, end_ids, (), (ref,)))
+            on_answer(len(answers) / len(QUESTIONS))
         self.answers = tuple(answers)
         self.end_ids = end_ids
 
@@ -76,7 +98,7 @@ class Reference:
         """
         difference, equal = 0.0, 0
         for number, record in enumerate(self.answers, start=1):
-            logits = _logits(other, record.prompt, record.answer)
+            logits = _logits(other, record.prompt, record.answer, record.images)
             difference = max(difference, float((logits - record.logits).abs().max()))
             equal += torch.equal(logits.argmax(dim=-1), record.logits.argmax(dim=-1))
             on_answer(number / len(self.answers))
@@ -99,18 +121,22 @@ class Reference:
         effect = 0.0
         with _results_moved(model, epsilon, random):
             for record in self.answers:
-                logits = _logits(live, record.prompt, record.answer)
+                logits = _logits(live, record.prompt, record.answer, record.images)
                 effect = max(effect, float((logits - record.logits).abs().max()))
         return _MARGIN * effect
 
 
 def record_answer(
-    branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], draft: Sequence[int]
+    branch: BranchWeights,
+    prompt: PromptView,
+    end_ids: frozenset[int],
+    draft: Sequence[int],
+    images: tuple[ImageRef, ...] = (),
 ) -> RecordedAnswer:
     """Return the greedy answer to a prompt, with a draft verified in one pass.
 
     The tokens of a draft up to the first difference are part of the answer, as in speculative decoding (Leviathan et al.
-    2023, section 2, arXiv:2211.17192); the rest is generated token by token.
+    2023, section 2, arXiv:2211.17192); the rest is generated token by token, with `images` from the beginning each time.
     """
     answer: list[int] = []
     if draft:
@@ -120,6 +146,10 @@ def record_answer(
         answer = first[: right + 1]
         if right == len(draft) and _is_over(answer, end_ids):
             return RecordedAnswer(prompt, tuple(answer), logits)
+    while images and not _is_over(answer, end_ids):
+        ids = [*prompt.ids, *answer]
+        with torch.inference_mode():
+            answer.append(int(branch.logits_at(ids, [len(ids) - 1], images).argmax(dim=-1)))
     with torch.inference_mode():
         cache = branch.new_cache()
         unread = torch.tensor([[*prompt.ids, *answer]], device=branch.holder.model.device)
@@ -127,18 +157,37 @@ def record_answer(
             answer.append(int(branch.next_logits(unread, cache).argmax(dim=-1)))
             input_ids = [*prompt.ids, *answer] if cache is None else answer[-1:]
             unread = torch.tensor([input_ids], device=unread.device)
-    return RecordedAnswer(prompt, tuple(answer), _logits(branch, prompt, answer))
+    return RecordedAnswer(prompt, tuple(answer), _logits(branch, prompt, answer, images), images)
 
 
 def _is_over(answer: Sequence[int], end_ids: frozenset[int]) -> bool:
     return len(answer) == ANSWER_TOKENS or (len(answer) > 0 and answer[-1] in end_ids)
 
 
-def _logits(branch: BranchWeights, prompt: PromptView, answer: Sequence[int]) -> torch.Tensor:
+def _logits(
+    branch: BranchWeights, prompt: PromptView, answer: Sequence[int], images: Sequence[ImageRef] = ()
+) -> torch.Tensor:
     """Return the logits before each token of an answer, (answer tokens, vocabulary), computed in one pass."""
     first = len(prompt.ids) - 1
     with torch.inference_mode():
-        return branch.logits_at([*prompt.ids, *answer[:-1]], range(first, first + len(answer))).cpu()
+        return branch.logits_at([*prompt.ids, *answer[:-1]], range(first, first + len(answer)), images).cpu()
+
+
+def images_of_rows(export: ExportTask) -> tuple[ImageRef, ...]:
+    """Return a few images that the run learned from; () of a text model, and with a note where they are missing here."""
+    if export.family is None:
+        return ()
+    images: dict[ImageRef, None] = {}
+    if export.order.run is not None:
+        dataset = RunFolder(export.order.run).read_config().dataset
+        options = SourceOptions(home=export.order.plan.home(export.home), streaming=True)
+        with suppress(EngineError):
+            rows = itertools.islice(DatasetReader(dataset, options).rows(), _IMAGE_ROWS)
+            examples = (row.example for row in rows if isinstance(row.example, Conversation))
+            images = dict.fromkeys(ref for each in examples for turn in each.messages for ref in turn.images)
+    if not images:
+        export.notes.append("Compared without images, because no row with one can be read here.")
+    return tuple(images)[:_IMAGES]
 
 
 def _perturb(values: torch.Tensor, unit: float, random: torch.Generator) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from loratory.engine.chat.contract import JobProgress, Phase
 from loratory.engine.chat.target import PlannedWeights
@@ -18,7 +19,7 @@ from loratory.engine.config.results import ExportDtype
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.errors import ModelError
 from loratory.engine.export.contract import ExportOrder
-from loratory.engine.export.folder import copy_tokenizer, rewrite_json
+from loratory.engine.export.folder import PROCESSOR_FILES, copy_tokenizer, rewrite_json
 from loratory.engine.export.vllm import VLLM_FOLDER, read_vllm_adapter
 from loratory.engine.export.worker.merge import (
     BaseFiles,
@@ -30,6 +31,9 @@ from loratory.engine.export.worker.merge import (
     write_shards,
     write_untied_config,
 )
+from loratory.engine.models.families.base import ImageFamily
+from loratory.engine.models.families.registry import family_of
+from loratory.engine.models.folder import read_config
 from loratory.engine.models.source import ModelSource
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.messages import CancelledRequestError, Request
@@ -53,9 +57,15 @@ class ExportTask:
         assert self.order.plan.tuned is not None  # `loratory.engine.export.job` requires it
         return self.order.plan.tuned
 
+    @property
+    def family(self) -> ImageFamily | None:
+        """The family of a base that takes images; None of a text model."""
+        return family_of(read_config(Path(self.source.location) / "config.json", self.source.name))
+
     def base_in(self, dtype: torch.dtype) -> ModelSpec:
         """Return the base in this dtype, with the device of the order."""
-        return ModelSpec(Path(self.source.location), self.source.name, self.order.device, dtype)
+        media = self.order.plan.home(self.home).media
+        return ModelSpec(Path(self.source.location), self.source.name, self.order.device, dtype, media)
 
     def with_dtype(self, dtype: ExportDtype | None) -> "ExportTask":
         """Return a copy with this dtype for merged weights, unless the person chose one."""
@@ -92,6 +102,7 @@ def write_adapter(export: ExportTask, folder: Path) -> None:
     base = {"base_model_name_or_path": export.source.hub_id or export.source.name, "revision": export.source.revision}
     rewrite_json(folder / ADAPTER_CONFIG, **base)
     _write_tokenizer(export, folder)
+    _write_processor(export, folder)
     _write_for_vllm(export, folder)
 
 
@@ -114,6 +125,27 @@ def _write_tokenizer(export: ExportTask, folder: Path) -> None:
         return
     tokenizer = load_chat_tokenizer([], Path(export.source.location), export.source.name)
     tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+
+
+def _write_processor(export: ExportTask, folder: Path) -> None:
+    """Copy what transformers' processor of a vision-language model needs, with the pixel budget of the training."""
+    if export.family is None:
+        return
+    base = Path(export.source.location)
+    for name in PROCESSOR_FILES:
+        source = next((place / name for place in (export.trained.folder, base) if (place / name).is_file()), None)
+        if source is not None:
+            shutil.copyfile(source, folder / name)
+            rewrite_json(folder / name)
+    settings = read_config(base / "config.json", export.source.name)
+    # The folder of an adapter has no config.json, by which transformers would find the class.
+    values: dict[str, object] = {"processor_class": PROCESSOR_MAPPING_NAMES[settings["model_type"]]}
+    path, images = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if not path.is_file():
+        path.write_text("{}", encoding="utf-8")
+    elif images.is_file() and "image_processor" in read_config(path, export.source.name):  # which would come first
+        values["image_processor"] = read_config(images, export.source.name)
+    rewrite_json(path, **values)
 
 
 def write_merged(export: ExportTask, folder: Path) -> torch.dtype:
@@ -147,6 +179,7 @@ def write_merged(export: ExportTask, folder: Path) -> torch.dtype:
     if untied:
         write_untied_config(folder / "config.json")
     _write_tokenizer(export, folder)
+    _write_processor(export, folder)
     _write_ends(export, folder)
     return written_dtype
 

@@ -35,6 +35,10 @@ class ImageFamily:
     typing_input: str | None = None  # which of `image_inputs` has a value for each token: 1 for those of images
     more_projectors: tuple[str, ...] = ()
     takes_virtual_tokens: bool = False
+    processor_arguments: tuple[
+        PixelSetting, ...
+    ] = ()  # those of `settings` that AutoProcessor takes under the same name
+    vllm_takes_lora: bool = True  # to the language model; by the classes of vLLM's models (SupportsLoRA)
     rotates: bool = False  # the tower rotates queries and keys by position, over images of any size
 
     @property

@@ -14,6 +14,7 @@ _IDEFICS3 = ImageFamily(
     language_model="model.text_model",
     image_inputs=("pixel_values", "pixel_attention_mask"),
     settings=("max_pixels", "do_image_splitting"),
+    processor_arguments=("do_image_splitting",),
     takes_virtual_tokens=True,
 )
 
@@ -28,6 +29,7 @@ def _qwen(model_type: str, label: str, more_projectors: tuple[str, ...] = ()) ->
         language_model="model.language_model",
         image_inputs=("pixel_values", "image_grid_thw", "mm_token_type_ids"),
         settings=("min_pixels", "max_pixels"),
+        processor_arguments=("min_pixels", "max_pixels"),
         typing_input="mm_token_type_ids",
         rotates=True,
     )
@@ -51,6 +53,7 @@ _LLAVA_ONEVISION = ImageFamily(
     language_model="model.language_model",
     image_inputs=("pixel_values", "image_sizes", "batch_num_images"),
     settings=("max_pixels",),
+    vllm_takes_lora=False,
     takes_virtual_tokens=True,
 )
 FAMILIES: tuple[ImageFamily, ...] = (

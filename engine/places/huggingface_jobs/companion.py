@@ -71,6 +71,8 @@ class Companion:
         self._sent_checkpoints = {checkpoint.folder.name for checkpoint in list_checkpoints(self.folder.checkpoints)}
 
     def _path_for(self, name: str) -> Path:
+        if name.startswith(f"{layout.MEDIA}/"):
+            return self._home.media / name.removeprefix(f"{layout.MEDIA}/")
         inside = name.removeprefix("run/")
         return self.folder.path / inside if inside != name else self._home.root / layout.INPUTS / name
 

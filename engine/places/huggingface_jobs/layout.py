@@ -24,6 +24,7 @@ LABEL = "loratory"  # of a job: the number of its JobRecord, by which it is foun
 
 # Below the folder of an attempt.
 INPUTS = "inputs"
+MEDIA = "media"  # below the inputs: images of rows, as the media store has them
 EVENTS = "events"
 CHECKPOINTS = "checkpoints"
 RESULTS = "results"

@@ -15,8 +15,13 @@ from pydantic import ValidationError
 
 from loratory.engine.accounts.limits import is_lab
 from loratory.engine.config.load import config_to_yaml
-from loratory.engine.config.run import RunConfig
-from loratory.engine.errors import RunError
+from loratory.engine.config.run import DatasetConfig, RunConfig
+from loratory.engine.data.media.row_images import DIGESTS
+from loratory.engine.data.media.store import MediaStore
+from loratory.engine.data.passes.reader import DatasetReader
+from loratory.engine.data.source import SourceOptions
+from loratory.engine.data.workshop.exchange import store_images
+from loratory.engine.errors import DatasetError, RunError
 from loratory.engine.files import write_atomically
 from loratory.engine.hub import RunBucket
 from loratory.engine.models.catalog import find_in_catalog
@@ -46,7 +51,8 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
         RunError: If a file that it names is not there any more, or in a lab is none that its owner may name.
     """
     folder, files = run.folder, dict[str, bytes | Path]()
-    allowed = AllowedPaths(home.for_person(run.owner)) if is_lab(home) else None
+    person = home.for_person(run.owner) if is_lab(home) else home
+    allowed = AllowedPaths(person) if is_lab(home) else None
 
     numbers = itertools.count()
 
@@ -67,6 +73,8 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
             for file in (path, *(uploads.values() if input_name != "model" else ())):
                 allowed.read(file, RunError)
         files.update(uploads)
+        if field.startswith("dataset.") and path.is_file():
+            files.update(_images_of(folder.read_config().dataset, path, person, input_name))
         return f"{layout.SENT_PREFIX}{name}"
 
     config = _with_demo_folder(folder.read_config().with_names(send), home, files)
@@ -80,6 +88,20 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
         for name in (*newest.manifest.files, MANIFEST):
             files[f"run/checkpoints/{newest.folder.name}/{name}"] = newest.folder / name
     return files
+
+
+def _images_of(dataset: DatasetConfig, path: Path, home: LoratoryHome, input_name: str) -> dict[str, bytes | Path]:
+    """Return the stored images that the rows of a data file name as files, and which of the names means which."""
+    images = {}
+    with contextlib.suppress(DatasetError):  # the worker reports what is wrong with the data
+        reader = DatasetReader(dataset.model_copy(update={"source": str(path), "mix": {}}), SourceOptions(home=home))
+        images = store_images(reader, home, path.parent)
+    if not images:
+        return {}
+    store = MediaStore(home.media)
+    paths = (store.path(ref) for digest in images.values() if (ref := store.find(digest)) is not None)
+    files: dict[str, bytes | Path] = {f"{layout.MEDIA}/{file.parent.name}/{file.name}": file for file in paths}
+    return files | {f"{input_name}/{DIGESTS}": json.dumps(images).encode()}
 
 
 def _with_demo_folder(config: RunConfig, home: LoratoryHome, files: dict[str, bytes | Path]) -> RunConfig:

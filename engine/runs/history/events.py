@@ -227,6 +227,7 @@ class DataReportData(EventData):
     trained_tokens: int
     masked_tokens: int
     truncated_rows: int = 0
+    images: int = 0  # of the rows that are trained on
     chosen_longer: float | None = None  # share of the pairs of two lengths whose chosen answer is the longer one
 
 

@@ -33,6 +33,7 @@ from loratory.engine.data.workshop.sets import (
     set_names,
 )
 from loratory.engine.errors import DatasetError, StorageError
+from loratory.engine.paths import LoratoryHome
 from tests.data.checks import check_dataset, write_rows
 from tests.data.families import shared_tokenizer
 from tests.data.pictures import picture
@@ -141,7 +142,7 @@ def test_training_on_a_version_equals_training_on_the_exported_file(home, tmp_pa
     apply(home, *EVERYTHING)
     file = tmp_path / "exported.jsonl"
 
-    export_version(open_rows(home, "set:faq"), file)
+    export_version(open_rows(home, "set:faq"), file, home)
 
     prepared = [
         prepare_dataset(DatasetConfig(source=source), seed=1, max_length=100, tokenizer=shared_tokenizer(), home=home)
@@ -153,7 +154,7 @@ def test_training_on_a_version_equals_training_on_the_exported_file(home, tmp_pa
     assert version.held_out.sha256() == file_rows.held_out.sha256()
     assert (version.report.rows, version.report.kept) == (9, 7)  # with one that cannot be read
     with pytest.raises(DatasetError, match="exists already"):
-        export_version(open_rows(home, "set:faq"), file)
+        export_version(open_rows(home, "set:faq"), file, home)
 
 
 def test_rows_keep_the_numbers_of_the_source_in_pages_and_searches(home, tmp_path):
@@ -393,3 +394,61 @@ def test_a_row_with_bytes_keeps_its_image_when_its_text_is_edited(home, tmp_path
     (edit,) = DatasetReader(DatasetConfig(source="set:faq"), SourceOptions(home=home)).rows()
     question, answer = messages_of(edit)
     assert (question.images[0].width, answer.content) == (40, "A red square.")
+
+
+def refs_of(config, home):
+    rows = DatasetReader(config, SourceOptions(home=home)).rows()
+    return [[ref for turn in messages_of(row) for ref in turn.images] for row in rows]
+
+
+@pytest.mark.parametrize("form", ["file", "bytes", "parts"])
+def test_an_exported_set_has_its_images_as_files_that_read_as_they_were(home, tmp_path, form):
+    (tmp_path / "red.png").write_bytes(picture("red", (40, 30)))
+    (tmp_path / "blue.png").write_bytes(picture("blue", (20, 20)))
+    if form == "parts":
+        images = [{"type": "image", "image": name} for name in ("red.png", "blue.png")]
+        question = {"role": "user", "content": [*images, {"type": "text", "text": "What is red.png?"}]}
+        rows = [{"messages": [question, {"role": "assistant", "content": "Red."}]}] * 3
+        make_set(home, tmp_path, rows)
+    elif form == "file":
+        make_set(
+            home, tmp_path, [{"instruction": "red.png", "output": "red.png", "images": ["red.png", "blue.png"]}] * 3
+        )
+    else:
+        cells = [{"bytes": (tmp_path / name).read_bytes(), "path": name} for name in ("red.png", "blue.png")]
+        table = pyarrow.Table.from_pylist([{"instruction": "What?", "output": "Red.", "images": cells}] * 3)
+        pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+        config = DatasetConfig(source=str(tmp_path / "rows.parquet"))
+        add_set(home, "faq", config, author="ann", require_space=lambda _: None)
+    (tmp_path / "out").mkdir()
+
+    export_version(open_rows(home, "set:faq"), tmp_path / "out" / "faq.jsonl", home)
+
+    file_config = DatasetConfig(source=str(tmp_path / "out" / "faq.jsonl"))
+    before = refs_of(DatasetConfig(source="set:faq"), home)
+    assert [len(refs) for refs in before] == [2, 2, 2]
+    assert refs_of(file_config, home) == before
+    fingerprints = [
+        check_dataset(config, SourceOptions(home=home)).fingerprint
+        for config in (DatasetConfig(source="set:faq"), file_config)
+    ]
+    assert fingerprints[0] == fingerprints[1]
+    assert len(list((tmp_path / "out" / "faq-images").iterdir())) == 2
+    text = (tmp_path / "out" / "faq.jsonl").read_text()
+    assert "media:" not in text
+    if form == "file":
+        assert '"instruction": "red.png", "output": "red.png", "images": ["faq-images/' in text
+    elsewhere = LoratoryHome(tmp_path / "elsewhere")  # where nothing is stored
+    assert [[ref.width for ref in refs] for refs in refs_of(file_config, elsewhere)] == [[40, 20]] * 3
+
+
+def test_a_deleted_set_takes_no_images_from_another(home, tmp_path):
+    (tmp_path / "red.png").write_bytes(picture("red", (40, 30)))
+    make_set(home, tmp_path, [{"instruction": "What?", "output": "Red.", "image": "red.png"}] * 2)
+    config = DatasetConfig(source=str(next(tmp_path.glob("*.jsonl"))))
+    add_set(home, "other", config, author="ann", require_space=lambda _: None)
+    (tmp_path / "red.png").unlink()
+
+    delete_set(find_set(home, "faq").folder)
+
+    assert [len(refs) for refs in refs_of(DatasetConfig(source="set:other"), home)] == [1, 1]

@@ -168,7 +168,7 @@ def test_a_conflict_and_a_wrong_operation_change_nothing(query, name, home):
 
 def test_a_download_is_what_an_export_writes(query, name, home, tmp_path):
     change(query, name, kind="exclude", rows="2-4")
-    export_version(SetRows(find_version(home, name), SourceOptions(home=home)), tmp_path / "out.jsonl")
+    export_version(SetRows(find_version(home, name), SourceOptions(home=home)), tmp_path / "out.jsonl", home)
     assert query("lines", name=name) == {"text": (tmp_path / "out.jsonl").read_text(), "next": None}
 
 
