@@ -21,7 +21,7 @@ class HeldInspector:
         self.under_way: list[int] = []  # lengths that are being counted
         self.fetching_was_stopped = 0
 
-    def check(self, dataset, model, max_length, *, seed, on_progress):
+    def check(self, dataset, model, max_length, *, seed, vision, on_progress):
         self.under_way.append(max_length)
         try:
             while not self.goes_on.wait(0.005):

@@ -35,7 +35,7 @@ class EndlessInspector(FakeInspector):
         super().__init__()
         self.checks = 0
 
-    def check(self, dataset, model=None, max_length=1024, *, seed=42, on_progress=None):
+    def check(self, dataset, model=None, max_length=1024, *, seed=42, vision=None, on_progress=None):
         self.checks += 1
         for rows in range(10**9):
             on_progress(CheckProgress(rows=rows, bytes_read=0, size_bytes=None))
