@@ -14,6 +14,7 @@ from loratory.ui.backend.models import Tokenizers
 from tests.browser.chromium import barriers, fits_its_window, open_page, open_tab
 from tests.browser.real_server import real_server
 from tests.browser.show_fake import page_of
+from tests.data.pictures import picture
 from tests.fake_inspector import QUESTIONS
 from tests.fake_services import fake_services
 
@@ -37,6 +38,12 @@ def files(tmp_path_factory):
     )
     lines = (json.dumps({"conversations": [{"from": who, "value": text} for who, text in talk]}) for talk in talks)
     (folder / "talks.jsonl").write_text("\n".join(lines))
+    (folder / "red.png").write_bytes(picture("red", (900, 450)))
+    (folder / "broken.png").write_bytes(picture("red", (900, 450))[:60])
+    seen = [
+        {"image": name, "prompt": "<image>Which color?", "completion": "Red."} for name in ("red.png", "broken.png")
+    ]
+    (folder / "pictures.jsonl").write_text("\n".join(map(json.dumps, seen)))
     with (folder / "long.jsonl").open("w") as file:
         for number in range(LONG_ROWS):
             file.write(json.dumps({"instruction": f"Question {number}?", "output": f"Answer {number}. " * 20}) + "\n")
@@ -165,6 +172,22 @@ def test_rows_with_problems_are_listed_by_kind_and_gone_through(page, files):
     page.locator("#problems button", has_text="Kept with warnings").click()
     expect(page.locator("#problems")).to_contain_text("Warning")
     expect(page.locator("#row-shown .notice").first).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [1366, 390])
+def test_pictures_of_rows_are_shown_with_their_sizes(browser, server, files, width):
+    page = open_page(browser, server.url, width=width)
+    open_source(page, files / "pictures.jsonl")
+
+    shown = page.locator("#row-shown figure.picture img")
+    expect(shown).to_have_attribute("alt", "Image 1 of the row")
+    expect(shown).to_have_js_property("naturalWidth", 640)
+    expect(page.locator("#row-shown .turn .chip")).to_have_text("▣ image 1")
+    expect(page.locator("#row-shown figcaption")).to_have_text("Image 1 · 900 × 450 pixels.")
+    expect(page.locator("#problems .kinds").first).to_contain_text("1 row skipped")
+    fits_its_window(page)
+    assert barriers(page) == []
+    page.context.close()
 
 
 def test_a_search_shows_its_way_and_ends(page, files):

@@ -11,6 +11,7 @@ from loratory.engine.data.files.access import shown_name
 from loratory.engine.errors import EngineError, ModelError
 from loratory.engine.hardware.device import THIS_MACHINE, find_known_device
 from loratory.engine.models.catalog import find_in_catalog, search_catalog
+from loratory.engine.models.families.registry import family_of
 from loratory.engine.models.hub import search_hub
 from loratory.ui import components as ui
 from loratory.ui.backend.background import Work, as_engine_error, stamp
@@ -175,7 +176,11 @@ class ModelTab:
             details = services.inspector.model_details(model)
             # The line below the details reports a tokenizer that is downloading or failed.
             has_line = tokenizer.is_under_way or tokenizer.error is not None
-            return views.render_details(details, has_tokenizer=details.tokenizer_missing is None or not has_line), None
+            has_tokenizer = details.tokenizer_missing is None or not has_line
+            shape = services.shapes.get(model.id, model.revision)
+            family = family_of({"model_type": shape.model_type}) if shape is not None else None
+            seeing = small(f"Takes images, as models of the family {family.label} do.") if family is not None else ""
+            return views.render_details(details, has_tokenizer=has_tokenizer) + seeing, None
         except Exception as error:
             problem = as_engine_error(error)
             return error_box(problem), problem

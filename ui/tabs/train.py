@@ -86,9 +86,9 @@ class TrainTab:
         names = [name for section in ("training.", "run.") for name in setting_names() if name.startswith(section)]
         with gr.Accordion("Advanced", open=False, elem_id="more-training"):
             more = [name for name in names if name not in (*_IN_SIGHT, *_OF_OBJECTIVE, "run.where")]
-            for first in range(0, len(more), 2):
+            for first in range(0, len(more), 4):  # fewer rows for the browser to go through
                 with gr.Row():
-                    for name in more[first : first + 2]:
+                    for name in more[first : first + 4]:
                         self._lay_out([name])
 
     def _lay_out(self, names: Sequence[str]) -> None:

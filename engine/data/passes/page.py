@@ -145,9 +145,9 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
         views = pair_views(sequences[0], sequences[1])
     else:
         views = tuple(sequence_view(sequence, brief=brief) for sequence in sequences)
-    shown = example.preview(_clip)
-    conversation: Conversation | None = shown.get("conversation")
-    messages = (*conversation.messages, *shown.get("rejected", ())) if conversation is not None else ()
+    preview = example.preview(_clip)
+    conversation: Conversation | None = preview.get("conversation")
+    messages = (*conversation.messages, *preview.get("rejected", ())) if conversation is not None else ()
     return PageRow(
         row=record.row,
         line=record.line,
@@ -156,7 +156,7 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
         notices=tuple(notice for _, notice in row.notices),
         trained_turns=trained_turns(example, trained_part) if isinstance(example, Conversation) else (),
         sequences=views,
-        **shown,
+        **preview,
     )
 
 
