@@ -12,6 +12,7 @@ from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.data.records import ProblemKind
 from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.errors import DatasetError
+from loratory.engine.models.families.base import SmallerImage, Tiles
 
 MAX_SHOWN_CHARACTERS = 50_000  # of one text of a row
 
@@ -243,6 +244,16 @@ class DataRequest(_Part):
     count: int = 200
 
 
+class ImageView(_Part):
+    """An image of a row, and with a model what it becomes."""
+
+    width: int  # pixels
+    height: int
+    picture: str = ""  # a data: URL, small enough for a page; empty for later images of a row with many
+    tiles: Tiles | None = None
+    smaller: SmallerImage | None = None
+
+
 class TokenSpan(_Part):
     """Neighbouring tokens of one kind, joined to one piece of text."""
 
@@ -250,6 +261,7 @@ class TokenSpan(_Part):
     tokens: int
     trained: bool
     special: bool  # a control token, which has a span of its own
+    image: int | None = None  # which of the row's images these are, whose text is left out
     differs: bool = False  # of a pair: the other answer has other tokens here
     ids: tuple[int, ...] = ()  # of each token
     lengths: tuple[int, ...] = ()  # of each token's text in characters; 0 where the token before has its character
@@ -283,6 +295,7 @@ class PageRow(_Part):
     desirable: bool | None = None  # how the answer was rated
     trained_turns: tuple[int, ...] = ()  # of the conversation, from 0: which of them `train_on` means
     sequences: tuple[SequenceView, ...] = ()  # empty without a model
+    images: tuple[ImageView, ...] = ()  # of the conversation, then those of the rejected answer
 
 
 class DatasetPage(DatasetForm):

@@ -1,12 +1,21 @@
 """Rows of a dataset: one as training reads it, and paged lists of them: skipped, with warnings, longest, duplicates."""
 
 import itertools
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from html import escape
 from typing import Literal, get_args
 
-from loratory.engine.data.contract import DatasetPage, DatasetReport, PageRow, RowProblem, SequenceView, TokenSpan
-from loratory.engine.data.conversation import Message
+from loratory.engine.data.contract import (
+    DatasetPage,
+    DatasetReport,
+    ImageView,
+    PageRow,
+    RowProblem,
+    SequenceView,
+    TokenSpan,
+)
+from loratory.engine.data.conversation import IMAGE_MARK, Message
 from loratory.ui.views import html
 
 Listing = Literal["all", "left_out", "odd", "longest", "shortest", "length_gap", "duplicates", "contradictions"]
@@ -142,7 +151,7 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
     if as_tokens and row.sequences:
         sentence = f"{where}, exactly as in training. Underlined tokens are trained; grey tokens are context."
         sentence += " Differences between the two answers are highlighted." if row.rejected else ""
-        return f"{html.lead(sentence)}{html.notices(row.notices)}{render_tokens(row)}"
+        return f"{html.lead(sentence)}{html.notices(row.notices)}{render_tokens(row)}{_pictures(row)}"
     what = "a pair" if row.rejected else "a conversation"
     sentence = f"{where}, as {what}." if row.conversation is not None else f"{where}, as text."
     if as_tokens and not row.sequences:
@@ -205,6 +214,10 @@ def _span(span: TokenSpan, room: int) -> str:
     css = f"{'trained' if span.trained else 'masked'}{' special' if span.special else ''}"
     css += " differs" if span.differs else ""
     label = "trained" if span.trained else "masked"
+    if span.image is not None:
+        return (
+            f'<span class="{css} special" title="{label}">▣ image {span.image + 1}: {span.tokens:,} image tokens</span>'
+        )
     text = span.text[:room]
     if span.special or not span.lengths:
         which = f", token {span.ids[0]}" if span.ids else f": {html.plural(span.tokens, 'token')}"
@@ -213,6 +226,35 @@ def _span(span: TokenSpan, room: int) -> str:
     pieces = [f"<i>{escape(text[start : start + length])}</i>" for start, length in starts if start < len(text)]
     ids = " ".join(str(token) for token in span.ids[: len(pieces)])
     return f'<span class="{css}" data-label="{label}" data-ids="{ids}">{"".join(pieces)}</span>'
+
+
+def _pictures(row: PageRow) -> str:
+    """Return the pictures of a row with their tiles, sizes and tokens."""
+    spans = max((sequence.spans for sequence in row.sequences), key=_image_tokens, default=())
+    starts = itertools.accumulate((span.tokens for span in spans), initial=0)
+    ranges = {span.image: (start, span.tokens) for span, start in zip(spans, starts, strict=False)}
+    return "".join(_picture(number, image, ranges.get(number)) for number, image in enumerate(row.images))
+
+
+def _image_tokens(spans: Sequence[TokenSpan]) -> int:
+    return sum(span.tokens for span in spans if span.image is not None)
+
+
+def _picture(number: int, image: ImageView, tokens: tuple[int, int] | None) -> str:
+    """Return a picture; `tokens` are the first of its row, from 0, and their number."""
+    name, lines, tiles = f"Image {number + 1}", "", image.tiles
+    about = f"{name} · {image.width:,} × {image.height:,} pixels"
+    if tiles is not None and (tiles.rows, tiles.columns) != (1, 1):
+        about += f" → {tiles.rows} × {tiles.columns} tiles{' and an overview' if tiles.has_overview else ''}"
+        lines = f'<i style="--rows:{tiles.rows};--columns:{tiles.columns}"></i>'
+    if tokens is not None:
+        first, count = tokens
+        about += f" · {count:,} tokens, {first + 1:,}–{first + count:,}"
+    if tokens is not None and image.smaller is not None and image.smaller.tokens < tokens[1]:
+        pixels, fewer = image.smaller
+        about += f". At {math.isqrt(pixels):,} px (max_pixels {pixels:,}): {fewer:,} tokens instead of {tokens[1]:,}"
+    picture = f'<span><img src="{image.picture}" alt="{name} of the row">{lines}</span>' if image.picture else ""
+    return f'<figure class="picture">{picture}<figcaption class="small num">{about}.</figcaption></figure>'
 
 
 def render_conversation(row: PageRow) -> str:
@@ -226,10 +268,10 @@ def render_conversation(row: PageRow) -> str:
         html.small(f"{html.plural(len(tools), 'tool is', 'tools are')} offered to the assistant.") if tools else ""
     )
     if not row.rejected or start is None:
-        return tools_html + _turns(messages, row.trained_turns)
+        return tools_html + _turns(messages, row.trained_turns) + _pictures(row)
     answers = (("Chosen", messages[start:]), ("Rejected", row.rejected))
     sides = _sides((name, _turns(side, _answers_in(side))) for name, side in answers)
-    return f'{tools_html}{_turns(messages[:start], ())}<div class="pair">{sides}</div>'
+    return f'{tools_html}{_turns(messages[:start], ())}<div class="pair">{sides}</div>{_pictures(row)}'
 
 
 def _answers_in(turns: Sequence[Message]) -> frozenset[int]:
@@ -238,9 +280,13 @@ def _answers_in(turns: Sequence[Message]) -> frozenset[int]:
 
 def _turns(messages: Sequence[Message], trained_turns: Container[int]) -> str:
     turns = []
+    count = 0  # of images so far
     for number, message in enumerate(messages):
         is_trained = number in trained_turns
         body = escape(message.content[:_SHOWN_CHARACTERS])
+        for _ in message.images:
+            count += 1
+            body = body.replace(IMAGE_MARK, f'<span class="chip">▣ image {count}</span>', 1)
         if message.reasoning:
             body = f'<span class="small">thinks: {escape(message.reasoning[:_SHOWN_CHARACTERS])}</span>\n{body}'
         for call in message.tool_calls:

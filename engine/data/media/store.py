@@ -3,7 +3,9 @@
 A file is named `ab/abcd…-640x480-a.jpg`: digest, size, letters of its notes. So an image that is stored is known without being opened.
 """
 
+import base64
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -26,6 +28,7 @@ MAX_IMAGE_BYTES = 64 << 20  # as the data has it
 _DECODER = "loratory.engine.data.media.decode"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 STORED_NAME = re.compile(r"([0-9a-f]{64})-(\d+)x(\d+)(?:-([a-z]+))?\.(?:jpg|png)")
+_PICTURE_EDGE = 640  # pixels of what a page shows
 _MOST_PROBLEMS = 10_000
 
 
@@ -112,6 +115,14 @@ class MediaStore:
             Image.open(path, formats=("JPEG", "PNG")) as image,
         ):
             return image.convert("RGB")
+
+    def picture(self, ref: ImageRef) -> str:
+        """Return an image as a data: URL that is small enough for a page; raises as `open`."""
+        image = self.open(ref)
+        image.thumbnail((_PICTURE_EDGE, _PICTURE_EDGE))
+        file = io.BytesIO()
+        image.save(file, "WEBP", quality=80)
+        return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
     def _lookup(self, digest: str) -> re.Match[str] | None:
         if _DIGEST.fullmatch(digest) is None:

@@ -12,16 +12,18 @@ from loratory.engine.data.contract import (
     DatasetColumns,
     DatasetPage,
     FoundRow,
+    ImageView,
     PageRequest,
     PageRow,
     SearchProgress,
     SequenceView,
     TokenSpan,
 )
-from loratory.engine.data.conversation import Conversation
+from loratory.engine.data.conversation import Conversation, ImageRef
 from loratory.engine.data.formats import column_names, likeliest_format
 from loratory.engine.data.passes.reader import DatasetReader, DatasetRow, Pace, column_samples, head_of, printable_names
 from loratory.engine.data.records import Record, shared_length
+from loratory.engine.data.render.images import image_text_of, images_of
 from loratory.engine.data.render.sequence_plan import trained_turns
 from loratory.engine.data.render.tokenize import IGNORED_LABEL, RenderedRow
 from loratory.engine.data.source import SourceOptions, open_source
@@ -143,17 +145,36 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
         views = pair_views(sequences[0], sequences[1])
     else:
         views = tuple(sequence_view(sequence, brief=brief) for sequence in sequences)
+    shown = example.preview(_clip)
+    conversation: Conversation | None = shown.get("conversation")
+    messages = (*conversation.messages, *shown.get("rejected", ())) if conversation is not None else ()
     return PageRow(
         row=record.row,
         line=record.line,
         raw=raw,
+        images=() if brief else _image_views(images_of(messages), reader),
         notices=tuple(notice for _, notice in row.notices),
         trained_turns=trained_turns(example, trained_part) if isinstance(example, Conversation) else (),
         sequences=views,
-        **example.preview(_clip),
+        **shown,
     )
 
 
+def _image_views(images: Sequence[ImageRef], reader: DatasetReader) -> tuple[ImageView, ...]:
+    image_text = image_text_of(reader.renderer.tokenizer) if reader.renderer is not None else None
+    views = []
+    for number, image in enumerate(images):
+        size = image.width, image.height
+        picture = reader.images.store.picture(image) if number < _MOST_PICTURES else ""
+        facts = {"width": image.width, "height": image.height, "picture": picture}
+        if image_text is not None:
+            more = len(images)
+            facts |= {"tiles": image_text.tiles(*size, more), "smaller": image_text.smaller(*size, more)}
+        views.append(ImageView.model_validate(facts))
+    return tuple(views)
+
+
+_MOST_PICTURES = 12  # of one row
 MAX_SHOWN_TOKENS = 20_000  # of one row
 _MAX_CUT_CHARACTERS = 2_000
 _MOST_COMPARED = 1_000_000  # products of two lengths in tokens; answers that are longer differ as a whole
@@ -208,26 +229,33 @@ def sequence_view(
     `differs` is, of each token, whether the other answer of a pair has another one there; empty where there is none.
     """
     marks = differs or [False] * len(sequence.input_ids)
-    tokens = zip(sequence.pieces, sequence.labels, sequence.special, marks, sequence.input_ids, strict=True)
+    images: list[int | None] = [None] * len(sequence.input_ids)
+    for number, (first, after) in enumerate(sequence.image_spans):
+        images[first:after] = [number] * (after - first)
+    tokens = zip(sequence.pieces, sequence.labels, sequence.special, marks, images, sequence.input_ids, strict=True)
     visible_tokens = enumerate(islice(tokens, 0 if brief else MAX_SHOWN_TOKENS))
     spans: list[TokenSpan] = []
 
-    def span_key(numbered_token: tuple[int, tuple[str, int, bool, bool, int]]) -> tuple[bool, int | None, bool, bool]:
-        position, (_, label, special, mark, _) = numbered_token
+    def span_key(
+        numbered_token: tuple[int, tuple[str, int, bool, bool, int | None, int]],
+    ) -> tuple[bool, int | None, bool, int | None, bool]:
+        position, (_, label, special, mark, image, _) = numbered_token
         # A control token has a span of its own, so its position is part of the key.
-        return label != IGNORED_LABEL, position if special else None, mark, position < shared_tokens
+        alone = position if special and image is None else None
+        return label != IGNORED_LABEL, alone, mark, image, position < shared_tokens
 
-    for (trained, position, mark, _), group in groupby(visible_tokens, span_key):
+    for (trained, position, mark, image, _), group in groupby(visible_tokens, span_key):
         members = [token for _, token in group]
         spans.append(
             TokenSpan(
-                text="".join(piece for piece, *_ in members),
+                text="".join(piece for piece, *_ in members) if image is None else "",
                 tokens=len(members),
                 trained=trained,
                 special=position is not None,
+                image=image,
                 differs=mark,
-                ids=tuple(token for *_, token in members),
-                lengths=tuple(len(piece) for piece, *_ in members),
+                ids=tuple(token for *_, token in members) if image is None else (),
+                lengths=tuple(len(piece) for piece, *_ in members) if image is None else (),
             )
         )
     return SequenceView(

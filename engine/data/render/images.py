@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from loratory.engine.data.conversation import Example, ImageRef, Message
 from loratory.engine.data.records import RowProblemError
+from loratory.engine.models.families.base import SmallerImage, Tiles
 
 
 class ImageText(Protocol):
@@ -33,6 +34,12 @@ class ImageText(Protocol):
 
     def expand(self, text: str, images: Sequence[ImageRef]) -> str:
         """Replace the placeholders of a text by the images of a row."""
+
+    def tiles(self, width: int, height: int, count: int = 1) -> Tiles:
+        """Return how an image is cut, which is one of `count` in its row."""
+
+    def smaller(self, width: int, height: int, count: int = 1) -> SmallerImage | None:
+        """Return what an image becomes with a smaller budget; None where that saves nothing."""
 
     def spans(self, text: str, images: Sequence[ImageRef]) -> list[tuple[int, int]]:
         """Return where the images are in a text that `expand` returned, as ranges of characters."""

@@ -71,6 +71,13 @@ class Tiles(NamedTuple):
         return self.width * self.height * (count + self.has_overview) // count
 
 
+class SmallerImage(NamedTuple):
+    """What an image becomes with a smaller budget."""
+
+    max_pixels: int
+    tokens: int
+
+
 def is_within(name: str, paths: Sequence[str]) -> bool:
     """Return whether a name is one of the paths of modules, or below one."""
     return any(name == path or name.startswith(f"{path}.") for path in paths)

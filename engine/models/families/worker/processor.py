@@ -32,7 +32,7 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from loratory.engine.data.conversation import ImageRef
 from loratory.engine.data.records import RowProblemError
 from loratory.engine.errors import ModelError
-from loratory.engine.models.families.base import ImageFamily, PixelBudget, PixelSetting, Tiles
+from loratory.engine.models.families.base import ImageFamily, PixelBudget, PixelSetting, SmallerImage, Tiles
 from loratory.engine.models.families.registry import require_family
 from loratory.engine.models.folder import read_config
 
@@ -143,6 +143,19 @@ class ImageProcessor(ABC):
             return str(self._texts.replace_image_token(self._inputs_of(width, height, count), image_idx=0))
         except ValueError as error:
             raise RowProblemError("image", f"an image of {width:,} × {height:,} pixels is refused: {error}") from error
+
+    def smaller(self, width: int, height: int, count: int = 1) -> SmallerImage | None:
+        """Return what an image becomes with half the edge that it has now; None where that saves nothing."""
+        if "max_pixels" not in self.family.settings:
+            return None
+        tiles = self.tiles(width, height, count)
+        pixels = (max(tiles.width, tiles.height) // 2) ** 2
+        other = type(self)(self.family, copy(self._images), self._texts)
+        other._apply({"max_pixels": pixels})
+        now, then = (
+            len(self._texts.tokenizer.tokenize(each.expansion(width, height, count))) for each in (self, other)
+        )
+        return SmallerImage(pixels, then) if then < now else None
 
     def expansions(self, images: Sequence[ImageRef]) -> list[str]:
         """Return the text of each image of a row."""
