@@ -43,7 +43,7 @@ _KIND_WORDS = {
     "template_leaves_out": "text dropped by the template",
     "special_token": "special tokens in the text",
     "cut_away": "truncated whole",
-    "image": "image",
+    "image": "unusable image",
     "unanswered": "last turn unanswered",
     "order": "turns out of order",
     "pair": "incomplete pair",
