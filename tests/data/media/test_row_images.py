@@ -370,8 +370,11 @@ def test_a_page_sends_the_images_of_its_rows(folder, home):
     assert (whole[0]["width"], whole[0]["height"], len(whole[0]["digest"])) == (40, 30, 64)
 
 
-def test_a_short_script_is_refused_for_rows_with_images(folder, home):
+def test_a_short_script_reads_images_of_a_column_and_refuses_those_among_parts(folder, home):
     path = write_rows(folder / "rows.jsonl", [turns("What?", "R", image="red.png")])
+    assert read_row_form(DatasetConfig(source=str(path)), SourceOptions(home=home)).image_column == "image"
 
-    with pytest.raises(DatasetError, match="has images"):
+    question = {"role": "user", "content": [{"type": "image", "image": "red.png"}, {"type": "text", "text": "What?"}]}
+    path = write_rows(folder / "parts.jsonl", [{"messages": [question, {"role": "assistant", "content": "R"}]}])
+    with pytest.raises(DatasetError, match="has images among the parts of its turns"):
         read_row_form(DatasetConfig(source=str(path)), SourceOptions(home=home))
