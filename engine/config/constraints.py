@@ -352,7 +352,7 @@ def _part_problem(config: RunConfig, training: PartTraining) -> Iterator[str]:
         return
     if config.run.fsdp != "none":
         yield "FSDP2 cannot divide it, as some passes have no images; set frozen, or one copy per GPU (fsdp none)."
-    elif method.trains_all and training == "lora":
+    elif method.trains_all and training == "adapter":
         yield "full fine-tuning has no adapter; set full, or frozen."
     elif not method.trains_all and not method.adapts_layers:
         yield f"{method.label} adapts no layers; set frozen, or choose LoRA."

@@ -4,7 +4,7 @@ from typing import Literal
 
 from loratory.engine.section import Section, setting
 
-PartTraining = Literal["frozen", "lora", "full"]
+PartTraining = Literal["frozen", "adapter", "full"]
 
 
 class VisionConfig(Section):
@@ -17,7 +17,7 @@ class VisionConfig(Section):
     do_image_splitting: bool | None = setting(None, "Split images")
     """Cuts large images into tiles, which show details and take more tokens. Empty keeps the model's own."""
     tower: PartTraining = setting("frozen", "Vision tower")
-    """frozen keeps it, lora adds the method's adapter to it, full trains its weights. frozen suits most tasks."""
+    """frozen keeps it, adapter adds the method's adapter to it, full trains its weights. frozen suits most tasks."""
     projector: PartTraining = setting("frozen", "Projector")
     """What turns the tower's output into tokens. full suits images that look unlike photos."""
 

@@ -253,7 +253,7 @@ def find_targets(shape: ModelShape, adapter: AdapterConfig, vision: VisionConfig
         if module.name not in saved_names
         and module.kind in _ADAPTABLE
         and module.in_features > 0
-        and vision.training_of(module.part) in (None, "lora")
+        and vision.training_of(module.part) in (None, "adapter")
     ]
     patterns = adapter.target_modules
     if patterns == ALL_LINEAR:

@@ -38,7 +38,7 @@ class ImageParts:
 
     def is_adapted(self, name: str) -> bool:
         """Return whether the adapter goes to a module of the base."""
-        return self.training_of(name) in (None, "lora")
+        return self.training_of(name) in (None, "adapter")
 
     def saved_modules(self, model: Any) -> list[str]:
         """Return the largest modules of which every weight is trained by itself."""

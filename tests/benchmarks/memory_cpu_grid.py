@@ -189,7 +189,7 @@ IMAGE_CELLS = (
     _seeing("LoRA", _SMALL, 4), _seeing("LoRA", _LARGE, 2), _seeing("LoRA", _SMALL, 4, _TOWER), _seeing("LoRA", _LARGE, 2, _TOWER),
     _seeing("LoRA", _SMALL, 4, "adapter.use_dora=true"), _seeing("LoRA", _LARGE, 2, "adapter.use_dora=true"),
     _seeing("LoRA", _SMALL, 4, "adapter.use_dora=true", _TOWER), _seeing("LoRA", _LARGE, 2, "adapter.use_dora=true", _TOWER),
-    _seeing("Full", _LARGE, 2, _TOWER, "vision.projector=full"), _seeing("QLoRA", _LARGE, 2, "vision.tower=lora", "vision.projector=lora"),
+    _seeing("Full", _LARGE, 2, _TOWER, "vision.projector=full"), _seeing("QLoRA", _LARGE, 2, "vision.tower=adapter", "vision.projector=adapter"),
     _seeing("LoRA", _LARGE, 4, _CHECKPOINTED, _TOWER), _seeing("LoRA", _SMALL, 8, "vision.do_image_splitting=false", "vision.projector=full"),
 )  # fmt: skip
 

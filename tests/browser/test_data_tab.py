@@ -40,10 +40,10 @@ def files(tmp_path_factory):
     (folder / "talks.jsonl").write_text("\n".join(lines))
     (folder / "red.png").write_bytes(picture("red", (900, 450)))
     (folder / "broken.png").write_bytes(picture("red", (900, 450))[:60])
-    seen = [
+    rows = [
         {"image": name, "prompt": "<image>Which color?", "completion": "Red."} for name in ("red.png", "broken.png")
     ]
-    (folder / "pictures.jsonl").write_text("\n".join(map(json.dumps, seen)))
+    (folder / "pictures.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with (folder / "long.jsonl").open("w") as file:
         for number in range(LONG_ROWS):
             file.write(json.dumps({"instruction": f"Question {number}?", "output": f"Answer {number}. " * 20}) + "\n")
@@ -179,11 +179,11 @@ def test_pictures_of_rows_are_shown_with_their_sizes(browser, server, files, wid
     page = open_page(browser, server.url, width=width)
     open_source(page, files / "pictures.jsonl")
 
-    shown = page.locator("#row-shown figure.picture img")
-    expect(shown).to_have_attribute("alt", "Image 1 of the row")
-    expect(shown).to_have_js_property("naturalWidth", 640)
-    expect(page.locator("#row-shown .turn .chip")).to_have_text("▣ image 1")
-    expect(page.locator("#row-shown figcaption")).to_have_text("Image 1 · 900 × 450 pixels.")
+    image = page.locator("#row-shown figure.picture img")
+    expect(image).to_have_attribute("alt", "Image 1 of the row")
+    expect(image).to_have_js_property("naturalWidth", 640)
+    expect(page.locator("#row-image .turn .chip")).to_have_text("▣ image 1")
+    expect(page.locator("#row-image figcaption")).to_have_text("Image 1 · 900 × 450 pixels.")
     expect(page.locator("#problems .kinds").first).to_contain_text("1 row skipped")
     fits_its_window(page)
     assert barriers(page) == []

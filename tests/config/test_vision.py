@@ -21,7 +21,7 @@ def test_only_the_language_model_is_trained_by_default():
     ("sections", "field", "reason"),
     [
         ({"vision": {"min_pixels": 2000, "max_pixels": 1000}}, "vision.min_pixels", r"above max_pixels \(1,000\)"),
-        ({"vision": {"tower": "lora"}, "adapter": {"method": "none"}}, "vision.tower", "no adapter; set full, or frozen"),
+        ({"vision": {"tower": "adapter"}, "adapter": {"method": "none"}}, "vision.tower", "no adapter; set full, or frozen"),
         ({"vision": {"projector": "full"}, "adapter": {"method": "prefix_tuning"}}, "vision.projector", "adapts no layers"),
         (
             {"vision": {"tower": "full"}, "run": {"fsdp": "full_shard", "launcher": "accelerate", "devices": [0, 1]}},

@@ -54,7 +54,7 @@ def test_a_frozen_tower_keeps_nothing_and_its_pixels_are_counted(family, image_r
 TRAINED = {
     "tower": ({"vision": {"tower": "full"}}, 0.01),
     "tower and projector": ({"vision": {"tower": "full", "projector": "full"}}, 0.01),
-    "adapter": ({"vision": {"tower": "lora"}}, 0.01),
+    "adapter": ({"vision": {"tower": "adapter"}}, 0.01),
     "projector": ({"vision": {"projector": "full"}}, 0.03),
     "everything": ({"adapter": {"method": "none"}, "vision": {"tower": "full", "projector": "full"}}, 0.01),
     "tower, checkpointed": ({"vision": {"tower": "full"}, "training": {"gradient_checkpointing": True}}, 0.01),
@@ -87,12 +87,12 @@ def test_towers_of_other_families_take_about_what_is_estimated(family, image_row
 
 
 @pytest.mark.parametrize("method", ["lora", "none"])
-@pytest.mark.parametrize(("tower", "projector"), [("frozen", "frozen"), ("full", "lora"), ("lora", "full")])
+@pytest.mark.parametrize(("tower", "projector"), [("frozen", "frozen"), ("full", "adapter"), ("adapter", "full")])
 @pytest.mark.parametrize("family", ["idefics3", "qwen3_vl"])
 def test_what_is_trained_is_counted(family, tower, projector, method, image_rows, tmp_path):
     data = image_rows(family)
     if method == "none":  # which has no adapter
-        tower, projector = (part.replace("lora", "frozen") for part in (tower, projector))
+        tower, projector = (part.replace("adapter", "frozen") for part in (tower, projector))
     vision = {"tower": tower, "projector": projector}
     config, training = image_training(data, tmp_path, adapter={"method": method}, vision=vision)
 

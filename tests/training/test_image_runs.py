@@ -61,7 +61,7 @@ TRAINING = {"max_steps": 8, "save_steps": 4, "eval_steps": 4, "max_length": 2048
         ("idefics3", {}),
         ("qwen2_5_vl", {"projector": "full"}),
         ("qwen3_vl", {"max_pixels": 10_000}),
-        ("gemma3", {"tower": "lora"}),
+        ("gemma3", {"tower": "adapter"}),
         ("llava_onevision", {"tower": "full"}),
     ],
 )
@@ -83,7 +83,11 @@ def test_a_run_with_images_resumes_bit_by_bit(family, vision, workers, image_run
 
 @pytest.mark.parametrize(
     ("sections", "vision"),
-    [({}, {}), ({}, {"tower": "full", "projector": "lora"}), ({"run": {"devices": "cpu", "fsdp": "full_shard"}}, {})],
+    [
+        ({}, {}),
+        ({}, {"tower": "full", "projector": "adapter"}),
+        ({"run": {"devices": "cpu", "fsdp": "full_shard"}}, {}),
+    ],
     ids=["DDP", "DDP, tower trained", "FSDP"],
 )
 def test_two_processes_train_as_one_although_some_passes_have_no_image(sections, vision, workers, image_runs):

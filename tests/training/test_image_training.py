@@ -28,11 +28,11 @@ from tests.training.tiny_training import make_training
 CONSTANT = {"lr_scheduler_type": "constant", "warmup_steps": 0}
 FAMILIES = [member.model_type for member in MEMBERS]
 PARTS = [
-    ("lora", "frozen"),
+    ("adapter", "frozen"),
     ("frozen", "full"),
     ("full", "full"),
-    ("full", "lora"),
-    ("lora", "full"),
+    ("full", "adapter"),
+    ("adapter", "full"),
     ("full", "frozen"),
 ]
 
@@ -128,7 +128,7 @@ def test_a_frozen_tower_keeps_no_graph_even_with_gradient_checkpointing(vision_r
 def test_parts_are_trained_as_the_settings_say(family, tower, projector, vision_rows, tmp_path):
     data = vision_rows(family)
     config = vision_config(data, training={"max_steps": 3}, vision={"tower": tower, "projector": projector})
-    if family == "gemma3" and projector == "lora":
+    if family == "gemma3" and projector == "adapter":
         with pytest.raises(ConfigError, match="multi_modal_projector of Gemma 3 has no linear layer among the targets"):
             vision_training(data, config, tmp_path / "run")
         return
@@ -139,8 +139,8 @@ def test_parts_are_trained_as_the_settings_say(family, tower, projector, vision_
 
     for part, how in (("tower", tower), ("projector", projector)):
         trained = {n for n, p in part_weights(model, part).items() if p.requires_grad}
-        assert {"lora": "lora_" in "".join(trained), "full": "modules_to_save" in "".join(trained)} == {
-            "lora": how == "lora", "full": how == "full"
+        assert {"adapter": "lora_" in "".join(trained), "full": "modules_to_save" in "".join(trained)} == {
+            "adapter": how == "adapter", "full": how == "full"
         }  # fmt: skip
         assert bool(trained) == (how != "frozen")
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}

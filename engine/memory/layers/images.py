@@ -46,7 +46,7 @@ def _context(r: StepContext, tower: Tower, training: PartTraining) -> StepContex
     precision = workload.precision
     if training == "full":  # what is trained is held at 32 bits
         precision = replace(precision, weights=4, embeddings=4, norms=4)
-    adapters = {"full": _FULL, "frozen": _FROZEN, "lora": workload.adapter}
+    adapters = {"full": _FULL, "frozen": _FROZEN, "adapter": workload.adapter}
     own = replace(
         workload,
         adapter=adapters[training],

@@ -136,7 +136,7 @@ def choose_names(model: Any, adapter: AdapterConfig) -> list[str]:
     chosen = [name for name in names if ends_with_one_of(name, patterns)]
     for part, path in (("tower", parts.family.tower), ("projector", parts.family.projector)):
         is_adapted = any(parts.family.part_of(name) == part for name in chosen)
-        if getattr(parts.vision, part) == "lora" and not is_adapted:
+        if getattr(parts.vision, part) == "adapter" and not is_adapted:
             message = f"{path} of {parts.family.label} has no linear layer among the targets; set full, or frozen."
             raise _refusal(message, f"vision.{part}")
     return chosen
