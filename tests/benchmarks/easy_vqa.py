@@ -153,13 +153,13 @@ class Quiz:
         assert len(answers) == len(expected)
         low, high = interval(sum(map(str.__eq__, answers, expected)), len(expected))
         kinds: dict[str, list[bool]] = collections.defaultdict(list)
-        for given, wanted in zip(answers, expected, strict=True):
-            kinds["yes/no" if wanted in _YES_NO else "word"].append(given == wanted)
+        for reply, truth in zip(answers, expected, strict=True):
+            kinds["yes/no" if truth in _YES_NO else "word"].append(reply == truth)
         shares = ", ".join(f"{kind} {sum(right) / len(right):.1%} of {len(right)}" for kind, right in kinds.items())
         share = sum(map(str.__eq__, answers, expected)) / len(expected)
         print(f"{title}: {share:.1%} [{low:.1%}, {high:.1%}] of {len(expected)}; {shares}")
-        for (question, wanted, image), given in list(zip(self._held_out, answers, strict=True))[:8]:
-            print(f"    image {image}: {question} → {given} ({wanted})", flush=True)
+        for (question, truth, image), reply in list(zip(self._held_out, answers, strict=True))[:8]:
+            print(f"    image {image}: {question} → {reply} ({truth})", flush=True)
         return low, high
 
     def _rows(self, config: RunConfig, tokenizer: Any) -> TokenizedRows:
@@ -181,8 +181,8 @@ def balanced(rows: list[list[Any]], count: int) -> list[list[Any]]:
 def write_rows(file: Path, rows: list[list[Any]], *, has_images: bool) -> None:
     """Write rows of question, answer and number of the image as chats; an empty system turn keeps the template's away."""
     lines = []
-    for question, wanted, image in rows:
-        turns = (("system", ""), ("user", question), ("assistant", wanted))
+    for question, truth, image in rows:
+        turns = (("system", ""), ("user", question), ("assistant", truth))
         row: dict[str, Any] = {"messages": [{"role": role, "content": text} for role, text in turns]}
         lines.append(json.dumps(row | ({"image": f"images/{image}.png"} if has_images else {})))
     file.write_text("\n".join(lines) + "\n")
@@ -202,17 +202,16 @@ def answer(trained: Trained, rows: TokenizedRows) -> list[str]:
         ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         pixels = trained.images.tensors([row.images for row in batch], ids) if trained.images else {}
-        pixels = {
-            name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor for name, tensor in pixels.items()
-        }
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            **pixels,
-            max_new_tokens=_ANSWER_TOKENS,
-            do_sample=False,
-            pad_token_id=pad,
-        )
+        # Parts trained as full weights are float32 among weights of bfloat16.
+        with torch.autocast("cpu", torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                **pixels,
+                max_new_tokens=_ANSWER_TOKENS,
+                do_sample=False,
+                pad_token_id=pad,
+            )
         answers += [text.strip() for text in tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)]
     return answers
 
@@ -256,12 +255,14 @@ def main() -> int:
         steps = options.steps + options.lora_steps
         blind = quiz.score("Text only", quiz.train("Text only, LoRA", text, steps, has_images=False))
         first = quiz.train("Tower and projector as full weights", sees, options.steps, has_images=True, part="full")
-        seen = quiz.score("Tower and projector", first)
+        sighted = quiz.score("Tower and projector", first)
         if options.lora_steps:
             merged = quiz.merged(first, sees)
             del first
-            seen = quiz.score("Then LoRA", quiz.train("LoRA from there", merged, options.lora_steps, has_images=True))
-    return int(seen[0] <= blind[1])
+            sighted = quiz.score(
+                "Then LoRA", quiz.train("LoRA from there", merged, options.lora_steps, has_images=True)
+            )
+    return int(sighted[0] <= blind[1])
 
 
 if __name__ == "__main__":
