@@ -115,14 +115,14 @@ class Quiz:
         method_trainer(config.adapter.method).initialize(model, config.adapter, source)
         images = ImageInputs(tokenizer.image_text, MediaStore(self._home.media)) if has_images else None
         assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id, images)
-        logged: list[StepData] = []
+        records: list[StepData] = []
         trainer = SupervisedLoop(
             model=model,
             args=training_arguments(config.training, self._folder / "out", precision, placement),
             tokenizer=tokenizer,
             rows=TrainerRows(rows, rows.lengths(), []),
             setup=assembly.setup,
-            hooks=TrainerHooks(on_logged=logged.append),
+            hooks=TrainerHooks(on_logged=records.append),
         )
         trainer.train()
         minutes = [
@@ -131,7 +131,7 @@ class Quiz:
         print(
             f"{title}: {steps} steps in {minutes[0]:.1f} minutes ({minutes[1]:.1f} of a processor), {precision.compute_name}"
         )
-        print("  " + curve([step.loss for step in logged]), flush=True)
+        print("  " + curve([step.loss for step in records]), flush=True)
         return Trained(model, tokenizer, images)
 
     def merged(self, trained: Trained, base: Path) -> Path:
@@ -255,14 +255,14 @@ def main() -> int:
         steps = options.steps + options.lora_steps
         blind = quiz.score("Text only", quiz.train("Text only, LoRA", text, steps, has_images=False))
         first = quiz.train("Tower and projector as full weights", sees, options.steps, has_images=True, part="full")
-        sighted = quiz.score("Tower and projector", first)
+        vision_share = quiz.score("Tower and projector", first)
         if options.lora_steps:
             merged = quiz.merged(first, sees)
             del first
-            sighted = quiz.score(
+            vision_share = quiz.score(
                 "Then LoRA", quiz.train("LoRA from there", merged, options.lora_steps, has_images=True)
             )
-    return int(sighted[0] <= blind[1])
+    return int(vision_share[0] <= blind[1])
 
 
 if __name__ == "__main__":
