@@ -73,7 +73,7 @@ class Quiz:
         self._held_out = json.loads((data / "test" / "questions.json").read_text())
         random.Random(1).shuffle(self._held_out)
         self._held_out = self._held_out[: options.questions]
-        self._train = balanced(train, options.rows)
+        self._train = even_mix(train, options.rows)
         for split, rows in (("train", self._train), ("test", self._held_out)):
             write_rows(data / split / "with_images.jsonl", rows, has_images=True)
             write_rows(data / split / "text_only.jsonl", rows, has_images=False)
@@ -168,7 +168,7 @@ class Quiz:
         ).train
 
 
-def balanced(rows: list[list[Any]], count: int) -> list[list[Any]]:
+def even_mix(rows: list[list[Any]], count: int) -> list[list[Any]]:
     """Return rows of which half ask for yes or no, in random order."""
     generator = random.Random(0)
     generator.shuffle(rows)
