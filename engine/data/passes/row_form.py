@@ -54,9 +54,15 @@ def read_row_form(config: DatasetConfig, options: SourceOptions) -> RowForm:
             raise DatasetError(
                 f"Row {row.record.row + 1:,} of {reader.parts[0].source.name} {why}, which a short script does "
                 "not read as a run does.",
-                "Write an exact script instead, with --exact.",
+                _instead(reader),
             )
     return form
+
+
+def _instead(reader: DatasetReader) -> str:
+    if reader.images.count:  # rows of an exact script have tokens alone
+        return "Write the configuration instead, with --yaml."
+    return "Write an exact script instead, with --exact."
 
 
 def _loader(config: DatasetConfig, reader: DatasetReader) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def _loader(config: DatasetConfig, reader: DatasetReader) -> dict[str, Any]:
     if len(kinds) > 1 or form.kind not in _BUILDERS:
         raise DatasetError(
             f"{reader.parts[0].source.name} holds {reader.parts[0].source.kind}, which `load_dataset` does not read.",
-            "Write an exact script instead, with --exact.",
+            _instead(reader),
         )
     options: dict[str, Any] = {"data_files": [str(file) for file in files], "split": "train"}
     if form.encoding != "utf-8":
