@@ -48,7 +48,7 @@ def upload(services, name, data) -> str:
 def test_images_are_sent_with_the_question_and_shown_in_its_turn(tab, services):
     first = Changes(tab.talk, tab.talk.open_file([upload(services, "a.png", png())]))
     both = Changes(tab.talk, tab.talk.open_file([upload(services, "b.jpg", png("blue", (20, 50)))], first.row))
-    assert both.suggestions.count('<img src="data:image/jpeg;base64,') == 2
+    assert both.suggestions.count('<img src="data:image/webp;base64,') == 2
     assert 'alt="Image 2, 20 × 50 pixels"' in both.suggestions
     removed = Changes(tab.talk, tab.talk.take_suggestion(pick("remove:0"), [], both.row))
     assert removed.suggestions.count("<img") == 1

@@ -1,15 +1,12 @@
 """A conversation with one or more models: turns, streamed answers, prompts of rows, its file, and votes on answers."""
 
-import base64
 import contextlib
-import io
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -25,7 +22,7 @@ from loratory.engine.data.contract import MAX_SHOWN_CHARACTERS, PageRow
 from loratory.engine.data.conversation import IMAGE_MARK, ImageRef, Message
 from loratory.engine.data.media.row_images import MAX_IMAGES
 from loratory.engine.data.media.store import MediaStore
-from loratory.engine.errors import DatasetError
+from loratory.engine.errors import DatasetError, StorageError
 from loratory.engine.evaluation.votes import AnswerModel
 from loratory.engine.inspector.session import Inspector
 from loratory.ui.backend.background import Cache
@@ -118,22 +115,14 @@ def question_message(question: str, images: Sequence[ImageRef]) -> Message:
 
 def thumbnail(store: MediaStore, ref: ImageRef) -> str:
     """Return a stored image as a data: URL of at most 160 pixels an edge; empty where the store does not have it."""
-    return _thumbnail(store.path(ref)) if store.find(ref.digest) == ref else ""
+    with contextlib.suppress(StorageError):  # its file was deleted or damaged
+        return _thumbnail(store, ref) if store.find(ref.digest) == ref else ""
+    return ""
 
 
 @lru_cache(maxsize=256)  # of 10 kB each
-def _thumbnail(path: Path) -> str:
-    from PIL import Image  # loaded where there are images
-
-    target = io.BytesIO()
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            small = image.convert("RGB")
-    except OSError:  # its file was deleted or damaged
-        return ""
-    small.thumbnail((160, 160))
-    small.save(target, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(target.getvalue()).decode()}"
+def _thumbnail(store: MediaStore, ref: ImageRef) -> str:
+    return store.picture(ref, edge=160)
 
 
 def versions_of(turns: Sequence[Turn], number: int) -> tuple[tuple[Turn, ...], ...]:

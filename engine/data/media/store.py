@@ -28,7 +28,6 @@ MAX_IMAGE_BYTES = 64 << 20  # as the data has it
 _DECODER = "loratory.engine.data.media.decode"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 STORED_NAME = re.compile(r"([0-9a-f]{64})-(\d+)x(\d+)(?:-([a-z]+))?\.(?:jpg|png)")
-_PICTURE_EDGE = 640  # pixels of what a page shows
 _MOST_PROBLEMS = 10_000
 
 
@@ -116,10 +115,10 @@ class MediaStore:
         ):
             return image.convert("RGB")
 
-    def picture(self, ref: ImageRef) -> str:
-        """Return an image as a data: URL that is small enough for a page; raises as `open`."""
+    def picture(self, ref: ImageRef, edge: int = 640) -> str:
+        """Return an image as a data: URL, of at most so many pixels at an edge; raises as `open`."""
         image = self.open(ref)
-        image.thumbnail((_PICTURE_EDGE, _PICTURE_EDGE))
+        image.thumbnail((edge, edge))
         file = io.BytesIO()
         image.save(file, "WEBP", quality=80)
         return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
