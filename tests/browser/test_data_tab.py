@@ -182,8 +182,8 @@ def test_pictures_of_rows_are_shown_with_their_sizes(browser, server, files, wid
     image = page.locator("#row-shown figure.picture img")
     expect(image).to_have_attribute("alt", "Image 1 of the row")
     expect(image).to_have_js_property("naturalWidth", 640)
-    expect(page.locator("#row-image .turn .chip")).to_have_text("▣ image 1")
-    expect(page.locator("#row-image figcaption")).to_have_text("Image 1 · 900 × 450 pixels.")
+    expect(page.locator("#row-shown .turn .chip")).to_have_text("▣ image 1")
+    expect(page.locator("#row-shown figcaption")).to_have_text("Image 1 · 900 × 450 pixels.")
     expect(page.locator("#problems .kinds").first).to_contain_text("1 row skipped")
     fits_its_window(page)
     assert barriers(page) == []
