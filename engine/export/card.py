@@ -23,8 +23,7 @@ from loratory.engine.evaluation.samples import TestResult
 from loratory.engine.export.kinds import ADAPTER, KINDS
 from loratory.engine.export.vllm import read_vllm_adapter
 from loratory.engine.models.catalog import find_in_catalog
-from loratory.engine.models.families.registry import family_of
-from loratory.engine.models.folder import license_in, read_config
+from loratory.engine.models.folder import family_in, license_in
 from loratory.engine.models.source import ModelSource
 from loratory.engine.runs.history.run_history import RunHistory, read_history
 from loratory.engine.runs.provenance import ADAPTER_CONFIG, Provenance, read_provenance, run_title, start_of
@@ -105,7 +104,7 @@ def write_card(
     entry = find_in_catalog(base)
     license_ = entry.license if entry is not None else license_in(Path(source.location))
     facts = _training_facts(RunFolder(run), checkpoint) if run is not None else None
-    sees = _takes_images(Path(source.location))
+    sees = family_in(Path(source.location), source.name) is not None
     code = KINDS[kind].code_for(takes_images=sees).format(folder=folder, base=base)
     link = f"[{base}](https://huggingface.co/{base})" if source.hub_id is not None else f"`{base}`"
     terms = f"is licensed under `{license_}`" if license_ else "has a licence of its own"
@@ -125,13 +124,6 @@ def write_card(
         f"## Licence\n\nThe base model {link} {terms}; its terms apply to models made from it.\n",
     ]
     return "\n".join(parts)
-
-
-def _takes_images(base: Path) -> bool:
-    """Return whether a base is a vision-language model; False where its files are missing."""
-    with contextlib.suppress(ModelError):
-        return family_of(read_config(base / "config.json", base.name)) is not None
-    return False
 
 
 def _vllm(adapter: Path, kind: ExportKind, folder: str, source: ModelSource) -> Iterator[str]:

@@ -14,6 +14,8 @@ import yaml
 
 from loratory.engine.errors import ModelError, ModelLimitError, explain_os_errors, shorten
 from loratory.engine.models.catalog import is_known_model_type
+from loratory.engine.models.families.base import ImageFamily
+from loratory.engine.models.families.registry import family_of
 
 MAX_CONFIG_BYTES = 5_000_000
 MAX_TEMPLATE_BYTES = 1_000_000  # the longest in use have some 30 kB
@@ -115,6 +117,16 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
         what = f"The {path.name} of {name} cannot be read ({reason})."
         raise ModelError(what, "Download or copy that file again.") from error
     return value
+
+
+def family_in(folder: Path | None, name: str) -> ImageFamily | None:
+    """Return the family of the model in a folder, as `family_of`; None where it has no config.json.
+
+    Raises:
+        ModelError: As `read_config`.
+    """
+    config = folder / "config.json" if folder is not None else None
+    return family_of(read_config(config, name)) if config is not None and config.is_file() else None
 
 
 def tokenizer_files_fingerprint(folder: Path) -> str:

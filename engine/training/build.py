@@ -13,8 +13,7 @@ from loratory.engine.config.run import RunConfig
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.errors import ConfigError, ModelError, Problem
 from loratory.engine.models.batching import FLASH_ATTENTION, can_run_flash_attention
-from loratory.engine.models.families.registry import family_of
-from loratory.engine.models.folder import read_config
+from loratory.engine.models.folder import family_in
 from loratory.engine.models.source import ModelSource
 from loratory.engine.training.distribution import attach_device_hooks, plan_layer_split
 from loratory.engine.training.failure import is_out_of_memory
@@ -44,14 +43,9 @@ def load_model(source: ModelSource, config: RunConfig, precision: TrainingDtypes
     attention = choose_attention(config, placement)
     if attention is not None:
         arguments["attn_implementation"] = attention
-    settings = Path(source.location) / "config.json"
-    values = read_config(settings, source.name) if settings.is_file() else {}
-    family = family_of(values)
-    quantization = quantization_of(config.model, precision.compute, sharded=placement.sharded)
+    family = family_in(Path(source.location), source.name)
+    quantization = quantization_of(config.model, precision.compute, family, sharded=placement.sharded)
     if quantization is not None:
-        if family is not None:
-            seeing = ImageParts(family, config.vision).outside_language_model
-            quantization.llm_int8_skip_modules = ["lm_head", *seeing]  # for 4 bits as well
         arguments["quantization_config"] = quantization
     if placement.layer_devices:
         arguments["device_map"] = plan_layer_split(source, config, placement.layer_devices)
@@ -60,7 +54,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: TrainingDtypes
     elif quantization is not None or placement.torch_device.type != "cpu":
         arguments["device_map"] = {"": placement.torch_device}
     try:
-        model = model_class_of(values).from_pretrained(source.location, **arguments)
+        model = model_class_of(family).from_pretrained(source.location, **arguments)
     except Exception as error:  # broken or foreign files surface as nearly any exception
         if is_out_of_memory(error):
             raise

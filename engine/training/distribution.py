@@ -33,6 +33,7 @@ from loratory.engine.inspector.worker.inventory import inventory_of
 from loratory.engine.memory.estimate import Estimator
 from loratory.engine.memory.layer_split import DevicePart
 from loratory.engine.memory.workload import workload_of_run
+from loratory.engine.models.families.registry import family_of
 from loratory.engine.models.folder import read_config
 from loratory.engine.models.source import ModelSource
 from loratory.engine.training.image_parts import language_model_of, model_class_of
@@ -144,7 +145,7 @@ def plan_layer_split(source: ModelSource, config: RunConfig, devices: Sequence[D
     parts = Estimator(shape, devices[0]).parts(workload_of_run(shape, config, devices[0]), len(devices))
     architecture = AutoConfig.from_pretrained(source.location, trust_remote_code=False, local_files_only=True)
     with torch.device("meta"):
-        empty = model_class_of(architecture.to_dict()).from_config(architecture, trust_remote_code=False)
+        empty = model_class_of(family_of(architecture.to_dict())).from_config(architecture, trust_remote_code=False)
     return device_map_of(empty, parts)
 
 

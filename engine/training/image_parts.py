@@ -2,7 +2,7 @@
 
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from loratory.engine.config.vision import PartTraining, VisionConfig
 from loratory.engine.models.families.base import ImageFamily, is_within
-from loratory.engine.models.families.registry import family_of
 
 _ATTRIBUTE = "_loratory_image_parts"  # of a model
 
@@ -77,9 +76,9 @@ class ImageParts:
         return expression if matches == list(names) else list(names)
 
 
-def model_class_of(config: Mapping[str, Any]) -> Any:
-    """Return the class that loads a model with its head, by its config.json."""
-    return AutoModelForCausalLM if family_of(config) is None else AutoModelForImageTextToText
+def model_class_of(family: ImageFamily | None) -> Any:
+    """Return the class that loads a model with its head, by its family; None is that of text models."""
+    return AutoModelForCausalLM if family is None else AutoModelForImageTextToText
 
 
 def image_parts_of(base: Any) -> ImageParts | None:

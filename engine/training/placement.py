@@ -20,6 +20,7 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import list_devices
 from loratory.engine.hardware.libraries import TorchBuild, installed_torch
 from loratory.engine.hardware.processor import list_apple_gpus, memory_now
+from loratory.engine.models.families.base import ImageFamily
 from loratory.engine.paths import LoratoryHome
 
 _Result = TypeVar("_Result")
@@ -316,22 +317,26 @@ def apple_notes(config: RunConfig, device: Device) -> tuple[str, ...]:
     )
 
 
-def quantization_of(model: ModelConfig, compute: torch.dtype, *, sharded: bool = False) -> BitsAndBytesConfig | None:
+def quantization_of(
+    model: ModelConfig, compute: torch.dtype, family: ImageFamily | None = None, *, sharded: bool = False
+) -> BitsAndBytesConfig | None:
     """Return what `from_pretrained` takes as `quantization_config`; None for weights that are not quantized.
 
     4-bit weights are unpacked into the dtype `compute` of matrix products. To be sharded, they are packed into numbers of
-    that dtype, for FSDP2 divides floating-point numbers alone.
+    that dtype, for FSDP2 divides floating-point numbers alone. What sees images is not quantized.
     """
     if model.quantization == "none":
         return None
+    unquantized = None if family is None else ["lm_head", family.tower, *family.projectors]
     if model.quantization == "int8":
         # It logs that inputs are cast to float16, in each layer of each pass: 200 lines a step.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=unquantized)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=model.quantization,
         bnb_4bit_use_double_quant=model.double_quant,
         bnb_4bit_compute_dtype=compute,
         bnb_4bit_quant_storage=compute if sharded else None,
+        llm_int8_skip_modules=unquantized,  # for 4 bits as well
     )

@@ -70,5 +70,6 @@ def test_a_picture_is_picked_pasted_removed_and_sent(page: Page, services, width
     expect(page.locator("#transcript .question img")).to_have_count(1)
     expect(pictures).to_have_count(0)
     expect(page.locator("#transcript .answer").first).to_contain_text("stop token")
+    expect(add).to_be_visible()
     fits_its_window(page)
     assert barriers(page) == []

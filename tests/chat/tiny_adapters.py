@@ -20,10 +20,10 @@ def make_adapter(base: Path, folder: Path, config: object, *, seed: int = 1, sca
     from peft import get_peft_model
     from transformers import AutoTokenizer
 
-    from loratory.engine.models.folder import read_config
+    from loratory.engine.models.folder import family_in
     from loratory.engine.training.image_parts import model_class_of
 
-    model = model_class_of(read_config(base / "config.json", base.name)).from_pretrained(base)
+    model = model_class_of(family_in(base, base.name)).from_pretrained(base)
     torch.manual_seed(seed)
     peft = get_peft_model(model, config)
     for parameter in peft.parameters():

@@ -25,8 +25,7 @@ from loratory.engine.generation.worker.batch import PIECE_TOKENS
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import list_devices
 from loratory.engine.hardware.processor import memory_now
-from loratory.engine.models.families.registry import family_of
-from loratory.engine.models.folder import check_model_folder, read_config, read_safetensors_header, weight_files
+from loratory.engine.models.folder import check_model_folder, family_in, read_safetensors_header, weight_files
 from loratory.engine.training.answers import virtual_token_cache
 from loratory.engine.training.batching.batches import pad
 from loratory.engine.training.failure import is_out_of_memory
@@ -266,18 +265,15 @@ def load_model(spec: ModelSpec, config: ModelConfig) -> PreTrainedModel:
         require_usable([device for device in list_devices() if device.kind == "cuda"], names_gpus=True)
     _require_memory(spec, config)
     arguments: dict[str, object] = {}
-    quantization = quantization_of(config, spec.dtype)
-    settings = read_config(spec.folder / "config.json", spec.name)
-    family = family_of(settings)
+    family = family_in(spec.folder, spec.name)
+    quantization = quantization_of(config, spec.dtype, family)
     if quantization is not None:  # None would hide the one that the model brings
-        if family is not None:  # as in training
-            quantization.llm_int8_skip_modules = ["lm_head", family.tower, *family.projectors]
         arguments["quantization_config"] = quantization
     if config.attn_implementation != "auto":
         arguments["attn_implementation"] = config.attn_implementation
     try:
         with memory_errors(spec):
-            model: PreTrainedModel = model_class_of(settings).from_pretrained(
+            model: PreTrainedModel = model_class_of(family).from_pretrained(
                 spec.folder,
                 dtype=spec.dtype,
                 device_map={"": spec.device.torch_name},

@@ -1,6 +1,5 @@
 """Facts about the model for an exported script: its location, compute dtype and chat template."""
 
-import contextlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from loratory.engine.config.rules import choose_compute_dtype
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.render.template import DEFAULT_TEMPLATE
 from loratory.engine.data.step_plan import RowOrder
-from loratory.engine.errors import EngineError, ModelError
+from loratory.engine.errors import EngineError
 from loratory.engine.files import resolve_inside
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.devices import choose_device
@@ -19,8 +18,7 @@ from loratory.engine.memory.workload import has_flash_attention
 from loratory.engine.models import batching as batch_rules
 from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.families.base import ImageFamily
-from loratory.engine.models.families.registry import family_of
-from loratory.engine.models.folder import ModelPart, read_config
+from loratory.engine.models.folder import ModelPart, family_in
 from loratory.engine.models.hub import find_snapshot
 from loratory.engine.models.inventory_cache import known_inventory
 from loratory.engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
@@ -90,17 +88,11 @@ def read_model_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | Non
         on_cpu=on_cpu,
         revision=revision,
         template=_written_template(folder, run),
-        family=_family_in(folder),
+        family=family_in(folder, config.model.shown_name),
         warm_start=_warm_start(config, run),
         batching=_batching(config, home, parameters, device),
         pinned_order=plan.order if plan is not None else None,
     )
-
-
-def _family_in(folder: Path | None) -> ImageFamily | None:
-    with contextlib.suppress(ModelError):
-        return family_of(read_config(folder / "config.json", folder.name)) if folder is not None else None
-    return None
 
 
 def _local_folder(hub_id: str, revision: str | None, home: LoratoryHome) -> Path | None:

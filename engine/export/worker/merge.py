@@ -27,7 +27,7 @@ from loratory.engine.config.methods.registry import tensor_marks
 from loratory.engine.errors import ModelError
 from loratory.engine.export.folder import rewrite_json
 from loratory.engine.models.families.registry import family_of
-from loratory.engine.models.folder import WEIGHTS_INDEX, read_config, read_safetensors_header, weight_files
+from loratory.engine.models.folder import WEIGHTS_INDEX, family_in, read_safetensors_header, weight_files
 from loratory.engine.runs.provenance import ADAPTER_WEIGHTS
 from loratory.engine.training.image_parts import model_class_of
 
@@ -226,7 +226,7 @@ def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | No
 
 def _file_names(base: BaseFiles) -> dict[str, str]:
     """Return the names in the files of a vision-language model that transformers renames, by its own names."""
-    if family_of(read_config(base.folder / "config.json", base.folder.name)) is None:
+    if family_in(base.folder, base.folder.name) is None:
         return {}
     transforms = get_model_conversion_mapping(_without_weights(base.folder))
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
@@ -289,7 +289,7 @@ def tied_weights(folder: Path) -> dict[str, str]:
 def _without_weights(folder: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     with torch.device("meta"):
-        return model_class_of(config.to_dict()).from_config(config, trust_remote_code=False)
+        return model_class_of(family_of(config.to_dict())).from_config(config, trust_remote_code=False)
 
 
 def untie_changed(merge: Merge) -> bool:

@@ -32,8 +32,7 @@ from loratory.engine.export.worker.merge import (
     write_untied_config,
 )
 from loratory.engine.models.families.base import ImageFamily
-from loratory.engine.models.families.registry import family_of
-from loratory.engine.models.folder import read_config
+from loratory.engine.models.folder import family_in, read_config
 from loratory.engine.models.source import ModelSource
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.messages import CancelledRequestError, Request
@@ -60,7 +59,7 @@ class ExportTask:
     @property
     def family(self) -> ImageFamily | None:
         """The family of a base that takes images; None of a text model."""
-        return family_of(read_config(Path(self.source.location) / "config.json", self.source.name))
+        return family_in(Path(self.source.location), self.source.name)
 
     def base_in(self, dtype: torch.dtype) -> ModelSpec:
         """Return the base in this dtype, with the device of the order."""

@@ -11,7 +11,6 @@ from loratory.engine.errors import ModelError, ModelLimitError
 from loratory.engine.models import folder as model_files
 from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.families.base import PixelBudget
-from loratory.engine.models.families.registry import family_of
 from loratory.engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
 from loratory.engine.models.shape import ModelDetails
 from loratory.engine.models.source import ModelSource, resolve_model
@@ -57,9 +56,7 @@ def load_tokenizer(
 def _load_images(folder: Path, tokenizer: Any, budget: PixelBudget | None) -> Any:
     """Load the image processor of a model; None where it takes no images, or its files for them are missing."""
     has_files = any((folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json"))
-    if not has_files or not (folder / "config.json").exists():
-        return None
-    if family_of(model_files.read_config(folder / "config.json", tokenizer.name_or_path)) is None:
+    if not has_files or model_files.family_in(folder, tokenizer.name_or_path) is None:
         return None
     from loratory.engine.models.families.worker.processor import ImageProcessor
 
