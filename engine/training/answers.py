@@ -41,12 +41,6 @@ def decode(ids: Sequence[int], tokenizer: ChatTokenizer) -> str:
     return tokenizer.decode([token for token in ids if token not in controls]).strip()
 
 
-def without_image_tokens(ids: Sequence[int], tokenizer: ChatTokenizer) -> list[int]:
-    """Return the tokens without those that stand for what an image shows."""
-    image_text = image_text_of(tokenizer)
-    return [token for token in ids if image_text is None or token != image_text.image_token_id]
-
-
 class Prompt(NamedTuple):
     """A prompt of a row, from 0, or one that a person typed; its tokens, and those of the answer in the data."""
 
@@ -55,6 +49,14 @@ class Prompt(NamedTuple):
     reference: tuple[int, ...] = ()
     typed: str = ""
     images: tuple[ImageRef, ...] = ()
+
+    def text(self, tokenizer: ChatTokenizer) -> str:
+        """Return it decoded, with a number in place of the tokens of each image."""
+        text, image_text = tokenizer.decode(self.ids), image_text_of(tokenizer)
+        expansions = image_text.expansions(self.images) if image_text is not None and self.images else ()
+        for number, expansion in enumerate(expansions, 1):
+            text = text.replace(expansion, f"[image {number}] ", 1)
+        return text
 
 
 def prompts_of(rows: Iterable[TokenizedRow]) -> list[Prompt]:
@@ -111,15 +113,12 @@ class PromptAnswers:
             data = AnswersData(
                 step=step,
                 names=tuple(prompt.typed or f"Row {prompt.row + 1:,}" for prompt in prompts),
-                prompts=tuple(self._text(prompt)[-_LONGEST_TEXT:] for prompt in prompts),
+                prompts=tuple(prompt.text(self.tokenizer)[-_LONGEST_TEXT:] for prompt in prompts),
                 references=tuple(decode(prompt.reference, self.tokenizer)[:_LONGEST_TEXT] for prompt in prompts),
                 answers=tuple(decode(tokens, self.tokenizer)[:_LONGEST_TEXT] for tokens in answers),
                 seconds=time.perf_counter() - began,
             )
             self.events.emit(data)
-
-    def _text(self, prompt: Prompt) -> str:
-        return str(self.tokenizer.decode(without_image_tokens(prompt.ids, self.tokenizer)))
 
     def _generate(self, model: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
         causal_lm, cache = causal_lm_of(model), virtual_token_cache(model, len(prompts))

@@ -48,6 +48,12 @@ def loaded(home, root, model_type):
 @pytest.mark.parametrize("copies", [1, 2])
 def test_answers_side_by_side_are_those_of_generate(model_type, copies, home, tmp_path_factory, monkeypatch):
     family, active, prompts = loaded(home, tmp_path_factory.getbasetemp() / "vision", model_type)
+    for prompt in prompts:
+        text = prompt.text(active.tokenizer)
+        assert [f"[image {number}]" in text for number in (1, 2, 3)] == [
+            number <= len(prompt.images) for number in (1, 2, 3)
+        ]
+        assert len(text) < 400
     questions = conversations(family)
     monkeypatch.setattr(BranchWriter, "_write_alone", None)  # all are written side by side
 

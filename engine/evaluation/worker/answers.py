@@ -24,7 +24,7 @@ from loratory.engine.evaluation.worker.scores import score_answer
 from loratory.engine.generation.worker.batch import AnswerBatch
 from loratory.engine.generation.worker.sampling import LIKELIEST, Sampling
 from loratory.engine.processes.messages import CancelledRequestError, Request
-from loratory.engine.training.answers import Prompt, decode, prompts_of, without_image_tokens
+from loratory.engine.training.answers import Prompt, decode, prompts_of
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def answer_rows(evaluation: Evaluation, rows: Sequence[TokenizedRow]) -> list[An
     return [
         AnsweredRow(
             row=question.row,
-            prompt=tokenizer.decode(without_image_tokens(question.ids, tokenizer)),
+            prompt=question.text(tokenizer),
             reference=decode(question.reference, tokenizer),
             answers=own,
             images=tuple(image.digest for image in question.images),
