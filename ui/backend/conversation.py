@@ -113,6 +113,12 @@ def question_message(question: str, images: Sequence[ImageRef]) -> Message:
     return Message("user", question, images=tuple(images))
 
 
+def with_images(row: "RowPrompt | None", images: Sequence[ImageRef]) -> "RowPrompt | None":
+    """Return a row prompt with these images; one without a text where images alone were added."""
+    row = row or (RowPrompt(-1, "", "") if images else None)
+    return row._replace(images=tuple(images)) if row is not None else None
+
+
 def thumbnail(store: MediaStore, ref: ImageRef) -> str:
     """Return a stored image as a data: URL of at most 160 pixels an edge; empty where the store does not have it."""
     with contextlib.suppress(StorageError):  # its file was deleted or damaged

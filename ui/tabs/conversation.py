@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,7 @@ from gradio.events import Dependency
 from loratory.engine.chat.contract import Branch, ChatRequest
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.data.conversation import ImageRef, Message
-from loratory.engine.data.media.row_images import MAX_IMAGES
-from loratory.engine.data.media.store import MAX_IMAGE_BYTES, MediaStore
-from loratory.engine.data.records import RowProblemError
-from loratory.engine.errors import EngineError, ModelError, RunError
+from loratory.engine.errors import EngineError, RunError
 from loratory.engine.evaluation.votes import Votes
 from loratory.engine.runs.provenance import library_versions
 from loratory.ui import components as ui
@@ -29,6 +25,7 @@ from loratory.ui.backend.turn_votes import ballot, choose
 from loratory.ui.gradio_internals import Radio
 from loratory.ui.page import Page
 from loratory.ui.tabs.chat_choice import ChatChoice
+from loratory.ui.tabs.question_images import QuestionImages
 from loratory.ui.tabs.question_settings import (
     OF_TUNED,
     SIDE_BY_SIDE,
@@ -54,8 +51,7 @@ class TalkPart:
         self._prompts = prompts
         self._stream = talk.AnswerStream(page.services.chat)
         self._votes = Votes(page.services.home)
-        self._media = MediaStore(page.services.home.media)
-        self._picture = partial(talk.thumbnail, self._media)
+        self._images = QuestionImages(page.services)
         self._pages_with_set: set[str] = set()  # that stream a prompt set, until its end or a stop
         with gr.Column(visible=False, elem_id="talk") as self.panel:
             self.sampling = SamplingPart()
@@ -161,7 +157,7 @@ class TalkPart:
             with self._stream.chunks(requests, page_id, request.headers) as chunks:
                 yield {
                     **dict.fromkeys((self.question, self.trouble, self.links), ""),
-                    self.suggestions: self._attached_html(()),
+                    self.suggestions: self._images.render(()),
                     self.clear: ui.HIDDEN,
                     self.transcript: self.render(turns, writing=True),
                     self.turns: turns,
@@ -231,7 +227,13 @@ class TalkPart:
         ballots = {number: ballot(self._votes, turns, number) for number in range(len(turns) if can_vote else 0)}
         names = self._choice.names(state.target)
         return view.render_transcript(
-            turns, names, context, can_edit=not writing, ballots=ballots, below=below or {}, picture=self._picture
+            turns,
+            names,
+            context,
+            can_edit=not writing,
+            ballots=ballots,
+            below=below or {},
+            picture=self._images.picture,
         )
 
     def _branches(self, choice: str) -> tuple[Branch, ...]:
@@ -269,24 +271,11 @@ class TalkPart:
             return
         turn, versions = turns[number], talk.versions_of(whole, number)
         if kind == "retry":
-            again = (
-                talk.without_marks(turn.question),
-                turns[:number],
-                whole,
-                _row_of(turn),
-                branches,
-                system,
-                request,
-                *sampling,
-            )
-            yield from self.stream_answers(*again)
+            inputs = (turns[:number], whole, _row_of(turn), branches, system, request, *sampling)
+            yield from self.stream_answers(talk.without_marks(turn.question), *inputs)
         elif kind == "edit":
-            rewound = self._rewind(turns[:number], whole)
-            yield {
-                **rewound,
-                self.question: talk.without_marks(turn.question),
-                **self._attach(turn.images, _row_of(turn)),
-            }
+            question = {self.question: talk.without_marks(turn.question), **self._attach(turn.images, _row_of(turn))}
+            yield {**self._rewind(turns[:number], whole), **question}
         elif kind == "branch":
             yield self._rewind(turns[: number + 1], whole)
         elif kind == "version" and value in map(str, range(len(versions))):
@@ -319,48 +308,12 @@ class TalkPart:
 
     def _attach(self, images: Sequence[ImageRef], row: talk.RowPrompt | None = None) -> ui.Updates:
         """Return the updates that make images those of the next question, which a row may have."""
-        row = row or (talk.RowPrompt(-1, "", "") if images else None)
-        row = row._replace(images=tuple(images)) if row is not None else None
-        html = self._attached_html(images)
-        return {self.row: row, **({self.suggestions: html} if html else {})}
-
-    def _attached_html(self, images: Sequence[ImageRef]) -> str:
-        """Return the images of the next question with their buttons; empty for a model that takes none."""
-        return view.render_attached(images, self._picture) if images or self._can_add_images() else ""
-
-    def _can_add_images(self) -> bool:
-        model = self.page.services.chat.state.model
-        return model is not None and model.takes_images and not self.page.services.home.is_guest
+        html = self._images.render(images)
+        return {self.row: talk.with_images(row, images), **({self.suggestions: html} if html else {})}
 
     def render_suggestions(self, prompts: Sequence[talk.RowPrompt], row: talk.RowPrompt | None) -> str:
-        return self._attached_html(row.images if row is not None else ()) + view.render_suggestions(
-            prompts, self._picture
-        )
-
-    def add_images(self, paths: Sequence[str], row: talk.RowPrompt | None) -> ui.Updates:
-        """Add uploaded images to the next question.
-
-        Raises:
-            EngineError: If one cannot be read, there are too many, or the model takes none.
-        """
-        model, transfers = self.page.services.chat.state.model, self.page.services.transfers
-        if model is None or not self._can_add_images():
-            what = f"{model.name} takes text only." if model is not None else "No model is loaded."
-            raise ModelError(what, "Load a vision-language model as a member of the lab, then add the image.")
-        images = row.images if row is not None else ()
-        if len(images) + len(paths) > MAX_IMAGES:
-            raise ModelError(f"A question has at most {MAX_IMAGES:,} images.", "Remove some.")
-        for path in map(Path, paths):
-            with transfers.require_uploaded(path).open("rb") as file:
-                data = file.read(MAX_IMAGE_BYTES + 1)
-            transfers.require_quota(len(data))
-            try:
-                images = (*images, self._media.add(data))
-            except RowProblemError as error:
-                raise ModelError(
-                    f"{path.name[:80]} cannot be read: {error.problem}.", "Choose another image."
-                ) from error
-        return self._attach(images, row)
+        attached = self._images.render(row.images if row is not None else ())
+        return attached + view.render_suggestions(prompts, self._images.picture)
 
     def suggest(self, row: talk.RowPrompt | None = None, draw: random.Random | None = None) -> ui.Updates:
         config = self._choice.config_of(self.page.services.chat.state.target)
@@ -434,7 +387,7 @@ class TalkPart:
         paths = [paths] if isinstance(paths, str) else paths
         path = Path(paths[0])
         if path.suffix.lower() != ".json":
-            return self.add_images(paths, row)
+            return self._attach(self._images.add(row.images if row is not None else (), paths), row)
         with self.page.services.transfers.require_uploaded(path).open("rb") as file:
             return self._show_conversation(talk.read_conversation(file.read(talk.LARGEST_FILE_BYTES + 1)))
 
