@@ -127,7 +127,7 @@ def compare_versions(before: SetRows, after: SetRows) -> Iterator[dict[str, Any]
 def export_version(rows: SetRows, target: Path, home: LoratoryHome) -> None:
     """Write a version as a new file of JSON Lines, which trains as the version does; what cannot be read is left out.
 
-    Images that are no part of its texts are written as files into a folder next to it, which the rows then name.
+    Images are written as files into a folder next to it, which the rows then name; `data:` URLs stay.
     """
     if target.exists():
         raise DatasetError(f"{target.name} exists already.", "Name another file.")
@@ -157,7 +157,7 @@ class _ImageFiles:
         return {name: self._with_file_names(value, is_image=name == self._column) for name, value in row.items()}
 
     def write_digests(self) -> None:
-        """Note which images these are, so that the file trains as the version does where they are stored."""
+        """Write the digests of the images' sources: where they are stored, the file trains as the version does."""
         if self._digests:
             path = self._folder.with_name(DIGESTS)
             known = json.loads(path.read_bytes()) if path.is_file() else {}  # of another export
