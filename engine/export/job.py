@@ -20,6 +20,8 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.device_job import DeviceJob
 from loratory.engine.hardware.devices import choose_device
 from loratory.engine.hardware.processor import describe_processor
+from loratory.engine.models.folder import ModelPart, family_in
+from loratory.engine.models.source import find_model
 from loratory.engine.paths import AllowedPaths, LoratoryHome, typed_path
 from loratory.engine.places import machine_of
 from loratory.engine.runs.provenance import run_title
@@ -76,7 +78,8 @@ class ExportJob(_FolderJob):
         folder = self._folder()
         plan = plan_load(target, self.home)
         trained = require_trained(plan)
-        KINDS[settings.kind].require(trained.traits, self.request.llama_cpp)
+        family = family_in(find_model(plan.model, self.home, ModelPart.CONFIG), plan.model.shown_name)
+        KINDS[settings.kind].require(trained.traits, family, self.request.llama_cpp)
         if KINDS[settings.kind].takes_converter:
             require_quantizer(settings.gguf_type)
         assert target.tuned is not None  # `require_trained` refuses a base alone

@@ -11,6 +11,7 @@ from pathlib import Path
 from loratory.engine.config.methods.base import PeftMethod
 from loratory.engine.errors import ModelError
 from loratory.engine.export.gguf.llama_cpp import find_converter
+from loratory.engine.models.families.base import ImageFamily
 
 
 def _must_be_mergeable(method: PeftMethod) -> str:
@@ -50,14 +51,20 @@ class Kind:
         """Return why this kind does not support a method; empty if it does."""
         return self.refusal(method) if method is not None else ""
 
-    def require(self, method: PeftMethod | None, llama_cpp: Path | None) -> None:
-        """Check a request before anything is written; `method` is None if it is unknown.
+    def require(self, method: PeftMethod | None, family: ImageFamily | None, llama_cpp: Path | None) -> None:
+        """Check a request before anything is written; `method` is None if it is unknown, `family` of a text model.
 
         Raises:
-            ModelError: If this kind does not support the method, or a program is missing.
+            ModelError: If this kind does not support the method or the family, or a program is missing.
         """
         if reason := self.why_not(method):
             raise ModelError(reason, self.instead)
+        if self.takes_converter and family is not None:
+            what = (
+                f"GGUF files of {family.label} are not written: they need a second one for what sees images (mmproj)."
+            )
+            fix = "Export it as merged; where llama.cpp's convert_hf_to_gguf.py has the family, run it with and without --mmproj."
+            raise ModelError(what, fix)
         if self.takes_converter:
             find_converter(llama_cpp)
 

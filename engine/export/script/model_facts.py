@@ -19,10 +19,9 @@ from loratory.engine.models import batching as batch_rules
 from loratory.engine.models.catalog import find_in_catalog
 from loratory.engine.models.families.base import ImageFamily
 from loratory.engine.models.folder import ModelPart, family_in
-from loratory.engine.models.hub import find_snapshot
 from loratory.engine.models.inventory_cache import known_inventory
-from loratory.engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
-from loratory.engine.models.source import DEMO_HUB_ID, resolve_model
+from loratory.engine.models.prepared import DEMO_MODEL_ID, DEMO_VISION_ID
+from loratory.engine.models.source import find_model, resolve_model
 from loratory.engine.paths import LoratoryHome, typed_path
 from loratory.engine.runs.checkpoints import list_checkpoints
 from loratory.engine.runs.history.events import ParametersData
@@ -72,14 +71,12 @@ def read_model_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | Non
     if entry is None and (typed_path(text).exists() or text.lower().endswith(".gguf")):
         folder = Path(resolve_model(config.model, home, part=ModelPart.CONFIG).location)
         location, revision = str(folder), None
-    elif entry is not None and entry.id == DEMO_MODEL_ID:
-        is_prepared = revision is None and is_demo_prepared(home)
-        folder = demo_folder(home) if is_prepared else _local_folder(DEMO_HUB_ID, revision, home)
-        # Without access to the Hub it was unpacked from 4 bits, so it differs slightly from the Hub's.
-        location = str(folder) if folder is not None else entry.hub_id
     else:
-        location = entry.hub_id if entry is not None else text
-        folder = _local_folder(location, revision, home)
+        folder = find_model(config.model, home, ModelPart.TOKENIZER)
+        is_demo = text == DEMO_VISION_ID or (entry is not None and entry.id == DEMO_MODEL_ID)
+        # Without access to the Hub a demo was unpacked from 4 bits, so it differs slightly from the Hub's.
+        hub_id = entry.hub_id if entry is not None else text
+        location = str(folder) if is_demo and folder is not None else hub_id
     newest = next(reversed(list_checkpoints(run.checkpoints)), None) if run is not None else None
     plan = newest.manifest.row_plan if newest is not None else None  # it may have started on another kind of device
     return ModelFacts(
@@ -93,11 +90,6 @@ def read_model_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | Non
         batching=_batching(config, home, parameters, device),
         pinned_order=plan.order if plan is not None else None,
     )
-
-
-def _local_folder(hub_id: str, revision: str | None, home: LoratoryHome) -> Path | None:
-    """Return the model's local folder if its tokenizer is there; nothing is downloaded."""
-    return find_snapshot(hub_id, revision, ModelPart.TOKENIZER, home)
 
 
 def _batching(

@@ -24,7 +24,7 @@ from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.conversation import Conversation, Message
 from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.source import SourceOptions
-from loratory.engine.errors import EngineError, ModelError
+from loratory.engine.errors import EngineError
 from loratory.engine.export.gguf.go_template import NotTranslatableError, translate
 from loratory.engine.export.gguf.llama_cpp import (
     Converter,
@@ -35,6 +35,7 @@ from loratory.engine.export.gguf.llama_cpp import (
     require_known_architecture,
 )
 from loratory.engine.export.gguf.precisions import PRECISIONS
+from loratory.engine.export.kinds import KINDS
 from loratory.engine.export.worker.merge import BaseFiles
 from loratory.engine.export.worker.verify import ANSWER_TOKENS, ModelDifference, PerplexityRows, Reference
 from loratory.engine.export.worker.write import ExportTask, write_merged
@@ -63,10 +64,7 @@ def write_gguf(export: ExportTask) -> WrittenGguf:
         ModelError: If it cannot be merged, or the converter is missing or does not support the model.
     """
     order = export.order
-    if export.family is not None:
-        what = f"GGUF files of {export.family.label} are not written: they need a second one for what sees images (mmproj)."
-        fix = "Export it as merged; where llama.cpp's convert_hf_to_gguf.py has the family, run it with and without --mmproj."
-        raise ModelError(what, fix)
+    KINDS[order.settings.kind].require(None, export.family, order.llama_cpp)  # the base is here by now
     converter = find_converter(order.llama_cpp)
     base = export.trained.folder if export.trained.is_whole_model else Path(export.source.location)
     require_known_architecture(converter, base, export.source.name)
