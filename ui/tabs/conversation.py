@@ -312,8 +312,8 @@ class TalkPart:
         return {self.row: talk.with_images(row, images), **({self.suggestions: html} if html else {})}
 
     def render_suggestions(self, prompts: Sequence[talk.RowPrompt], row: talk.RowPrompt | None) -> str:
-        attached = self._images.render(row.images if row is not None else ())
-        return attached + view.render_suggestions(prompts, self._images.picture)
+        own = self._images.render(row.images if row is not None else ())
+        return own + view.render_suggestions(prompts, self._images.picture)
 
     def suggest(self, row: talk.RowPrompt | None = None, draw: random.Random | None = None) -> ui.Updates:
         config = self._choice.config_of(self.page.services.chat.state.target)
