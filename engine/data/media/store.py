@@ -149,11 +149,15 @@ class MediaStore:
         target = self._folder / digest[:2] / digest
         request = {"source": str(source), "target": str(target), "keeps_metadata": self._keeps_metadata}
         try:
-            answer = self._decoder.call("store", request)
-        except ProcessEndedError as end:
-            is_overrun = end.exit_code in OVERRUN_EXIT_CODES
-            why = "decoding it takes too much time or memory" if is_overrun else "it makes the decoder crash"
-            answer = {"problem": why}
+            for _ in range(2):  # a crash twice in a row: once, the decoder may have been ended from outside
+                try:
+                    answer = self._decoder.call("store", request)
+                    break
+                except ProcessEndedError as end:
+                    if end.exit_code in OVERRUN_EXIT_CODES:
+                        answer = {"problem": "decoding it takes too much time or memory"}
+                        break
+                    answer = {"problem": "it makes the decoder crash"}
         finally:
             source.unlink(missing_ok=True)
         if "problem" in answer:

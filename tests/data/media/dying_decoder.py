@@ -9,8 +9,13 @@ from loratory.engine.processes.messages import serve
 
 
 def store(params, _request):
-    number = signal.SIGSEGV if Path(params["source"]).read_bytes() == b"dies" else DEADLINE_SIGNAL
-    os.kill(os.getpid(), number)
+    data = Path(params["source"]).read_bytes()
+    ended_before = Path(params["source"]).with_name("ended-before")
+    if data == b"is ended" and ended_before.exists():
+        return {"problem": "it is no image"}
+    ended_before.touch()
+    os.kill(os.getpid(), {b"dies": signal.SIGSEGV, b"is ended": signal.SIGKILL}.get(data, DEADLINE_SIGNAL))
+    raise AssertionError("the signal was ignored")
 
 
 if __name__ == "__main__":
