@@ -45,7 +45,7 @@ def test_an_untouched_form_is_the_default_configuration():
     [
         {"adapter": {"r": 4, "modules_to_save": ["lm_head", "embed_tokens"], "target_modules": ["q_proj"]}},
         {"run": {"devices": [0, 1], "name": "night"}, "training": {"eval_steps": 5, "learning_rate": 3e-3}},
-        {"dataset": {"column_map": {"output": "answer"}, "max_samples": 10}, "run": {"devices": "cpu"}},
+        {"dataset": {"column_map": {"output": "answer"}, "images": ["fetch"]}, "run": {"devices": "cpu"}},
     ],
 )
 def test_a_configuration_survives_the_way_through_the_form(sections):

@@ -57,6 +57,7 @@ class DatasetFormat:
                     form.setting("dataset.split", elem_id="dataset-split")
                     form.setting("dataset.subset", elem_id="dataset-subset")
                     form.setting("dataset.revision")
+                form.setting("dataset.images", elem_id="dataset-images")
             self.mix = DatasetMix(page)
         self.box_format = gr.State(_UNSEEN)  # the format and the columns of the boxes
         # What `of_page` and `of_columns` change.
@@ -68,10 +69,8 @@ class DatasetFormat:
         column_map, format_ = form["dataset.column_map"], form["dataset.format"]
         # Roles of another format would be errors.
         events = [page.refresh_after(format_.input(_keep_mapping, [format_, column_map], column_map, **SLOW))]
-        names = [
-            f"dataset.{name}" for name in ("train_on", "eval_fraction", "max_samples", "split", "subset", "revision")
-        ]
-        for component in map(form.__getitem__, (*names, *_PIXELS)):
+        names = ("train_on", "eval_fraction", "max_samples", "split", "subset", "revision", "images")
+        for component in map(form.__getitem__, (*(f"dataset.{name}" for name in names), *_PIXELS)):
             # On Enter, not on each keystroke: opening a dataset is expensive.
             listener = component.submit if hasattr(component, "submit") else component.input
             events.append(listener(nothing, None, None, **SLOW))
