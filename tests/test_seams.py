@@ -505,7 +505,8 @@ class Shouting(Scorer):
     },
     proof="""
 from loratory.engine.scoring.base import ScoredAnswer
-from loratory.engine.scoring.registry import SCORERS, scorer_from
+from loratory.engine.scoring.registry import SCORERS
+from tests.any_scorer import scorer_from
 from loratory.engine.scoring.session import ScoringSession
 
 shouting = scorer_from({"scorer": "shouting", "marks": 1, "weight": 0.5})

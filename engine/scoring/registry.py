@@ -6,9 +6,9 @@ import pkgutil
 import typing
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from loratory.engine.scoring import scorers
 from loratory.engine.scoring.base import Scorer
@@ -25,10 +25,3 @@ if TYPE_CHECKING:
     AnyScorer = Scorer
 else:
     AnyScorer = Annotated[functools.reduce(operator.or_, SCORERS.values()), Field(discriminator="scorer")]
-
-_ADAPTER: TypeAdapter[Scorer] = TypeAdapter(AnyScorer)
-
-
-def scorer_from(settings: Mapping[str, Any]) -> Scorer:
-    """Return the scorer that `settings["scorer"]` names; a ValidationError where settings are wrong."""
-    return _ADAPTER.validate_python(settings)

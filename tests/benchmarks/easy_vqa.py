@@ -51,11 +51,11 @@ def captions(questions: Iterable[list[Any]]) -> Iterator[dict[str, Any]]:
     colors: dict[int, str] = {}
     shapes: dict[int, str] = {}
     for question, answer, image in questions:
-        words = set(re.findall(r"[a-z]+", question))
-        is_true = answer not in YES_NO or (answer == "yes") != bool(words & {"not", "no"})
+        terms = set(re.findall(r"[a-z]+", question))
+        is_true = answer not in YES_NO or (answer == "yes") != bool(terms & {"not", "no"})
         for facts, kind in ((colors, COLORS), (shapes, SHAPES)):
-            if is_true and (words | {answer}) & kind:
-                facts[image] = ((words | {answer}) & kind).pop()
+            if is_true and (terms | {answer}) & kind:
+                facts[image] = ((terms | {answer}) & kind).pop()
     for image in sorted(colors.keys() & shapes.keys(), key=lambda image: random.Random(image).random()):
         yield row("?", f"{colors[image]} {shapes[image]}", image)
 

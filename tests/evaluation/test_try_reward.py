@@ -17,7 +17,7 @@ from loratory.engine.evaluation.try_reward import (
     judge,
 )
 from loratory.engine.scoring.base import Verdict
-from loratory.engine.scoring.registry import scorer_from
+from tests.any_scorer import scorer_from
 from tests.invented_runs import a_config
 
 

@@ -17,8 +17,9 @@ from loratory.engine.export.script.write import write_short_script
 from loratory.engine.export.worker.script import write_exact_script
 from loratory.engine.models.source import ModelSource
 from loratory.engine.scoring.base import ScoredAnswer
-from loratory.engine.scoring.registry import SCORERS, scorer_from
+from loratory.engine.scoring.registry import SCORERS
 from loratory.engine.scoring.scorers.programs import FileScorer
+from tests.any_scorer import scorer_from
 from tests.e2e.test_scripts_for_real import run_alone
 from tests.export.test_script import assert_whole, make_config, write_lines
 from tests.scoring.more_examples import MORE_EXAMPLES

@@ -11,10 +11,10 @@ import pytest
 
 from loratory.engine.errors import WorkerError
 from loratory.engine.scoring.base import NoScoreError, ScoredAnswer
-from loratory.engine.scoring.registry import scorer_from
 from loratory.engine.scoring.sandbox import program as module
 from loratory.engine.scoring.sandbox.program import Program, isolation, require_isolation
 from loratory.engine.scoring.session import ScoringSession
+from tests.any_scorer import scorer_from
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from loratory.engine.scoring.base import SandboxedScorer, ScoredAnswer, Scorer, Verdict, checked
-from loratory.engine.scoring.registry import SCORERS, scorer_from
+from loratory.engine.scoring.registry import SCORERS
+from tests.any_scorer import scorer_from
 from tests.scoring.more_examples import MORE_EXAMPLES
 
 PURE = [name for name, kind in SCORERS.items() if not issubclass(kind, SandboxedScorer) and name != "judge"]

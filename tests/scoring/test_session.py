@@ -7,10 +7,11 @@ import pytest
 
 from loratory.engine.errors import ConfigError, ModelError
 from loratory.engine.scoring.base import SandboxedScorer, ScoredAnswer, Verdict
-from loratory.engine.scoring.registry import SCORERS, scorer_from
+from loratory.engine.scoring.registry import SCORERS
 from loratory.engine.scoring.scorers.judge import judging_cost, key_environment
 from loratory.engine.scoring.scorers.programs import FileScorer
 from loratory.engine.scoring.session import ScoringSession, total
+from tests.any_scorer import scorer_from
 from tests.local_endpoint import completion, serving
 from tests.scoring.more_examples import MORE_EXAMPLES
 

@@ -8,11 +8,12 @@ from loratory.engine.errors import ConfigError
 from loratory.engine.evaluation.samples import AnswerSample, PromptSamples
 from loratory.engine.evaluation.try_reward import TryRewardConfig
 from loratory.engine.scoring.base import Verdict
-from loratory.engine.scoring.registry import SCORERS, scorer_from
+from loratory.engine.scoring.registry import SCORERS
 from loratory.ui.tabs.rewards import picked_rewards
 from loratory.ui.tabs.train import TrainTab
 from loratory.ui.views.memory import render_side_panel
 from loratory.ui.views.rewards import render_actions, render_rewards, render_tried, render_try
+from tests.any_scorer import scorer_from
 from tests.data.checks import write_rows
 from tests.data.workshop.made_sets import apply, read
 from tests.fake_try import FakeTry
