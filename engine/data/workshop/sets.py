@@ -270,10 +270,15 @@ def move_to_name(home: LoratoryHome, folder: Path, name: str, now: str = "") -> 
 def rename_set(home: LoratoryHome, name: str, new_name: str) -> None:
     """Rename a set, which is found by its former names too; a name that is in use is a DatasetError."""
     folder = set_folder(home, name)
-    with FileLock(folder / _LOCK, makes_folder=False):
-        former = [old for old, now in former_names(home).items() if now == folder.name]
-        write_atomically(folder / _FORMER, "\n".join({*former, folder.name}))
-        move_to_name(home, folder, new_name, folder.name)
+    try:
+        with FileLock(folder / _LOCK, makes_folder=False):
+            former = [old for old, now in former_names(home).items() if now == folder.name]
+            write_atomically(folder / _FORMER, "\n".join({*former, folder.name}))
+            move_to_name(home, folder, new_name, folder.name)
+    except (OSError, StorageError):
+        if folder.exists():
+            raise
+        rename_set(home, name, new_name)  # it was renamed meanwhile
 
 
 def delete_set(folder: Path, sets: Path | None = None) -> None:
