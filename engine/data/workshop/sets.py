@@ -218,8 +218,11 @@ def former_names(home: LoratoryHome) -> dict[str, str]:
 
 def set_folder(home: LoratoryHome, name: str) -> Path:
     """Return the folder of the set that has this name or had it, also of a damaged one; none is a DatasetError."""
-    names = set_names(home)
-    if (now := name if name in names else former_names(home).get(name)) is None:
+    if name in set_names(home):
+        return home.datasets / name
+    with _moving(home):  # while a set moves, it may be found under neither name
+        now = name if name in set_names(home) else former_names(home).get(name)
+    if now is None:
         what = f"The set {shown_name(name, 40)!r} does not exist."
         raise DatasetError(what, "`loratory data list` shows the sets; `loratory data add` makes one.")
     return home.datasets / now
@@ -260,9 +263,14 @@ def require_new_name(home: LoratoryHome, name: str, now: str = "") -> None:
         raise DatasetError(what, "Choose another name, or delete that set.")
 
 
+def _moving(home: LoratoryHome) -> FileLock:
+    """Return the lock of a person's sets, which guards their names."""
+    return FileLock(home.server / f"sets-{home.owner}.lock")
+
+
 def move_to_name(home: LoratoryHome, folder: Path, name: str, now: str = "") -> None:
     """Move a folder to where the set of that name is, unless another process took the name meanwhile."""
-    with FileLock(home.server / f"sets-{home.owner}.lock"):
+    with _moving(home):
         require_new_name(home, name, now)
         folder.rename(home.datasets / name)
 
