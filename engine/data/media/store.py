@@ -19,7 +19,7 @@ from loratory.engine.errors import StorageError, explain_os_errors
 from loratory.engine.files import write_atomically
 from loratory.engine.processes.json_lines import JsonLinesProcess
 from loratory.engine.processes.limits import OVERRUN_EXIT_CODES
-from loratory.engine.processes.messages import ProcessEndedError
+from loratory.engine.processes.messages import JsonObject, ProcessEndedError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -149,15 +149,7 @@ class MediaStore:
         target = self._folder / digest[:2] / digest
         request = {"source": str(source), "target": str(target), "keeps_metadata": self._keeps_metadata}
         try:
-            for _ in range(2):  # a crash twice in a row: once, the decoder may have been ended from outside
-                try:
-                    answer = self._decoder.call("store", request)
-                    break
-                except ProcessEndedError as end:
-                    if end.exit_code in OVERRUN_EXIT_CODES:
-                        answer = {"problem": "decoding it takes too much time or memory"}
-                        break
-                    answer = {"problem": "it makes the decoder crash"}
+            answer = self._decode(request)
         finally:
             source.unlink(missing_ok=True)
         if "problem" in answer:
@@ -165,3 +157,12 @@ class MediaStore:
                 self._problems.clear()
             self._problems[digest] = answer["problem"]
         return str(answer.get("name", ""))
+
+    def _decode(self, request: JsonObject) -> JsonObject:
+        for _ in range(2):  # a decoder that ended once may have been ended from outside
+            try:
+                return self._decoder.call("store", request)
+            except ProcessEndedError as end:
+                if end.exit_code in OVERRUN_EXIT_CODES:
+                    return {"problem": "decoding it takes too much time or memory"}
+        return {"problem": "it makes the decoder crash"}

@@ -12,7 +12,7 @@ def store(params, _request):
     data = Path(params["source"]).read_bytes()
     ended_before = Path(params["source"]).with_name("ended-before")
     if data == b"is ended" and ended_before.exists():
-        return {"problem": "it is no image"}
+        return {"problem": "it is a text"}
     ended_before.touch()
     os.kill(os.getpid(), {b"dies": signal.SIGSEGV, b"is ended": signal.SIGKILL}.get(data, DEADLINE_SIGNAL))
     raise AssertionError("the signal was ignored")

@@ -247,7 +247,7 @@ def test_a_file_that_ends_its_decoder_is_refused_and_remembered(store, monkeypat
 def test_an_image_whose_decoder_is_ended_from_outside_is_decoded_again(store, monkeypatch):
     monkeypatch.setattr("loratory.engine.data.media.store._DECODER", "tests.data.media.dying_decoder")
 
-    assert refusal(MediaStore(store._folder), b"is ended") == "it is no image"
+    assert refusal(MediaStore(store._folder), b"is ended") == "it is a text"
 
 
 def test_an_image_that_is_not_stored_here_has_no_file(store):
