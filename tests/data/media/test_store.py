@@ -233,21 +233,23 @@ def test_the_largest_images_cost_their_process_and_no_more(store, name):
     assert store.add(picture("blue")).width == 40
 
 
-def test_a_file_that_ends_its_decoder_is_refused_and_remembered(store, monkeypatch):
+@pytest.fixture
+def dying_store(store, monkeypatch):
     monkeypatch.setattr("loratory.engine.data.media.store._DECODER", "tests.data.media.dying_decoder")
-    store = MediaStore(store._folder)
-
-    assert refusal(store, b"dies") == "it makes the decoder crash"
-    assert refusal(store, b"takes long") == "decoding it takes too much time or memory"
-    assert refusal(store, b"dies") == "it makes the decoder crash"
-    assert store._decoder.pid is None  # the second time, it was not asked
-    assert not list(store._folder.glob(".new-*"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[3]))  # where the decoder finds `tests`
+    return MediaStore(store._folder)
 
 
-def test_an_image_whose_decoder_is_ended_from_outside_is_decoded_again(store, monkeypatch):
-    monkeypatch.setattr("loratory.engine.data.media.store._DECODER", "tests.data.media.dying_decoder")
+def test_a_file_that_ends_its_decoder_is_refused_and_remembered(dying_store):
+    assert refusal(dying_store, b"dies") == "it makes the decoder crash"
+    assert refusal(dying_store, b"takes long") == "decoding it takes too much time or memory"
+    assert refusal(dying_store, b"dies") == "it makes the decoder crash"
+    assert dying_store._decoder.pid is None  # the second time, it was not asked
+    assert not list(dying_store._folder.glob(".new-*"))
 
-    assert refusal(MediaStore(store._folder), b"is ended") == "it is a text"
+
+def test_an_image_whose_decoder_is_ended_from_outside_is_decoded_again(dying_store):
+    assert refusal(dying_store, b"is ended") == "it is a text"
 
 
 def test_an_image_that_is_not_stored_here_has_no_file(store):
