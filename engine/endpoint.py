@@ -27,7 +27,7 @@ class Endpoint:
             fix = "Give the model, and the endpoint as http://localhost:8000/v1, without user name, key or query."
             raise ModelError("The address of the endpoint or the name of the model cannot be used.", fix)
         path = settings["endpoint"].removeprefix(match[1]).rstrip("/").removesuffix("/chat/completions") or "/v1"
-        self._address, self._timeout = f"{match[1]}{path}/chat/completions", timeout
+        self._address, self._timeout = f"{match[1]}{path}", timeout
         self._takes_schema, self._was_reached = True, False
         self._model, self._tokens, self._limit_name = settings["model"], settings["answer_tokens"], "max_tokens"
         self._key, self._resolve = key or "", resolve
@@ -39,7 +39,8 @@ class Endpoint:
         form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
         for wait in _WAITS_SECONDS:
             limit_name, more = self._limit_name, {"response_format": form} if self._takes_schema else {}
-            status, text = self._post({"model": self._model, limit_name: self._tokens, **more, "messages": messages})
+            payload = {"model": self._model, limit_name: self._tokens, **more, "messages": messages}
+            status, text = self.request("/chat/completions", payload)
             self._was_reached |= text != "ConnectError"
             if status in (400, 422) and "max_completion_tokens" in text and limit_name == "max_tokens":
                 self._limit_name = "max_completion_tokens"  # its name for newer models
@@ -55,16 +56,16 @@ class Endpoint:
             tokens = sum(max(0, int(usage.get(name) or 0)) for name in ("prompt_tokens", "completion_tokens"))
             return str(choice["message"]["content"] or ""), tokens, choice["finish_reason"] == "length"
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            page = shorten("".join(filter(str.isprintable, text[:600])), 300)
-            page = "a web page" if text.lstrip().startswith("<") else page
-            what = f"The endpoint answered {status}: {page}." if status else f"The endpoint did not answer: {text}."
-            raise ModelError(what, _KEY_FIX if status in (401, 403) else _ADDRESS_FIX) from None
+            raise refusal(status, text) from None
 
-    def _post(self, payload: dict[str, Any]) -> tuple[int, str]:
-        """Return status and content; 0 and the reason where nothing came, or not all of it."""
+    def request(self, path: str, payload: dict[str, Any] | None = None) -> tuple[int, str]:
+        """Post a payload to a path below the address, or get it; return status and content.
+
+        Where nothing came, or not all of it, they are 0 and the reason.
+        """
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         is_direct = re.match(r"http://(localhost|127\.|\[::1)", self._address) is not None  # no proxy leads there
-        url, extensions = httpx.URL(self._address), dict[str, Any]()
+        url, extensions = httpx.URL(self._address + path), dict[str, Any]()
         if self._resolve is not None:  # what was checked is what is connected to
             headers, extensions, is_direct = {**headers, "Host": url.netloc.decode()}, {"sni_hostname": url.host}, True
             url = url.copy_with(host=self._resolve(url.host, url.port or {"http": 80, "https": 443}[url.scheme]))
@@ -72,7 +73,9 @@ class Endpoint:
         try:
             with (
                 httpx.Client(trust_env=not is_direct, timeout=self._timeout) as client,
-                client.stream("POST", url, json=payload, headers=headers, extensions=extensions) as response,
+                client.stream(
+                    "POST" if payload else "GET", url, json=payload, headers=headers, extensions=extensions
+                ) as response,
             ):
                 for piece in response.iter_bytes():
                     body += piece
@@ -85,3 +88,11 @@ class Endpoint:
         except (OSError, httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             return 0, type(error).__name__
         return response.status_code, body.decode(errors="replace").replace(self._key or "\0", "(key)")
+
+
+def refusal(status: int, text: str) -> ModelError:
+    """Return what a response without an answer says."""
+    page = shorten("".join(filter(str.isprintable, text[:600])), 300)
+    page = "a web page" if text.lstrip().startswith("<") else page
+    what = f"The endpoint answered {status}: {page}." if status else f"The endpoint did not answer: {text}."
+    return ModelError(what, _KEY_FIX if status in (401, 403) else _ADDRESS_FIX)

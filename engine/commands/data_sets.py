@@ -1,6 +1,5 @@
 """`loratory data`: sets, which are datasets with versions and edits, and rows that a model makes of documents."""
 
-import os
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,16 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from loratory.engine.commands.data import DataArgument, data_group, dataset_config, dataset_options
-from loratory.engine.commands.output import AsJson, ProgressLine, Yes, confirm, own_runs, print_result
+from loratory.engine.commands.output import (
+    AsJson,
+    KeyVariable,
+    ProgressLine,
+    Yes,
+    confirm,
+    key_from,
+    own_runs,
+    print_result,
+)
 from loratory.engine.config.run import SET_PREFIX
 from loratory.engine.data.source import SetRows, SourceOptions
 from loratory.engine.data.workshop import sets
@@ -146,7 +154,7 @@ def generate(
     detail: Annotated[str, typer.Option(help="What to extract, a style, your own prompt, or a further wish.")] = "",
     endpoint: Annotated[str, typer.Option(help="Base address, such as http://localhost:8000/v1.")] = "",
     model: Annotated[str, typer.Option(help="Name of the model there.")] = "",
-    key_variable: Annotated[str, typer.Option(help="The environment variable that has the key.")] = "",
+    key_variable: KeyVariable = "",
     chunk: Annotated[int, typer.Option(min=200, max=100_000, help="Most characters of a passage.")] = 2000,
     overlap: Annotated[int, typer.Option(min=0, help="Characters of the passage before, at most a third.")] = 200,
     answer_tokens: Annotated[int, typer.Option(min=16, max=100_000, help="Most tokens of an answer.")] = 1024,
@@ -176,7 +184,7 @@ def generate(
     with ProgressLine() as line:
         line.say(f"Job {name}: {count:,} passages, at most {sum(tokens):,} tokens.")
         if not dry_run:
-            key = os.environ.get(key_variable, "").strip() if key_variable else None
+            key = None if (secret := key_from(key_variable)) is None else secret.get_secret_value()
             job.run(Endpoint(job.settings, key, timeout), limit_tokens or float("inf"), line.show)
     at_most = {"prompt_tokens": tokens[0], "answer_tokens": tokens[1], "cost": cost}
     result = {"job": name, "passages": count, "at_most": at_most, "notes": notes, "candidates": len(job.rows())}

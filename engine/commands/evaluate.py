@@ -1,4 +1,4 @@
-"""`loratory evaluate`: base against tuned on the rows that a run held out; `votes`: which answers people preferred."""
+"""`loratory evaluate`: base against tuned on the rows that a run held out; `check`: a server against a run; `votes`: of people."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,10 +11,12 @@ from loratory.engine.commands.data import DataArgument, ScorerOption, data_group
 from loratory.engine.commands.output import (
     AsJson,
     CheckpointName,
+    KeyVariable,
     RunId,
     WorkWhere,
     Yes,
     confirm,
+    key_from,
     own_runs,
     print_json,
     print_result,
@@ -36,6 +38,7 @@ from loratory.engine.evaluation.job import (
     preference_sentences,
 )
 from loratory.engine.evaluation.samples import describe_test
+from loratory.engine.evaluation.server_check import ServerCheckConfig, ServerCheckJob, describe_check
 from loratory.engine.evaluation.votes import Vote, Votes, pairs_of_votes
 from loratory.engine.files import write_atomically
 from loratory.engine.paths import LoratoryHome
@@ -79,6 +82,27 @@ def evaluate(
         print_json(values.pop("losses") | values | {"gained": result.gain, "forgot": result.forgetting})
     else:
         _report(result)
+
+
+@setting_options(ServerCheckConfig, url="--url", model="--model", max_new_tokens="--max-tokens")
+def check(
+    run: RunId,
+    settings: dict[str, Any],
+    key_variable: KeyVariable = "",
+    checkpoint: CheckpointName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the answers of an OpenAI-compatible server with those of a run, and name what differs.
+
+    Exits with 1 unless they are the same.
+    """
+    config, key = section_from_mapping(ServerCheckConfig, settings), key_from(key_variable)
+    store = own_runs()
+    target = ChatTarget.of_run(store.get(run).folder.path, checkpoint)
+    result = with_progress(ServerCheckJob(store.home, target, config, key).run)
+    values = result.model_dump(mode="json") | {"findings": [finding._asdict() for finding in result.findings]}
+    print_result(values, "\n".join(describe_check(result)), as_json=as_json)
+    raise typer.Exit(int(not result.is_same))
 
 
 def _test_set(source: str, scorers: list[str]) -> TestSet:
@@ -208,4 +232,4 @@ def _row(vote: Vote) -> list[str]:
     return [vote.id, f"{vote.time.astimezone():%Y-%m-%d %H:%M}", vote.source, choice, question]
 
 
-COMMANDS = (evaluate, votes)
+COMMANDS = (evaluate, check, votes)

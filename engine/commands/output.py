@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from datetime import datetime
 from typing import Annotated, Any, TypeVar, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic_core import to_json
 
 from loratory.engine.config.run import WorkPlace
@@ -36,6 +37,7 @@ CheckpointName = Annotated[str | None, typer.Option("--checkpoint", help="A chec
 BaseModelName = Annotated[
     str | None, typer.Option("--model", help="The base model, where the adapter's own is not here.")
 ]
+KeyVariable = Annotated[str, typer.Option(help="The environment variable that has the key.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else.")]
 
@@ -85,6 +87,11 @@ def setting_options(
 def with_where(overrides: list[str] | None, where: str | None) -> list[str] | None:
     """Return overrides of settings with the place that `--where` names."""
     return overrides if where is None else [*(overrides or ()), f"run.where={where}"]
+
+
+def key_from(variable: str) -> SecretStr | None:
+    """Return the key of an endpoint that an environment variable has; None where no variable is named."""
+    return SecretStr(os.environ.get(variable, "").strip()) if variable else None
 
 
 def own_runs() -> RunStore:

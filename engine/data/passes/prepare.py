@@ -191,7 +191,7 @@ def prompt_row(row: DatasetRow, tokenizer: ChatTokenizer) -> TokenizedRow:
     if last < len(messages) and example.kind != "prompts":
         columns = {"answer": messages[last].content, **columns}
     ids, images = prompt_ids(prompt, tokenizer, example.tools), images_of(prompt)
-    facts = PromptFacts("\n".join(turn.content for turn in prompt).replace(IMAGE_MARK, ""), columns)
+    facts = PromptFacts("\n".join(turn.content for turn in prompt).replace(IMAGE_MARK, ""), columns, tuple(prompt))
     return TokenizedRow(row.record.row, 0, ids, [IGNORED_LABEL] * len(ids), prompt=facts, images=images)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from loratory.engine.chat.contract import Branch, JobProgress
 from loratory.engine.chat.target import LoadPlan
-from loratory.engine.chat.worker.answer import DecodingTokenizer, image_inputs_of, load_chat_tokenizer
+from loratory.engine.chat.worker.answer import DecodingTokenizer, end_token_ids, image_inputs_of, load_chat_tokenizer
 from loratory.engine.chat.worker.weights import ModelSpec, Weights, choose_dtype, memory_errors
 from loratory.engine.config.objectives import GRPO, SUPERVISED, Objective, objective_of
 from loratory.engine.config.results import HELD_OUT_PROMPTS, TestSet
@@ -32,12 +32,14 @@ from loratory.engine.evaluation.preference import (
     measure_ratings,
 )
 from loratory.engine.evaluation.samples import PromptSamples, TestResult
+from loratory.engine.evaluation.server_check import ServerCheck, ServerCheckOrder
 from loratory.engine.evaluation.try_reward import TryRewardOrder
 from loratory.engine.evaluation.worker.answers import Evaluation, answer_rows
 from loratory.engine.evaluation.worker.harness import run_tasks
 from loratory.engine.evaluation.worker.losses import LossFile
 from loratory.engine.evaluation.worker.samples import answer_test, try_rewards
 from loratory.engine.evaluation.worker.scores import mean_scores
+from loratory.engine.evaluation.worker.server_check import CheckedServer, ask_server, read_answers
 from loratory.engine.models.source import resolve_model
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
@@ -135,6 +137,32 @@ class EvaluationWorker:
         facts = {"train_prompts": len(data.train), "held_out": tuple(row.row for row in data.held_out)}
         return result.model_copy(update={"notes": order.plan.notes, **facts}).model_dump(mode="json")
 
+    def ask_server(self, params: JsonObject, request: Request) -> JsonObject:
+        """Ask a server for answers to the prompts of a run."""
+        order = ServerCheckOrder.model_validate(params)
+        server, model = CheckedServer(order.settings, allows_private=order.allows_private), self._open(order, request)
+        model.announce("Reading the held-out prompts.")
+        data = model.read_data(order.run, GRPO)
+        rows = data.held_out or data.train
+        rows = rows.select(spread_evenly(range(len(rows)), order.settings.prompts))
+        base_tokenizer = load_chat_tokenizer([], model.spec.folder, model.spec.name, order.plan.vision)
+        asked = ask_server(server, (model.tokenizer, base_tokenizer), rows, model.report)
+        notes = () if data.held_out else ("The run held no rows out, so its prompts are those of the training.",)
+        return asked.model_copy(update={"notes": notes}).model_dump(mode="json")
+
+    def read_answers(self, params: JsonObject, request: Request) -> JsonObject:
+        """Let a run's model read what a server answered."""
+        start, order = time.perf_counter(), ServerCheckOrder.model_validate(params)
+        model, asked = self._open(order, request), order.asked
+        assert asked is not None
+        give_up_access(Access.HUB)
+        weights = model.read_weights()
+        ends = end_token_ids(model.tokenizer, weights.branch("tuned").holder.model.generation_config)
+        with memory_errors(model.spec), torch.inference_mode():
+            evidence = read_answers(asked, weights, ends, model.report)
+        notes, seconds = (*order.plan.notes, *asked.notes), time.perf_counter() - start
+        return ServerCheck(evidence=evidence, seconds=seconds, notes=notes).model_dump(mode="json")
+
     def _read_tests(self, run: RunConfig, model: "_OpenModel") -> list[_Test]:
         """Return the test sets of a run with their prompts."""
         tests = []
@@ -147,7 +175,7 @@ class EvaluationWorker:
         return tests
 
     def _open(
-        self, order: EvaluationOrder | TryRewardOrder, request: Request, *, reads_hub: bool = False
+        self, order: EvaluationOrder | TryRewardOrder | ServerCheckOrder, request: Request, *, reads_hub: bool = False
     ) -> "_OpenModel":
         """Find the model of an order and load its tokenizer; gives up the Hub where the data needs none of it."""
         home = order.plan.home(self._home)
@@ -206,6 +234,12 @@ class _OpenModel:
             self.request.progress(progress.model_dump(mode="json"))
 
         return report
+
+    def report(self, message: str, fraction: float) -> None:
+        """Report a share of the work, unless the request was cancelled."""
+        self.end_if_stopped()
+        progress = JobProgress(phase="measuring", message=message, fraction=fraction)
+        self.request.progress(progress.model_dump(mode="json"))
 
     def end_if_stopped(self) -> None:
         """Raise CancelledRequestError once the caller has cancelled the request."""
@@ -305,4 +339,11 @@ def _start_of(run: RunConfig) -> Branch:
 
 if __name__ == "__main__":
     worker = EvaluationWorker(LoratoryHome(Path(sys.argv[1])))
-    serve({"evaluate": worker.evaluate, "try_reward": worker.try_reward})
+    serve(
+        {
+            "evaluate": worker.evaluate,
+            "try_reward": worker.try_reward,
+            "ask_server": worker.ask_server,
+            "read_answers": worker.read_answers,
+        }
+    )
