@@ -31,15 +31,16 @@ WORKER_MODULE = "loratory.engine.evaluation.worker.main"
 KEY_VARIABLE = "LORATORY_SERVER_KEY"  # of the worker that asks
 _FILE = "server-check.json"  # of a run, with the newest check
 
-FITS = 0.03  # nats a token: what rounding to 16 bits costs at most
-_SAME_WEIGHTS = 0.05  # nats: mean difference of log-probabilities up to which weights are equally precise
+FITS = 0.02  # nats a token: what rounding to 16 bits costs at most
+_SAME_WEIGHTS = 0.06  # nats: mean difference of log-probabilities up to which weights are equally precise
 _RELATED = 0.5  # nats a token: with more, another model has written the answers
 _MOST = 0.5  # share of the answers
+_PENALIZED = 0.9  # share of the tokens that another one was taken for
 
 Reading = Literal["tuned", "base", "bos_twice", "bos_missing", "base_template"]
 Cause = Literal[
     "same", "not_applied", "other_model", "quantization", "bos_twice", "bos_missing", "system_prompt", "template",
-    "runs_on", "sampling", "unclear",
+    "runs_on", "sampling",
 ]  # fmt: skip
 Server = Literal["", "vllm", "llamacpp", "ollama", "sglang", "lmstudio", "tgi", "loratory", "transformers"]
 
@@ -69,7 +70,7 @@ class ServerAnswer(FrozenModel):
     ids: tuple[int, ...] = ()  # of the text, by the run's tokenizer
 
 
-class AskedPrompt(FrozenModel):
+class PromptReplies(FrozenModel):
     """A prompt as the model may have read it, and the answers to it."""
 
     readings: dict[Reading, tuple[int, ...]]  # its tokens
@@ -77,12 +78,12 @@ class AskedPrompt(FrozenModel):
     completion: ServerAnswer | None  # of the rendered prompt; None where the server has no such route
 
 
-class AskedServer(FrozenModel):
+class ServerReplies(FrozenModel):
     """What a server answered, before the run's model reads it."""
 
     server: Server
     model: str
-    prompts: tuple[AskedPrompt, ...]
+    prompts: tuple[PromptReplies, ...]
     more_of_turns: int | None  # tokens of a conversation of three turns more than the run's; None where not counted
     more_of_system: int | None  # the same of one with a system prompt of its own
     changing: float  # the share of answers that differ when they are asked for again
@@ -97,7 +98,7 @@ class ServerCheckOrder(FrozenModel):
     settings: ServerCheckConfig
     device: Device
     allows_private: bool  # addresses of this machine and of private networks
-    asked: AskedServer | None = None  # once the server was asked, which needs no device
+    replies: ServerReplies | None = None  # once the server was asked, which needs no device
 
 
 class Fit(FrozenModel):
@@ -124,6 +125,7 @@ class Evidence(FrozenModel):
     more_of_system: int | None = None  # the same of one with a system prompt of its own
     runs_on: float = 0.0  # the share of answers that continue where the run's end
     changing: float = 0.0  # the share of answers that differ when they are asked for again
+    repeats: float = 0.0  # the share of tokens other than the likeliest where that one occurs before
 
 
 class Finding(NamedTuple):
@@ -145,7 +147,9 @@ class ServerCheck(FrozenModel):
     @property
     def findings(self) -> tuple[Finding, ...]:
         """Why answers differ, the most important first; one finding `same` where they do not."""
-        return tuple(judge(self.evidence))
+        fit = self.evidence.chat["tuned"]
+        text = f"It answers as the run does: {fit.likeliest:.1%} of {fit.tokens:,} tokens are the run's likeliest ones."
+        return tuple(judge(self.evidence)) or (Finding("same", text),)
 
     @property
     def is_same(self) -> bool:
@@ -155,86 +159,63 @@ class ServerCheck(FrozenModel):
 
 def judge(evidence: Evidence) -> Iterator[Finding]:
     """Yield why a server answers otherwise than the run; `same` where it does not."""
-    weights, chat = evidence.completion or evidence.chat, evidence.chat
-    if evidence.changing >= _MOST:
+    weights, chat = evidence.completion or evidence.chat, evidence.chat["tuned"]
+    if evidence.changing >= _MOST and chat.excess > FITS:
         share = f"{evidence.changing:.0%} of the answers differ when they are asked for again at temperature 0"
         yield _finding("sampling", f"{share}.", evidence.server)
         return
     tuned, base = weights["tuned"], weights["base"]
     if base.excess <= FITS < tuned.excess:
-        text = f"Its answers are the base model's: {base.likeliest:.0%} of their tokens are its likeliest ones, {tuned.likeliest:.0%} are the run's."
-        yield _finding("not_applied", text, evidence.server)
+        text = f"{base.likeliest:.0%} of its answers' tokens are the base model's likeliest ones, {tuned.likeliest:.0%} are the run's."
+        yield _finding("not_applied", f"It answers as the base model does: {text}", evidence.server)
         return
-    best = min(weights, key=lambda reading: weights[reading].excess)
-    about_prompt = [] if evidence.completion and tuned.excess > FITS else list(_about_prompt(evidence))
-    if not about_prompt and weights[best].excess > _RELATED:
-        text = f"{weights[best].likeliest:.0%} of the answers' tokens are the run's likeliest ones, so another model wrote them."
-        yield _finding("other_model", text, evidence.server)
+    prompt = list(_about_prompt(evidence))
+    penalty = not prompt and chat.excess > FITS and evidence.repeats >= _PENALIZED
+    best = min(fit.excess for fit in weights.values())
+    if best > _RELATED and not (prompt and not evidence.completion):
+        text = f"{tuned.likeliest:.0%} of the answers' tokens are the run's likeliest ones"
+        yield _finding("other_model", f"Another model wrote them: {text}.", evidence.server)
         return
-    same_tokens = not about_prompt or bool(evidence.completion)
-    if same_tokens and best == "tuned" and not _equally_precise(tuned):
-        figure = (
-            f"mean difference of log-probabilities {tuned.difference:.2f}" if tuned.difference is not None
-            else f"{tuned.likeliest:.0%} of the tokens are the likeliest ones"
-        )  # fmt: skip
-        yield _finding("quantization", f"The weights are rounded otherwise than the run's: {figure}.", evidence.server)
-    yield from about_prompt
+    if penalty:
+        text = f"{1 - chat.likeliest:.0%} of the tokens are not the likeliest, and {evidence.repeats:.0%} of those that are occur before"
+        yield _finding("sampling", f"The server penalizes repetitions: {text}.", evidence.server)
+    if not (prompt or penalty) or evidence.completion:
+        if tuned.difference is not None and tuned.difference > _SAME_WEIGHTS:
+            figure = f"the mean difference of log-probabilities is {tuned.difference:.2f}"
+            yield _finding(
+                "quantization", f"The weights are rounded otherwise than the run's: {figure}.", evidence.server
+            )
+        elif tuned.difference is None and tuned.excess > FITS:
+            figure = f"{tuned.likeliest:.0%} of the tokens are the run's likeliest ones"
+            yield _finding(
+                "quantization", f"The weights are rounded otherwise than the run's: {figure}.", evidence.server
+            )
+    yield from prompt
     if evidence.runs_on >= _MOST:
         text = f"{evidence.runs_on:.0%} of the answers continue where the run's end: the server does not know the stop token."
         yield _finding("runs_on", text, evidence.server)
-    elif not about_prompt and _equally_precise(tuned):
-        fit = chat["tuned"]
-        if fit.excess <= FITS:
-            text = f"It answers as the run does: {fit.likeliest:.1%} of {fit.tokens:,} tokens are the run's likeliest ones."
-            yield Finding("same", text)
-        else:
-            text = f"As chat, {fit.likeliest:.0%} of the tokens are the run's likeliest ones, as completions {tuned.likeliest:.0%}."
-            yield _finding("template", f"The prompt is another one. {text}", evidence.server)
-
-
-def _equally_precise(fit: Fit) -> bool:
-    return fit.excess <= FITS and (fit.difference is None or fit.difference <= _SAME_WEIGHTS)
 
 
 def _about_prompt(evidence: Evidence) -> Iterator[Finding]:
     """Yield what is wrong with chat prompts, by their length and by the reading that fits the answers best."""
-    chat, more = evidence.chat, evidence.more_tokens
-    best = min(chat, key=lambda reading: chat[reading].excess)
-    if more and not any(more):
-        if chat["tuned"].excess <= FITS or best == "tuned":
-            return
-    elif not more and chat["tuned"].excess <= FITS:
+    chat, more, server = evidence.chat, evidence.more_tokens, evidence.server
+    best: Reading = min(chat, key=lambda reading: chat[reading].excess)
+    if (more and not any(more)) or (not more and chat["tuned"].excess <= FITS):
+        if best == "base_template" and chat["tuned"].excess > FITS >= chat[best].excess:
+            yield _finding("template", "The server uses the base model's own chat template.", server)
         return
-    counts = (
-        f"Its chat prompts have {_range(more)} tokens more than the run's" if more else "The chat prompt is another one"
-    )
-    if best == "bos_twice" and (not more or {*more} == {1}):
-        yield _finding(
-            "bos_twice", f"The chat prompt begins with the BOS token twice: {counts.lower()}.", evidence.server
-        )
-    elif best == "bos_missing" and (not more or {*more} == {-1}):
-        yield _finding("bos_missing", f"The chat prompt lacks its BOS token: {counts.lower()}.", evidence.server)
+    counts = f"its chat prompts have {_range(more)} tokens more than the run's" if more else "no other start of it fits"
+    if {*more} == {1} or (best == "bos_twice" and not more):
+        yield _finding("bos_twice", f"The chat prompt begins with the BOS token twice: {counts}.", server)
+    elif {*more} == {-1} or (best == "bos_missing" and not more):
+        yield _finding("bos_missing", f"The chat prompt lacks its BOS token: {counts}.", server)
     elif more and min(more) > 1 and len({*more, evidence.more_of_turns}) == 1:
-        only = evidence.more_of_system == 0
-        where = "conversations without one" if only else "every conversation"
-        yield _finding(
-            "system_prompt",
-            f"The server puts a system prompt of {_range(more)} tokens before {where}.",
-            evidence.server,
-        )
-    elif not evidence.completion and not more and chat[best].excess > FITS:
-        yield Finding(
-            "unclear", "The server counts no tokens and takes no completions, so prompt and weights cannot be told apart.",
-            "Check it with a server that offers /v1/completions.",
-        )  # fmt: skip
-    else:
+        where = "conversations without one" if evidence.more_of_system == 0 else "every conversation"
+        text = f"The server puts a system prompt of {_range(more)} tokens before {where}."
+        yield _finding("system_prompt", text, server)
+    elif more or evidence.completion:
         own = ", the base model's own" if best == "base_template" and chat[best].excess <= FITS else ""
-        fits = " Rendered prompts are answered as the run does." if evidence.completion else ""
-        yield _finding(
-            "template",
-            f"The chat template is another one{own}: {counts[0].lower()}{counts[1:]}.{fits}",
-            evidence.server,
-        )
+        yield _finding("template", f"The chat template is another one{own}: {counts}.", server)
 
 
 def _range(values: Sequence[int]) -> str:
@@ -274,7 +255,7 @@ _FIXES: Mapping[Cause, tuple[Mapping[Server, str], str]] = {
     ),
     "sampling": (
         {"ollama": "Set PARAMETER temperature 0 and PARAMETER repeat_penalty 1 in the Modelfile."},
-        "Make the server respect temperature 0, and turn off its repetition penalty.",
+        "Set temperature 0, and repeat_penalty or repetition_penalty 1, at the server or in each request.",
     ),
 }  # fmt: skip
 
@@ -317,15 +298,15 @@ class ServerCheckJob:
             allows_private=allows_private_hosts(self.home),
         )  # fmt: skip
         # The server may be our own, and on this device: it is asked before the run's model takes the device.
-        asked = AskedServer.model_validate(self._call("ask_server", order, on_progress))
-        answer = self._call("read_answers", order.model_copy(update={"asked": asked}), on_progress)
+        replies = ServerReplies.model_validate(self._call("query_server", order, on_progress))
+        answer = self._call("read_answers", order.model_copy(update={"replies": replies}), on_progress)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         check = ServerCheck.model_validate(answer).model_copy(update={"time": now})
         write_atomically(folder / _FILE, check.model_dump_json(indent=1))
         return check
 
     def _call(self, method: str, order: ServerCheckOrder, on_progress: OnProgress) -> JsonObject:
-        plan, reads = order.plan, order.asked is not None
+        plan, reads = order.plan, order.replies is not None
         key = {} if self.key is None or reads else {KEY_VARIABLE: self.key.get_secret_value()}
         job = DeviceJob(
             self.home, WORKER_MODULE, "evaluation", "Server check", order.device, holds_device=reads, model=plan.model.id,

@@ -39,7 +39,7 @@ from loratory.engine.evaluation.worker.harness import run_tasks
 from loratory.engine.evaluation.worker.losses import LossFile
 from loratory.engine.evaluation.worker.samples import answer_test, try_rewards
 from loratory.engine.evaluation.worker.scores import mean_scores
-from loratory.engine.evaluation.worker.server_check import CheckedServer, ask_server, read_answers
+from loratory.engine.evaluation.worker.server_check import CheckedServer, query_server, read_answers
 from loratory.engine.models.source import resolve_model
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
@@ -137,7 +137,7 @@ class EvaluationWorker:
         facts = {"train_prompts": len(data.train), "held_out": tuple(row.row for row in data.held_out)}
         return result.model_copy(update={"notes": order.plan.notes, **facts}).model_dump(mode="json")
 
-    def ask_server(self, params: JsonObject, request: Request) -> JsonObject:
+    def query_server(self, params: JsonObject, request: Request) -> JsonObject:
         """Ask a server for answers to the prompts of a run."""
         order = ServerCheckOrder.model_validate(params)
         server, model = CheckedServer(order.settings, allows_private=order.allows_private), self._open(order, request)
@@ -146,21 +146,21 @@ class EvaluationWorker:
         rows = data.held_out or data.train
         rows = rows.select(spread_evenly(range(len(rows)), order.settings.prompts))
         base_tokenizer = load_chat_tokenizer([], model.spec.folder, model.spec.name, order.plan.vision)
-        asked = ask_server(server, (model.tokenizer, base_tokenizer), rows, model.report)
+        replies = query_server(server, (model.tokenizer, base_tokenizer), rows, model.report)
         notes = () if data.held_out else ("The run held no rows out, so its prompts are those of the training.",)
-        return asked.model_copy(update={"notes": notes}).model_dump(mode="json")
+        return replies.model_copy(update={"notes": notes}).model_dump(mode="json")
 
     def read_answers(self, params: JsonObject, request: Request) -> JsonObject:
         """Let a run's model read what a server answered."""
         start, order = time.perf_counter(), ServerCheckOrder.model_validate(params)
-        model, asked = self._open(order, request), order.asked
-        assert asked is not None
+        model, replies = self._open(order, request), order.replies
+        assert replies is not None
         give_up_access(Access.HUB)
         weights = model.read_weights()
         ends = end_token_ids(model.tokenizer, weights.branch("tuned").holder.model.generation_config)
         with memory_errors(model.spec), torch.inference_mode():
-            evidence = read_answers(asked, weights, ends, model.report)
-        notes, seconds = (*order.plan.notes, *asked.notes), time.perf_counter() - start
+            evidence = read_answers(replies, weights, ends, model.report)
+        notes, seconds = (*order.plan.notes, *replies.notes), time.perf_counter() - start
         return ServerCheck(evidence=evidence, seconds=seconds, notes=notes).model_dump(mode="json")
 
     def _read_tests(self, run: RunConfig, model: "_OpenModel") -> list[_Test]:
@@ -343,7 +343,7 @@ if __name__ == "__main__":
         {
             "evaluate": worker.evaluate,
             "try_reward": worker.try_reward,
-            "ask_server": worker.ask_server,
+            "query_server": worker.query_server,
             "read_answers": worker.read_answers,
         }
     )

@@ -17,20 +17,21 @@ from loratory.engine.endpoint import Endpoint, refusal
 from loratory.engine.errors import EngineError, ModelError, RunError
 from loratory.engine.evaluation.server_check import (
     KEY_VARIABLE,
-    AskedPrompt,
-    AskedServer,
     Evidence,
     Fit,
+    PromptReplies,
     Reading,
     Server,
     ServerAnswer,
     ServerCheckConfig,
+    ServerReplies,
 )
 from loratory.engine.runs.webhook import resolve
 
-_ASKED_AGAIN = 5  # prompts
+_REPEATED = 5  # prompts
 _TIED = 0.02  # nats: as likely as the likeliest token
 _OK, _MALFORMED = 200, (400, 404, 405, 422, 501)
+_NEUTRAL = {"repeat_penalty": 1.0, "repetition_penalty": 1.0}  # in llama.cpp and Ollama, in vLLM and SGLang
 _OWNERS: Mapping[str, Server] = {
     "vllm": "vllm", "llamacpp": "llamacpp", "library": "ollama", "sglang": "sglang", "organization_owner": "lmstudio",
     "loratory": "loratory",
@@ -71,7 +72,7 @@ class CheckedServer:
     def chat(self, turns: Sequence[Message], most: int | None = None) -> ServerAnswer:
         """Return the answer to a conversation; a ModelError where there is none."""
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        status, text = self._ask("/chat/completions", {"messages": messages}, {"logprobs": True}, most)
+        status, text = self._request("/chat/completions", {"messages": messages}, {"logprobs": True}, most)
         answer = _read(text, "message") if status == _OK else None
         if answer is None:
             raise refusal(status, text)
@@ -82,7 +83,7 @@ class CheckedServer:
         for prompt in (list(ids), text) if self._takes_ids else (text,):
             if self._completes is False:
                 return None
-            status, body = self._ask("/completions", {"prompt": prompt}, {"logprobs": 1}, None)
+            status, body = self._request("/completions", {"prompt": prompt}, {"logprobs": 1, **_NEUTRAL}, None)
             answer = _read(body, "text") if status == _OK else None
             if answer is not None and (answer.prompt_tokens in (None, len(ids)) or prompt is text):
                 self._completes = True
@@ -91,22 +92,22 @@ class CheckedServer:
         self._completes = self._completes or False
         return None
 
-    def _ask(self, path: str, asked: dict[str, Any], more: dict[str, Any], most: int | None) -> tuple[int, str]:
-        payload = {"model": self.model, "max_tokens": most or self._most, "temperature": 0, "stream": False, **asked}
+    def _request(self, path: str, prompt: dict[str, Any], more: dict[str, Any], most: int | None) -> tuple[int, str]:
+        payload = {"model": self.model, "max_tokens": most or self._most, "temperature": 0, "stream": False, **prompt}
         if self._offers_log_probabilities:
             status, text = self._endpoint.request(path, payload | more)
             if status not in _MALFORMED:
                 return status, text
-            self._offers_log_probabilities = "prompt" in asked  # a missing route says nothing of chat
+            self._offers_log_probabilities = "prompt" in prompt  # a missing route says nothing of chat
         return self._endpoint.request(path, payload)
 
 
 def _values(text: str, name: str) -> list[Any]:
     try:
-        found = json.loads(text)[name]
+        values = json.loads(text)[name]
     except (ValueError, LookupError, TypeError, RecursionError):
         return []
-    return found if isinstance(found, list) else []
+    return values if isinstance(values, list) else []
 
 
 def _read(body: str, part: str) -> ServerAnswer | None:
@@ -115,25 +116,24 @@ def _read(body: str, part: str) -> ServerAnswer | None:
         reply = json.loads(body)
         choice, usage = reply["choices"][0], reply.get("usage") or {}
         text = choice[part]["content"] if part == "message" else choice[part]
-        found = choice.get("logprobs") or {}
-        values = found.get("token_logprobs") or [entry["logprob"] for entry in found.get("content") or ()]
-        counted = usage.get("prompt_tokens")
+        offer, prompt_tokens = choice.get("logprobs") or {}, usage.get("prompt_tokens")
+        values = offer.get("token_logprobs") or [entry["logprob"] for entry in offer.get("content") or ()]
         return ServerAnswer(
             text=str(text or ""),
             ends=choice.get("finish_reason") == "stop",
-            prompt_tokens=int(counted) if counted else None,
+            prompt_tokens=int(prompt_tokens) if prompt_tokens else None,
             log_probabilities=tuple(float(value) for value in values if value is not None),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def ask_server(
+def query_server(
     server: CheckedServer,
     tokenizers: tuple[DecodingTokenizer, ChatTokenizer],
     rows: Sequence[TokenizedRow],
     report: Callable[[str, float], None],
-) -> AskedServer:
+) -> ServerReplies:
     """Ask for an answer to each row as chat and as completion.
 
     Args:
@@ -150,19 +150,19 @@ def ask_server(
     ]
     if not pairs:
         raise RunError("No held-out prompt of this run is a conversation of text alone.", "Check a run that has some.")
-    prompts = list[AskedPrompt]()
+    prompts = list[PromptReplies]()
     for number, (turns, ids) in enumerate(pairs):
         report(f"Asking the server, {number + 1:,} of {len(pairs):,} prompts.", number / len(pairs))
         completion = server.complete(ids, tokenizer.decode(ids))
         prompts.append(
-            AskedPrompt(
+            PromptReplies(
                 readings=dict(_readings(turns, ids, tokenizer, base_tokenizer)),
                 chat=_with_ids(server.chat(turns), tokenizer),
                 completion=None if completion is None else _with_ids(completion, tokenizer),
             )
         )
-    again = [server.chat(turns).text for turns, _ in pairs[:_ASKED_AGAIN]]
-    return AskedServer(
+    again = [server.chat(turns).text for turns, _ in pairs[:_REPEATED]]
+    return ServerReplies(
         server=server.kind,
         model=server.model,
         prompts=tuple(prompts),
@@ -204,8 +204,8 @@ def _readings(
 def _more(server: CheckedServer, turns: Sequence[Message], tokenizer: ChatTokenizer) -> int | None:
     """Return how many tokens more than the run's a chat prompt has at the server; None where that is not known."""
     try:
-        counted = server.chat(turns, most=1).prompt_tokens
-        return counted - len(prompt_ids(turns, tokenizer)) if counted is not None else None
+        tokens = server.chat(turns, most=1).prompt_tokens
+        return tokens - len(prompt_ids(turns, tokenizer)) if tokens is not None else None
     except EngineError:  # the template refuses it
         return None
 
@@ -216,33 +216,36 @@ class _Read(NamedTuple):
     excess: list[float]
     differences: list[float]
     runs_on: bool
+    repeats: int  # tokens other than the likeliest one, where that one occurs before
 
 
 def read_answers(
-    asked: AskedServer, weights: Weights, ends: frozenset[int], report: Callable[[str, float], None]
+    replies: ServerReplies, weights: Weights, ends: frozenset[int], report: Callable[[str, float], None]
 ) -> Evidence:
     """Let base and tuned read a server's answers after each reading of their prompts; `ends` are tokens that end an answer."""
     chat, completion = dict[Reading, list[_Read]](), dict[Reading, list[_Read]]()
-    for number, prompt in enumerate(asked.prompts):
-        report(f"Reading answers, {number + 1:,} of {len(asked.prompts):,}.", number / len(asked.prompts))
+    for number, prompt in enumerate(replies.prompts):
+        report(f"Reading answers, {number + 1:,} of {len(replies.prompts):,}.", number / len(replies.prompts))
         for reading, ids in prompt.readings.items():
             branch = weights.branch("base" if reading == "base" else "tuned")
             chat.setdefault(reading, []).append(_read_answer(branch, ids, prompt.chat, ends))
             if prompt.completion is not None and reading in ("tuned", "base"):
                 read = _read_answer(branch, ids, prompt.completion, ends)
                 completion.setdefault(reading, []).append(read)
-    counts = [(prompt.chat.prompt_tokens, len(prompt.readings["tuned"])) for prompt in asked.prompts]
+    unlikely = sum(value > _TIED for read in chat["tuned"] for value in read.excess)
+    counts = [(prompt.chat.prompt_tokens, len(prompt.readings["tuned"])) for prompt in replies.prompts]
     return Evidence(
-        server=asked.server,
-        model=asked.model,
-        prompts=len(asked.prompts),
+        server=replies.server,
+        model=replies.model,
+        prompts=len(replies.prompts),
         chat={reading: _fit(reads) for reading, reads in chat.items()},
         completion={reading: _fit(reads) for reading, reads in completion.items()},
-        more_tokens=tuple(counted - own for counted, own in counts if counted is not None),
-        more_of_turns=asked.more_of_turns,
-        more_of_system=asked.more_of_system,
-        runs_on=sum(read.runs_on for read in chat["tuned"]) / len(asked.prompts),
-        changing=asked.changing,
+        more_tokens=tuple(theirs - own for theirs, own in counts if theirs is not None),
+        more_of_turns=replies.more_of_turns,
+        more_of_system=replies.more_of_system,
+        runs_on=sum(read.runs_on for read in chat["tuned"]) / len(replies.prompts),
+        changing=replies.changing,
+        repeats=sum(read.repeats for read in chat["tuned"]) / max(1, unlikely),
     )
 
 
@@ -250,19 +253,20 @@ def _read_answer(branch: BranchWeights, prompt: Sequence[int], answer: ServerAns
     """Compare each token of an answer with the likeliest one; reading ends where the model would have ended."""
     ids, count = answer.ids, len(answer.ids) + answer.ends
     if not count:
-        return _Read([], [], runs_on=False)
+        return _Read([], [], runs_on=False, repeats=0)
     logits = branch.logits_at([*prompt, *ids], range(len(prompt) - 1, len(prompt) - 1 + count))
     values = torch.log_softmax(logits, -1)
-    highest, likeliest = (found.tolist() for found in values.max(-1))
+    highest, likeliest = (part.tolist() for part in values.max(-1))
     own = [float(values[at, token]) for at, token in enumerate(ids)]
     if answer.ends:
         own.append(float(values[-1, sorted(ends)].max()))
     excess = [high - value for high, value in zip(highest, own, strict=True)]
     over = (at for at, token in enumerate(ids) if token in ends or (likeliest[at] in ends and excess[at] > _TIED))
     end = next(over, None)
-    given = answer.log_probabilities
-    aligned = zip(given, own[:end], strict=False) if len(given) in (len(ids), count) else ()
-    return _Read(excess[:end], [abs(theirs - value) for theirs, value in aligned], runs_on=end is not None)
+    theirs = answer.log_probabilities if len(answer.log_probabilities) in (len(ids), count) else ()
+    differences = [abs(value - other) for value, other in zip(theirs, own[:end], strict=False)]
+    before = (likeliest[at] in {*prompt, *ids[:at]} for at, value in enumerate(excess[:end]) if value > _TIED)
+    return _Read(excess[:end], differences, runs_on=end is not None, repeats=sum(before))
 
 
 def _fit(reads: Sequence[_Read]) -> Fit:
