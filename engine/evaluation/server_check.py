@@ -32,9 +32,11 @@ KEY_VARIABLE = "LORATORY_SERVER_KEY"  # of the worker that asks
 _FILE = "server-check.json"  # of a run, with the newest check
 
 FITS = 0.02  # nats a token: what rounding to 16 bits costs at most
+_ROUNDING = 0.004  # nats a token: below, a difference tells nothing
 _SAME_WEIGHTS = 0.06  # nats: mean difference of log-probabilities up to which weights are equally precise
 _RELATED = 0.5  # nats a token: with more, another model has written the answers
 _MOST = 0.5  # share of the answers
+_RUN_ON = 0.25  # of the answers, some of which may not end within the limit
 _PENALIZED = 0.9  # share of the tokens that another one was taken for
 
 Reading = Literal["tuned", "base", "bos_twice", "bos_missing", "base_template"]
@@ -54,8 +56,8 @@ class ServerCheckConfig(Section):
     """Name of the model at the server. Empty takes its only one, or the first."""
     prompts: int = setting(20, "Prompts", ge=1, le=500)
     """Held-out prompts that the server answers, spread evenly."""
-    max_new_tokens: int = setting(48, "Max new tokens", ge=1, le=4096)
-    """Token limit of an answer."""
+    max_new_tokens: int = setting(96, "Max new tokens", ge=1, le=4096)
+    """Token limit of an answer. An answer that does not end within it does not show whether the server knows the stop token."""
     timeout: float = setting(120.0, "Timeout (s)", ge=1.0, le=3600.0)
     """How long to wait for one answer."""
 
@@ -191,7 +193,7 @@ def judge(evidence: Evidence) -> Iterator[Finding]:
                 "quantization", f"The weights are rounded otherwise than the run's: {figure}.", evidence.server
             )
     yield from prompt
-    if evidence.runs_on >= _MOST:
+    if evidence.runs_on >= _RUN_ON:
         text = f"{evidence.runs_on:.0%} of the answers continue where the run's end: the server does not know the stop token."
         yield _finding("runs_on", text, evidence.server)
 
@@ -200,27 +202,32 @@ def _about_prompt(evidence: Evidence) -> Iterator[Finding]:
     """Yield what is wrong with chat prompts, by their length and by the reading that fits the answers best."""
     chat, more, server = evidence.chat, evidence.more_tokens, evidence.server
     best: Reading = min(chat, key=lambda reading: chat[reading].excess)
-    if (more and not any(more)) or (not more and chat["tuned"].excess <= FITS):
+    better = chat[best].excess < chat["tuned"].excess / 4 and chat["tuned"].excess > _ROUNDING
+    if (more and not any(more)) or not (more or better or chat["tuned"].excess > FITS):
         if best == "base_template" and chat["tuned"].excess > FITS >= chat[best].excess:
             yield _finding("template", "The server uses the base model's own chat template.", server)
         return
-    counts = f"its chat prompts have {_range(more)} tokens more than the run's" if more else "no other start of it fits"
+    counts = f"its chat prompts have {_difference(more)} the run's" if more else "its answers do not fit the run's"
     if {*more} == {1} or (best == "bos_twice" and not more):
         yield _finding("bos_twice", f"The chat prompt begins with the BOS token twice: {counts}.", server)
     elif {*more} == {-1} or (best == "bos_missing" and not more):
         yield _finding("bos_missing", f"The chat prompt lacks its BOS token: {counts}.", server)
-    elif more and min(more) > 1 and len({*more, evidence.more_of_turns}) == 1:
-        where = "conversations without one" if evidence.more_of_system == 0 else "every conversation"
-        text = f"The server puts a system prompt of {_range(more)} tokens before {where}."
+    elif more and {*more} == {evidence.more_of_turns}:  # however many turns it has
+        only = " that has none of its own" if evidence.more_of_system == 0 else ""
+        text = f"The server puts a system prompt before every conversation{only}: {counts}."
         yield _finding("system_prompt", text, server)
     elif more or evidence.completion:
         own = ", the base model's own" if best == "base_template" and chat[best].excess <= FITS else ""
         yield _finding("template", f"The chat template is another one{own}: {counts}.", server)
 
 
-def _range(values: Sequence[int]) -> str:
+def _difference(values: Sequence[int]) -> str:
+    """Return by how many tokens prompts differ, such as "7 tokens fewer than"."""
     low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"
+    if low < 0 < high:
+        return f"{-low} tokens fewer to {high} more than"
+    sizes = sorted((abs(low), abs(high)))
+    return f"{' to '.join(map(str, dict.fromkeys(sizes)))} tokens {'fewer' if low < 0 else 'more'} than"
 
 
 _TEMPLATE: Mapping[Server, str] = {
