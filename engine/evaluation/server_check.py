@@ -142,8 +142,9 @@ class ServerCheck(FrozenModel):
     """The result of a check."""
 
     evidence: Evidence
+    checkpoint: str | None = None  # None: the final result
     seconds: float = 0.0
-    time: str = ""
+    time: str = ""  # in UTC
     notes: tuple[str, ...] = ()
 
     @property
@@ -308,7 +309,9 @@ class ServerCheckJob:
         replies = ServerReplies.model_validate(self._call("query_server", order, on_progress))
         answer = self._call("read_answers", order.model_copy(update={"replies": replies}), on_progress)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        check = ServerCheck.model_validate(answer).model_copy(update={"time": now})
+        assert self.target.tuned is not None
+        facts = {"time": now, "checkpoint": self.target.tuned.checkpoint}
+        check = ServerCheck.model_validate(answer).model_copy(update=facts)
         write_atomically(folder / _FILE, check.model_dump_json(indent=1))
         return check
 
@@ -332,9 +335,10 @@ class ServerCheckJob:
         self._stop_event.set()
 
 
-def read_check(run: Path) -> ServerCheck | None:
-    """Return the newest check of a run's server; None where there is none."""
-    return read_model(run / _FILE, ServerCheck)
+def read_check(run: Path, checkpoint: str | None = None) -> ServerCheck | None:
+    """Return the newest check of a server against a run or a checkpoint; None where that was of another state, or none."""
+    check = read_model(run / _FILE, ServerCheck)
+    return check if check is not None and check.checkpoint == checkpoint else None
 
 
 def describe_check(check: ServerCheck) -> Iterator[str]:

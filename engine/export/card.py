@@ -20,6 +20,7 @@ from loratory.engine.data.source import SAMPLE_PREFIX
 from loratory.engine.errors import EngineError, ModelError
 from loratory.engine.evaluation import job as evaluations
 from loratory.engine.evaluation.samples import TestResult
+from loratory.engine.evaluation.server_check import ServerCheck, read_check
 from loratory.engine.export.kinds import ADAPTER, KINDS
 from loratory.engine.export.vllm import read_vllm_adapter
 from loratory.engine.models.catalog import find_in_catalog
@@ -40,6 +41,7 @@ class TrainingFacts:
     history: RunHistory
     provenance: Provenance
     evaluation: evaluations.EvaluationResult | None  # None if there is none
+    check: ServerCheck | None  # of a server, against this very state
     start: str  # the adapter that training started from; empty for a new one
     last_step: int | None  # the step of a checkpoint; None for the run's end
 
@@ -140,6 +142,7 @@ def _training_facts(run: RunFolder, checkpoint: str | None) -> TrainingFacts:
         history=read_history(run.events),
         provenance=read_provenance(run),
         evaluation=evaluations.read_evaluation(run.path, checkpoint),
+        check=read_check(run.path, checkpoint),
         start=_start_words(config, run.path.parent),
         last_step=int(step) if step.isdecimal() else None,
     )
@@ -181,6 +184,9 @@ def _sections(method: str, run: TrainingFacts) -> Iterator[str]:
         yield f"### Loss\n\nThe loss is the mean since the row before.\n\n{table}"
     if run.evaluation is not None:
         yield from _evaluation(run.evaluation)
+    if run.check is not None:
+        sentences = " ".join(finding.text for finding in run.check.findings)
+        yield f"## Server\n\nCompared with an OpenAI-compatible server on {run.check.time[:10]}: {sentences}\n"
 
 
 def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]:

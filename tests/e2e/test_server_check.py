@@ -28,7 +28,7 @@ from loratory.engine.processes.messages import Request
 from loratory.engine.runs.store import RunStore
 from loratory.engine.serve.model import ServedModel
 from tests.e2e.test_scripts_for_real import loratory
-from tests.evaluation.planted_server import OTHER_TEMPLATE, Planted, served
+from tests.evaluation.planted_server import OTHER_TEMPLATE, Planted, serving
 from tests.serve.running import listening
 from tests.waiting import wait_until
 
@@ -88,9 +88,11 @@ def check(home, run, url, *, in_process=False, **settings):
     job = ServerCheckJob(home, ChatTarget.of_run(run), config, choose=lambda _: describe_processor())
     if in_process:  # without the seconds that two processes take to start
         worker = EvaluationWorker(home)
-        job._call = lambda method, order, on_progress: getattr(worker, method)(
-            order.model_dump(mode="json"), WatchedRequest()
-        )
+
+        def call(method, order, _):
+            return getattr(worker, method)(order.model_dump(mode="json"), WatchedRequest())
+
+        vars(job)["_call"] = call
     result = job.run()
     print(result.evidence.model_dump_json(), *result.findings, sep="\n")
     assert read_check(run) == result
@@ -114,23 +116,23 @@ LONGER = {"runs_on": {"prompts": 2, "max_new_tokens": 128}}  # an answer has to 
 
 @pytest.mark.parametrize("name", SOUND)
 def test_a_sound_server_answers_as_the_run_does(home, run, tuned_model, tokenizer, name):
-    with served(Planted(tuned_model, tokenizer, **SOUND[name])) as url:
+    with serving(Planted(tuned_model, tokenizer, **SOUND[name])) as url:
         assert check(home, run, url, in_process=True) == ["same"]
 
 
 @pytest.mark.parametrize("cause", FAULTS)
 def test_a_planted_fault_is_named(home, run, tuned_model, tokenizer, cause):
-    with served(Planted(tuned_model, tokenizer, **FAULTS[cause])) as url:
+    with serving(Planted(tuned_model, tokenizer, **FAULTS[cause])) as url:
         assert check(home, run, url, in_process=True, **LONGER.get(cause, {})) == [cause]
 
 
 def test_a_template_is_named_where_the_server_only_chats(home, run, tuned_model, tokenizer):
-    with served(Planted(tuned_model, tokenizer, template=OTHER_TEMPLATE, completes=False)) as url:
+    with serving(Planted(tuned_model, tokenizer, template=OTHER_TEMPLATE, completes=False)) as url:
         assert check(home, run, url, in_process=True) == ["template"]
 
 
 def test_a_server_without_the_adapter_is_named(home, run, tokenizer):
-    with served(Planted(base_model(home), tokenizer)) as url:
+    with serving(Planted(base_model(home), tokenizer)) as url:
         assert check(home, run, url, in_process=True) == ["not_applied"]
 
 
@@ -144,7 +146,7 @@ def test_a_server_with_rounded_weights_is_named(home, run, tuned_model, tokenize
                 scale = blocks.abs().amax(1, keepdim=True) / 7
                 weight.copy_(((blocks / scale).round() * scale).reshape(weight.shape))
 
-    with served(Planted(rounded, tokenizer)) as url:
+    with serving(Planted(rounded, tokenizer)) as url:
         assert check(home, run, url, in_process=True) == ["quantization"]
 
 
@@ -152,7 +154,7 @@ def test_a_server_with_another_model_is_named(home, run, tokenizer):
     other = base_model(home)
     layers = other.model.layers
     layers[3], layers[12] = layers[12], layers[3]
-    with served(Planted(other, tokenizer)) as url:
+    with serving(Planted(other, tokenizer)) as url:
         assert check(home, run, url, in_process=True) == ["other_model"]
 
 
@@ -189,14 +191,14 @@ def process(command, log):
         server.wait(30)
 
 
-def exported(home, run, folder, kind, **settings):
+def export_of(home, run, folder, kind, **settings):
     config = ExportConfig(kind=kind, verify=False, **settings)
     request = ExportRequest(target=ChatTarget.of_run(run), folder=folder, settings=config)
     return ExportJob(home, request, choose=lambda _: describe_processor()).run().path
 
 
 def test_transformers_serve_is_sound(home, run, tmp_path):
-    folder = exported(home, run, tmp_path / "merged", "merged")
+    folder = export_of(home, run, tmp_path / "merged", "merged")
     program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
     with process([*program, "serve", folder, "--device", "cpu", "--port"], tmp_path / "log") as url:
         assert check(home, run, url) == ["same"]
@@ -220,7 +222,7 @@ def test_llama_cpp_is_sound_but_for_its_own_sampling(home, run, tmp_path, penalt
         pytest.fail(f"{', '.join(missing)} must be installed here")
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed")
-    folder = exported(home, run, tmp_path / "gguf", "gguf", gguf_type="bf16")
+    folder = export_of(home, run, tmp_path / "gguf", "gguf", gguf_type="bf16")
     (file,) = folder.glob("*.gguf")
     program = [sys.executable, "-c", _LLAMA.format(penalty=penalty), "--model", file, "--n_ctx", "2048"]
     with process([*program, "--logits_all", "true", "--verbose", "false", "--port"], tmp_path / "log") as url:

@@ -72,7 +72,7 @@ class Planted:
 
 
 @contextlib.contextmanager
-def served(planted: Planted) -> Iterator[str]:
+def serving(faulty: Planted) -> Iterator[str]:
     """Serve at a free port of this machine; yields the address."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -81,11 +81,11 @@ def served(planted: Planted) -> Iterator[str]:
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            planted.bodies.append(body)
+            faulty.bodies.append(body)
             if self.path == "/v1/chat/completions":
-                self.reply(200, planted.chat(body))
+                self.reply(200, faulty.chat(body))
             elif self.path == "/v1/completions" and planted.completes:
-                self.reply(200, planted.complete(body))
+                self.reply(200, faulty.complete(body))
             else:
                 self.reply(404, {"error": "no such route"})
 

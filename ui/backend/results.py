@@ -15,6 +15,7 @@ from loratory.engine.config.run import RunConfig, WorkPlace
 from loratory.engine.data.files.access import shown_name
 from loratory.engine.errors import StorageError
 from loratory.engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file, read_evaluation
+from loratory.engine.evaluation.server_check import ServerCheckConfig, ServerCheckJob
 from loratory.engine.export import contract
 from loratory.engine.export.job import ScriptJob
 from loratory.engine.files import read_model, size_and_time
@@ -87,6 +88,11 @@ class ResultWork:
         target = _target(run, checkpoint)
         job = self.push(contract.PushRequest(target=target, repository=repository, settings=settings, token=token))
         return self._start_export(run, checkpoint, "hub", "A push to the Hub", job)
+
+    def check_server(self, run: Run, checkpoint: str | None, settings: ServerCheckConfig) -> Work[Any]:
+        """Compare a server's answers with a run's; the job saves its result with the run. Raises as `write` does."""
+        job = ServerCheckJob(self.home, _target(run, checkpoint), settings)
+        return self.exporting.start(run.id, "A server check", job)
 
     def under_way(self, run_id: str) -> frozenset[str]:
         """Return which steps of `steps_done` a run's result takes at the moment.

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from loratory.engine.accounts.people import Action, require
 from loratory.engine.config.results import ExportConfig, PushConfig
 from loratory.engine.errors import RunError
+from loratory.engine.evaluation.server_check import ServerCheckConfig, read_check
 from loratory.engine.export.contract import ExportRecord, read_records
 from loratory.engine.export.kinds import loads_in_transformers
 from loratory.engine.lab.rules import access_of
@@ -26,6 +27,7 @@ from loratory.ui.tabs.export_formats import (
     FORMS,
     GGUF,
     HUB,
+    SERVER,
     TEXTS,
     ArchivePart,
     ExportForms,
@@ -151,7 +153,7 @@ class ExportTab:
         text = self.text.updates(form, snapshot) if is_text else {self.text.text: "", self.text.download: ui.HIDDEN}
         folder = self._propose(snapshot, checkpoint, form) if form in (*FOLDERS, EXACT) else ui.UNCHANGED
         return {
-            **self._state(snapshot, form, number),
+            **self._state(snapshot, form, number, checkpoint),
             **self.forms.updates(form, reason, outlook),
             **text,
             self.text.panel: ui.visible_if(is_text),
@@ -166,16 +168,16 @@ class ExportTab:
         snapshot = self._observe(run_id)
         records = read_records(snapshot.run.folder.path)
         if len(records) <= exports:
-            return self._state(snapshot, form, number)
-        updates, folder = self._state(snapshot, form, 0), _folder_of(records[0])
+            return self._state(snapshot, form, number, checkpoint)
+        updates, folder = self._state(snapshot, form, 0, checkpoint), _folder_of(records[0])
         if folder is not None and Path(folder_name or "").name == folder.name and form in (*FOLDERS, EXACT):
             updates[self.forms.folder] = self._propose(snapshot, checkpoint, form)
         return updates
 
-    def _state(self, snapshot: RunSnapshot, form: str, number: int) -> ui.Updates:
+    def _state(self, snapshot: RunSnapshot, form: str, number: int, checkpoint: str | None = None) -> ui.Updates:
         visible = form not in TEXTS
         updates = self.job.follow(snapshot.run.id if visible else None)
-        records = read_records(snapshot.run.folder.path)
+        records = read_records(snapshot.run.folder.path) if form != SERVER else []
         work = self.page.services.results.exporting.find(snapshot.run.id)
         shows_result = visible and not (work is not None and work.is_under_way)
         number = max(0, min(number, len(records) - 1))
@@ -183,7 +185,9 @@ class ExportTab:
         folder, result = _folder_of(record), ""
         if shows_result:
             result = view.render_export(record) if record is not None else view.NO_EXPORTS
-        updates[self.job.start]["value"] = "Push" if form == HUB else "Export"
+            if form == SERVER:
+                result = view.render_server_check(read_check(snapshot.run.folder.path, checkpoint_of(checkpoint)))
+        updates[self.job.start]["value"] = _BUTTONS.get(form, "Export")
         return {
             **updates,
             self.number: number,
@@ -191,7 +195,7 @@ class ExportTab:
             self.result: result,
             self.archive.panel: ui.visible_if(shows_result and folder is not None),
             self.archive.download: ui.HIDDEN,
-            self.use: self._use(snapshot, record, folder) if shows_result else "",
+            self.use: self._use(snapshot, record, folder) if shows_result and form != SERVER else "",
             self.before: view.render_exports(records, number) if visible else "",
         }
 
@@ -225,6 +229,11 @@ class ExportTab:
         require(services.person, Action.PUSH if is_push else Action.EXPORT, access_of(run))
         settings = self.forms.settings_of(form, values)
         results.exporting.require_none(run.id)
+        if form == SERVER:
+            check = section_by_titles(ServerCheckConfig, settings)
+            services.free_device()
+            results.check_server(run, name, check)
+            return self._state(snapshot, form, number, checkpoint)
         if is_push:
             push, secret = section_by_titles(PushConfig, settings), (token or "").strip()
             if push.verify:
@@ -248,6 +257,9 @@ class ExportTab:
         if not number.isdigit() or len(number) >= 6:
             return ui.UNCHANGED
         return self._state(self._observe(run_id), form, int(number))
+
+
+_BUTTONS = {HUB: "Push", SERVER: "Check"}
 
 
 def _folder_of(record: ExportRecord | None) -> Path | None:

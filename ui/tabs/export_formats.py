@@ -11,6 +11,7 @@ from loratory.engine.config.load import config_to_yaml
 from loratory.engine.config.results import ExportConfig, PushConfig
 from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import EngineError, ModelError, RunError, explain_os_errors
+from loratory.engine.evaluation.server_check import ServerCheckConfig
 from loratory.engine.export.gguf.llama_cpp import find_converter, require_quantizer
 from loratory.engine.export.gguf.precisions import predict_sizes
 from loratory.engine.export.kinds import KINDS
@@ -24,9 +25,9 @@ from loratory.ui.views.html import copyable, error_box, notices, size, with_code
 from loratory.ui.views.run_details import render_sizes
 
 ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
-HUB, SCRIPT, EXACT, YAML = "Hub", "Script", "Exact script", "YAML"
+HUB, SCRIPT, EXACT, YAML, SERVER = "Hub", "Script", "Exact script", "YAML", "Check a server"
 TEXTS = (SCRIPT, YAML)  # which are shown and downloaded
-FORMS = (*(kind.title for kind in KINDS.values()), HUB, SCRIPT, EXACT, YAML)
+FORMS = (*(kind.title for kind in KINDS.values()), HUB, SCRIPT, EXACT, YAML, SERVER)
 FOLDERS = {kind.title: kind for kind in KINDS.values()}  # which are written to a folder
 
 _ABOUT = {
@@ -38,6 +39,8 @@ _ABOUT = {
     EXACT: "A folder with train.py and the run's tokenized rows in their order. It repeats the losses of the run without "
     "Loratory.",
     YAML: "The complete configuration of the run, for `loratory train`.",
+    SERVER: "Ollama, llama.cpp, vLLM or another OpenAI-compatible server answers held-out prompts, and the run's model reads the "
+    "answers: the same, or what differs and how to correct it. For a server with a key, there is `loratory check`.",
 }
 
 
@@ -71,13 +74,22 @@ class ExportForms:
                 label="Your Hugging Face token", info="Needs write access. Used for this push and not stored.",
                 type="password", max_lines=1, visible=asks_token, elem_id="export-token",
             )  # fmt: skip
+        with gr.Row(visible=False, elem_id="export-server") as self.server:
+            of_server = {
+                name: component_of_field(
+                    ServerCheckConfig.model_fields[name], min_width=260, elem_id=f"export-server-{name}"
+                )
+                for name in ("url", "model")
+            }
         self.verify = component_of_field(fields["verify"], elem_id="export-verify")
         # In the order of `settings_of`.
         self.settings = {
             "dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": keep_merged, "kind": hub_kind,
-            "private": private, "verify": self.verify,
+            "private": private, "verify": self.verify, **of_server,
         }  # fmt: skip
-        self.panels = [self.about, self.to_folder, self.merged_row, self.gguf, self.hub, self.verify, self.sizes]
+        self.panels = [
+            self.about, self.to_folder, self.merged_row, self.gguf, self.hub, self.server, self.verify, self.sizes,
+        ]  # fmt: skip
 
     def updates(self, form: str, reason: str, sizes: str = "") -> Updates:
         """Show the settings of a format and its file sizes, or why it is not available."""
@@ -89,6 +101,7 @@ class ExportForms:
             self.merged_row: "dtype" in settings,
             self.gguf: "gguf_type" in settings,
             self.hub: form == HUB,
+            self.server: form == SERVER,
             self.verify: kind is not None or form == HUB,
         }
         return {
@@ -102,6 +115,8 @@ class ExportForms:
         by_name = {name: value for name, value in zip(self.settings, values, strict=True) if value is not None}
         if form == HUB:
             names: Sequence[str] = ("kind", "private", "verify")
+        elif form == SERVER:
+            names = ("url", "model")
         else:
             kind = FOLDERS.get(form, KINDS["adapter"])
             by_name["kind"] = kind.name

@@ -10,6 +10,7 @@ from loratory.engine.config.load import config_to_yaml
 from loratory.engine.config.results import ExportKind, GgufType
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
+from loratory.engine.evaluation.server_check import ServerCheck
 from loratory.engine.export.contract import ExportedFile, ExportRecord, Verification
 from loratory.engine.export.folder import PROCESSOR_FILES
 from loratory.engine.export.kinds import KINDS
@@ -160,6 +161,28 @@ def render_export(record: ExportRecord) -> str:
         f'{html.notices(record.notes)}<p class="small num">{html.plural(len(record.files), "file")}, {html.size(record.size_bytes)}, in</p>'
         f"{location}{_files(record.files)}"
     )
+
+
+def render_server_check(check: ServerCheck | None) -> str:
+    """Return how a server's answers compare with a run's: each cause with its fix, and the figures."""
+    if check is None:
+        return html.empty("No server checked yet", "The result of a check appears here, and stays with the run.")
+    css, verdict = ("yes", "Same answers") if check.is_same else ("no", "It answers otherwise")
+    sentences = "".join(
+        f'<p class="sentence"><span class="{css}">{verdict}.</span> {escape(finding.text)}</p>{html.small(finding.fix) if finding.fix else ""}'
+        for finding in check.findings
+    )
+    evidence = check.evidence
+    fit = evidence.chat["tuned"]
+    figures = [
+        (f"{evidence.prompts:,}", "prompts"),
+        (f"{fit.likeliest:.1%}", "of the tokens are the run's likeliest"),
+        (f"{evidence.chat['base'].likeliest:.1%}", "are the base model's"),
+    ]
+    if (difference := (evidence.completion or evidence.chat)["tuned"].difference) is not None:
+        figures.append((f"{difference:.3f}", "mean difference of log-probabilities"))
+    model = html.small(f"{evidence.model}, {check.time[:16].replace('T', ' ')} UTC")
+    return sentences + html.facts(figures) + model + html.notices(check.notes)
 
 
 def render_verification(verification: Verification | None) -> str:
