@@ -28,6 +28,7 @@ from loratory.engine.config.results import EvaluationConfig, ExportConfig, PushC
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.workshop.checks.settings import CheckSettings
 from loratory.engine.errors import shorten
+from loratory.engine.evaluation.server_check import ServerCheckConfig
 from loratory.engine.hardware.device import known_device
 from loratory.engine.memory.compare import compare_methods
 from loratory.engine.models.inventory_cache import known_inventory
@@ -48,6 +49,7 @@ _GENERATED = "<!-- Written by docs/generate.py; change the sources instead. -->\
 _OTHERS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("Sampling", "The Chat tab, `loratory chat`, and the defaults of `loratory serve`.", SamplingConfig),
     ("Evaluation", "**Chat → Measure** and `loratory evaluate`.", EvaluationConfig),
+    ("Server check", "**Export → Check a server** and `loratory check`.", ServerCheckConfig),
     ("Export", "The Export tab and `loratory export`.", ExportConfig),
     ("Push", "**Export → Hub** and `loratory push`.", PushConfig),
     ("Row checks", "`loratory data check`; see [Row checks](data-checks.md).", CheckSettings),

@@ -84,7 +84,7 @@ def serving(faulty: Planted) -> Iterator[str]:
             faulty.bodies.append(body)
             if self.path == "/v1/chat/completions":
                 self.reply(200, faulty.chat(body))
-            elif self.path == "/v1/completions" and planted.completes:
+            elif self.path == "/v1/completions" and faulty.completes:
                 self.reply(200, faulty.complete(body))
             else:
                 self.reply(404, {"error": "no such route"})

@@ -8,11 +8,12 @@ from gradio import EventData
 
 from loratory.engine.config.load import config_from_mapping, mapping_from_yaml
 from loratory.engine.errors import RunError, StorageError
+from loratory.engine.evaluation.server_check import Evidence, Fit, ServerCheck
 from loratory.engine.export.contract import ExportRecord, PerplexityCheck
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.backend.transfers import Transfers, list_files
 from loratory.ui.tabs.export import ExportTab
-from loratory.ui.tabs.export_formats import ADAPTER, EXACT, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
+from loratory.ui.tabs.export_formats import ADAPTER, EXACT, FORMS, GGUF, HUB, MERGED, SCRIPT, SERVER, YAML
 from loratory.ui.views.run_details import loading_script, render_export, render_verification
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -48,9 +49,9 @@ def offer(tab, *values) -> Changes:
     return Changes(tab, tab.offer(*values))
 
 
-def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=True, verify=True, shard=5.0):
+def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=True, verify=True, shard=5.0, url=""):
     """Return the status after a start, as the page has it, once the work ended."""
-    settings = ("float32", shard, "q8_0", False, "adapter", private, verify)
+    settings = ("float32", shard, "q8_0", False, "adapter", private, verify, url, "")
     handler = tab.job.shown_in_status(tab.start)
     updates = handler(run.id, checkpoint, form, 0, "local", folder, repository, "", *settings)
     work = tab.page.services.results.exporting.find(run.id)
@@ -160,7 +161,7 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
     assert changes.stop["visible"]
     assert not changes.start["interactive"]
     with pytest.raises(RunError, match="An export is under way"):
-        tab.start(run.id, FINAL, ADAPTER, 0, "local", "mine", "", "", *[None] * 7)
+        tab.start(run.id, FINAL, ADAPTER, 0, "local", "mine", "", "", *[None] * 9)
 
     tab.job.end(run.id)
     assert services.results.exporting.find(run.id).done.wait(WAIT_SECONDS)
@@ -203,7 +204,31 @@ def test_every_form_shows_its_own_settings(tab, run):
     assert visible[MERGED] == [True, True, False, False, True]
     assert visible[GGUF] == [True, False, True, False, True]
     assert visible[HUB] == [False, False, False, True, True]
-    assert visible[SCRIPT] == visible[YAML] == [False] * 5
+    assert visible[SCRIPT] == visible[YAML] == visible[SERVER] == [False] * 5
+    assert show(tab, run.id, SERVER)._updates[tab.forms.server["url"]]["visible"]
+    assert not show(tab, run.id, HUB)._updates[tab.forms.server["url"]]["visible"]
+
+
+def test_a_server_is_checked_and_the_verdict_stays_with_the_run(tab, run):
+    def check(url):
+        return start(tab, run, SERVER, url=url)
+
+    assert "No server checked yet" in show(tab, run.id, SERVER).result
+    assert "Server" in check("")
+    assert tab.page.services.results.exporting.find(run.id) is None
+    evidence = Evidence(
+        server="ollama", model="support<b>", prompts=20, completion={}, more_tokens=(1, 1), more_of_turns=1,
+        chat={"tuned": Fit(tokens=90, likeliest=0.9, excess=0.1), "base": Fit(tokens=90, likeliest=0.4, excess=2.0)},
+    )  # fmt: skip
+    result = ServerCheck(evidence=evidence, time="2026-12-03T07:00:00+00:00")
+    (run.folder.path / "server-check.json").write_text(result.model_dump_json())
+
+    html = show(tab, run.id, SERVER).result
+    assert "BOS token twice" in html
+    assert "Modelfile" in html
+    assert "<b>support" not in html
+    assert "90.0%" in html
+    assert tab.show(run.id, "step-1", SERVER, 0)[tab.result] != html
 
 
 def test_sizes_and_missing_programs_are_shown_before_a_gguf_is_written(tab, services, tmp_path, monkeypatch):

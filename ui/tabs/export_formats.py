@@ -74,21 +74,20 @@ class ExportForms:
                 label="Your Hugging Face token", info="Needs write access. Used for this push and not stored.",
                 type="password", max_lines=1, visible=asks_token, elem_id="export-token",
             )  # fmt: skip
-        with gr.Row(visible=False, elem_id="export-server") as self.server:
-            of_server = {
-                name: component_of_field(
-                    ServerCheckConfig.model_fields[name], min_width=260, elem_id=f"export-server-{name}"
-                )
-                for name in ("url", "model")
-            }
+        self.server = {
+            name: component_of_field(
+                ServerCheckConfig.model_fields[name], visible=False, elem_id=f"export-server-{name}"
+            )
+            for name in ("url", "model")
+        }
         self.verify = component_of_field(fields["verify"], elem_id="export-verify")
         # In the order of `settings_of`.
         self.settings = {
             "dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": keep_merged, "kind": hub_kind,
-            "private": private, "verify": self.verify, **of_server,
+            "private": private, "verify": self.verify, **self.server,
         }  # fmt: skip
         self.panels = [
-            self.about, self.to_folder, self.merged_row, self.gguf, self.hub, self.server, self.verify, self.sizes,
+            self.about, self.to_folder, self.merged_row, self.gguf, self.hub, self.verify, self.sizes, *self.server.values(),
         ]  # fmt: skip
 
     def updates(self, form: str, reason: str, sizes: str = "") -> Updates:
@@ -101,7 +100,7 @@ class ExportForms:
             self.merged_row: "dtype" in settings,
             self.gguf: "gguf_type" in settings,
             self.hub: form == HUB,
-            self.server: form == SERVER,
+            **dict.fromkeys(self.server.values(), form == SERVER),
             self.verify: kind is not None or form == HUB,
         }
         return {
@@ -116,7 +115,7 @@ class ExportForms:
         if form == HUB:
             names: Sequence[str] = ("kind", "private", "verify")
         elif form == SERVER:
-            names = ("url", "model")
+            names = tuple(self.server)
         else:
             kind = FOLDERS.get(form, KINDS["adapter"])
             by_name["kind"] = kind.name
