@@ -92,17 +92,17 @@ def checked(url, **settings):
 
 def test_a_request_asks_for_the_likeliest_tokens_and_the_key_is_in_no_message(tiny, monkeypatch):
     monkeypatch.setenv("LORATORY_SERVER_KEY", "sk-secret")
-    planted = Planted(*tiny)
-    with serving(planted) as url:
+    faulty = Planted(*tiny)
+    with serving(faulty) as url:
         server = checked(url)
         answer = server.complete([3, 4, 5], "abc")
 
     assert (server.model, server.kind) == ("planted", "vllm")
     assert answer.prompt_tokens == 3
     assert len(answer.log_probabilities) > 0
-    body = planted.bodies[-1]
+    body = faulty.bodies[-1]
     assert (body["temperature"], body["prompt"], body["repeat_penalty"]) == (0, [3, 4, 5], 1.0)
-    assert "sk-secret" not in json.dumps(planted.bodies)
+    assert "sk-secret" not in json.dumps(faulty.bodies)
 
 
 def test_a_model_that_the_server_lacks_is_refused_with_those_it_has(tiny):
@@ -125,10 +125,10 @@ def test_an_address_of_another_kind_is_refused_without_being_repeated(url):
 
 
 def test_a_lab_asks_no_private_address(tiny):
-    planted = Planted(*tiny)
-    with serving(planted) as url, pytest.raises(Exception, match="private network"):
+    faulty = Planted(*tiny)
+    with serving(faulty) as url, pytest.raises(Exception, match="private network"):
         CheckedServer(ServerCheckConfig(url=url), allows_private=False)
-    assert planted.bodies == []
+    assert faulty.bodies == []
 
 
 def test_a_response_that_is_no_answer_is_refused():
