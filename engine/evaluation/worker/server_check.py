@@ -14,7 +14,7 @@ from loratory.engine.data.conversation import Message
 from loratory.engine.data.render.template import ChatTokenizer
 from loratory.engine.data.render.tokenize import Encoded, TokenizedRow, prompt_ids
 from loratory.engine.endpoint import Endpoint, refusal
-from loratory.engine.errors import EngineError, ModelError, RunError
+from loratory.engine.errors import EngineError, ModelError, RunError, shorten
 from loratory.engine.evaluation.server_check import (
     KEY_VARIABLE,
     Evidence,
@@ -29,6 +29,7 @@ from loratory.engine.evaluation.server_check import (
 from loratory.engine.runs.webhook import resolve
 
 _REPEATED = 5  # prompts
+_LONGEST_NAME = 1000  # characters of a model's name
 _TIED = 0.02  # nats: as likely as the likeliest token
 _OK, _MALFORMED = 200, (400, 404, 405, 422, 501)
 _NEUTRAL = {"repeat_penalty": 1.0, "repetition_penalty": 1.0}  # in llama.cpp and Ollama, in vLLM and SGLang
@@ -53,12 +54,12 @@ class CheckedServer:
         if status != _OK and (not settings.model or status not in _MALFORMED):
             raise refusal(status, text)
         names = [str(model.get("id", "")) for model in models if isinstance(model, dict)]
-        self.model = settings.model.strip() or next(iter(names), "")
+        self.model = settings.model.strip() or next(iter(names), "")[:_LONGEST_NAME]
         if not self.model or (
             names and settings.model and self.model not in names and f"{self.model}:latest" not in names
         ):
             what = (
-                f"The server has no model {self.model}; it has {', '.join(names[:10])}."
+                f"The server has no model {self.model}; it has {shorten(', '.join(names[:10]), 300)}."
                 if names
                 else "The server names no model."
             )
