@@ -43,6 +43,7 @@ os.fsync = os.fstat  # type: ignore[assignment]
 QUICK_AT_ONCE = 3  # on two cores, which these keep busy
 ALL_AT_ONCE = 4  # a third of the time, the others wait for processes and browsers
 LONGEST = (  # first
+    "test_server_check.py",
     "test_results_for_real.py",
     "test_training_survives.py",
     "test_slurm_runs.py",

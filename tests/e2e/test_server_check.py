@@ -49,7 +49,12 @@ def home(demo_home, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(home):
     """Train a run whose answers are clearly other than the base model's."""
-    settings = ("training.max_steps=24", "dataset.eval_fraction=0.2", "training.eval_steps=24")
+    settings = (
+        "training.max_steps=24",
+        "training.gradient_accumulation_steps=1",
+        "dataset.eval_fraction=0.2",
+        "training.eval_steps=24",
+    )
     changes = [word for setting in settings for word in ("--set", setting)]
     record = json.loads(loratory("train", "quickstart-cpu", *changes, "--json", home=home))
     return RunStore(home, local_owner()).get(record["run_id"]).folder.path
