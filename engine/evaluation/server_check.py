@@ -42,9 +42,9 @@ _PENALIZED = 0.9  # share of the tokens that another one was taken for
 Reading = Literal["tuned", "base", "bos_twice", "bos_missing", "base_template"]
 Cause = Literal[
     "same", "not_applied", "other_model", "quantization", "bos_twice", "bos_missing", "system_prompt", "template",
-    "runs_on", "sampling",
+    "runs_on", "sampling", "unclear",
 ]  # fmt: skip
-Server = Literal["", "vllm", "llamacpp", "ollama", "sglang", "lmstudio", "tgi", "loratory", "transformers"]
+Server = Literal["", "vllm", "llamacpp", "ollama", "sglang", "lmstudio", "loratory"]
 
 
 class ServerCheckConfig(Section):
@@ -109,9 +109,7 @@ class Fit(FrozenModel):
     tokens: int
     likeliest: float  # the share of tokens that are
     excess: float  # mean of how much less likely a token is than the likeliest one, in nats
-    difference: float | None = (
-        None  # mean difference of the server's log-probabilities, in nats; None if it offers none
-    )
+    difference: float | None = None  # mean of the server's log-probabilities, in nats; None if it offers none
 
 
 class Evidence(FrozenModel):
@@ -152,6 +150,8 @@ class ServerCheck(FrozenModel):
         """Why answers differ, the most important first; one finding `same` where they do not."""
         fit = self.evidence.chat["tuned"]
         text = f"It answers as the run does: {fit.likeliest:.1%} of {fit.tokens:,} tokens are the run's likeliest ones."
+        if self.evidence.chat["base"].excess <= FITS:
+            text += " The base model would answer so too, so these prompts do not show whether the adapter is applied."
         return tuple(judge(self.evidence)) or (Finding("same", text),)
 
     @property
@@ -163,6 +163,9 @@ class ServerCheck(FrozenModel):
 def judge(evidence: Evidence) -> Iterator[Finding]:
     """Yield why a server answers otherwise than the run; `same` where it does not."""
     weights, chat = evidence.completion or evidence.chat, evidence.chat["tuned"]
+    if not chat.tokens:
+        yield _finding("unclear", "The server's answers are empty.", evidence.server)
+        return
     if evidence.changing >= _MOST and chat.excess > FITS:
         share = f"{evidence.changing:.0%} of the answers differ when they are asked for again at temperature 0"
         yield _finding("sampling", f"{share}.", evidence.server)
@@ -182,17 +185,16 @@ def judge(evidence: Evidence) -> Iterator[Finding]:
     if penalty:
         text = f"{1 - chat.likeliest:.0%} of the tokens are not the likeliest, and {evidence.repeats:.0%} of those that are occur before"
         yield _finding("sampling", f"The server penalizes repetitions: {text}.", evidence.server)
-    if not (prompt or penalty) or evidence.completion:
-        if tuned.difference is not None and tuned.difference > _SAME_WEIGHTS:
-            figure = f"the mean difference of log-probabilities is {tuned.difference:.2f}"
-            yield _finding(
-                "quantization", f"The weights are rounded otherwise than the run's: {figure}.", evidence.server
-            )
-        elif tuned.difference is None and tuned.excess > FITS:
-            figure = f"{tuned.likeliest:.0%} of the tokens are the run's likeliest ones"
-            yield _finding(
-                "quantization", f"The weights are rounded otherwise than the run's: {figure}.", evidence.server
-            )
+    rounding = tuned.excess > FITS if tuned.difference is None else tuned.difference > _SAME_WEIGHTS
+    if rounding and (evidence.completion or (evidence.more_tokens and not prompt and not penalty)):
+        figure = (
+            f"{tuned.likeliest:.0%} of the tokens are the run's likeliest ones" if tuned.difference is None
+            else f"the mean difference of log-probabilities is {tuned.difference:.2f}"
+        )  # fmt: skip
+        yield _finding("quantization", f"The weights are rounded otherwise than the run's: {figure}.", evidence.server)
+    elif chat.excess > FITS and not (prompt or penalty or evidence.runs_on >= _RUN_ON):
+        text = f"Its chat differs: {chat.likeliest:.0%} of the tokens are the run's likeliest ones. Whether by prompt, sampling or weights is not known."
+        yield _finding("unclear", text, evidence.server)
     yield from prompt
     if evidence.runs_on >= _RUN_ON:
         text = f"{evidence.runs_on:.0%} of the answers continue where the run's end: the server does not know the stop token."
@@ -261,6 +263,7 @@ _FIXES: Mapping[Cause, tuple[Mapping[Server, str], str]] = {
         {"ollama": "Add PARAMETER stop with the end of a turn to the Modelfile, as the export's has it."},
         "Give the server the export's generation_config.json, whose eos_token_id has the end of a turn.",
     ),
+    "unclear": ({}, "Compare the rendered prompt and the sampling in the server's log with the run's."),
     "sampling": (
         {"ollama": "Set PARAMETER temperature 0 and PARAMETER repeat_penalty 1 in the Modelfile."},
         "Set temperature 0, and repeat_penalty or repetition_penalty 1, at the server or in each request.",

@@ -209,7 +209,7 @@ def test_transformers_serve_is_sound(home, run, tmp_path):
         assert check(home, run, url) == ["same"]
 
 
-# The server of llama-cpp-python penalizes repetitions by itself, as Ollama does; the second one is told not to.
+# The default of llama-cpp-python's server is a repetition penalty of 1.1.
 _LLAMA = """
 from llama_cpp.server import types
 for request in (types.CreateCompletionRequest, types.CreateChatCompletionRequest):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from loratory.engine.data.conversation import Message
 from loratory.engine.endpoint import Endpoint
 from loratory.engine.errors import ModelError
 from loratory.engine.evaluation.server_check import (
@@ -15,7 +16,8 @@ from loratory.engine.evaluation.server_check import (
     describe_check,
     read_check,
 )
-from loratory.engine.evaluation.worker.server_check import CheckedServer
+from loratory.engine.evaluation.worker.server_check import CheckedServer, _with_ids
+from loratory.engine.runs.webhook import WebhookError
 from tests.evaluation.planted_server import Planted, serving
 from tests.tiny_model import make_tiny_model
 
@@ -48,6 +50,9 @@ COUNTS = {"more_tokens": (0, 0), "more_of_turns": 0, "more_of_system": 0}
         ("template", {"chat": {"tuned": fit(3.0), "base": fit(3.0)}, "completion": {}, "more_tokens": (-3, 2)}),
         ("runs_on", {"chat": RIGHT, "completion": SAME, **COUNTS, "runs_on": 0.5}),
         ("sampling", {"chat": WRONG, "completion": SAME, **COUNTS, "repeats": 0.98}),
+        ("unclear", {"chat": WRONG, "completion": SAME, **COUNTS}),
+        ("unclear", {"chat": WRONG, "completion": {}}),
+        ("unclear", {"chat": dict.fromkeys(RIGHT, Fit(tokens=0, likeliest=0, excess=0)), "completion": {}}),
         ("sampling", {"chat": WRONG, "completion": SAME, **COUNTS, "changing": 0.8}),
     ],
 )
@@ -126,7 +131,7 @@ def test_an_address_of_another_kind_is_refused_without_being_repeated(url):
 
 def test_a_lab_asks_no_private_address(tiny):
     faulty = Planted(*tiny)
-    with serving(faulty) as url, pytest.raises(Exception, match="private network"):
+    with serving(faulty) as url, pytest.raises(WebhookError, match="private network"):
         CheckedServer(ServerCheckConfig(url=url), allows_private=False)
     assert faulty.bodies == []
 
@@ -135,3 +140,30 @@ def test_a_response_that_is_no_answer_is_refused():
     endpoint = Endpoint({"endpoint": "http://127.0.0.1:9/v1", "model": "m", "answer_tokens": 1}, None, 1.0)
 
     assert endpoint.request("/models")[0] == 0
+
+
+def test_an_answer_of_a_base_that_answers_alike_says_so():
+    chat = {**RIGHT, "base": fit(0.001)}
+    check = ServerCheck(evidence=Evidence(server="", model="m", prompts=2, chat=chat, completion={}, **COUNTS))
+
+    assert check.is_same
+    assert "do not show whether the adapter is applied" in check.findings[0].text
+
+
+class Hostile(Planted):
+    """Answers with what no server should."""
+
+    def chat(self, body):
+        values = [float("nan"), 1e999, None]
+        content = [{"token": "", "logprob": value} for value in values]
+        choice = {"message": {"content": "word " * 10_000}, "finish_reason": "stop", "logprobs": {"content": content}}
+        return {"choices": [choice], "usage": {"prompt_tokens": float("inf")}}
+
+
+def test_numbers_that_are_none_are_left_out(tiny):
+    with serving(Hostile(*tiny)) as url:
+        answer = checked(url).chat((Message("user", "Hello."),))
+
+    assert (answer.prompt_tokens, answer.log_probabilities) == (None, ())
+    cut = _with_ids(answer, tiny[1], 4)
+    assert (len(cut.ids), cut.ends) == (4, False)

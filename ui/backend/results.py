@@ -90,7 +90,7 @@ class ResultWork:
         return self._start_export(run, checkpoint, "hub", "A push to the Hub", job)
 
     def check_server(self, run: Run, checkpoint: str | None, settings: ServerCheckConfig) -> Work[Any]:
-        """Compare a server's answers with a run's; the job saves its result with the run. Raises as `write` does."""
+        """Compare a server's answers with a run's, instead of an export; the job saves its result with the run."""
         job = ServerCheckJob(self.home, _target(run, checkpoint), settings)
         return self.exporting.start(run.id, "A server check", job)
 

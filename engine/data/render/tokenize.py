@@ -42,7 +42,7 @@ class PromptFacts(NamedTuple):
 
     text: str  # as people read it
     columns: Mapping[str, Any]  # of the row; `answer` is the answer in the data, unless a column has that name
-    turns: tuple[Message, ...] = ()
+    turns: tuple[Message, ...] = ()  # what `text` joins
 
 
 @dataclass(frozen=True)

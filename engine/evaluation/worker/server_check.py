@@ -1,6 +1,7 @@
 """Ask a server for answers, and read them with the run's model under several readings of what may differ."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -30,12 +31,13 @@ from loratory.engine.runs.webhook import resolve
 
 _REPEATED = 5  # prompts
 _LONGEST_NAME = 1000  # characters of a model's name
+_LONGEST_TOKEN = 64  # characters
 _TIED = 0.02  # nats: as likely as the likeliest token
 _OK, _MALFORMED = 200, (400, 404, 405, 422, 501)
 _NEUTRAL = {"repeat_penalty": 1.0, "repetition_penalty": 1.0}  # in llama.cpp and Ollama, in vLLM and SGLang
 _OWNERS: Mapping[str, Server] = {
     "vllm": "vllm", "llamacpp": "llamacpp", "library": "ollama", "sglang": "sglang", "organization_owner": "lmstudio",
-    "loratory": "loratory",
+    "loratory": "loratory", "me": "llamacpp",
 }  # fmt: skip
 _TURNS = (Message("user", "Hello."), Message("assistant", "Hello."), Message("user", "Thank you."))
 _SYSTEM = (Message("system", "Answer in English."), Message("user", "Hello."))
@@ -50,10 +52,10 @@ class CheckedServer:
         resolver = None if allows_private else partial(resolve, allows_private=False)
         self._endpoint = Endpoint(values, key, settings.timeout, resolver)
         status, text = self._endpoint.request("/models")
-        models = _values(text, "data") if status == _OK else []
+        models = _models(text) if status == _OK else []
         if status != _OK and (not settings.model or status not in _MALFORMED):
             raise refusal(status, text)
-        names = [str(model.get("id", "")) for model in models if isinstance(model, dict)]
+        names = [str(model.get("id", "")) for model in models]
         self.model = settings.model.strip() or next(iter(names), "")[:_LONGEST_NAME]
         if not self.model or (
             names and settings.model and self.model not in names and f"{self.model}:latest" not in names
@@ -66,7 +68,7 @@ class CheckedServer:
             raise ModelError(what, "Name its model.")
         owner = next((str(model.get("owned_by", "")) for model in models if model.get("id") == self.model), "")
         self.kind: Server = _OWNERS.get(owner.lower(), "")
-        self._most, self._offers_log_probabilities = settings.max_new_tokens, True
+        self.most, self._offers_log_probabilities = settings.max_new_tokens, True
         self._completes: bool | None = None  # None until the route was tried
         self._takes_ids = True
 
@@ -94,7 +96,7 @@ class CheckedServer:
         return None
 
     def _request(self, path: str, prompt: dict[str, Any], more: dict[str, Any], most: int | None) -> tuple[int, str]:
-        payload = {"model": self.model, "max_tokens": most or self._most, "temperature": 0, "stream": False, **prompt}
+        payload = {"model": self.model, "max_tokens": most or self.most, "temperature": 0, "stream": False, **prompt}
         if self._offers_log_probabilities:
             status, text = self._endpoint.request(path, payload | more)
             if status not in _MALFORMED:
@@ -103,12 +105,12 @@ class CheckedServer:
         return self._endpoint.request(path, payload)
 
 
-def _values(text: str, name: str) -> list[Any]:
+def _models(text: str) -> list[dict[str, Any]]:
     try:
-        values = json.loads(text)[name]
+        models = json.loads(text)["data"]
     except (ValueError, LookupError, TypeError, RecursionError):
         return []
-    return values if isinstance(values, list) else []
+    return [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
 
 
 def _read(body: str, part: str) -> ServerAnswer | None:
@@ -122,10 +124,12 @@ def _read(body: str, part: str) -> ServerAnswer | None:
         return ServerAnswer(
             text=str(text or ""),
             ends=choice.get("finish_reason") == "stop",
-            prompt_tokens=int(prompt_tokens) if prompt_tokens else None,
-            log_probabilities=tuple(float(value) for value in values if value is not None),
+            prompt_tokens=prompt_tokens if isinstance(prompt_tokens, int) and prompt_tokens else None,
+            log_probabilities=tuple(
+                value for value in map(float, (value for value in values if value is not None)) if math.isfinite(value)
+            ),
         )
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -158,8 +162,8 @@ def query_server(
         prompts.append(
             PromptReplies(
                 readings=dict(_readings(turns, ids, tokenizer, base_tokenizer)),
-                chat=_with_ids(server.chat(turns), tokenizer),
-                completion=None if completion is None else _with_ids(completion, tokenizer),
+                chat=_with_ids(server.chat(turns), tokenizer, server.most),
+                completion=None if completion is None else _with_ids(completion, tokenizer, server.most),
             )
         )
     again = [server.chat(turns).text for turns, _ in pairs[:_REPEATED]]
@@ -173,10 +177,12 @@ def query_server(
     )
 
 
-def _with_ids(answer: ServerAnswer, tokenizer: ChatTokenizer) -> ServerAnswer:
+def _with_ids(answer: ServerAnswer, tokenizer: ChatTokenizer, most: int) -> ServerAnswer:
+    """Return an answer with its tokens; what a server writes beyond the limit is left out."""
     encoded = Encoded("", [], [])
-    encoded.append(answer.text, tokenizer)
-    return answer.model_copy(update={"ids": tuple(encoded.ids)})
+    encoded.append(answer.text[: most * _LONGEST_TOKEN], tokenizer)
+    is_cut = len(encoded.ids) > most
+    return answer.model_copy(update={"ids": tuple(encoded.ids[:most]), "ends": answer.ends and not is_cut})
 
 
 def _is_plain(turns: Sequence[Message]) -> bool:
