@@ -177,6 +177,16 @@ def demo_home(tmp_path_factory) -> LoratoryHome:
     return demo
 
 
+@pytest.fixture(scope="module")
+def module_home(demo_home, tmp_path_factory) -> LoratoryHome:
+    """Return a home of a test file alone, which has the demo model."""
+    home = LoratoryHome(tmp_path_factory.mktemp("home") / "home")
+    home.make_writable()
+    home.models.mkdir(parents=True, exist_ok=True)
+    (home.models / "smollm2-135m-instruct").symlink_to(demo_home.models / "smollm2-135m-instruct")
+    return home
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """Return reference data that is next to a maintainer's checkout, and in CI."""

@@ -196,7 +196,7 @@ def judge(evidence: Evidence) -> Iterator[Finding]:
         text = f"Its chat differs: {chat.likeliest:.0%} of the tokens are the run's likeliest ones. Whether by prompt, sampling or weights is not known."
         yield _finding("unclear", text, evidence.server)
     yield from prompt
-    if evidence.runs_on >= _RUN_ON:
+    if not prompt and evidence.runs_on >= _RUN_ON:  # after another prompt the run might end elsewhere
         text = f"{evidence.runs_on:.0%} of the answers continue where the run's end: the server does not know the stop token."
         yield _finding("runs_on", text, evidence.server)
 

@@ -24,7 +24,6 @@ from loratory.engine.export.job import ExportJob
 from loratory.engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS
 from loratory.engine.hardware.processor import describe_processor
 from loratory.engine.inspector.worker.load_tokenizer import load_tokenizer
-from loratory.engine.models.prepared import DEMO_MODEL_ID
 from loratory.engine.models.source import ModelSource
 from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.runs.history.run_history import read_history
@@ -51,12 +50,9 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def trained_runs(demo_home, tmp_path_factory):
+def trained_runs(module_home):
     """Train each of SETTINGS when it is first needed."""
-    home = LoratoryHome(tmp_path_factory.mktemp("results") / "home")
-    home.make_writable()
-    home.models.mkdir(parents=True, exist_ok=True)
-    (home.models / DEMO_MODEL_ID).symlink_to(demo_home.models / DEMO_MODEL_ID)
+    home = module_home
     cache: dict[str, Trained] = {}
 
     def train(name: str) -> Trained:

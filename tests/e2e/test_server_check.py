@@ -23,7 +23,7 @@ from loratory.engine.export.contract import ExportRequest
 from loratory.engine.export.job import ExportJob
 from loratory.engine.hardware.processor import describe_processor
 from loratory.engine.models.prepared import DEMO_MODEL_ID
-from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.paths import local_owner
 from loratory.engine.processes.messages import Request
 from loratory.engine.runs.store import RunStore
 from loratory.engine.serve.model import ServedModel
@@ -38,12 +38,8 @@ PROMPTS, TOKENS = 3, 16
 
 
 @pytest.fixture(scope="module")
-def home(demo_home, tmp_path_factory):
-    home = LoratoryHome(tmp_path_factory.mktemp("servers") / "home")
-    home.make_writable()
-    home.models.mkdir(parents=True, exist_ok=True)
-    (home.models / DEMO_MODEL_ID).symlink_to(demo_home.models / DEMO_MODEL_ID)
-    return home
+def home(module_home):
+    return module_home
 
 
 @pytest.fixture(scope="module")

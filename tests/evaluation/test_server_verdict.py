@@ -47,6 +47,7 @@ COUNTS = {"more_tokens": (0, 0), "more_of_turns": 0, "more_of_system": 0}
         ("bos_missing", {"chat": RIGHT, "completion": SAME, "more_tokens": (-1, -1), "more_of_turns": -1}),
         ("system_prompt", {"chat": WRONG, "completion": SAME, "more_tokens": (9, 9), "more_of_turns": 9}),
         ("template", {"chat": WRONG, "completion": SAME, "more_tokens": (9, 9), "more_of_turns": 14}),
+        ("template", {"chat": WRONG, "completion": SAME, "more_tokens": (-9,), "more_of_turns": -7, "runs_on": 0.5}),
         ("template", {"chat": {"tuned": fit(3.0), "base": fit(3.0)}, "completion": {}, "more_tokens": (-3, 2)}),
         ("runs_on", {"chat": RIGHT, "completion": SAME, **COUNTS, "runs_on": 0.5}),
         ("sampling", {"chat": WRONG, "completion": SAME, **COUNTS, "repeats": 0.98}),
