@@ -1,5 +1,7 @@
 """The demo model in its real process: what a person reads is what transformers and PEFT say."""
 
+from pathlib import Path
+
 import psutil
 import pytest
 
@@ -21,7 +23,7 @@ GREEDY = SamplingConfig(temperature=0, max_new_tokens=16)
 
 @pytest.fixture(scope="module")
 def folder(demo_home):
-    return resolve_model(DEMO, demo_home).location
+    return Path(resolve_model(DEMO, demo_home).location)
 
 
 @pytest.fixture(scope="module")
