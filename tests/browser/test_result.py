@@ -11,7 +11,6 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from loratory.engine.paths import LoratoryHome
-from loratory.ui.views.html import plural
 from tests.browser.chromium import let_layout_settle, open_model_choice, open_tab, reload, why_no_browser
 from tests.browser.real_server import RealServer, contents_of, real_server
 from tests.e2e.test_scripts_for_real import loratory
