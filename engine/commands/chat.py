@@ -11,19 +11,17 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from loratory.engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, JobProgress, LoadedModel
+from loratory.engine.chat.contract import Branch, ChatRequest, ChatTarget, JobProgress, LoadedModel
 from loratory.engine.chat.session import ChatSession
 from loratory.engine.chat.target import plan_load
 from loratory.engine.commands import output
-from loratory.engine.commands.configs import named_path
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.results import SamplingConfig
-from loratory.engine.config.run import ModelConfig, Quantization
+from loratory.engine.config.run import Quantization
 from loratory.engine.data.conversation import Message
 from loratory.engine.errors import EngineError, RunError, StorageError
 from loratory.engine.files import write_atomically
-from loratory.engine.models.catalog import find_in_catalog
-from loratory.engine.runs.store import RunStore
+from loratory.engine.interface.names import choose_target, named_path
 
 TargetName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id, a folder with an adapter or a model, or a model's name.")
@@ -64,44 +62,6 @@ def chat(
             _answer_once(session, (*opening, Message("user", prompt)), branch, sampling, as_json=as_json)
     finally:
         session.unload()
-
-
-def find_target(text: str, store: RunStore) -> ChatTarget:
-    """Return what RUN names: a folder that exists, a run of this owner, or a model.
-
-    Raises:
-        RunError: If it is none of them.
-        StorageError: If no folder can have that name.
-    """
-    folder = named_path(text)
-    if folder.is_dir():
-        is_trained = (folder / "adapter_config.json").is_file() or (folder / "config.yaml").is_file()
-        folder = folder.resolve()
-        return ChatTarget.of_run(folder) if is_trained else ChatTarget.of_model(ModelConfig(id=str(folder)))
-    try:
-        return ChatTarget.of_run(store.get(text).folder.path)
-    except RunError as error:
-        if find_in_catalog(text) is not None or "/" in text or folder.suffix.lower() == ".gguf":
-            return ChatTarget.of_model(ModelConfig(id=text))
-        raise RunError(error.what, "List the runs with `loratory runs`, or name a model or a folder.") from error
-
-
-def choose_target(
-    run: str, store: RunStore, checkpoint: str | None, model: str | None, quantization: Quantization | None = None
-) -> ChatTarget:
-    """Find what RUN names, at a checkpoint, on another base, or in another precision.
-
-    Raises as `find_target` does, and a RunError for a checkpoint of a model.
-    """
-    target = find_target(run, store)
-    changes: dict[str, object] = {"quantization": quantization}
-    if checkpoint is not None and target.tuned is None:
-        raise RunError("A model has no checkpoints.", "Leave --checkpoint out, or name a run.")
-    if checkpoint is not None and target.tuned is not None:
-        changes["tuned"] = AdapterChoice(folder=target.tuned.folder, checkpoint=checkpoint)
-    if model is not None:
-        changes["model"] = ModelConfig(id=model)
-    return target.model_copy(update=changes)
 
 
 def _answer_once(

@@ -1,77 +1,14 @@
-"""`loratory presets` and `models`, and what CONFIG means: a YAML file, a preset's name, or a run's id."""
+"""`loratory presets` and `models`: what runs can begin as."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from loratory.engine.commands.output import AsJson, print_json, print_table
-from loratory.engine.config.load import config_from_mapping, mapping_from_file, with_overrides
-from loratory.engine.config.presets import find_preset, list_presets
-from loratory.engine.config.run import RunConfig
-from loratory.engine.errors import ConfigError, RunError, StorageError, shorten
+from loratory.engine.config.presets import list_presets
 from loratory.engine.models.catalog import search_catalog
-from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.paths import LoratoryHome
 from loratory.engine.quantities import count
-from loratory.engine.runs.names import is_automatic
-from loratory.engine.runs.store import RunStore
-
-
-def load_config_argument(text: str, overrides: Sequence[str] | None, home: LoratoryHome) -> RunConfig:
-    """Read what CONFIG names, apply `section.field=value` overrides, and check the whole.
-
-    A name that looks like a file is one; otherwise presets come before runs. Raises as `load_config_mapping` does, and a
-    ConfigError with every problem if any setting is wrong.
-    """
-    return config_from_mapping(load_config_mapping(text, overrides, home))
-
-
-def load_config_mapping(text: str, overrides: Sequence[str] | None, home: LoratoryHome) -> dict[str, Any]:
-    """Read what CONFIG names as plain nested values, before they are checked; an empty one leaves all to the overrides.
-
-    Raises:
-        ConfigError: If nothing bears that name, or an override is malformed.
-        StorageError: If the file cannot be read, or no file can have that name.
-    """
-    return with_overrides(_mapping(text, home) if text else {}, overrides or ())
-
-
-def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
-    path = named_path(text)
-    looks_like_file = path.suffix.lower() in (".yaml", ".yml") or len(path.parts) > 1
-    if looks_like_file or path.is_file():
-        return mapping_from_file(path)
-    try:
-        return find_preset(text, home, kinds="file, preset or run").mapping()
-    except ConfigError as no_preset:
-        try:
-            run = RunStore(home, local_owner()).get(text)
-        except RunError:
-            raise no_preset from None
-    mapping = mapping_from_file(run.folder.config)
-    section = mapping.get("run")
-    if isinstance(section, dict) and is_automatic(str(section.get("name")), run.id):
-        del section["name"]
-    return mapping
-
-
-def named_path(text: str | Path) -> Path:
-    """Return the path that a person named, checked to be usable; it need not exist.
-
-    Raises:
-        StorageError: If nothing could be there: the name is too long, ~ names no user, or a folder on the way is closed.
-    """
-    try:
-        path = Path(text).expanduser()
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return path
-    except (OSError, RuntimeError, ValueError) as error:  # too long, closed; no such user; characters that no path has
-        reason = shorten(getattr(error, "strerror", None) or str(error).rstrip("."))
-        what = f"The path {shorten(str(text))} cannot be used ({reason})."
-        raise StorageError(what, "Check its name and permissions.") from error
-    return path
 
 
 def presets(as_json: AsJson = False) -> None:

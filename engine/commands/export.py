@@ -10,8 +10,6 @@ import typer
 from loratory.engine.chat.contract import ChatTarget
 from loratory.engine.chat.target import plan_load
 from loratory.engine.commands import output
-from loratory.engine.commands.chat import choose_target
-from loratory.engine.commands.configs import load_config_argument, named_path
 from loratory.engine.config.load import config_to_yaml, section_from_mapping
 from loratory.engine.config.results import ExportConfig, PushConfig
 from loratory.engine.errors import EngineError, RunError, explain_os_errors
@@ -21,6 +19,7 @@ from loratory.engine.export.job import ExportJob, ScriptJob
 from loratory.engine.export.kinds import KINDS
 from loratory.engine.export.push import PushJob
 from loratory.engine.inspector.session import Inspector
+from loratory.engine.interface.names import choose_target, load_config, named_path
 from loratory.engine.models.source import find_model
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.quantities import size
@@ -150,7 +149,7 @@ def script(
 
     store = output.own_runs()
     file_to_write, folder_to_write = (named_path(path) if path is not None else None for path in (out, exact))
-    run_config = load_config_argument(config, overrides, store.home)
+    run_config = load_config(config, overrides, store.home)
     run = None
     if not overrides and not named_path(config).is_file():
         with contextlib.suppress(RunError):  # of a preset

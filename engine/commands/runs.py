@@ -9,21 +9,22 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from loratory.engine.commands import output
-from loratory.engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report, result_json
+from loratory.engine.commands.train import describe, follow_to_the_end, print_runs, report, result_json
 from loratory.engine.config.load import mapping_from_file, parse_partial_config, section_from_mapping
 from loratory.engine.config.results import EvaluationSection
 from loratory.engine.data.workshop.sets import pinned
 from loratory.engine.errors import RunError
+from loratory.engine.interface.workspace import Run
 from loratory.engine.lab.rules import resume_run
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.places.huggingface_jobs.layout import JobRequest
 from loratory.engine.quantities import size
 from loratory.engine.runs import control
-from loratory.engine.runs.history.run_history import read_history
 from loratory.engine.runs.projects import read_project_tests, save_project_tests
-from loratory.engine.runs.run import Run, State
+from loratory.engine.runs.run import Run as StoredRun
+from loratory.engine.runs.run import State
 from loratory.engine.runs.store import RunStore, folder_size_bytes
-from loratory.engine.runs.summary import RunIndex, RunQuery, select_runs, sort_keys, steps_csv, summaries_csv, summarize
+from loratory.engine.runs.summary import RunIndex, RunQuery, select_runs, sort_keys, summaries_csv, summarize
 from loratory.engine.runs.usage import read_electricity, save_electricity
 from loratory.engine.supervision.launch import with_absolute_paths
 from loratory.engine.supervision.queue import QueueMove, QueueOrder
@@ -83,16 +84,15 @@ def show(
     as_json: output.AsJson = False,
 ) -> None:
     """Show one run: its state and why, its figures, and the verdict on its curves."""
-    store = _store()
-    run = store.get(run_id)
+    run = Run(_store().home, _store().get(run_id))
     if as_csv:
-        typer.echo(steps_csv(read_history(run.folder.events)), nl=False)
+        typer.echo(run.events().to_csv(index=False, lineterminator="\n"), nl=False)
     elif as_json:
-        findings = [asdict(finding) for finding in findings_of(run)]
-        output.print_json(result_json(run.folder.path, summarize(run), None) | {"findings": findings})
+        findings = [asdict(finding) for finding in run.findings()]
+        output.print_json(result_json(run.folder, run.summary, None) | {"findings": findings})
     else:
-        warnings = [finding.text for finding in findings_of(run)]
-        print("\n\n".join([describe(run, summarize(run), store.home), *warnings]))
+        warnings = [finding.text for finding in run.findings()]
+        print("\n\n".join([describe(run, run.summary, run.home), *warnings]))
 
 
 def stop(run_id: output.RunId, as_json: output.AsJson = False) -> None:
@@ -105,7 +105,7 @@ def cancel(run_id: output.RunId, as_json: output.AsJson = False) -> None:
     _send_request(run_id, control.request_cancel, _TRANSITION_SECONDS, as_json=as_json)
 
 
-def _send_request(run_id: str, request: Callable[[Run], None], seconds: float, *, as_json: bool) -> None:
+def _send_request(run_id: str, request: Callable[[StoredRun], None], seconds: float, *, as_json: bool) -> None:
     """Make a request of a run, give it a moment to obey, and print what it does then."""
     store = _store()
     run = store.get(run_id)
@@ -137,7 +137,8 @@ def resume(
         control.request_target(run, where)
     resume_run(store.home, run)
     _wait_until(lambda: not run.folder.read_state().is_final, store.home, _TRANSITION_SECONDS)
-    report(run, follow_to_the_end(store.home, run, output.ProgressLine()), as_json=as_json)
+    resumed = Run(store.home, run)
+    report(resumed, follow_to_the_end(resumed, output.ProgressLine()), as_json=as_json)
 
 
 def delete(run_id: output.RunId, yes: output.Yes = False, as_json: output.AsJson = False) -> None:
@@ -265,7 +266,7 @@ def electricity(
     output.print_result(tariff, f"price: {cost.strip()}\npower: {power}", as_json=as_json)
 
 
-def _change(run: Run, as_json: bool, **changes: Any) -> None:
+def _change(run: StoredRun, as_json: bool, **changes: Any) -> None:
     notes = control.change_notes(run.folder, **changes)
     tags = f" [{', '.join(notes.tags)}]" if notes.tags else ""
     project = f" in project {notes.project}" if notes.project else ""

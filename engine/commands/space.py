@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loratory.engine.commands.configs import named_path
 from loratory.engine.commands.output import AsJson, ProgressLine, Yes, confirm, print_result, setting_options
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.errors import ConfigError, EngineError, Problem, PushError, RunError, StorageError
+from loratory.engine.interface.names import named_path
 from loratory.engine.models.source import resolve_model
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.quantities import size

@@ -5,12 +5,12 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from loratory.engine.commands.configs import load_config_argument, load_config_mapping
 from loratory.engine.commands.output import (
     AsJson,
     ConfigName,
@@ -27,26 +27,18 @@ from loratory.engine.commands.output import (
     print_table,
     with_where,
 )
-from loratory.engine.errors import EngineError, RunError, shorten
-from loratory.engine.evaluation.job import read_forgetting
-from loratory.engine.inspector.session import Inspector
+from loratory.engine.errors import RunError, shorten
+from loratory.engine.interface.names import load_config_mapping
+from loratory.engine.interface.workspace import Run, Workspace
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.quantities import duration, size
-from loratory.engine.runs.control import request_stop
-from loratory.engine.runs.history.preference_health import Finding
-from loratory.engine.runs.history.reward_health import health_findings
-from loratory.engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
-from loratory.engine.runs.history.verdict import judge
-from loratory.engine.runs.run import Run
-from loratory.engine.runs.summary import RunIndex, RunSummary, common_tests, summarize
+from loratory.engine.runs.history.run_history import RunHistory, seconds_left
+from loratory.engine.runs.summary import RunIndex, RunSummary, common_tests
 from loratory.engine.runs.sweep import sweep_configs
 from loratory.engine.runs.sweep_result import sweep_result
 from loratory.engine.runs.usage import energy_words, read_electricity
-from loratory.engine.supervision.launch import Launcher, Preflight
 from loratory.engine.supervision.scheduler import SupervisorSettings
-from loratory.engine.supervision.supervisor import Supervisor
 
-_POLL_SECONDS = 0.25
 _ENDED_WELL = ("completed", "stopped")
 _REPORTED = set(
     "cause advice steps total_steps final_loss base_eval_loss eval_loss best_eval_loss best_step preference_accuracy "
@@ -64,17 +56,13 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train, with progress on stderr. The run continues when this command is killed; Ctrl+C saves and stops it."""
-    store = own_runs()
-    run_config = load_config_argument(config, with_where(overrides, where), store.home)
-    with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
-        run = Launcher(store, Preflight(store.home, inspector)).start(run_config, key, on_progress=line.show)
+    with ProgressLine() as line, Workspace.own() as workspace:
+        run = workspace.train(config, with_where(overrides, where), key=key, wait=False, on_progress=line.show)
     line.say(f"Run {run.id}")
-    report(run, follow_to_the_end(store.home, run, line), as_json=as_json)
+    report(run, follow_to_the_end(run, line), as_json=as_json)
 
 
-def follow_to_the_end(
-    home: LoratoryHome, run: Run, line: ProgressLine, settings: SupervisorSettings | None = None
-) -> RunSummary:
+def follow_to_the_end(run: Run, line: ProgressLine, settings: SupervisorSettings | None = None) -> RunSummary:
     """Show a run's progress until it has ended, supervising it where no server does.
 
     The first Ctrl+C asks the run to save and stop, the second detaches.
@@ -83,49 +71,28 @@ def follow_to_the_end(
         RunError: If its folder is gone.
         KeyboardInterrupt: At the second Ctrl+C; the run continues, and a server or the next command finds it.
     """
-    supervisor = Supervisor(home, settings)
-    reader = HistoryReader(run.folder.events)
     shown_until, last_history, known_findings = time.time(), RunHistory.model_construct(), set[str]()
+    note_server = partial(line.say, "A running Loratory server executes it; it continues without this command.")
     try:
-        with _interrupt_asks_to_stop(run, line):  # before the run may begin
-            if supervisor.start() == "standing_by":
-                line.say("A running Loratory server executes it; it continues without this command.")
-            while True:
-                if not run.folder.path.is_dir() and run.folder.path.parent.is_dir():
-                    raise RunError(
-                        f"The folder of {run.id} was deleted or moved, and its training ends.",
-                        f"Put it back at {run.folder.path} and resume the run, or start another one.",
-                    )
-                state = run.folder.read_state()
-                history = reader.update()
+        with (
+            _interrupt_asks_to_stop(run, line),  # before the run may begin
+            contextlib.closing(run.follow(settings, note_server)) as progress,
+        ):
+            for state, history in progress:
                 for message in history.messages:
                     if message.time > shown_until and message.kind == "warning":
                         line.say(f"Warning: {message.text}")
                     shown_until = max(shown_until, message.time)
-                for finding in findings_of(run, history) if history is not last_history else ():
+                for finding in run.findings(history) if history is not last_history else ():
                     if finding.fix and finding.name not in known_findings:
                         line.say(f"Warning: {finding.text}")
                     known_findings.add(finding.name)
                 last_history = history
-                if state.is_final and run.folder.state.exists():  # a folder that is being deleted may look like an end
-                    break
-                _show(line, state.state, state.cause, history)
-                time.sleep(_POLL_SECONDS)
+                if not state.is_final:
+                    _show(line, state.state, state.cause, history)
     finally:
         line.clear()
-        supervisor.stop()
-    return summarize(run)
-
-
-def findings_of(run: Run, history: RunHistory | None = None) -> tuple[Finding, ...]:
-    """Return the verdict on a run, then what goes wrong in a preference run."""
-    try:
-        config = run.folder.read_config()
-    except EngineError:  # lost or edited: the rest of the run is shown all the same
-        return ()
-    history = history or read_history(run.folder.events)
-    verdict = judge(history, config, read_forgetting(run.folder.path))
-    return (*([verdict] if verdict is not None else []), *health_findings(history, config.training))
+    return run.summary
 
 
 def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
@@ -135,13 +102,13 @@ def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
         RunError: If the run failed or was interrupted, after the figures were printed.
     """
     if as_json:
-        print_json(result_json(run.folder.path, summary))
+        print_json(result_json(run.folder, summary))
     elif summary.state in _ENDED_WELL:
         print(describe(run, summary, LoratoryHome.locate()))
         if summary.state == "completed":
             print(f"Chat with it: loratory chat {run.id}")
     if summary.state not in _ENDED_WELL:
-        raise RunError(summary.cause or f"The run {summary.state}.", summary.advice or f"See {run.folder.log.name}.")
+        raise RunError(summary.cause or f"The run {summary.state}.", summary.advice or "See its log.")
 
 
 def result_json(folder: Path, summary: RunSummary, include: set[str] | None = _REPORTED) -> dict[str, Any]:
@@ -178,7 +145,7 @@ def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
         ("electricity", energy_words(summary, read_electricity(home)) or "–"),
         ("project", summary.project or "–"),
         ("tags", ", ".join(summary.tags) or "–"),
-        ("folder", str(run.folder.path)),
+        ("folder", str(run.folder)),
     ]
     lines = [f"{summary.name}  ({run.id})", *(f"  {label:<15}{value}" for label, value in facts)]
     return "\n".join(lines + ([f"\n{summary.note}"] if summary.note else []))
@@ -235,10 +202,10 @@ def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> No
 @contextlib.contextmanager
 def _interrupt_asks_to_stop(run: Run, line: ProgressLine) -> Iterator[None]:
     def handle_interrupt(_number: int, _frame: object) -> None:
-        if run.folder.stop_request.exists():
+        if run.is_asked_to_stop:
             raise KeyboardInterrupt
         with contextlib.suppress(RunError):  # it has just ended by itself
-            request_stop(run)
+            run.stop()
         line.say("Saving and stopping. Press Ctrl+C again to detach; the run continues.")
 
     before = signal.signal(signal.SIGINT, handle_interrupt)
@@ -267,17 +234,16 @@ def sweep(
         print_result(result, f"{result.conclusion}\n{losses}", as_json=as_json)
         return
     configs = sweep_configs(load_config_mapping(config, with_where(overrides, where), store.home), axes)
-    with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
-        launcher = Launcher(store, Preflight(store.home, inspector))
-        runs = launcher.start_all(configs, secrets.token_hex(16), on_progress=line.show)
-    sweep_id = summarize(runs[0]).sweep
+    with ProgressLine() as line, Workspace.own() as workspace:
+        runs = workspace.sweep(configs, secrets.token_hex(16), on_progress=line.show)
+    sweep_id = runs[0].summary.sweep
     line.say(f"Queued {len(runs)} runs. Their result: loratory sweep {sweep_id}")
     results: list[tuple[Run, RunSummary]] = []
     for number, run in enumerate(runs, start=1):
         line.say(f"Run {number} of {len(runs)}: {run.id}")
-        results.append((run, follow_to_the_end(store.home, run, line)))
+        results.append((run, follow_to_the_end(run, line)))
     if as_json:
-        print_json([{"name": summary.name, **result_json(run.folder.path, summary)} for run, summary in results])
+        print_json([{"name": summary.name, **result_json(run.folder, summary)} for run, summary in results])
     else:
         print_runs([summary for _, summary in results])
         sweep(sweep_id)

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from loratory.engine.commands.configs import load_config_argument
 from loratory.engine.commands.output import AsJson, ConfigName, Overrides, print_result, setting_options, with_progress
 from loratory.engine.config.derived_defaults import planned_steps
 from loratory.engine.config.load import section_from_mapping
@@ -16,6 +15,7 @@ from loratory.engine.data.workshop.sets import find_set, find_version, pinned
 from loratory.engine.errors import ConfigError, Problem, shorten
 from loratory.engine.evaluation.samples import PromptSamples
 from loratory.engine.evaluation.try_reward import TryRewardConfig, TryRewardJob, TryRewardResult, judge
+from loratory.engine.interface.names import load_config
 from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.quantities import duration
 from loratory.engine.runs.disk import require_disk_space
@@ -40,7 +40,7 @@ def try_reward(
 ) -> None:
     """Let the model answer training prompts, score the answers and bad ones, and report whether a run can learn."""
     home = LoratoryHome.from_environment()
-    run = load_config_argument(config, overrides, home)
+    run = load_config(config, overrides, home)
     if not objective_of(run).samples_answers:
         message = f"{objective_of(run).label} learns from the rows, not from rewards; set it to grpo."
         raise ConfigError([Problem("training.objective", message)])

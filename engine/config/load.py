@@ -240,10 +240,10 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
 def command_of(settings: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the command that trains with these settings, quoted for a shell."""
     names = ((f"{section}.{name}", value) for section, values in settings.items() for name, value in values.items())
-    return " ".join(["loratory train", *(f"--set {shlex.quote(_override(name, value))}" for name, value in names)])
+    return " ".join(["loratory train", *(f"--set {shlex.quote(override_of(name, value))}" for name, value in names)])
 
 
-def _override(name: str, value: Any) -> str:
+def override_of(name: str, value: Any) -> str:
     """Return `section.field=value`: text as it is where that is read as the same, else JSON."""
     is_plain = isinstance(value, str) and "&" not in value and _value_given(name.split("."), value) == value
     return f"{name}={value if is_plain else json.dumps(value, ensure_ascii=False)}"

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel
 
@@ -25,6 +25,9 @@ from loratory.engine.runs.names import run_label
 from loratory.engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Reason, Run, State
 from loratory.engine.runs.store import RunStore, folder_size_bytes
 from loratory.engine.runs.test_scores import EVALUATIONS_FOLDER, TestScore, read_test_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class RunSummary(BaseModel, frozen=True, ser_json_inf_nan="null"):
@@ -339,8 +342,8 @@ def _test_cells(summary: RunSummary) -> dict[str, float]:
     return {name: value for cells in values for name, value in cells.items()}
 
 
-def steps_csv(history: RunHistory) -> str:
-    """Return one line for each logged step; held-out losses and readings of GPUs are at the steps where they were measured."""
+def steps_table(history: RunHistory) -> "pd.DataFrame":
+    """Return a row for each logged step; held-out losses and readings of GPUs are at the steps where they were measured."""
     import pandas as pd
 
     table = pd.DataFrame({column: history.steps.column(column) for column in COLUMNS})
@@ -348,8 +351,7 @@ def steps_csv(history: RunHistory) -> str:
     table["eval_loss"] = table["step"].map(held_out).astype(float)
     for name in GPU_READINGS:
         table[name] = table["step"].map(dict(zip(*history.steps.metric(name), strict=True))).astype(float)
-    whole_numbers = dict.fromkeys(("step", "tokens", "trained_tokens", "memory_bytes"), "Int64")
-    return str(table.astype(whole_numbers).to_csv(index=False, lineterminator="\n"))
+    return table.astype(dict.fromkeys(("step", "tokens", "trained_tokens", "memory_bytes"), "Int64"))
 
 
 def _cell(value: object) -> object:

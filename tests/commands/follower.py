@@ -5,6 +5,7 @@ import sys
 from loratory.engine.commands.output import ProgressLine
 from loratory.engine.commands.train import follow_to_the_end, report
 from loratory.engine.errors import EngineError
+from loratory.engine.interface.workspace import Run
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.runs.store import RunStore
 from tests.supervision.fake_runs import fake_settings
@@ -13,7 +14,7 @@ if __name__ == "__main__":
     home = LoratoryHome.from_environment()
     run = RunStore(home, "ann").get(sys.argv[1])
     try:
-        report(run, follow_to_the_end(home, run, ProgressLine(), fake_settings()), as_json=True)
+        report(Run(home, run), follow_to_the_end(Run(home, run), ProgressLine(), fake_settings()), as_json=True)
     except EngineError as error:
         print(error, file=sys.stderr)
         sys.exit(1)

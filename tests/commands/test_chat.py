@@ -8,9 +8,10 @@ import pytest
 
 from loratory.engine.chat.contract import ChatChunk, LoadedModel, PromptView
 from loratory.engine.cli import run_command
-from loratory.engine.commands.chat import TerminalConversation, find_target
+from loratory.engine.commands.chat import TerminalConversation
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.errors import ModelError, RunError
+from loratory.engine.interface.names import find_target
 from loratory.engine.paths import local_owner
 from loratory.engine.runs.store import RunStore
 

@@ -6,10 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from loratory.engine.cli import build_app
-from loratory.engine.commands.configs import load_config_argument
 from loratory.engine.config.load import config_to_yaml
 from loratory.engine.config.presets import save_preset
 from loratory.engine.errors import ConfigError, StorageError
+from loratory.engine.interface.names import load_config
 from loratory.engine.models.catalog import list_catalog
 from loratory.engine.models.hub import HubModel
 from loratory.engine.paths import local_owner
@@ -22,21 +22,21 @@ def test_a_yaml_file_a_preset_and_a_run_are_all_configurations(home, tmp_path):
     file.write_text(config_to_yaml(config_for("from a file")))
     run = RunStore(home, local_owner()).create(config_for("from a run"))
 
-    assert load_config_argument(str(file), (), home).run.name == "from a file"
-    assert load_config_argument(run.id, (), home).run.name == "from a run"
-    assert load_config_argument("quickstart-cpu", (), home).model.id == "smollm2-135m-instruct"
+    assert load_config(str(file), (), home).run.name == "from a file"
+    assert load_config(run.id, (), home).run.name == "from a run"
+    assert load_config("quickstart-cpu", (), home).model.id == "smollm2-135m-instruct"
 
 
 def test_a_preset_of_ones_own_is_a_configuration_and_is_listed(home):
     save_preset(home, "mine", "training:\n  max_steps: 9\n")
     model, data = "model.id=smollm2-135m-instruct", "dataset.source=sample:loratory-faq"
 
-    assert load_config_argument("mine", (model, data), home).training.max_steps == 9
+    assert load_config("mine", (model, data), home).training.max_steps == 9
     with pytest.raises(ConfigError) as error_info:
-        load_config_argument("mine", (), home)
+        load_config("mine", (), home)
     assert {problem.field for problem in error_info.value.problems} == {"model", "dataset"}
     with pytest.raises(ConfigError, match=r"no file, preset or run is called 'other'; the presets are .*, mine\."):
-        load_config_argument("other", (), home)
+        load_config("other", (), home)
 
     app = build_app(("loratory.engine.commands.configs",))
     rows = json.loads(CliRunner().invoke(app, ["presets", "--json"]).stdout)
@@ -50,19 +50,19 @@ def test_a_preset_of_ones_own_is_a_configuration_and_is_listed(home):
 def test_overrides_apply_and_all_their_mistakes_are_reported(home, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(config_to_yaml(config_for()))
-    config = load_config_argument(str(file), ("adapter.r=8", "training.learning_rate=1e-3"), home)
+    config = load_config(str(file), ("adapter.r=8", "training.learning_rate=1e-3"), home)
     assert (config.adapter.r, config.training.learning_rate) == (8, 1e-3)
 
     with pytest.raises(ConfigError) as error_info:
-        load_config_argument(str(file), ("adapter.r=0", "training.learning_rate=fast"), home)
+        load_config(str(file), ("adapter.r=0", "training.learning_rate=fast"), home)
     assert {problem.field for problem in error_info.value.problems} == {"adapter.r", "training.learning_rate"}
 
 
 def test_a_name_that_is_nothing_reports_what_there_is(home):
     with pytest.raises(ConfigError, match="no file, preset or run is called 'nosuch'"):
-        load_config_argument("nosuch", (), home)
+        load_config("nosuch", (), home)
     with pytest.raises(StorageError, match=r"nosuch\.yaml cannot be read"):
-        load_config_argument("nosuch.yaml", (), home)
+        load_config("nosuch.yaml", (), home)
 
 
 @pytest.fixture

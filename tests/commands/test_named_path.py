@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from loratory.engine.cli import run_command
-from loratory.engine.commands.configs import named_path
 from loratory.engine.errors import StorageError
+from loratory.engine.interface.names import named_path
 
 NOBODY = "~nobody-of-that-name/x"
 LONG = "a" * 300

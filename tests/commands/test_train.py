@@ -9,6 +9,7 @@ import pytest
 from loratory.engine.commands.output import ProgressLine
 from loratory.engine.commands.train import follow_to_the_end, report, result_json
 from loratory.engine.errors import RunError
+from loratory.engine.interface.workspace import Run
 from loratory.engine.runs.history.log import last_event
 from loratory.engine.runs.history.run_history import read_history
 from loratory.engine.runs.run import RunState
@@ -37,7 +38,7 @@ def last_step(run) -> int:
 def test_without_a_server_the_command_supervises_and_prints_what_came_out(store, home, capsys):
     run = store.create(config_for("steps=8"))
 
-    report(run, follow_to_the_end(home, run, ProgressLine(), fake_settings()), as_json=True)
+    report(Run(home, run), follow_to_the_end(Run(home, run), ProgressLine(), fake_settings()), as_json=True)
     result = json.loads(capsys.readouterr().out)
 
     assert result.keys() >= PROMISED_KEYS
@@ -56,7 +57,7 @@ def test_with_a_server_it_files_the_run_and_follows_it(store, home, capsys):
     server.start()
     run = store.create(config_for("steps=5"))
     try:
-        summary = follow_to_the_end(home, run, ProgressLine(), fake_settings())
+        summary = follow_to_the_end(Run(home, run), ProgressLine(), fake_settings())
     finally:
         server.stop()
 
@@ -138,10 +139,10 @@ def test_a_run_whose_folder_is_gone_ends_the_command_with_the_reason(store):
 
 def test_a_failed_run_prints_its_figures_and_fails_the_command_in_two_sentences(store, home, capsys):
     run = store.create(config_for("steps=8 fail@3"))
-    summary = follow_to_the_end(home, run, ProgressLine(), fake_settings())
+    summary = follow_to_the_end(Run(home, run), ProgressLine(), fake_settings())
 
     with pytest.raises(RunError) as failure:
-        report(run, summary, as_json=True)
+        report(Run(home, run), summary, as_json=True)
     assert str(failure.value) == "The loss is not a number. Lower the learning rate."
     assert json.loads(capsys.readouterr().out)["status"] == "failed"
 
@@ -159,7 +160,7 @@ def test_figures_that_are_not_known_are_null(store):
 
 def test_a_run_can_be_followed_in_words(store, home, capsys):
     run = store.create(config_for("steps=4"))
-    report(run, follow_to_the_end(home, run, ProgressLine(), fake_settings()), as_json=False)
+    report(Run(home, run), follow_to_the_end(Run(home, run), ProgressLine(), fake_settings()), as_json=False)
     text = capsys.readouterr().out
 
     assert "completed." in text

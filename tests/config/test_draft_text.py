@@ -4,7 +4,6 @@ import shlex
 
 import pytest
 
-from loratory.engine.commands.configs import load_config_argument
 from loratory.engine.config.derived_defaults import changed_settings, given_settings
 from loratory.engine.config.load import (
     command_of,
@@ -16,6 +15,7 @@ from loratory.engine.config.load import (
 )
 from loratory.engine.config.presets import list_presets
 from loratory.engine.errors import ConfigError
+from loratory.engine.interface.names import load_config
 
 CHOSEN: dict[str, dict] = {"model": {"id": "some/model"}, "dataset": {"source": "sample:loratory-faq"}}
 AWKWARD = {
@@ -34,7 +34,7 @@ def run_command(command: str, home):
     """Return the configuration that the command would train."""
     program, verb, *arguments = shlex.split(command)
     assert (program, verb, set(arguments[::2])) == ("loratory", "train", {"--set"})
-    return load_config_argument("", arguments[1::2], home)
+    return load_config("", arguments[1::2], home)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

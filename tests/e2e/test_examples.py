@@ -7,7 +7,9 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from loratory.engine.config.results import SamplingConfig
 from loratory.engine.evaluation.votes import AnswerModel, Vote, VotedAnswer, VotedTurn, Votes
@@ -73,3 +75,27 @@ def test_a_sweep_prints_its_runs_by_held_out_loss(home, tmp_path, tiny_model_fol
     assert {(config.adapter.r, config.training.learning_rate) for config in configs} == {
         (8, 1e-4), (8, 2e-4), (16, 1e-4), (16, 2e-4)
     }  # fmt: skip
+
+
+def test_the_notebook_runs_with_a_live_chart(module_home):
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    settings = next(cell for cell in notebook.cells if "max_steps" in cell.source)
+    settings.source = settings.source.replace('"training.max_steps": 40', '"training.max_steps": 3').replace(
+        'steps": 10', 'steps": 2'
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORATORY_HOME", str(module_home.root))
+        NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
+
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    charts = [
+        output.data["application/vnd.plotly.v1+json"]
+        for output in outputs
+        if "application/vnd.plotly.v1+json" in output.get("data", {})
+    ]
+    text = "".join(output.get("text", "") for output in outputs)
+    (run,) = RunStore(module_home, local_owner()).list()
+    assert [trace["name"] for trace in charts[-1]["data"]] == ["loss", "held out"]
+    assert "completed" in charts[-1]["layout"]["title"]["text"]
+    for sentence in ("trained tokens", "GiB expected", f"{run.id}: from a notebook", "tuned → "):
+        assert sentence in text, sentence

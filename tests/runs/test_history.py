@@ -23,7 +23,7 @@ from loratory.engine.runs.history.events import (
 from loratory.engine.runs.history.log import EventWriter, read_lines
 from loratory.engine.runs.history.run_history import HistoryReader, read_history, seconds_left, seconds_per_step
 from loratory.engine.runs.history.steps import rows_of_plain_steps
-from loratory.engine.runs.summary import steps_csv
+from loratory.engine.runs.summary import steps_table
 from tests.event_log import write_log
 
 
@@ -181,7 +181,7 @@ def test_readings_of_gpus_are_read_both_ways_and_older_logs_have_none(log):
         steps, values = history.steps.metric("gpu_utilization")
         assert (steps.tolist(), values.tolist()) == ([3, 6], [93.0, 96.0])
         assert not len(history.steps.metric("gpu_celsius")[0])
-        rows = list(csv.DictReader(io.StringIO(steps_csv(history))))
+        rows = list(csv.DictReader(io.StringIO(steps_table(history).to_csv(index=False))))
         assert [row["gpu_watts"] for row in rows[1:4]] == ["", "640.0", ""]
     assert older.steps.steps.tolist() == quick.steps.steps.tolist()
     assert not len(older.steps.metric("gpu_utilization")[0])

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from loratory.engine.commands.configs import load_config_mapping
 from loratory.engine.config.load import config_from_mapping
+from loratory.engine.interface.names import load_config_mapping
 from loratory.engine.paths import local_owner
 from loratory.engine.runs.control import change_notes, read_notes
 from loratory.engine.runs.names import WORD_PAIRS, automatic_name, run_label, words_of
