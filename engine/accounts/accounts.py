@@ -81,8 +81,7 @@ class Accounts:
         person = self.person(name)
         with self._database.transaction() as connection:
             connection.execute("UPDATE people SET password = NULL WHERE name = ?", (person.name,))
-            connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
-            connection.execute("DELETE FROM invitations WHERE person = ?", (person.name,))
+            _delete_of(person, connection, "sessions", "access_tokens", "invitations")
             self._unlink_all(person, connection)
         return self._new_invitation(person.role, by, person=person.name)
 
@@ -172,7 +171,7 @@ class Accounts:
         password_hash = self._passwords.hash(new, person.name)
         with self._database.transaction() as connection:
             connection.execute("UPDATE people SET password = ? WHERE name = ?", (password_hash, person.name))
-            connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
+            _delete_of(person, connection, "sessions", "access_tokens")
 
     def set_role(self, name: str, role: Role) -> Person:
         """Change what a person may do; it holds from their next request.
@@ -210,8 +209,7 @@ class Accounts:
                 "UPDATE people SET removed = ?, password = NULL WHERE name = ?", (self._clock(), person.name)
             )
             self._unlink_all(person, connection)
-            for table in ("sessions", "invitations"):
-                connection.execute(f"DELETE FROM {table} WHERE person = ?", (person.name,))  # noqa: S608 - of the line above
+            _delete_of(person, connection, "sessions", "access_tokens", "invitations")
             _require_an_admin_instead_of(person, connection)
 
     def _unlink_all(self, person: Person, connection: sqlite3.Connection) -> None:
@@ -225,7 +223,7 @@ class Accounts:
         with self._database.transaction() as connection:
             connection.execute(f"UPDATE people SET {assignment} WHERE name = ?", (value, person.name))  # noqa: S608
             if ends_sessions:
-                connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
+                _delete_of(person, connection, "sessions", "access_tokens")
             _require_an_admin_instead_of(person, connection)
         return self.person(name)
 
@@ -287,6 +285,11 @@ def add_person(connection: sqlite3.Connection, name: str, role: Role, password: 
         )
     except sqlite3.IntegrityError as error:
         raise AccountError(f"The name {name!r} is taken.", "Choose another.") from error
+
+
+def _delete_of(person: Person, connection: sqlite3.Connection, *tables: str) -> None:
+    for table in tables:
+        connection.execute(f"DELETE FROM {table} WHERE person = ?", (person.name,))  # noqa: S608 - of this module
 
 
 def new_token() -> str:

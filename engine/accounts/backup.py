@@ -145,7 +145,7 @@ def _add_accounts(home: LoratoryHome, tar: tarfile.TarFile) -> int:
 
 
 def copy_accounts(database: Database, copy: Path) -> int:
-    """Write a copy of the accounts without sessions and invitations, while others use them; returns how many there are.
+    """Write a copy of the accounts without sessions, tokens and invitations, while others use them; returns how many there are.
 
     Raises:
         StorageError: If they cannot be read, or the copy cannot be written.
@@ -154,6 +154,7 @@ def copy_accounts(database: Database, copy: Path) -> int:
     with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
         connection.execute("DELETE FROM sessions")
         connection.execute("DELETE FROM invitations")
+        connection.execute("DELETE FROM access_tokens")
         connection.execute("PRAGMA journal_mode = DELETE")  # one file, without a log next to it
         connection.execute("VACUUM")
         people: int = connection.execute("SELECT count(*) FROM people WHERE removed IS NULL").fetchone()[0]

@@ -1,4 +1,4 @@
-"""`loratory chat`, `serve` and `ui`: chat in the terminal, serve to any OpenAI client, open the page."""
+"""`loratory chat`, `serve`, `mcp` and `ui`: chat in the terminal, serve OpenAI clients or agents, open the page."""
 
 import contextlib
 import importlib
@@ -11,6 +11,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from loratory.engine.accounts.access_tokens import SCOPES
 from loratory.engine.chat.contract import Branch, ChatRequest, ChatTarget, JobProgress, LoadedModel
 from loratory.engine.chat.session import ChatSession
 from loratory.engine.chat.target import plan_load
@@ -22,6 +23,8 @@ from loratory.engine.data.conversation import Message
 from loratory.engine.errors import EngineError, RunError, StorageError
 from loratory.engine.files import write_atomically
 from loratory.engine.interface.names import choose_target, named_path
+from loratory.engine.interface.workspace import Workspace
+from loratory.engine.supervision.supervisor import Supervisor
 
 TargetName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id, a folder with an adapter or a model, or a model's name.")
@@ -270,5 +273,29 @@ def ui(context: typer.Context) -> None:
     raise typer.Exit(importlib.import_module("loratory.app").main(context.args))
 
 
-COMMANDS = (chat, serve)
+def mcp(
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Agents see and estimate; they start nothing.")
+    ] = False,
+) -> None:
+    """Serve agents over the Model Context Protocol, on stdin and stdout, with your rights."""
+    try:
+        from loratory.engine.interface.agents import AgentAccess, AgentServer
+    except ImportError as error:
+        raise RunError("The SDK of the Model Context Protocol is not installed.", "Install loratory[mcp].") from error
+    with Workspace.own() as workspace:
+        access, supervisor = (
+            AgentAccess(workspace, frozenset({"read"} if read_only else SCOPES)),
+            Supervisor(workspace.home),
+        )
+        server = AgentServer(lambda _: access)
+        supervisor.start()  # runs that agents start begin here, unless a server is open
+        try:
+            server.run("stdio")
+        finally:
+            supervisor.stop()
+            server.close()
+
+
+COMMANDS = (chat, serve, mcp)
 PASSED_ON = (ui,)

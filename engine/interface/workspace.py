@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self,
 
 from loratory.engine.chat.contract import Branch, ChatRequest, JobProgress
 from loratory.engine.chat.session import ChatSession
-from loratory.engine.config.load import section_from_mapping
+from loratory.engine.config.load import config_to_yaml, section_from_mapping
 from loratory.engine.config.results import EvaluationConfig, ExportConfig, SamplingConfig
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import CheckProgress, DatasetReport
@@ -248,6 +248,11 @@ class Run:
         return self._stored.folder.read_config()
 
     @property
+    def settings_text(self) -> str:
+        """Its settings as YAML. Raises as `config` does."""
+        return config_to_yaml(self.config)
+
+    @property
     def summary(self) -> RunSummary:
         """Its figures."""
         return summarize(self._stored)
@@ -402,6 +407,11 @@ class Chat:
     def answer(self, prompt: str | Sequence[Message], branch: Branch | None = None, **sampling: Any) -> str:
         """Return the whole answer; arguments and errors as in `stream`."""
         return "".join(self.stream(prompt, branch, **sampling))
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is still in memory: one that was not used for long may be unloaded."""
+        return self._session.state.model is not None
 
     def close(self) -> None:
         """Free the memory."""

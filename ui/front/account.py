@@ -40,8 +40,8 @@ _SYSTEMS = {
 class AccountPages(PlainPages):
     """What a signed-in person sees and changes of the own account."""
 
-    # Returns HTML about the accounts of other services that open a person's, who has a password or not.
-    links_of: Callable[[Person, bool], str] = lambda _person, _has_password: ""
+    # Return HTML of further parts, about a person who has a password or not.
+    parts_of: tuple[Callable[[Person, bool], str], ...] = ()
     has_passwords: bool = True  # whether people may have any
 
     def routes(self) -> list[Route]:
@@ -77,7 +77,7 @@ class AccountPages(PlainPages):
         person = signed_in.person
         sessions = await asyncio.to_thread(self.sessions.list_for, person)
         has_password = await asyncio.to_thread(self.accounts.has_password, person.name)
-        links = await asyncio.to_thread(self.links_of, person, has_password)
+        parts = [await asyncio.to_thread(part_of, person, has_password) for part_of in self.parts_of]
         notice = next((text for name, text in _NOTICES.items() if name in request.query_params), "")
         password = (_PASSWORD_FORM if has_password else _LINK_ADVICE) if self.has_passwords else ""
         body = (
@@ -87,7 +87,7 @@ class AccountPages(PlainPages):
             + f'<h2>Sessions</h2><ul class="sessions">{"".join(_session(session, signed_in) for session in sessions)}</ul>'
             + f'<form method="post" action="{SIGN_OUT}"><input type="hidden" name="everywhere" value="1">'
             + "<button>Sign out everywhere</button></form>"
-            + links
+            + "".join(parts)
             + password
         )
         return page("Account", body, status)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 COOKIE = "__Host-loratory"  # browsers take it from https alone, for this host alone
 SIGN_IN = "/sign-in"
+AGENTS = "/mcp"
 REQUESTED_COOKIE = "__Host-loratory-requested"  # the address that was opened before signing in
 PROXY_USER = "proxy_user"  # in the state of a request: the name from a trusted proxy
 _RECHECK_SECONDS = 2.0  # at the session of an answer that takes long
@@ -84,6 +85,9 @@ class Gate:
     behind_proxy: bool  # whether all requests come through a proxy of ours, which reports where from
     names: NamedByProxy | None = None  # how that proxy names people; None where it does not
     welcome: Welcome | None = None  # what people without an account see; None where they have to sign in
+    agents: ASGIApp | None = (
+        None  # answers `/mcp` for requests with a token, which no browser sends on its own; None without
+    )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -95,6 +99,9 @@ class Gate:
         welcome = self.welcome if await self._is_for_strangers(request) else None
         send = _with_security_headers(send) if welcome is None else _with_security_headers(send, welcome.framed_by)
         refusal = self._refuse_foreign(request)
+        if self.agents is not None and scope["path"] == AGENTS and self._is_ours(request):
+            await self.agents(scope, receive, send)
+            return
         if refusal is None and self.names is not None:
             scope = await self._with_named_account(request, scope, self.names)
             request = Request(scope)
@@ -139,13 +146,18 @@ class Gate:
             return True
         return await self._session_of(request) is None
 
+    def _is_ours(self, request: Request) -> bool:
+        """Return whether a request comes to the lab's own name, and from no page of another site."""
+        headers, own = request.headers, self.address
+        return headers.getlist("host") == [own.host] and not {*headers.getlist("origin")} - {own.origin}
+
     def _refuse_foreign(self, request: Request) -> Response | None:
         headers, is_root = request.headers, request.scope["path"] == "/" and request.method in _SAFE_METHODS
         if headers.getlist("host") != [self.address.host]:
             # Hugging Face checks whether the server answers, under another host name.
             status = 200 if is_root and self.welcome is not None else 421
             return PlainTextResponse(f"This lab is reached as {self.address.origin}.", status)
-        if any(origin != self.address.origin for origin in headers.getlist("origin")):
+        if not self._is_ours(request):
             return PlainTextResponse("Requests from pages of other sites are refused.", 403)
         site = headers.get("sec-fetch-site", "same-origin")
         if request.method not in _SAFE_METHODS:

@@ -2,13 +2,16 @@
 
 import gc
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
+from loratory.engine.accounts.access_tokens import AccessTokens
 from loratory.engine.accounts.accounts import Accounts, open_database
 from loratory.engine.accounts.audit import AuditKind, AuditLog
 from loratory.engine.accounts.identities import Identities
@@ -88,7 +91,7 @@ def build_gate(
         front = Front(*shared, lambda: read_notice(home), other.service.title if other else "", logins)
     account = AccountPages(*shared, has_passwords=space is None)
     if other is not None:
-        account = replace(account, links_of=other.links_of)
+        account = replace(account, parts_of=(other.links_of,))
     board = QueueBoard(home)
     disk = DiskSamples(home, lambda: {*(person.name for person in accounts.people()), *list_owners(home)})
     confirms_with = other.service.title if other is not None and other.service.can_confirm else ""
@@ -115,13 +118,31 @@ def build_gate(
         return names
 
     pages = PersonPages(complete, address, close_services)
-    routes = [*front.routes(), *account.routes(), *(other.routes() if other else ())]
-    plain = Starlette(routes=routes, lifespan=lambda _: housekeeping(pages, enabled_names, disk.measure))
+    agents, token_routes = None, []
+    if space is None and find_spec("mcp") is not None:
+        from loratory.ui.front.agents import AgentEndpoint, TokenPages
+
+        tokens = AccessTokens(database)
+        agents = AgentEndpoint(tokens, complete, close_services)
+        token_pages = TokenPages(*shared, tokens, address.origin)
+        token_routes = token_pages.routes()
+        account = replace(account, parts_of=(*account.parts_of, token_pages.part_of))
+    routes = [*front.routes(), *account.routes(), *token_routes, *(other.routes() if other else ())]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with (
+            housekeeping(pages, enabled_names, disk.measure),
+            agents.running() if agents is not None else nullcontext(),
+        ):
+            yield
+
+    plain = Starlette(routes=routes, lifespan=lifespan)
     paths = frozenset(route.path for route in routes)
     welcome = None if space is None else space.welcome
     gate = Gate(
         address=address, find_session=sessions.find, front=plain, front_paths=paths, pages=pages, behind_proxy=behind_proxy,
-        names=names, welcome=welcome,
+        names=names, welcome=welcome, agents=agents,
     )  # fmt: skip
     return gate, pages
 

@@ -37,3 +37,12 @@ CREATE TABLE IF NOT EXISTS listed_names (
     name TEXT PRIMARY KEY,
     subject TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS access_tokens (
+    digest BLOB PRIMARY KEY,
+    person TEXT NOT NULL REFERENCES people (name),
+    name TEXT NOT NULL,
+    scopes TEXT NOT NULL,
+    created REAL NOT NULL,
+    used REAL NOT NULL,
+    UNIQUE (person, name)
+) STRICT, WITHOUT ROWID;
