@@ -11,6 +11,7 @@ _UNUSED = {
     "pandas": (),  # 66 MiB with pyarrow, for arguments of cached functions
     "gradio.cli": ("deploy",),
     "gradio.external": ("load", "load_chat", "load_openapi"),
+    "mcp": (),  # where it is installed, 2 s for a server of its own, which does without it
 }
 
 

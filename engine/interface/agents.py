@@ -68,11 +68,9 @@ class AgentServer(MCPServer[Any]):
         self.chats: dict[str, tuple[str, Chat]] = {}  # by owner: what is loaded, one for each
         for function, scope in _TOOLS.items():
             hints = ToolAnnotations(read_only_hint=scope == "read", destructive_hint=False)
-            self.add_tool(_explained(function, scope), annotations=hints)
+            self.add_tool(_guard(function, scope), annotations=hints)
         for part, (read, mime_type) in _RESOURCES.items():
-            self.resource(f"loratory://runs/{{run_id}}{part}", mime_type=mime_type)(
-                _explained(read, "read", ResourceError)
-            )
+            self.resource(f"loratory://runs/{{run_id}}{part}", mime_type=mime_type)(_guard(read, "read", ResourceError))
 
     def unload(self, *owners: str) -> None:
         """Free the memory of chats, which would hold the device of other work."""
@@ -97,7 +95,7 @@ def _tool(scope: AgentScope) -> Callable[[Tool], Tool]:
     return register
 
 
-def _explained(function: Tool, scope: AgentScope, failure: type[MCPServerError] = ToolError) -> Tool:
+def _guard(function: Tool, scope: AgentScope, failure: type[MCPServerError] = ToolError) -> Tool:
     """Let a function refuse what the token has no right to, say errors in two sentences, and return plain values."""
 
     @functools.wraps(function)
@@ -149,11 +147,11 @@ RunId = Annotated[str, Field(description="A run's id, or its last characters.")]
 
 
 @_tool("read")
-def list_models(ctx: Context, words: str = "") -> list[dict[str, Any]]:  # noqa: ARG001 - as all tools have it
+def list_models(ctx: Context, query: str = "") -> list[dict[str, Any]]:  # noqa: ARG001 - as all tools have it
     """List models of the catalogue that can be fine-tuned; their ids go into model.id, as do ids on the Hugging Face Hub."""
     return [
         entry.model_dump(include={"id", "parameters", "context_length", "license", "about"})
-        for entry in search_catalog(words)
+        for entry in search_catalog(query)
     ]
 
 
@@ -163,8 +161,8 @@ def list_my_datasets(ctx: Context) -> list[dict[str, Any]]:
     from loratory.engine.data.workshop import sets
 
     workspace = _access(ctx).workspace
-    described = (sets.describe(workspace.home, name) for name in sets.set_names(workspace.home))
-    return list_datasets(workspace.home, workspace.store, described)
+    descriptions = (sets.describe(workspace.home, name) for name in sets.set_names(workspace.home))
+    return list_datasets(workspace.home, workspace.store, descriptions)
 
 
 @_tool("read")
@@ -205,9 +203,9 @@ def estimate(
 
 
 @_tool("read")
-def list_runs(ctx: Context, words: str = "") -> list[dict[str, Any]]:
+def list_runs(ctx: Context, query: str = "") -> list[dict[str, Any]]:
     """List runs, newest first, with their figures."""
-    return [_figures(run) for run in _access(ctx).workspace.runs(words)[:_MOST_ROWS]]
+    return [_figures(run) for run in _access(ctx).workspace.runs(query)[:_MOST_ROWS]]
 
 
 @_tool("read")
@@ -257,7 +255,7 @@ def _what_it_takes(ctx: Context, settings: str, changes: Mapping[str, Any]) -> s
     return f"Train {config.model.id} with {config.adapter.method} on {config.dataset.source}: {rows}. {memory}Where: {place}."
 
 
-def _ask_start(
+def _start_question(
     ctx: Context, settings: str, changes: dict[str, Any], confirmation: str
 ) -> Confirmation | Elicit[Confirmation]:
     """Ask the person where the agent's program can; a code is checked when the run starts."""
@@ -274,7 +272,7 @@ def _can_ask(ctx: Context) -> bool:
 def start_run(
     ctx: Context,
     settings: Settings,
-    answer: Annotated[Confirmation, Resolve(_explained(_ask_start, "run"))],
+    answer: Annotated[Confirmation, Resolve(_guard(_start_question, "run"))],
     changes: Changes = {},  # noqa: B006
     confirmation: Annotated[str, Field(description="The code of the call before, once the person has agreed.")] = "",
 ) -> dict[str, Any]:

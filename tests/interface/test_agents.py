@@ -87,7 +87,7 @@ def test_each_tool_says_what_it_does_and_whether_it_changes_anything(workspace):
 def test_what_a_person_looks_up_before_a_run(workspace, settings):
     async def script(call):
         return {
-            "models": await call("list_models", words="smollm2"),
+            "models": await call("list_models", query="smollm2"),
             "presets": await call("list_my_presets"),
             "report": await call("inspect_dataset", settings=settings),
             "row": await call("render_row", settings=settings, row=1),
@@ -109,41 +109,41 @@ def test_what_a_person_looks_up_before_a_run(workspace, settings):
     assert "adapter.r" in answers["wrong"]
 
 
-def test_a_start_without_a_person_to_ask_takes_a_code_that_stands_for_these_settings_alone(workspace, settings):
+def test_a_start_that_is_not_confirmed_takes_a_code_for_these_settings_alone(workspace, settings):
     async def script(call):
         first = await call("start_run", settings=settings, changes=CHANGES)
         refusals = [
             await call("start_run", settings=settings, changes={}, confirmation=first["confirmation"]),
             await call("start_run", settings=settings, changes=CHANGES, confirmation="0" * 16),
         ]
-        begun = [
+        starts = [
             await call("start_run", settings=settings, changes=CHANGES, confirmation=first["confirmation"])
             for _ in "12"
         ]
-        return first, refusals, begun
+        return first, refusals, starts
 
-    (first, refusals, begun), questions = talk(server_of(workspace), script)
+    (first, refusals, starts), questions = talk(server_of(workspace), script)
 
     assert first["confirmed"] is False
     assert "267 rows in 2 steps" in first["question"]
     assert "GiB of memory" in first["question"]
     assert all("confirms nothing, or something else" in refusal for refusal in refusals)
-    assert begun[0]["run_id"] == begun[1]["run_id"], "a call that was repeated starts nothing"
-    assert [run.id for run in workspace.store.list()] == [begun[0]["run_id"]]
+    assert starts[0]["run_id"] == starts[1]["run_id"], "a call that was repeated starts nothing"
+    assert [run.id for run in workspace.store.list()] == [starts[0]["run_id"]]
     assert not questions
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-def test_where_the_person_can_be_asked_their_answer_counts(workspace, settings, mode):
+def test_where_the_program_can_put_a_question_the_answer_counts(workspace, settings, mode):
     async def script(call):
         return await call("start_run", settings=settings, changes=CHANGES)
 
-    refused, questions = talk(server_of(workspace), script, confirms=False, mode=mode)
-    assert "did not confirm" in refused
+    refusal, questions = talk(server_of(workspace), script, confirms=False, mode=mode)
+    assert "did not confirm" in refusal
     assert workspace.store.list() == []
 
-    begun, _ = talk(server_of(workspace), script, confirms=True, mode=mode)
-    assert begun["confirmed"] is True
+    starts, _ = talk(server_of(workspace), script, confirms=True, mode=mode)
+    assert starts["confirmed"] is True
     assert "267 rows in 2 steps" in questions[0]
     assert len(workspace.store.list()) == 1
 
@@ -220,15 +220,15 @@ def test_a_run_is_seen_stopped_compared_and_read(home):
         )
 
     try:
-        (done, stopped, failed, compared, listed, too_late, texts), _ = talk(server_of(workspace), script)
+        (done, stopped, failed, comparison, listing, too_late, texts), _ = talk(server_of(workspace), script)
     finally:
         server.stop()
     assert done["steps"] == 6
     assert stopped["state"] == "stopped"
     assert failed["cause"] == "The loss is not a number."
-    assert [figures["id"] for figures in compared] == ids[:2]
-    assert "run.name" in compared[0]["settings"] or compared[0]["settings"]
-    assert {run["id"] for run in listed} == set(ids)
+    assert [figures["id"] for figures in comparison] == ids[:2]
+    assert "run.name" in comparison[0]["settings"] or comparison[0]["settings"]
+    assert {run["id"] for run in listing} == set(ids)
     assert "already completed" in too_late
     assert json.loads(texts[0])["id"] == ids[0]
     assert texts[1].splitlines()[0].startswith("step,")
@@ -270,14 +270,14 @@ def test_an_agent_estimates_trains_evaluates_and_compares_over_stdio(workspace, 
             await call("chat", run_id=ids[0], prompt="What is LoRA?", branch=branch, max_new_tokens=8)
             for branch in ("base", "tuned")
         ]
-        exported = await call("export_run", run_id=ids[0])
-        return estimate, await call("compare_runs", run_ids=ids), evaluated, answers, exported
+        export = await call("export_run", run_id=ids[0])
+        return estimate, await call("compare_runs", run_ids=ids), evaluated, answers, export
 
-    (estimate, compared, evaluated, answers, exported), _ = talk(command, script)
+    (estimate, comparison, evaluated, answers, export), _ = talk(command, script)
 
     assert estimate["verdict"] == "fits"
-    assert [run["settings"]["adapter.r"] for run in compared] == [4, 8]
+    assert [run["settings"]["adapter.r"] for run in comparison] == [4, 8]
     assert evaluated["rows"] == 4
     assert {"base", "tuned"} <= evaluated["losses"].keys()
     assert all(answer["branches"] == ["base", "tuned"] for answer in answers)
-    assert exported["verified"]["passed"]
+    assert export["verified"]["passed"]

@@ -53,13 +53,13 @@ class AgentEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that has a token; the gate has checked the host."""
         kind, _, token = Request(scope).headers.get("authorization", "").partition(" ")
-        found = await asyncio.to_thread(self.tokens.find, token.strip()) if kind.lower() == "bearer" else None
-        if found is None:
+        access = await asyncio.to_thread(self.tokens.find, token.strip()) if kind.lower() == "bearer" else None
+        if access is None:
             answer = PlainTextResponse("This needs a token, which people make on their account page.", 401)
             answer.headers["WWW-Authenticate"] = "Bearer"
             await answer(scope, receive, send)
             return
-        await self._app({**scope, "state": {**scope.get("state", {}), "agent": found}}, receive, send)
+        await self._app({**scope, "state": {**scope.get("state", {}), "agent": access}}, receive, send)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -110,8 +110,8 @@ class TokenPages(PlainPages):
             for state in self.tokens.list_for(person)
         )
         boxes = "".join(
-            f'<label class="box"><input type="checkbox" name="{scope}" value="1"{" checked" if scope == "read" else ""}> {words}</label>'
-            for scope, words in SCOPES.items()
+            f'<label class="box"><input type="checkbox" name="{scope}" value="1"{" checked" if scope == "read" else ""}> {meaning}</label>'
+            for scope, meaning in SCOPES.items()
         )
         return (
             f'<h2>Tokens for agents</h2><ul class="sessions">{items}</ul><form method="post" action="{_TOKEN}">'
