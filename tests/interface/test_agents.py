@@ -7,7 +7,7 @@ import sys
 import anyio
 import pytest
 from mcp import Client, StdioServerParameters
-from mcp.types import ElicitResult
+from mcp.types import ElicitResult, TextContent
 
 from loratory.engine.accounts.people import Person
 from loratory.engine.interface.agents import AgentAccess, AgentServer
@@ -28,7 +28,7 @@ class Script:
     async def __call__(self, name: str, **arguments: object) -> dict | list | str:
         answer = await self.client.call_tool(name, arguments)
         if answer.is_error:
-            return answer.content[0].text
+            return "".join(part.text for part in answer.content if isinstance(part, TextContent))
         content = answer.structured_content
         return content["result"] if set(content) == {"result"} else content
 

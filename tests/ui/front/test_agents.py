@@ -7,6 +7,7 @@ import httpx2
 import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.types import TextContent
 
 from loratory.engine.accounts.access_tokens import UNUSED_SECONDS, AccessTokens
 from loratory.engine.accounts.audit import AuditLog
@@ -42,7 +43,8 @@ def call(lab, token: str, *calls: tuple[str, dict]) -> list[str]:
         async with httpx2.AsyncClient(headers=headers, verify=lab.trust, timeout=300) as http:
             transport = streamable_http_client(f"{lab.url}/mcp", http_client=http)
             async with Client(transport) as client:
-                return [(await client.call_tool(name, arguments)).content[0].text for name, arguments in calls]
+                answers = [await client.call_tool(name, arguments) for name, arguments in calls]
+                return [part.text for answer in answers if isinstance(part := answer.content[0], TextContent)]
 
     return anyio.run(run)
 
