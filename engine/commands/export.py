@@ -10,19 +10,23 @@ import typer
 from loratory.engine.chat.contract import ChatTarget
 from loratory.engine.chat.target import plan_load
 from loratory.engine.commands import output
+from loratory.engine.commands.train import print_runs, result_json
 from loratory.engine.config.load import config_to_yaml, section_from_mapping
-from loratory.engine.config.results import ExportConfig, PushConfig
+from loratory.engine.config.results import EvaluationConfig, ExportConfig, MergeConfig, PushConfig
 from loratory.engine.errors import EngineError, RunError, explain_os_errors
+from loratory.engine.evaluation.job import EvaluationJob, EvaluationRequest
 from loratory.engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest
 from loratory.engine.export.gguf.precisions import predict_sizes
 from loratory.engine.export.job import ExportJob, ScriptJob
 from loratory.engine.export.kinds import KINDS
+from loratory.engine.export.merge import MergeJob
 from loratory.engine.export.push import PushJob
 from loratory.engine.inspector.session import Inspector
 from loratory.engine.interface.names import choose_target, load_config, named_path
 from loratory.engine.models.source import find_model
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.quantities import size
+from loratory.engine.runs.summary import summarize
 
 TrainedName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a folder with an adapter.")]
 
@@ -175,4 +179,48 @@ def script(
     typer.echo(str(out))
 
 
-COMMANDS = (export, push, script)
+@output.setting_options(MergeConfig)
+def merge(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Ids of the runs; their adapters stay as they are.")
+    ],
+    settings: dict[str, Any],
+    weights: Annotated[
+        str, typer.Option("--weights", help="One for each run, with commas between them. Equal shares without it.")
+    ] = "",
+    name: Annotated[str, typer.Option("--name", help="Of the new run.")] = "",
+    tests: Annotated[
+        bool, typer.Option("--tests/--no-tests", help="Whether parts and merge answer the test sets of all parts.")
+    ] = True,
+    as_json: output.AsJson = False,
+) -> None:
+    """Merge the LoRA adapters of several runs into a run of its own, and compare parts and merge on their test sets."""
+    store, config = output.own_runs(), section_from_mapping(MergeConfig, settings)
+    parts = [store.get(run) for run in runs]
+    try:
+        shares = [float(text) for text in weights.split(",")] if weights else [1 / len(parts)] * len(parts)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{weights!r} is not numbers with commas between them.", param_hint="--weights"
+        ) from None
+    merged = output.with_progress(MergeJob(store.home, store, parts, shares, config, name).run)
+    scored = [merged, *parts]
+    sets = merged.folder.read_config().evaluation.tests if tests else ()
+    for run in scored if sets else ():
+        own = run.folder.read_config().evaluation.tests
+        request = EvaluationRequest(
+            target=ChatTarget.of_run(run.folder.path), settings=EvaluationConfig(answered_rows=0, general_text=False),
+            tests=tuple(test for test in sets if test not in own),
+        )  # fmt: skip
+        output.with_progress(EvaluationJob(store.home, request).run)
+    summaries = [summarize(run) for run in scored]
+    if as_json:
+        output.print_json(
+            [result_json(run.folder.path, of_run, None) for run, of_run in zip(scored, summaries, strict=True)]
+        )
+    else:
+        print_runs(summaries)
+        print(f"Chat with it: loratory chat {merged.id}")
+
+
+COMMANDS = (merge, export, push, script)

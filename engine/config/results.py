@@ -6,6 +6,7 @@ from typing import Literal
 from loratory.engine.scoring.registry import AnyScorer
 from loratory.engine.section import Section, setting
 
+MergeMethod = Literal["svd", "linear", "ties", "dare_ties", "cat"]  # names of PEFT's combination_type
 ExportKind = Literal["adapter", "merged", "gguf"]
 ExportDtype = Literal["auto", "bfloat16", "float16", "float32"]
 GgufType = Literal["auto", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "bf16", "f16"]
@@ -106,6 +107,19 @@ class ExportConfig(Section):
     """Larger models are split into several files."""
     verify: bool = setting(True, "Verify")
     """Load the export and compare its answers with the run. It takes as long as a short chat."""
+
+
+class MergeConfig(Section):
+    """How the adapters of several runs become one."""
+
+    method: MergeMethod = setting("svd", "Method")
+    """svd decomposes the weighted sum of the updates, and is exact up to its rank. linear adds the factors themselves, a rough approximation. ties drops small values and conflicting signs, dare_ties drops random ones; these three need one rank. cat is exact, and its rank is the sum of all."""
+    rank: int | None = setting(None, "Rank", ge=1, le=4096)
+    """Of the result of svd. Empty takes the largest of the parts; their sum loses nothing."""
+    density: float = setting(0.5, "Density", gt=0, le=1)
+    """The share of values that ties and dare_ties keep."""
+    seed: int = setting(42, "Seed", ge=0, le=2**31 - 1)
+    """Of the values that dare_ties drops."""
 
 
 class PushConfig(Section):

@@ -207,6 +207,8 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
     else:
         yield "Trained on", config.dataset.train_on.replace("_", " ")
     yield "Method", method
+    if origin := run.provenance.origin_words:
+        yield "Merged from", origin
     if run.start:
         yield "Started from", run.start
     yield from config.adapter.traits.card_rows(config.adapter)

@@ -31,7 +31,7 @@ WORKER_MODULE = "loratory.engine.export.worker.main"
 
 
 @dataclass(eq=False)
-class _FolderJob:
+class FolderJob:
     """Fills a folder in a separate process; can be stopped from another thread."""
 
     home: LoratoryHome
@@ -42,10 +42,10 @@ class _FolderJob:
         self._stop_requested.set()
 
     def _fill(
-        self, job: DeviceJob, method: str, order: "ExportOrder | ScriptOrder", on_progress: OnProgress
+        self, job: DeviceJob, method: str, order: BaseModel, folder: Path, on_progress: OnProgress
     ) -> ExportResult:
         """Have the process fill a staging folder, then rename it to that of the order; on any error no files are left."""
-        with staged_folder(order.folder) as staging:
+        with staged_folder(folder) as staging:
             answer = job.run(
                 method,
                 order.model_copy(update={"folder": staging}).model_dump(mode="json"),
@@ -53,11 +53,11 @@ class _FolderJob:
                 lambda value: on_progress(JobProgress.model_validate(value)),
                 lambda holder: on_progress(JobProgress(phase="starting", message=holder.why_wait)),
             )
-        return ExportResult.model_validate({**answer, "path": order.folder})
+        return ExportResult.model_validate({**answer, "path": folder})
 
 
 @dataclass(eq=False)
-class ExportJob(_FolderJob):
+class ExportJob(FolderJob):
     """One export."""
 
     request: ExportRequest
@@ -107,7 +107,7 @@ class ExportJob(_FolderJob):
             run=run,
             llama_cpp=self.request.llama_cpp,
         )
-        return self._fill(job, "export", order, on_progress)
+        return self._fill(job, "export", order, folder, on_progress)
 
     def _folder(self) -> Path:
         folder = typed_path(self.request.folder).resolve()
@@ -142,7 +142,7 @@ class ScriptOrder(BaseModel, frozen=True):
 
 
 @dataclass(eq=False)
-class ScriptJob(_FolderJob):
+class ScriptJob(FolderJob):
     """Writes the exact form of a run, or of a configuration."""
 
     config: RunConfig
@@ -167,4 +167,4 @@ class ScriptJob(_FolderJob):
         )  # fmt: skip
         on_progress(JobProgress(phase="starting", message="Starting a process for the script."))
         order = ScriptOrder(config=self.config, folder=self.folder, run=self.run_folder)
-        return self._fill(job, "script", order, on_progress)
+        return self._fill(job, "script", order, self.folder, on_progress)

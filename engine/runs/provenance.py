@@ -128,9 +128,17 @@ class Provenance(BaseModel, frozen=True):
     predicted_memory: MemoryFigures = MemoryFigures()  # all predicted figures that will be measured
     open_settings: tuple[str, ...] = ()  # that were not given: defaults that followed the rest, also in a copy
     copied_from: str | None = None  # run whose configuration this one started from
+    merged_from: dict[str, float] = {}  # the weights of the runs whose adapters were merged into this one
+    merge_method: str = ""
     sweep: str = ""  # id that the runs of one sweep share
     swept: dict[str, str] = {}  # values by setting in which they differ, as they were typed
     person: str = ""  # in a lab, who started it: the worker reads this person's files and the lab's alone
+
+    @property
+    def origin_words(self) -> str:
+        """The runs of which this one was made; empty for one that was trained."""
+        parts = " and ".join(f"{run_id} ({weight:g})" for run_id, weight in self.merged_from.items())
+        return f"{parts} by {self.merge_method}" if parts else ""
 
 
 def library_versions() -> dict[str, str]:

@@ -57,6 +57,7 @@ class RunStore:
         report: DatasetReport | None = None,
         *,
         names_run: bool = False,
+        complete: Callable[[RunFolder], None] | None = None,
     ) -> Run:
         """Make the run directory; the run then waits in the queue until a supervisor starts it.
 
@@ -64,6 +65,7 @@ class RunStore:
             key: Names the request: a second call with the same key returns the run of the first.
             report: What the check of its dataset found; saved with the run, to show what was left out.
             names_run: Whether a run without a name gets an automatic one.
+            complete: Gives the folder its result and final state, where it comes from elsewhere than training.
 
         Raises:
             StorageError: If the disk is full or the home cannot be written.
@@ -92,6 +94,8 @@ class RunStore:
                     change_notes(folder, project=config.run.project)
                 if report is not None:
                     write_atomically(folder.dataset_report, report.model_dump_json(indent=1))
+                if complete is not None:
+                    complete(folder)
                 if key is not None:
                     # First the key: one whose run is missing counts as unused, while a run whose key is missing would
                     # be made a second time.

@@ -51,6 +51,7 @@ def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Elec
         ("Duration", run_duration(row)),
         ("Electricity", escape(energy_words(row, electricity))),
         ("Created", when(row.created) if row.created else ""),
+        ("Merged from", escape(snapshot.provenance.origin_words)),
         ("Copied from", escape(snapshot.provenance.copied_from or "")),
         ("Id", f"<code>{escape(snapshot.run.id)}</code>"),
         ("On disk", html.size(row.size_bytes)),

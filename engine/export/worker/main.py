@@ -30,6 +30,7 @@ from loratory.engine.export.folder import list_files
 from loratory.engine.export.gguf.llama_cpp import has_llama_cpp
 from loratory.engine.export.gguf.precisions import PERPLEXITY_LIMIT, PRECISIONS
 from loratory.engine.export.kinds import ADAPTER, GGUF, MERGED
+from loratory.engine.export.worker.combine import run_merge
 from loratory.engine.export.worker.gguf import (
     WrittenGguf,
     compare_answers,
@@ -269,4 +270,10 @@ WRITERS: Mapping[str, Writer] = {
 
 if __name__ == "__main__":
     own_home = LoratoryHome(Path(sys.argv[1]))
-    serve({"export": partial(run_export, own_home), "script": partial(run_script, own_home)})
+    serve(
+        {
+            "export": partial(run_export, own_home),
+            "script": partial(run_script, own_home),
+            "merge": partial(run_merge, own_home),
+        }
+    )
