@@ -70,6 +70,7 @@ NEEDS = {
     "loratory data check DATA --only": "a benchmark; tests/data has one",
     "loratory data generate": "an endpoint; tests/commands has one",
     "loratory data review": "a job; tests/commands has one",
+    "loratory merge": "two runs; tests/export has some",
     "loratory mcp": "an agent; tests/interface has one",
     "loratory check": "a server; tests/e2e has some",
     "loratory votes": "votes; examples/dpo_from_votes.sh is run by a test",

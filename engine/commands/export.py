@@ -12,14 +12,14 @@ from loratory.engine.chat.target import plan_load
 from loratory.engine.commands import output
 from loratory.engine.commands.train import print_runs, result_json
 from loratory.engine.config.load import config_to_yaml, section_from_mapping
-from loratory.engine.config.results import EvaluationConfig, ExportConfig, MergeConfig, PushConfig
+from loratory.engine.config.results import ExportConfig, MergeConfig, PushConfig
 from loratory.engine.errors import EngineError, RunError, explain_os_errors
-from loratory.engine.evaluation.job import EvaluationJob, EvaluationRequest
+from loratory.engine.evaluation.job import EvaluationJob
 from loratory.engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest
 from loratory.engine.export.gguf.precisions import predict_sizes
 from loratory.engine.export.job import ExportJob, ScriptJob
 from loratory.engine.export.kinds import KINDS
-from loratory.engine.export.merge import MergeJob
+from loratory.engine.export.merge import MergeJob, comparing_evaluations
 from loratory.engine.export.push import PushJob
 from loratory.engine.inspector.session import Inspector
 from loratory.engine.interface.names import choose_target, load_config, named_path
@@ -204,19 +204,13 @@ def merge(
             f"{weights!r} is not numbers with commas between them.", param_hint="--weights"
         ) from None
     merged = output.with_progress(MergeJob(store.home, store, parts, shares, config, name).run)
-    scored = [merged, *parts]
-    sets = merged.folder.read_config().evaluation.tests if tests else ()
-    for run in scored if sets else ():
-        own = run.folder.read_config().evaluation.tests
-        request = EvaluationRequest(
-            target=ChatTarget.of_run(run.folder.path), settings=EvaluationConfig(answered_rows=0, general_text=False),
-            tests=tuple(test for test in sets if test not in own),
-        )  # fmt: skip
+    runs_of_table = [merged, *parts]
+    for _, request in comparing_evaluations(runs_of_table) if tests else ():
         output.with_progress(EvaluationJob(store.home, request).run)
-    summaries = [summarize(run) for run in scored]
+    summaries = [summarize(run) for run in runs_of_table]
     if as_json:
         output.print_json(
-            [result_json(run.folder.path, of_run, None) for run, of_run in zip(scored, summaries, strict=True)]
+            [result_json(run.folder.path, of_run, None) for run, of_run in zip(runs_of_table, summaries, strict=True)]
         )
     else:
         print_runs(summaries)

@@ -6,7 +6,7 @@ from typing import Literal
 from loratory.engine.scoring.registry import AnyScorer
 from loratory.engine.section import Section, setting
 
-MergeMethod = Literal["svd", "linear", "ties", "dare_ties", "cat"]  # names of PEFT's combination_type
+MergeMethod = Literal["cat", "svd", "linear", "ties", "dare_ties"]  # names of PEFT's combination_type
 ExportKind = Literal["adapter", "merged", "gguf"]
 ExportDtype = Literal["auto", "bfloat16", "float16", "float32"]
 GgufType = Literal["auto", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "bf16", "f16"]
@@ -112,8 +112,8 @@ class ExportConfig(Section):
 class MergeConfig(Section):
     """How the adapters of several runs become one."""
 
-    method: MergeMethod = setting("svd", "Method")
-    """svd decomposes the weighted sum of the updates, and is exact up to its rank. linear adds the factors themselves, a rough approximation. ties drops small values and conflicting signs, dare_ties drops random ones; these three need one rank. cat is exact, and its rank is the sum of all."""
+    method: MergeMethod = setting("cat", "Method")
+    """cat is the weighted sum of the updates, exactly, and its rank is the sum of all. svd brings that to a smaller rank, which takes long for large models. linear adds the factors themselves, a rough approximation. ties drops small values and conflicting signs, dare_ties drops random ones; these three need one rank."""
     rank: int | None = setting(None, "Rank", ge=1, le=4096)
     """Of the result of svd. Empty takes the largest of the parts; their sum loses nothing."""
     density: float = setting(0.5, "Density", gt=0, le=1)

@@ -3,16 +3,17 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from loratory.engine.chat.contract import ChatTarget, FrozenModel, JobProgress, OnProgress
 from loratory.engine.chat.target import LoadPlan, plan_load
-from loratory.engine.config.results import MergeConfig
+from loratory.engine.config.results import EvaluationConfig, MergeConfig
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.hub import hub_access
 from loratory.engine.errors import ModelError, RunError
+from loratory.engine.evaluation.job import EvaluationRequest
 from loratory.engine.export.job import WORKER_MODULE, FolderJob, require_trained
 from loratory.engine.files import fsync_tree
 from loratory.engine.hardware.device_job import DeviceJob
@@ -100,6 +101,16 @@ class MergeJob(FolderJob):
             folder.write_state(RunState(state="completed", reason="finished", attempt=1, changed=now, ended=now))
 
         return self.store.create(config.model_copy(update=changes), Provenance.model_validate(facts), complete=complete)
+
+
+def comparing_evaluations(runs: Sequence[Run]) -> Iterator[tuple[Run, EvaluationRequest]]:
+    """Yield what lets each run answer the test sets of all; nothing where they have none."""
+    tests = {run.id: run.folder.read_config().evaluation.tests for run in runs}
+    all_tests = dict.fromkeys(test for own in tests.values() for test in own)
+    settings = EvaluationConfig(answered_rows=0, general_text=False)
+    for run in runs if all_tests else ():
+        missing = tuple(test for test in all_tests if test not in tests[run.id])
+        yield run, EvaluationRequest(target=ChatTarget.of_run(run.folder.path), settings=settings, tests=missing)
 
 
 def _require_mergeable(plan: LoadPlan) -> None:

@@ -123,9 +123,9 @@ def test_the_result_is_a_run_that_says_where_it_comes_from(store, tiny_model_fol
     assert (summary.state, summary.name, summary.method) == ("completed", "run 1 + run 2", "LoRA")
     assert [test.title for test in config.evaluation.tests] == ["a.jsonl", "b.jsonl", "c.jsonl"]
     assert (config.dataset.source, config.dataset.mix) == ("sample:loratory-faq", {"sample:loratory-sums": 1.0})
-    assert (config.adapter.r, config.adapter.lora_alpha) == (4, 4)
+    assert (config.adapter.r, config.adapter.lora_alpha) == (8, 8)
     origin = read_provenance(merged.folder).origin_words
-    assert origin == f"{parts[0].id} (0.5) and {parts[1].id} (0.5) by svd"
+    assert origin == f"{parts[0].id} (0.5) and {parts[1].id} (0.5) by cat"
     plan = plan_load(ChatTarget.of_run(merged.folder.path), store.home)
     source = resolve_model(plan.model, store.home)
     card = write_card(plan, "adapter", "both", source, run=run_in(merged.folder.path), checkpoint=None)
@@ -135,30 +135,30 @@ def test_the_result_is_a_run_that_says_where_it_comes_from(store, tiny_model_fol
 
 
 def test_what_cannot_be_merged_is_refused_and_leaves_nothing(store, tiny_model_folder, tmp_path):
-    one, other_rank = trained(store, tiny_model_folder, lora(), 1), trained(store, tiny_model_folder, lora(r=8), 2)
+    first, other_rank = trained(store, tiny_model_folder, lora(), 1), trained(store, tiny_model_folder, lora(r=8), 2)
     dora, scales = (
         trained(store, tiny_model_folder, lora(use_dora=True), 3),
         trained(store, tiny_model_folder, ia3(), 4),
     )
-    waiting = store.create(one.folder.read_config())
+    waiting = store.create(first.folder.read_config())
     elsewhere = tmp_path / "other-base"
     elsewhere.symlink_to(tiny_model_folder)
     other_base = trained(store, elsewhere, lora(), 5)
     runs = store.ids()
     for parts, weights, settings, reason in (
-        ([one], [1.0], MergeConfig(), "1 runs and 1 weights"),
-        ([one, one], [0.5, 0.5], MergeConfig(), "cannot be merged"),
-        ([one, other_rank], [1.0], MergeConfig(), "2 runs and 1 weights"),
-        ([one, other_rank], [0.5, 0.5], MergeConfig(method="ties"), "same r value"),
-        ([one, dora], [0.5, 0.5], MergeConfig(), "DoRA"),
-        ([one, scales], [0.5, 0.5], MergeConfig(), "IA3"),
-        ([one, waiting], [0.5, 0.5], MergeConfig(), "no adapter yet"),
-        ([one, other_base], [0.5, 0.5], MergeConfig(), "different weights"),
+        ([first], [1.0], MergeConfig(), "1 runs and 1 weights"),
+        ([first, first], [0.5, 0.5], MergeConfig(), "cannot be merged"),
+        ([first, other_rank], [1.0], MergeConfig(), "2 runs and 1 weights"),
+        ([first, other_rank], [0.5, 0.5], MergeConfig(method="ties"), "same r value"),
+        ([first, dora], [0.5, 0.5], MergeConfig(), "DoRA"),
+        ([first, scales], [0.5, 0.5], MergeConfig(), "IA3"),
+        ([first, waiting], [0.5, 0.5], MergeConfig(), "no adapter yet"),
+        ([first, other_base], [0.5, 0.5], MergeConfig(), "different weights"),
     ):
         with pytest.raises((ModelError, RunError), match=reason):
             MergeJob(store.home, store, parts, weights, settings).run()
     assert store.ids() == runs
-    job = MergeJob(store.home, store, [one, other_rank], [0.5, 0.5])
+    job = MergeJob(store.home, store, [first, other_rank], [0.5, 0.5])
     job.stop()
     with pytest.raises(EngineError):
         job.run()

@@ -5,6 +5,8 @@ import json
 import gradio as gr
 import pytest
 
+from loratory.engine.errors import EngineError
+from loratory.engine.runs.provenance import read_provenance
 from loratory.ui.tabs.runs import RunsTab
 from loratory.ui.views.run_table import (
     ANY_METHOD,
@@ -12,6 +14,8 @@ from loratory.ui.views.run_table import (
     COMPARE_PREFIX,
     MORE,
 )  # fmt: skip
+from tests.chat.tiny_adapters import lora
+from tests.export.test_merge_adapters import trained
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from tests.ui.runs_tab_visitor import QUERY, list_runs, pick, take
@@ -179,3 +183,23 @@ def test_a_row_that_is_picked_while_a_tick_is_under_way_is_not_dropped(tab):
 
     assert take_event.trigger_mode == "multiple"
     assert close_event.fn is None
+
+
+def test_ticked_runs_are_merged_into_a_run_that_is_chosen_and_measured(tab, services, tiny_model_folder):
+    tests = [{"source": "/data/tests.jsonl", "scorers": [{"scorer": "equals"}]}]
+    parts = [
+        trained(services.runs, tiny_model_folder, lora(), seed, evaluation={"tests": tests[: 2 - seed]})
+        for seed in (1, 2)
+    ]
+    ids = [part.id for part in parts]
+
+    assert list_runs(tab, ticked_ids=ids[:1]).merge["visible"] is False
+    assert list_runs(tab, ticked_ids=ids).merge["visible"] is True
+    merged = services.runs.get(tab.merge_ticked([*ids, "../../etc"]))
+
+    assert read_provenance(merged.folder).merged_from == dict.fromkeys(ids, 0.5)
+    assert [test.title for test in merged.folder.read_config().evaluation.tests] == ["tests.jsonl"]
+    assert all(services.results.measuring.find(run_id) is not None for run_id in (merged.id, *ids))
+    for wrong in ([], ids[:1], ["../../etc", ids[0]]):
+        with pytest.raises(EngineError, match="cannot be merged"):
+            tab.merge_ticked(wrong)

@@ -1,14 +1,18 @@
 """Runs: search, show and compare all runs; order the queue; set the price of electricity."""
 
+from contextlib import suppress
 from html import escape
 from typing import Any, get_args
 
 import gradio as gr
 from gradio.events import Dependency
 
+from loratory.engine.accounts.people import Action, require
 from loratory.engine.config.run import RunConfig
-from loratory.engine.errors import EngineError
+from loratory.engine.errors import EngineError, RunError
+from loratory.engine.export.merge import MergeJob, comparing_evaluations
 from loratory.engine.runs.control import request_start_anyway, request_stop
+from loratory.engine.runs.disk import require_disk_space
 from loratory.engine.runs.run import FINAL_STATES
 from loratory.engine.runs.store import folder_size_bytes
 from loratory.engine.runs.summary import select_runs, summaries_csv
@@ -65,6 +69,7 @@ class RunsTab:
         self.table = ui.pick_list(run_table.NO_RUNS, elem_id="runs-table")
         with gr.Row(elem_id="runs-below", visible=False) as self.below:
             self.to_comparison = gr.Button("Compare", variant="primary", scale=0, visible=False, elem_id="runs-compare")
+            self.merge = gr.Button("Merge adapters", scale=0, min_width=150, visible=False, elem_id="runs-merge")
             self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="runs-csv")
             self.delete = gr.Button("Delete ticked …", scale=0, min_width=150, visible=False, elem_id="runs-delete")
         ids = "confirm-delete-runs", "really-delete-runs", "keep-runs"
@@ -90,7 +95,7 @@ class RunsTab:
         # Inputs and outputs of `list_runs`, and of `compare`.
         self._listing = (
             [*self._query, page.chosen_run, self.ticked_runs, self.shown_rows, self.last],
-            [self.table, self.queue, self.state, self.method, self.model, self.order, self.last, self.below, self.to_comparison, self.delete,
+            [self.table, self.queue, self.state, self.method, self.model, self.order, self.last, self.below, self.to_comparison, self.merge, self.delete,
              self.sweep, self.sweep_chart],
         )  # fmt: skip
         self._comparing = ([self.ticked_runs, self.log_axis], [self.comparison, self.overlay, self.differences])
@@ -113,6 +118,8 @@ class RunsTab:
         request = [page.wants_run, page.chosen_run, *self.one.follow.view_inputs]
         page.wants_run.change(self.show_requested, request, self.one.outputs, js=_UNLESS_LEFT, **ui.QUICK)
         self.to_comparison.click(None, None, None, js=_SHOW_COMPARISON, **ui.QUICK)
+        merging = ui.shown_as_message(self.merge_ticked)
+        self._list_after(self.merge.click(merging, self.ticked_runs, page.chosen_run, **ui.ONCE))
         self.log_axis.input(self.compare, *self._comparing, **ui.QUICK)
         question_event = self.delete.click(
             self.deletable, [self.ticked_runs, *self._query], self.named_runs, **ui.QUICK
@@ -166,6 +173,7 @@ class RunsTab:
             self.to_comparison: gr.update(
                 value=f"Compare {plural(min(len(ticked_ids), COMPARED_AT_MOST), 'run')}", visible=len(ticked_ids) > 1
             ),
+            self.merge: ui.visible_if(len(ticked_ids) > 1),
             self.delete: gr.update(value=f"Delete {plural(len(deletable), 'run')} …", visible=bool(deletable)),
             self.sweep: render_sweep(sweep) if sweep is not None else "",
             self.sweep_chart: sweep_figure(sweep) if sweep is not None else "",
@@ -236,6 +244,23 @@ class RunsTab:
 
     def _tick(self, run_ids: list[str], log_axis: bool) -> ui.Updates:
         return {self.ticked_runs: run_ids, **self.compare(run_ids, log_axis)}
+
+    def merge_ticked(self, ticked_ids: list[str]) -> str:
+        """Merge the adapters of the ticked runs in equal shares, and let parts and merge answer their test sets."""
+        services = self.page.services
+        parts = [services.runs.get(run_id) for run_id in ticked_ids if self.page.reader.exists(run_id)]
+        require(services.person, Action.START)
+        require_disk_space(services.home, services.home.owner)
+        merged = MergeJob(services.home, services.runs, parts, [1 / (len(parts) or 1)] * len(parts)).run()
+        services.log("run started", merged.id)
+        for run, request in comparing_evaluations([merged, *parts]):
+            with suppress(RunError):  # it is being measured already
+                services.results.measure(run, None, request.settings, tests=request.tests)
+        gr.Info(
+            "The merge is a run of its own. Test sets of its parts are answered by all of them, one after the other.",
+            duration=8,
+        )
+        return merged.id
 
     def deletable(self, ticked_ids: list[str], *query: Any) -> list[str]:
         """Return the ticked runs that have ended and that the search shows."""

@@ -58,8 +58,8 @@ def post(lab, **headers: str) -> int:
 
 def test_a_token_acts_for_its_person_until_it_is_revoked(lab):
     mine, theirs = (RunStore(lab.home, name).create(config_for("steps=1")) for name in ("ann", "bea"))
-    made = make_token(lab, "ann", "my agent", "read")
-    token = token_in(made)
+    answer = make_token(lab, "ann", "my agent", "read")
+    token = token_in(answer)
 
     answers = call(
         lab, token,
@@ -117,7 +117,7 @@ def test_requests_without_a_valid_token_or_from_other_pages_are_refused(lab):
 
 
 @pytest.mark.parametrize(
-    ("fields", "status", "words"),
+    ("fields", "status", "reason"),
     [
         ({"name": "", "read": "1"}, 400, "cannot be the name"),
         ({"name": "x" * 61, "read": "1"}, 400, "cannot be the name"),
@@ -127,13 +127,13 @@ def test_requests_without_a_valid_token_or_from_other_pages_are_refused(lab):
         ({"name": "everything", "admin": "1"}, 400, "may do nothing"),
     ],
 )
-def test_a_token_that_cannot_be_made_is_refused_with_the_reason(lab, fields, status, words):
+def test_a_token_that_cannot_be_made_is_refused_with_the_reason(lab, fields, status, reason):
     if fields["name"] == "taken":
         make_token(lab, "ann", "taken", "read")
     with lab.signed_in("ann") as client:
         answer = client.post("/account/token", data={"password": PASSWORD, **fields})
     assert answer.status_code == status
-    assert words in answer.text
+    assert reason in answer.text
     with lab.browser() as stranger:
         assert stranger.post("/account/token", data=fields).headers["location"] == "/sign-in"
 
