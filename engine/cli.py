@@ -18,7 +18,7 @@ from loratory.engine.errors import EngineError
 # Each lists its commands. What takes long to import is imported where it is used, so `--help` comes at once.
 COMMAND_MODULES = tuple(
     f"loratory.engine.commands.{name}"
-    for name in "train configs data data_sets estimate try_reward runs chat evaluate export lab space".split()
+    for name in "train configs data data_sets estimate try_reward runs chat evaluate export machine lab space".split()
 )
 _ALL_ARE_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 

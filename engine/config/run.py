@@ -26,7 +26,7 @@ DatasetFormat = Literal["auto", DataFormatName]
 ImageReading = Literal["fetch", "keep_metadata"]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 LauncherName = Literal["local", "accelerate"]
-Place = Literal["local", "jobs", "slurm"]
+Place = Literal["local", "jobs", "slurm", "ssh"]
 WorkPlace = Literal["local", "slurm"]  # where a model is loaded: this machine, or a node of the cluster
 
 _HUB_PAGE = re.compile(
@@ -163,7 +163,7 @@ class RunSection(Section):
     resume_after_restart: bool = setting(False, "Resume automatically")
     """Resume from the newest checkpoint after a restart of the machine. Otherwise one click resumes it."""
     where: Place = setting("local", "Where")
-    """This machine (local), a Slurm cluster that shares the home (slurm), or Hugging Face Jobs (jobs), paid by the minute."""
+    """This machine (local), a machine that you reach by SSH (ssh), a Slurm cluster that shares the home (slurm), or Hugging Face Jobs (jobs), paid by the minute."""
     launcher: LauncherName = setting("local", "Launcher")
     """local starts one process; accelerate starts one per device."""
     device_map: Literal["none", "balanced"] = setting("none", "Spread over GPUs")
@@ -227,6 +227,17 @@ class SlurmConfig(Section):
         return self.nodes * (1 if run.devices == "cpu" else self.gpus)
 
 
+class SshConfig(Section):
+    """Which machine a run by SSH trains on; ignored elsewhere."""
+
+    machine: str = setting("", "Machine", max_length=40, pattern=r"^[a-z0-9-]*$")
+    """Its name, as `loratory machine add` gave it. Empty takes the one with the most free memory that covers the 90% upper bound."""
+
+    def count_processes(self, run: RunSection) -> int:
+        """Return how many processes train such a run together."""
+        return run.processes
+
+
 class RunConfig(Section):
     """A complete fine-tune."""
 
@@ -238,6 +249,7 @@ class RunConfig(Section):
     run: RunSection = RunSection()
     jobs: JobsConfig = JobsConfig()
     slurm: SlurmConfig = SlurmConfig()
+    ssh: SshConfig = SshConfig()
     evaluation: EvaluationSection = EvaluationSection()
 
     @property

@@ -14,6 +14,8 @@ from loratory.engine.places.run_place import Flavors, HuggingFaceJobs, RunPlace,
 from loratory.engine.places.slurm.job import SlurmExecutor
 from loratory.engine.places.slurm.place import read_place
 from loratory.engine.places.slurm.script import node_machine
+from loratory.engine.places.ssh.job import SshExecutor
+from loratory.engine.places.ssh.machine import SshMachines
 from loratory.engine.runs.job import Executor, WorkerCommand
 from loratory.engine.runs.run import RunFolder
 from loratory.engine.runs.summary import RunSummary
@@ -21,7 +23,9 @@ from loratory.engine.runs.summary import RunSummary
 ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 
 # By the name that `run.where` gives them.
-PLACES: Mapping[str, type[RunPlace]] = {place.name: place for place in (ThisMachine, SlurmCluster, HuggingFaceJobs)}
+PLACES: Mapping[str, type[RunPlace]] = {
+    place.name: place for place in (ThisMachine, SshMachines, SlurmCluster, HuggingFaceJobs)
+}
 
 
 def make_executors(
@@ -34,7 +38,10 @@ def make_executors(
         login_of: Returns a person's login at Hugging Face.
     """
     here, home = LocalExecutor(context, command), context.book.home
-    by_name = {executor.name: executor for executor in (here, JobsExecutor(home, login_of), SlurmExecutor(home))}
+    by_name = {
+        executor.name: executor
+        for executor in (here, JobsExecutor(home, login_of), SlurmExecutor(home), SshExecutor(home))
+    }
     return {**by_name, "accelerate": here}  # a launcher of runs here, by which they name their executor
 
 
@@ -64,5 +71,5 @@ def places_at(
         earlier: Runs that show how fast a cluster is.
     """
     jobs = HuggingFaceJobs(flavors or HardwareList(lambda: logins_of(home)(home.owner)).refresh)
-    every = (ThisMachine(devices), jobs, SlurmCluster(lambda: read_place(home), earlier))
+    every = (ThisMachine(devices), jobs, SlurmCluster(lambda: read_place(home), earlier), SshMachines(home))
     return {place.name: place for place in every}

@@ -1,0 +1,341 @@
+"""Machines that a person reaches by SSH: their list, and commands on them by OpenSSH's own client."""
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from loratory.engine.config.run import RunConfig
+from loratory.engine.errors import DeviceError, EngineError, RunError, StorageError, shorten
+from loratory.engine.files import write_atomically
+from loratory.engine.hardware.device import Device
+from loratory.engine.hardware.devices import device_options
+from loratory.engine.paths import LoratoryHome
+from loratory.engine.places.run_place import Options, RunPlace
+from loratory.engine.processes.spawn import environment_for
+from loratory.engine.wheel import build_wheel
+
+MACHINES_FILE = "machines.yaml"
+THERE = "loratory.engine.places.ssh.there"
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+# An alias of ~/.ssh/config, a host name or an address, with a user before it; nothing that ssh would take for an option.
+_DESTINATION = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,63}@)?[A-Za-z0-9][A-Za-z0-9.:-]{0,252}")
+_OPTIONS = (
+    # The person's keys, agent and known hosts; a question would wait for ever, and an unknown host is not trusted.
+    *("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ClearAllForwardings=yes"),
+    *("-o", "ForwardAgent=no", "-o", "PermitLocalCommand=no", "-o", "ConnectTimeout=10"),
+    *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-T"),
+)
+_SSH_FAILED = 255
+_ANSWER_SECONDS = 60.0
+_INSTALL_SECONDS = 3600.0
+_FRESH_SECONDS = 20.0  # for which the devices of a machine are not asked for again
+_CHUNK_BYTES = 1 << 20
+_MOST_BYTES = 64 << 20  # of an answer; files come as a stream
+
+# On the machine, before Loratory is there: unpack the wheel, and use the Python there if it has what Loratory needs.
+_INSTALL = """
+import io, os, pathlib, subprocess, sys, zipfile
+number, name, wanted = sys.argv[1:]
+root = pathlib.Path.home() / ".local/share/loratory-code"
+code = root / number
+if not (code / "python").is_file():
+    code.mkdir(mode=0o700, parents=True, exist_ok=True)
+    wheel = code / name
+    wheel.write_bytes(sys.stdin.buffer.read())
+    zipfile.ZipFile(wheel).extractall(code / "lib")
+    python = wanted or sys.executable
+    probe = "import torch, transformers, peft, trl, accelerate, datasets, pydantic, psutil, typer"
+    if subprocess.run([python, "-c", probe], capture_output=True).returncode:
+        subprocess.run([python, "-m", "venv", str(code / "venv")], check=True, stdout=sys.stderr)
+        python = str(code / "venv/bin/python")
+        subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True, stdout=sys.stderr)
+    (code / "python.new").write_text(python)
+    os.replace(code / "python.new", code / "python")
+print(code / "lib"); print((code / "python").read_text())
+"""
+
+
+class MachineError(EngineError):
+    """A machine cannot be used as it is set up."""
+
+
+class MachineUnreachableError(MachineError):
+    """A machine does not answer at present."""
+
+
+class Machine(BaseModel, frozen=True):
+    """A machine as a person added it."""
+
+    destination: str  # [user@]host, or an alias of ~/.ssh/config
+    python: str = ""  # a Python there that has what Loratory needs; empty for its own
+    port: int | None = None
+
+
+def read_machines(home: LoratoryHome) -> dict[str, Machine]:
+    """Return the machines of a home by name.
+
+    Raises:
+        StorageError: If the list cannot be used.
+    """
+    try:
+        values = yaml.safe_load((home.root / MACHINES_FILE).read_text(encoding="utf-8")) or {}
+        machines = TypeAdapter(dict[str, Machine]).validate_python(values)
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+        raise StorageError(
+            f"{MACHINES_FILE} in the home cannot be used.", "Correct it, or add the machines again."
+        ) from error
+    return {name: machine for name, machine in machines.items() if _DESTINATION.fullmatch(machine.destination)}
+
+
+def add_machine(home: LoratoryHome, name: str, machine: Machine | None) -> None:
+    """Add a machine, replace one of that name, or remove it.
+
+    Raises:
+        RunError: If the name or the destination cannot be one.
+        StorageError: If the list cannot be written.
+    """
+    if not _NAME.fullmatch(name):
+        raise RunError(f"{shorten(name, 40)!r} cannot be the name of a machine.", "Use small letters, digits and -.")
+    if machine is not None and not _DESTINATION.fullmatch(machine.destination):
+        what = f"{shorten(machine.destination, 60)!r} is not a machine's address."
+        raise RunError(what, "Give user@host, or an alias of ~/.ssh/config.")
+    machines = {known: kept for known, kept in read_machines(home).items() if known != name}
+    machines |= {name: machine} if machine is not None else {}
+    values = {known: kept.model_dump(exclude_defaults=True) for known, kept in machines.items()}
+    write_atomically(home.root / MACHINES_FILE, yaml.safe_dump(values))
+
+
+class Connection:
+    """Commands on a machine; each is a connection of its own, so a link that is cut ends one of them alone."""
+
+    def __init__(self, name: str, machine: Machine, program: Sequence[str] = ("ssh",)) -> None:
+        self.name, self._machine, self._program = name, machine, program
+        self._installed: tuple[str, str] | None = None  # folder with the code there, and its Python
+
+    def call(self, *arguments: str, sends: bytes = b"") -> Any:
+        """Call Loratory there; returns its answer, read from JSON.
+
+        Raises:
+            MachineUnreachableError: If the machine does not answer.
+            MachineError: If it refuses us, or Loratory cannot be installed there.
+            EngineError: What Loratory there refuses.
+        """
+        output = self._run(self._command(arguments), sends, _ANSWER_SECONDS)
+        try:
+            answer = json.loads(output)
+        except ValueError as error:
+            what = f"{self.name} answered something else than Loratory."
+            raise MachineError(what, "Let its shell print nothing at the start of a command.") from error
+        if "error" in answer:
+            raise MachineError(f"{self.name}: {str(answer['error'])[:500]}", str(answer.get("fix", ""))[:500])
+        return answer["result"]
+
+    def send(
+        self, files: Mapping[str, bytes | Path], *arguments: str, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Send files by name to a call that takes a tar archive; raises as `call` does, and a RunError where it was cancelled."""
+        process = self._start(self._command(arguments))
+        assert process.stdin is not None
+        try:
+            with tarfile.open(fileobj=cast(Any, _Chunks(process.stdin, is_cancelled)), mode="w|") as archive:
+                for name, source in files.items():
+                    member = tarfile.TarInfo(name)
+                    member.mode, member.size = (
+                        0o600,
+                        len(source) if isinstance(source, bytes) else source.stat().st_size,
+                    )
+                    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as content:
+                        archive.addfile(member, content)
+            self._end(process, _ANSWER_SECONDS)
+        except OSError as error:
+            raise self._failure(process, str(error)) from error
+        finally:
+            process.kill()
+
+    def fetch(self, files: Iterable[str], target: Path, *arguments: str, most_bytes: int) -> None:
+        """Fetch files that were named, and nothing else, into a folder; raises as `call` does."""
+        names = set(files)
+        process = self._start(self._command(arguments))
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(sorted(names)).encode())
+            process.stdin.close()
+            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+                for member in archive:
+                    most_bytes -= member.size
+                    content = archive.extractfile(member) if member.name in names and member.isreg() else None
+                    if content is None or most_bytes < 0:
+                        raise MachineError(f"{self.name} sent what was not asked for.", "Do not use this machine.")
+                    names.discard(member.name)
+                    path = target / member.name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with path.open("wb") as file:
+                        while chunk := content.read(_CHUNK_BYTES):
+                            file.write(chunk)
+            process.wait(_ANSWER_SECONDS)
+        except (OSError, tarfile.TarError, subprocess.TimeoutExpired) as error:
+            raise self._failure(process, str(error)) from error
+        finally:
+            process.kill()
+        if names:
+            raise self._failure(process, "files are missing")
+
+    def install(self) -> None:
+        """Put this very Loratory there, unless it is; the first time takes minutes where its Python lacks torch."""
+        wheel = build_wheel()
+        words = [self._machine.python or "python3", "-c", _INSTALL, wheel.number, wheel.file_name, self._machine.python]
+        lines = self._run(words, wheel.content, _INSTALL_SECONDS).decode(errors="replace").splitlines()
+        if len(lines) < 2:
+            raise MachineError(f"Loratory cannot be installed on {self.name}.", "Look whether python3 is there.")
+        self._installed = lines[-2], lines[-1]
+
+    def _command(self, arguments: Sequence[str]) -> list[str]:
+        if self._installed is None:
+            self.install()
+        assert self._installed is not None
+        code, python = self._installed
+        return ["env", f"PYTHONPATH={code}", python, "-P", "-m", THERE, *arguments]
+
+    def _start(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        agent = {name: os.environ[name] for name in ("SSH_AUTH_SOCK",) if name in os.environ}
+        port = ["-p", str(self._machine.port)] if self._machine.port is not None else []
+        argv = [*self._program, *_OPTIONS, *port, "--", self._machine.destination, shlex.join(command)]
+        try:
+            return subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=environment_for(()) | agent, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise MachineError("OpenSSH's client, ssh, is not on this computer.", "Install it.") from error
+
+    def _run(self, command: Sequence[str], sends: bytes, seconds: float) -> bytes:
+        process = self._start(command)
+        try:
+            output, errors = process.communicate(sends, seconds)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            process.kill()
+            raise self._failure(process, f"no answer within {seconds:.0f} seconds") from error
+        if process.returncode or len(output) > _MOST_BYTES:
+            raise self._failure(process, errors.decode(errors="replace"))
+        return output
+
+    def _end(self, process: "subprocess.Popen[bytes]", seconds: float) -> None:
+        try:
+            _, errors = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise self._failure(process, "no answer") from error
+        if process.returncode:
+            raise self._failure(process, errors.decode(errors="replace"))
+
+    def _failure(self, process: "subprocess.Popen[bytes]", output: str) -> MachineError:
+        """Return what kept a command from being done; OpenSSH says it in words, with one exit code for all."""
+        process.kill()
+        if not output.strip() and process.stderr is not None and not process.stderr.closed:
+            output = process.stderr.read(_CHUNK_BYTES).decode(errors="replace")
+        name, last = self.name, shorten((output.strip().splitlines() or [""])[-1], 200)
+        if "REMOTE HOST IDENTIFICATION HAS CHANGED" in output or "Host key verification failed" in output:
+            fix = f"Connect once with `ssh {self._machine.destination}` in a terminal, and compare its key with the machine's."
+            return MachineError(f"The host key of {name} is not known, or has changed; nothing was sent.", fix)
+        if "Permission denied" in output:
+            return MachineError(f"{name} does not accept your keys.", "Load the key into ssh-agent, or ask its admin.")
+        if process.poll() in (None, _SSH_FAILED, -9):
+            return MachineUnreachableError(
+                f"{name} does not answer at present ({last or 'no reason given'}).", "Wait, or see its network."
+            )
+        return MachineError(f"Loratory on {name} failed: {last}", f"See `ssh {self._machine.destination}`.")
+
+
+class _Chunks:
+    """A stream that ends with an error once it is not wanted any more."""
+
+    def __init__(self, stream: IO[bytes], is_cancelled: Callable[[], bool]) -> None:
+        self._stream, self._is_cancelled = stream, is_cancelled
+
+    def write(self, data: bytes) -> int:
+        if self._is_cancelled():
+            raise OSError("cancelled")
+        return self._stream.write(data)
+
+
+class SshMachines(RunPlace):
+    """The machines that a person added; each has a queue of its own."""
+
+    name = "ssh"
+    label = "A machine by SSH"
+    starts = "on a machine that you reach by SSH"
+    how_to_choose = "Name it in ssh.machine."
+
+    def __init__(self, home: LoratoryHome) -> None:
+        self._home = home
+
+    def options(self, config: RunConfig) -> Options:
+        """Return the devices of the machine that is named, or of all that answer, those with most free memory first."""
+        found = [(name, devices) for name, devices in self._devices(config.ssh.machine)]
+        sets = [option for _, devices in found for option in device_options(devices, config.run)]
+        return tuple(sorted(sets, key=lambda option: -option[0].free_bytes))
+
+    def is_chosen(self, config: RunConfig) -> bool:
+        return bool(config.ssh.machine)
+
+    def complete(self, config: RunConfig, device: Device, *_: object) -> RunConfig:
+        """Name the machine that has the device."""
+        for name, devices in self._devices(config.ssh.machine):
+            if device.name in [other.name for other in devices]:
+                return config.model_copy(update={"ssh": config.ssh.model_copy(update={"machine": name})})
+        return config
+
+    def _devices(self, wanted: str) -> Iterator[tuple[str, tuple[Device, ...]]]:
+        if self._home.owner:
+            raise DeviceError(
+                "Machines by SSH are reached with your own keys, which a lab does not have.", "Train here."
+            )
+        machines = read_machines(self._home)
+        if wanted and wanted not in machines:
+            raise DeviceError(
+                f"There is no machine {shorten(wanted, 40)!r}.", f"Known: {', '.join(machines) or 'none'}."
+            )
+        troubles: list[EngineError] = []
+        answers = 0
+        for name, machine in machines.items():
+            if wanted in ("", name):
+                try:
+                    devices = machine_devices(name, machine)
+                except MachineError as error:
+                    troubles.append(error)
+                    continue
+                answers += 1
+                yield name, devices
+        if not answers:
+            raise (
+                troubles[0]
+                if troubles
+                else DeviceError("No machine was added.", "Add one with `loratory machine add`.")
+            )
+
+
+_known: dict[tuple[str, str], tuple[float, tuple[Device, ...]]] = {}
+
+
+def machine_devices(name: str, machine: Machine, connection: Connection | None = None) -> tuple[Device, ...]:
+    """Return the devices of a machine as they are now, asked for at most every 20 seconds. Raises as `Connection.call` does."""
+    key = name, machine.model_dump_json()
+    at, devices = _known.get(key, (0.0, ()))
+    if time.monotonic() - at > _FRESH_SECONDS or not devices:
+        values = (connection or Connection(name, machine)).call("devices")
+        devices = TypeAdapter(tuple[Device, ...]).validate_python(values)
+        _known[key] = time.monotonic(), devices
+    return devices

@@ -1,0 +1,208 @@
+"""Runs on a machine that is reached by SSH: `python -P -m loratory.engine.places.ssh.there VERB …`; answers with JSON.
+
+A run is put into the queue of the home here, so it respects what else trains on this machine. It needs no connection: a
+process in a session of its own supervises the queue until the run has ended, unless a Loratory here does.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from loratory.engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
+from loratory.engine.errors import EngineError, RunError
+from loratory.engine.files import write_atomically
+from loratory.engine.hardware.devices import list_devices
+from loratory.engine.paths import LoratoryHome, local_owner
+from loratory.engine.places.huggingface_jobs.layout import MEDIA, SENT_PREFIX, is_plain
+from loratory.engine.runs.control import clear_requests
+from loratory.engine.runs.run import RUN_ID, RunFolder, RunState
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.supervisor import Supervisor, reconcile, supervisor_of
+
+_THIS = "loratory.engine.places.ssh.there"
+_VERBS = ("devices", "have", "receive", "start", "look", "send", "ask", "remove", "supervise")
+INPUTS = "ssh-inputs"  # below the home: what was sent, by run
+_SUPERVISE_SECONDS = 1.0
+_SENT_FILES = ("events.jsonl", "worker.log")
+
+
+class Place:
+    """The home of this machine, as a person elsewhere uses it."""
+
+    def __init__(self, home: LoratoryHome) -> None:
+        self.home = home
+        self.store = RunStore(home, local_owner())
+
+    def folder(self, run_id: str) -> RunFolder:
+        """Return the folder of a run, which need not exist."""
+        if not RUN_ID.fullmatch(run_id):
+            raise RunError("That is not a run's id.", "Update Loratory on both sides.")
+        return RunFolder(self.store.folder / run_id)
+
+    def devices(self) -> list[dict[str, Any]]:
+        """Return the devices with their free memory."""
+        return [asdict(device) for device in list_devices()]
+
+    def have(self, run_id: str) -> dict[str, int]:
+        """Return the files that arrived whole, with their sizes."""
+        inputs = self._inputs(run_id)
+        return {
+            path.relative_to(inputs).as_posix(): path.stat().st_size
+            for path in inputs.rglob("*")
+            if path.is_file() and path.suffix != ".part"
+        }
+
+    def receive(self, run_id: str) -> int:
+        """Take the files of a tar archive; one that a cut link leaves incomplete is not kept."""
+        inputs, count = self._inputs(run_id), 0
+        with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.isreg() and is_plain(member.name) else None
+                if content is None:
+                    raise RunError(f"{member.name[:80]!r} is not a file's name.", "Update Loratory on both sides.")
+                path = inputs / member.name
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                partial = path.with_name(f"{path.name}.part")
+                with partial.open("wb") as file:
+                    shutil.copyfileobj(content, file)
+                partial.replace(path)
+                count += 1
+        return count
+
+    def start(self, run_id: str, attempt: str) -> str:
+        """Put a run into the queue here, with what was sent; its attempt has the number that it has where it came from."""
+        folder, inputs = self.folder(run_id), self._inputs(run_id)
+        state = folder.read_saved_state() or RunState()
+        if state.attempt >= int(attempt) or (state.state == "queued" and folder.config.exists()):
+            self._let_supervise(run_id)
+            return "started before"
+        folder.control.mkdir(mode=0o700, parents=True, exist_ok=True)
+        clear_requests(folder)
+        for path in (inputs / "run").rglob("*"):
+            if path.is_file():
+                target = folder.path / path.relative_to(inputs / "run")
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+        if (inputs / MEDIA).is_dir():
+            shutil.copytree(inputs / MEDIA, self.home.media, dirs_exist_ok=True)
+        config = config_from_mapping(mapping_from_file(folder.config)).with_names(
+            lambda _, text: self._local(text, inputs)
+        )
+        section = config.run.model_copy(update={"where": "local", "resume_after_restart": False})
+        write_atomically(folder.config, config_to_yaml(config.model_copy(update={"run": section})))
+        # Last: with it, the run is one that the queue takes.
+        folder.write_state(RunState(state="queued", attempt=int(attempt) - 1, changed=time.time()))
+        self._let_supervise(run_id)
+        return "started"
+
+    def look(self, run_id: str) -> dict[str, Any]:
+        """Return the state of a run, and the files that it has written; a run that nothing supervises is, from now on."""
+        folder = self.folder(run_id)
+        if not folder.path.is_dir():
+            return {"state": None, "files": {}}
+        state = folder.read_state()
+        if not state.is_final:
+            reconcile(self.home)
+            state = folder.read_state()
+        if not state.is_final:
+            self._let_supervise(run_id)
+        roots = [folder.path / name for name in ("adapter", "checkpoints")]
+        paths = [*(path for root in roots for path in root.rglob("*")), *(folder.path / name for name in _SENT_FILES)]
+        files = {
+            path.relative_to(folder.path).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
+            for path in paths
+            if path.is_file() and not path.is_symlink()
+        }
+        return {"state": state.model_dump(mode="json"), "files": files}
+
+    def send(self, run_id: str) -> None:
+        """Write the files that were asked for to stdout, as a tar archive; `events.jsonl@N` is the log from byte N on."""
+        folder = self.folder(run_id).path
+        with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
+            for name in json.loads(sys.stdin.read()):
+                plain, _, offset = name.partition("@")
+                path = folder / plain
+                if not is_plain(plain) or not path.is_file() or path.is_symlink():
+                    continue
+                member = tarfile.TarInfo(name)
+                with path.open("rb") as content:
+                    content.seek(int(offset or 0))
+                    member.size = max(path.stat().st_size - int(offset or 0), 0)
+                    archive.addfile(member, content)
+
+    def ask(self, run_id: str, what: str) -> str:
+        """Ask a run to save and stop, or to end at once."""
+        folder = self.folder(run_id)
+        request = {"stop": folder.stop_request, "cancel": folder.cancel_request}[what]
+        if folder.path.is_dir() and not folder.read_state().is_final:
+            folder.control.mkdir(mode=0o700, exist_ok=True)
+            request.touch()
+        return what
+
+    def remove(self, run_id: str) -> str:
+        """Remove what was sent, and the run once it has ended."""
+        shutil.rmtree(self._inputs(run_id), ignore_errors=True)
+        folder = self.folder(run_id)
+        if folder.path.is_dir() and folder.read_state().is_final:
+            self.store.delete(run_id)
+        return "removed"
+
+    def supervise(self, run_id: str) -> None:
+        """Supervise the queue until a run has ended."""
+        supervisor, folder = Supervisor(self.home), self.folder(run_id)
+        supervisor.start()
+        try:
+            while folder.path.is_dir() and not folder.read_state().is_final:
+                time.sleep(_SUPERVISE_SECONDS)
+        finally:
+            supervisor.stop()
+
+    def _let_supervise(self, run_id: str) -> None:
+        """Start a process that supervises and outlives the connection, unless one does."""
+        if supervisor_of(self.home) is not None:
+            return
+        with (self.home.server / "ssh-supervise.log").open("ab") as log:
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", _THIS, "supervise", run_id],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True,
+            )  # fmt: skip
+
+    def _inputs(self, run_id: str) -> Path:
+        self.folder(run_id)
+        inputs = self.home.root / INPUTS / run_id
+        inputs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return inputs
+
+    def _local(self, text: str, inputs: Path) -> str:
+        return str(inputs / text.removeprefix(SENT_PREFIX)) if text.startswith(SENT_PREFIX) else text
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the arguments say; an error is an answer, too."""
+    verb, *rest = arguments
+    try:
+        place = Place(LoratoryHome.from_environment())
+        place.home.server.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if verb not in _VERBS:
+            raise RunError(f"Loratory here cannot {verb[:40]!r}.", "Update Loratory on both sides.")
+        result = getattr(place, verb)(*rest)
+    except EngineError as error:
+        print(json.dumps({"error": error.what, "fix": error.fix}))
+        return 0
+    except OSError as error:
+        print(json.dumps({"error": f"{os.strerror(error.errno or 0)}.", "fix": "Free some space there."}))
+        return 0
+    if verb != "send":
+        print(json.dumps({"result": result}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
