@@ -19,6 +19,7 @@ from loratory.engine.places import PLACES
 from loratory.engine.places.huggingface_jobs.account import Flavor, flavor_named, sign_in
 from loratory.engine.places.run_place import HuggingFaceJobs, SlurmCluster, ThisMachine
 from loratory.engine.places.slurm.place import JobResources, has_place, read_place
+from loratory.engine.places.ssh.machine import SshMachines, machine_devices, read_machines
 from loratory.engine.quantities import duration
 from loratory.ui.backend.cluster import Forecast
 from loratory.ui.backend.dataset_checks import CheckQuestion
@@ -190,6 +191,34 @@ class ClusterPanel(PlacePanel):
         return ""
 
 
+class MachinesPanel(PlacePanel):
+    """The machines that a person added, with their devices and free memory."""
+
+    @classmethod
+    def is_offered(cls, services: Services) -> bool:
+        with contextlib.suppress(EngineError):  # a damaged list: the command line says so
+            return services.person is None and bool(read_machines(services.home))
+        return False
+
+    def lay_out(self) -> None:
+        names = [(name, name) for name in read_machines(self.page.services.home)]
+        self.hardware("ssh.machine", "ssh-machine", ("the one with the most free memory", ""), names)
+        self.offer = gr.HTML(elem_id="ssh-offer")
+
+    def render_offer(self, draft: Draft) -> str:
+        """Return the devices of each machine as they are now; of one that does not answer, why."""
+        if draft.where != self.name:
+            return ""
+        lines = []
+        for name, machine in read_machines(self.page.services.home).items():
+            try:
+                facts_of = [f"{d.name}, {gib(d.free_bytes)} GiB free" for d in machine_devices(name, machine)]
+            except EngineError as error:
+                facts_of = [str(error)]
+            lines.append(f"<li><b>{escape(name)}</b> {escape('; '.join(facts_of))}</li>")
+        return f"<ul>{''.join(lines)}</ul>"
+
+
 class JobsPanel(PlacePanel):
     """The hardware at Hugging Face with its price, and the login of a lab's users."""
 
@@ -254,7 +283,11 @@ class JobsPanel(PlacePanel):
 
 
 # Of places that show more than their settings.
-_PANELS: Mapping[str, type[PlacePanel]] = {SlurmCluster.name: ClusterPanel, HuggingFaceJobs.name: JobsPanel}
+_PANELS: Mapping[str, type[PlacePanel]] = {
+    SshMachines.name: MachinesPanel,
+    SlurmCluster.name: ClusterPanel,
+    HuggingFaceJobs.name: JobsPanel,
+}
 
 
 class JobsLogin:

@@ -328,8 +328,6 @@ class ElectricityPart:
     def __init__(self, page: Page) -> None:
         self.page = page
         with gr.Accordion("Electricity", open=False, elem_id="electricity"):
-            energy = "GPUs measure their energy; other devices use the power below."
-            gr.HTML(small(f"With a price, every run shows its cost. {energy}"))
             with gr.Row():
                 self.inputs = [
                     component_of_field(Electricity.model_fields[name], min_width=180, elem_id=f"electricity-{name}")

@@ -65,16 +65,16 @@ class _Files:
 
     def get(self, files: Sequence[tuple[_File, Path]]) -> None:
         """Fetch files to their places."""
-        wanted = {file.name: path for file, path in files if file.name}
+        places = {file.name: path for file, path in files if file.name}
         for file, path in files:
             if not file.name and self._end is not None:
                 write_atomically(path, self._end.model_dump_json())
-        if not wanted:
+        if not places:
             return
         with tempfile.TemporaryDirectory(prefix=".fetched-", dir=self._run.folder.path) as folder:
             most = sum(file.size for file, _ in files) + len(files) * _PIECE_BYTES
-            self._connection.fetch(wanted, Path(folder), "send", self._run.id, most_bytes=min(most, _MOST_BYTES))
-            for name, path in wanted.items():
+            self._connection.fetch(places, Path(folder), "send", self._run.id, most_bytes=min(most, _MOST_BYTES))
+            for name, path in places.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 (Path(folder) / name).replace(path)
 
@@ -131,12 +131,12 @@ class SshJob(RemoteJob[MachineRecord]):
             self._send(there)
             self.save(job_id=f"{self.record.machine}/{self.run.id}")
         if self._wants_stop and not self._stop_was_sent:
-            there.call("ask", self.run.id, "stop")
+            there.call("request", self.run.id, "stop")
             self._stop_was_sent = True
         if self.wants_cancel and not self._cancel_was_sent:
-            there.call("ask", self.run.id, "cancel")
+            there.call("request", self.run.id, "cancel")
             self._cancel_was_sent = True
-        answer = there.call("look", self.run.id)
+        answer = there.call("report", self.run.id)
         if answer["state"] is None:
             self._note_missing()
             return

@@ -112,9 +112,9 @@ def add_machine(home: LoratoryHome, name: str, machine: Machine | None) -> None:
     if machine is not None and not _DESTINATION.fullmatch(machine.destination):
         what = f"{shorten(machine.destination, 60)!r} is not a machine's address."
         raise RunError(what, "Give user@host, or an alias of ~/.ssh/config.")
-    machines = {known: kept for known, kept in read_machines(home).items() if known != name}
+    machines = {known: entry for known, entry in read_machines(home).items() if known != name}
     machines |= {name: machine} if machine is not None else {}
-    values = {known: kept.model_dump(exclude_defaults=True) for known, kept in machines.items()}
+    values = {known: entry.model_dump(exclude_defaults=True) for known, entry in machines.items()}
     write_atomically(home.root / MACHINES_FILE, yaml.safe_dump(values))
 
 
@@ -197,8 +197,15 @@ class Connection:
     def install(self) -> None:
         """Put this very Loratory there, unless it is; the first time takes minutes where its Python lacks torch."""
         wheel = build_wheel()
-        words = [self._machine.python or "python3", "-c", _INSTALL, wheel.number, wheel.file_name, self._machine.python]
-        lines = self._run(words, wheel.content, _INSTALL_SECONDS).decode(errors="replace").splitlines()
+        command = [
+            self._machine.python or "python3",
+            "-c",
+            _INSTALL,
+            wheel.number,
+            wheel.file_name,
+            self._machine.python,
+        ]
+        lines = self._run(command, wheel.content, _INSTALL_SECONDS).decode(errors="replace").splitlines()
         if len(lines) < 2:
             raise MachineError(f"Loratory cannot be installed on {self.name}.", "Look whether python3 is there.")
         self._installed = lines[-2], lines[-1]
@@ -284,8 +291,9 @@ class SshMachines(RunPlace):
 
     def options(self, config: RunConfig) -> Options:
         """Return the devices of the machine that is named, or of all that answer, those with most free memory first."""
-        found = [(name, devices) for name, devices in self._devices(config.ssh.machine)]
-        sets = [option for _, devices in found for option in device_options(devices, config.run)]
+        sets = [
+            option for _, devices in self._devices(config.ssh.machine) for option in device_options(devices, config.run)
+        ]
         return tuple(sorted(sets, key=lambda option: -option[0].free_bytes))
 
     def is_chosen(self, config: RunConfig) -> bool:
@@ -298,20 +306,20 @@ class SshMachines(RunPlace):
                 return config.model_copy(update={"ssh": config.ssh.model_copy(update={"machine": name})})
         return config
 
-    def _devices(self, wanted: str) -> Iterator[tuple[str, tuple[Device, ...]]]:
+    def _devices(self, choice: str) -> Iterator[tuple[str, tuple[Device, ...]]]:
         if self._home.owner:
             raise DeviceError(
                 "Machines by SSH are reached with your own keys, which a lab does not have.", "Train here."
             )
         machines = read_machines(self._home)
-        if wanted and wanted not in machines:
+        if choice and choice not in machines:
             raise DeviceError(
-                f"There is no machine {shorten(wanted, 40)!r}.", f"Known: {', '.join(machines) or 'none'}."
+                f"There is no machine {shorten(choice, 40)!r}.", f"Known: {', '.join(machines) or 'none'}."
             )
         troubles: list[EngineError] = []
         answers = 0
         for name, machine in machines.items():
-            if wanted in ("", name):
+            if choice in ("", name):
                 try:
                     devices = machine_devices(name, machine)
                 except MachineError as error:

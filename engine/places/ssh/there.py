@@ -17,19 +17,18 @@ from typing import Any
 
 from loratory.engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
 from loratory.engine.errors import EngineError, RunError
-from loratory.engine.files import write_atomically
+from loratory.engine.files import read_model, write_atomically
 from loratory.engine.hardware.devices import list_devices
 from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.places.huggingface_jobs.layout import MEDIA, SENT_PREFIX, is_plain
+from loratory.engine.processes.liveness import ProcessIdentity
 from loratory.engine.runs.control import clear_requests
 from loratory.engine.runs.run import RUN_ID, RunFolder, RunState
 from loratory.engine.runs.store import RunStore
-from loratory.engine.supervision.supervisor import Supervisor, reconcile, supervisor_of
 
-_THIS = "loratory.engine.places.ssh.there"
-_VERBS = ("devices", "have", "receive", "start", "look", "send", "ask", "remove", "supervise")
+_SUPERVISE = "import sys, loratory; loratory.run(sys.argv[1]).wait()"  # another one that supervises lets it stand by
+_VERBS = ("devices", "have", "receive", "start", "report", "send", "request", "remove")
 INPUTS = "ssh-inputs"  # below the home: what was sent, by run
-_SUPERVISE_SECONDS = 1.0
 _SENT_FILES = ("events.jsonl", "worker.log")
 
 
@@ -102,15 +101,12 @@ class Place:
         self._let_supervise(run_id)
         return "started"
 
-    def look(self, run_id: str) -> dict[str, Any]:
-        """Return the state of a run, and the files that it has written; a run that nothing supervises is, from now on."""
+    def report(self, run_id: str) -> dict[str, Any]:
+        """Return the state of a run, and the files that it has written; one that has not ended is supervised from now on."""
         folder = self.folder(run_id)
         if not folder.path.is_dir():
             return {"state": None, "files": {}}
         state = folder.read_state()
-        if not state.is_final:
-            reconcile(self.home)
-            state = folder.read_state()
         if not state.is_final:
             self._let_supervise(run_id)
         roots = [folder.path / name for name in ("adapter", "checkpoints")]
@@ -137,13 +133,13 @@ class Place:
                     member.size = max(path.stat().st_size - int(offset or 0), 0)
                     archive.addfile(member, content)
 
-    def ask(self, run_id: str, what: str) -> str:
+    def request(self, run_id: str, what: str) -> str:
         """Ask a run to save and stop, or to end at once."""
         folder = self.folder(run_id)
-        request = {"stop": folder.stop_request, "cancel": folder.cancel_request}[what]
+        mark = {"stop": folder.stop_request, "cancel": folder.cancel_request}[what]
         if folder.path.is_dir() and not folder.read_state().is_final:
             folder.control.mkdir(mode=0o700, exist_ok=True)
-            request.touch()
+            mark.touch()
         return what
 
     def remove(self, run_id: str) -> str:
@@ -154,25 +150,19 @@ class Place:
             self.store.delete(run_id)
         return "removed"
 
-    def supervise(self, run_id: str) -> None:
-        """Supervise the queue until a run has ended."""
-        supervisor, folder = Supervisor(self.home), self.folder(run_id)
-        supervisor.start()
-        try:
-            while folder.path.is_dir() and not folder.read_state().is_final:
-                time.sleep(_SUPERVISE_SECONDS)
-        finally:
-            supervisor.stop()
-
     def _let_supervise(self, run_id: str) -> None:
-        """Start a process that supervises and outlives the connection, unless one does."""
-        if supervisor_of(self.home) is not None:
+        """Start a process that supervises the queue until a run has ended, and outlives the connection; unless there is one."""
+        record = self._inputs(run_id) / "supervisor.json"
+        known = read_model(record, ProcessIdentity)
+        if known is not None and known.liveness() == "alive":
             return
         with (self.home.server / "ssh-supervise.log").open("ab") as log:
-            subprocess.Popen(
-                [sys.executable, "-P", "-m", _THIS, "supervise", run_id],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True,
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _SUPERVISE, run_id], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
             )  # fmt: skip
+        if (identity := ProcessIdentity.from_pid(process.pid)) is not None:
+            write_atomically(record, identity.model_dump_json())
 
     def _inputs(self, run_id: str) -> Path:
         self.folder(run_id)
