@@ -28,7 +28,20 @@ PAGES = [
     ROOT / ".github" / "CONTRIBUTING.md",
     *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in GENERATED),
 ]
-PROGRAMS = {"loratory", "python", "python3", "pip", "pytest", "hf", "docker", "sudo", "make", "slurmd", "pre-commit"}
+PROGRAMS = {
+    "loratory",
+    "python",
+    "python3",
+    "pip",
+    "pytest",
+    "hf",
+    "docker",
+    "sudo",
+    "make",
+    "slurmd",
+    "pre-commit",
+    "ssh",
+}
 # Commands by how they begin, with what they need that a test does not have.
 NEEDS = {
     "python3 -m venv": "a download: what .ci/run sets up and runs first",
@@ -71,6 +84,9 @@ NEEDS = {
     "loratory data generate": "an endpoint; tests/commands has one",
     "loratory data review": "a job; tests/commands has one",
     "loratory merge": "two runs; tests/export has some",
+    "loratory machine": "a machine; tests/ssh starts one",
+    "loratory train CONFIG --where ssh": "a machine; tests/ssh starts one",
+    "ssh": "a machine",
     "loratory mcp": "an agent; tests/interface has one",
     "loratory check": "a server; tests/e2e has some",
     "loratory votes": "votes; examples/dpo_from_votes.sh is run by a test",

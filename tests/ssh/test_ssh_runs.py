@@ -1,0 +1,195 @@
+"""Runs on a machine by SSH, through a real sshd: they train as here, and survive what happens to links and machines."""
+
+import pytest
+
+from loratory.engine.config.load import config_from_mapping
+from loratory.engine.interface.workspace import Run
+from loratory.engine.lab.rules import resume_run
+from loratory.engine.places import make_executors
+from loratory.engine.places.ssh.job import SshExecutor
+from loratory.engine.places.ssh.machine import MachineError, MachineUnreachableError, add_machine, read_machines
+from loratory.engine.runs.control import request_cancel, request_stop, request_target
+from loratory.engine.runs.history.run_history import read_history
+from loratory.engine.runs.store import RunStore
+from loratory.engine.supervision.scheduler import SupervisorSettings
+from loratory.engine.supervision.supervisor import Supervisor
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def store(home):
+    return RunStore(home, "ann")
+
+
+@pytest.fixture
+def supervisor(home, box, monkeypatch):
+    """Start a supervisor here, which reaches the machine with the client's key of the test, and looks often."""
+    monkeypatch.setattr("loratory.engine.places.ssh.job._POLL_SECONDS", 0.3)
+
+    def executors(context):
+        return {**make_executors(context), "ssh": SshExecutor(home, box.connect)}
+
+    supervisor = Supervisor(home, SupervisorSettings(executors=executors, tick_seconds=0.1))
+    supervisor.start()
+    yield supervisor
+    supervisor.stop()
+
+
+def config_of(model, data, steps=6, where="ssh", **training):
+    values = {
+        "model": {"id": str(model)},
+        "dataset": {"source": str(data), "eval_fraction": 0.2},
+        "training": {
+            "max_steps": steps,
+            "max_length": 64,
+            "save_steps": 2,
+            "eval_steps": 2,
+            "logging_steps": 1,
+            **training,
+        },
+        "run": {"where": where, "devices": "cpu"},
+        "ssh": {"machine": "box"},
+    }
+    return config_from_mapping(values)
+
+
+@pytest.fixture
+def data(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        "".join(f'{{"prompt": "Is {n} even?", "completion": "{"yes" if n % 2 == 0 else "no"}"}}\n' for n in range(40))
+    )
+    return file
+
+
+def until(run, *states, seconds=300):
+    wait_until(lambda: run.folder.read_state().state in states, seconds=seconds)
+    return run.folder.read_state()
+
+
+def losses(run):
+    return list(read_history(run.folder.events).steps.losses)
+
+
+def test_a_run_there_has_the_losses_of_one_here_and_leaves_nothing_behind(
+    store, home, box, supervisor, tiny_model_folder, data
+):
+    here = store.create(config_of(tiny_model_folder, data, where="local"))
+    until(here, "completed")
+
+    there = store.create(config_of(tiny_model_folder, data))
+    state = until(there, "completed", "failed", "interrupted")
+
+    assert (state.state, state.device) == ("completed", "box"), state
+    assert losses(there) == losses(here)
+    adapters = [(run.folder.adapter / "adapter_model.safetensors").read_bytes() for run in (here, there)]
+    assert adapters[0] == adapters[1]
+    assert [checkpoint.name for checkpoint in there.folder.checkpoints.iterdir()]
+    assert not list(box.loratory.runs.glob("*/*"))
+    assert not list((box.loratory.root / "ssh-inputs").iterdir())
+    secret = (box.root / "key").read_text().splitlines()[1]
+    kept = [path for path in box.home.rglob("*") if path.is_file() and path.stat().st_size < 10_000_000]
+    assert not [path for path in kept if secret.encode() in path.read_bytes()]
+
+
+def test_a_stop_saves_there_and_the_run_is_resumed_here(store, home, box, supervisor, tiny_model_folder, data):
+    whole = store.create(config_of(tiny_model_folder, data, steps=40, where="local"))
+    until(whole, "completed")
+    run = store.create(config_of(tiny_model_folder, data, steps=40))
+    wait_until(lambda: read_history(run.folder.events).last_step >= 3, seconds=300)
+
+    request_stop(run)
+    state = until(run, "stopped", "completed", "failed")
+    assert state.state in ("stopped", "completed"), state
+    if state.state == "stopped":
+        request_target(run, "local")
+        resume_run(home, run)
+        assert until(run, "completed", "failed").state == "completed"
+    assert losses(run) == losses(whole)
+
+
+def test_a_cancel_ends_it_there(store, box, supervisor, tiny_model_folder, data):
+    run = store.create(config_of(tiny_model_folder, data, steps=100_000))
+    wait_until(lambda: read_history(run.folder.events).last_step >= 1, seconds=300)
+
+    request_cancel(run)
+
+    assert until(run, "interrupted", "stopped").state in ("interrupted", "stopped")
+    wait_until(lambda: not list(box.loratory.runs.glob("*/*")), seconds=60)
+
+
+def test_a_link_that_is_cut_delays_what_arrives_and_loses_nothing(store, box, supervisor, tiny_model_folder, data):
+    run = store.create(config_of(tiny_model_folder, data, steps=30))
+    wait_until(lambda: read_history(run.folder.events).last_step >= 1, seconds=300)
+
+    box.link.cut()
+    state = until(run, "running", "starting")
+    wait_until(lambda: run.folder.read_state().reason == "executor_unreachable", seconds=120)
+    assert "does not answer at present" in run.folder.read_state().cause
+    box.link.mend()
+
+    assert until(run, "completed", "failed", "interrupted").state == "completed", state
+    assert len(losses(run)) == 30
+
+
+def test_a_machine_that_restarts_gets_its_run_again(store, box, supervisor, tiny_model_folder, data):
+    if not box.has_own_boot_id:
+        pytest.skip("no mount namespace here, so the machine has no boot id of its own")
+    run = store.create(config_of(tiny_model_folder, data, steps=60))
+    wait_until(lambda: bool(list(run.folder.checkpoints.glob("step-*/MANIFEST.json"))), seconds=300)
+
+    box.reboot()
+
+    state = until(run, "completed", "failed")
+    assert (state.state, state.attempt) == ("completed", 2), state
+    assert read_history(run.folder.events).resumes
+    assert len(losses(run)) == 60
+
+
+def test_a_crash_of_the_worker_there_is_an_interruption_here(store, home, box, supervisor, tiny_model_folder, data):
+    run = store.create(config_of(tiny_model_folder, data, steps=100_000))
+    wait_until(lambda: bool(list(run.folder.checkpoints.glob("step-*/MANIFEST.json"))), seconds=300)
+
+    assert box.kill_everything()
+
+    state = until(run, "interrupted", "failed")
+    assert state.resumable_step
+    assert "box" in state.cause
+
+
+def test_keys_and_names_that_are_wrong_are_refused(store, home, box, supervisor, tiny_model_folder, data):
+    entry = read_machines(home)["box"]
+    assert box.connect("box", entry).call("devices")[0]["kind"] == "cpu"
+
+    with pytest.raises(MachineError, match="does not accept your keys"):
+        box.connect("box", entry, key="other-key").call("devices")
+    box.know("other-host")
+    with pytest.raises(MachineError, match="host key of box is not known, or has changed; nothing was sent"):
+        box.connect("box", entry).call("devices")
+    run = store.create(config_of(tiny_model_folder, data))
+    state = until(run, "failed", "interrupted")
+    assert "host key of box" in state.cause
+    box.know("host")
+    box.link.cut()
+    with pytest.raises(MachineUnreachableError, match="does not answer at present"):
+        box.connect("box", entry).call("devices")
+    for destination in ("-oProxyCommand=touch /tmp/x", "a b", "a;b", "$(id)@x", "x\ny", "", "@", "a@-b"):
+        with pytest.raises(Exception, match="is not a machine's address"):
+            add_machine(home, "bad", entry.model_copy(update={"destination": destination}))
+    for name in ("", "../x", "A", "x" * 41):
+        with pytest.raises(Exception, match="cannot be the name of a machine"):
+            add_machine(home, name, entry)
+
+
+def test_a_full_disk_there_is_said_and_loses_nothing_here(store, box, supervisor, tiny_model_folder, data, monkeypatch):
+    quota = box.loratory.root / "ssh-inputs"
+    quota.parent.mkdir(parents=True)
+    quota.write_text("a file where a folder should be")  # as on a disk that takes nothing more
+
+    run = store.create(config_of(tiny_model_folder, data))
+
+    state = until(run, "failed", "interrupted")
+    assert "box" in state.cause
+    assert Run(store.home, run).config.ssh.machine == "box"
