@@ -7,7 +7,6 @@ import typer
 from loratory.engine.commands.output import AsJson, format_memory, print_result
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.places.ssh.machine import (
-    Connection,
     Machine,
     MachineError,
     add_machine,
@@ -68,7 +67,7 @@ def _report(names: list[str], as_json: bool, *, raises: bool = True) -> None:
         if entry is None:
             raise MachineError(f"There is no machine {name[:40]!r}.", f"Known: {', '.join(machines) or 'none'}.")
         try:
-            devices = machine_devices(name, entry, Connection(name, entry))
+            devices = machine_devices(name, entry)
         except MachineError as error:
             if raises:
                 raise

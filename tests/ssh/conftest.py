@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from loratory.engine.paths import LoratoryHome
-from loratory.engine.places.ssh import machine as machines
 from loratory.engine.places.ssh.machine import Connection, Machine, add_machine
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
@@ -161,13 +160,12 @@ class Box:
 
 
 @pytest.fixture
-def box(tmp_path, home, monkeypatch) -> Iterator[Box]:
+def box(tmp_path, home) -> Iterator[Box]:
     if shutil.which("ssh") is None or not Path(SSHD).exists():
         assert "CI" not in os.environ, "OpenSSH is not installed"
         pytest.skip("OpenSSH's client or server is not installed")
     box = Box(tmp_path / "box")
     user = psutil.Process().username()
     add_machine(home, "box", Machine(destination=f"{user}@127.0.0.1", port=box.link.port, python=sys.executable))
-    monkeypatch.setattr(machines, "_known", {})
     yield box
     box.close()

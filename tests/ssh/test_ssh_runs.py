@@ -90,8 +90,8 @@ def test_a_run_there_has_the_losses_of_one_here_and_leaves_nothing_behind(
     assert not list(box.loratory.runs.glob("*/*"))
     assert not list((box.loratory.root / "ssh-inputs").iterdir())
     secret = (box.root / "key").read_text().splitlines()[1]
-    kept = [path for path in box.home.rglob("*") if path.is_file() and path.stat().st_size < 10_000_000]
-    assert not [path for path in kept if secret.encode() in path.read_bytes()]
+    files = [path for path in box.home.rglob("*") if path.is_file() and path.stat().st_size < 10_000_000]
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
 
 
 def test_a_stop_saves_there_and_the_run_is_resumed_here(store, home, box, supervisor, tiny_model_folder, data):

@@ -1,5 +1,6 @@
 """Machines that a person reaches by SSH: their list, and commands on them by OpenSSH's own client."""
 
+import functools
 import io
 import json
 import os
@@ -50,9 +51,12 @@ number, name, wanted = sys.argv[1:]
 root = pathlib.Path.home() / ".local/share/loratory-code"
 code = root / number
 if not (code / "python").is_file():
+    content = sys.stdin.buffer.read()
+    if not content:
+        sys.exit(print("wanted"))
     code.mkdir(mode=0o700, parents=True, exist_ok=True)
     wheel = code / name
-    wheel.write_bytes(sys.stdin.buffer.read())
+    wheel.write_bytes(content)
     zipfile.ZipFile(wheel).extractall(code / "lib")
     python = wanted or sys.executable
     probe = "import torch, transformers, peft, trl, accelerate, datasets, pydantic, psutil, typer"
@@ -196,7 +200,7 @@ class Connection:
 
     def install(self) -> None:
         """Put this very Loratory there, unless it is; the first time takes minutes where its Python lacks torch."""
-        wheel = build_wheel()
+        wheel = _wheel()
         command = [
             self._machine.python or "python3",
             "-c",
@@ -205,7 +209,9 @@ class Connection:
             wheel.file_name,
             self._machine.python,
         ]
-        lines = self._run(command, wheel.content, _INSTALL_SECONDS).decode(errors="replace").splitlines()
+        lines = self._run(command, b"", _ANSWER_SECONDS).decode(errors="replace").splitlines()
+        if lines[-1:] == ["wanted"]:
+            lines = self._run(command, wheel.content, _INSTALL_SECONDS).decode(errors="replace").splitlines()
         if len(lines) < 2:
             raise MachineError(f"Loratory cannot be installed on {self.name}.", "Look whether python3 is there.")
         self._installed = lines[-2], lines[-1]
@@ -300,11 +306,15 @@ class SshMachines(RunPlace):
         return bool(config.ssh.machine)
 
     def complete(self, config: RunConfig, device: Device, *_: object) -> RunConfig:
-        """Name the machine that has the device."""
-        for name, devices in self._devices(config.ssh.machine):
-            if device.name in [other.name for other in devices]:
-                return config.model_copy(update={"ssh": config.ssh.model_copy(update={"machine": name})})
-        return config
+        """Name the machine that has the device; of several, the one with the most free memory."""
+        equals = [
+            (other.free_bytes, name)
+            for name, devices in self._devices(config.ssh.machine)
+            for other in devices
+            if other.name == device.name
+        ]
+        machine = max(equals)[1] if equals else config.ssh.machine
+        return config.model_copy(update={"ssh": config.ssh.model_copy(update={"machine": machine})})
 
     def _devices(self, choice: str) -> Iterator[tuple[str, tuple[Device, ...]]]:
         if self._home.owner:
@@ -335,15 +345,14 @@ class SshMachines(RunPlace):
             )
 
 
-_known: dict[tuple[str, str], tuple[float, tuple[Device, ...]]] = {}
+_wheel = functools.cache(build_wheel)
 
 
-def machine_devices(name: str, machine: Machine, connection: Connection | None = None) -> tuple[Device, ...]:
+def machine_devices(name: str, machine: Machine) -> tuple[Device, ...]:
     """Return the devices of a machine as they are now, asked for at most every 20 seconds. Raises as `Connection.call` does."""
-    key = name, machine.model_dump_json()
-    at, devices = _known.get(key, (0.0, ()))
-    if time.monotonic() - at > _FRESH_SECONDS or not devices:
-        values = (connection or Connection(name, machine)).call("devices")
-        devices = TypeAdapter(tuple[Device, ...]).validate_python(values)
-        _known[key] = time.monotonic(), devices
-    return devices
+    return _devices_at(name, machine, int(time.monotonic() // _FRESH_SECONDS))
+
+
+@functools.lru_cache(maxsize=64)
+def _devices_at(name: str, machine: Machine, _moment: int) -> tuple[Device, ...]:
+    return TypeAdapter(tuple[Device, ...]).validate_python(Connection(name, machine).call("devices"))

@@ -22,7 +22,6 @@ from loratory.engine.hardware.devices import list_devices
 from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.places.huggingface_jobs.layout import MEDIA, SENT_PREFIX, is_plain
 from loratory.engine.processes.liveness import ProcessIdentity
-from loratory.engine.runs.control import clear_requests
 from loratory.engine.runs.run import RUN_ID, RunFolder, RunState
 from loratory.engine.runs.store import RunStore
 
@@ -78,12 +77,16 @@ class Place:
     def start(self, run_id: str, attempt: str) -> str:
         """Put a run into the queue here, with what was sent; its attempt has the number that it has where it came from."""
         folder, inputs = self.folder(run_id), self._inputs(run_id)
-        state = folder.read_saved_state() or RunState()
-        if state.attempt >= int(attempt) or (state.state == "queued" and folder.config.exists()):
+        state, number = folder.read_saved_state(), int(attempt)
+        if state is not None and (state.attempt >= number or (state.state == "queued" and state.attempt == number - 1)):
             self._let_supervise(run_id)
             return "started before"
-        folder.control.mkdir(mode=0o700, parents=True, exist_ok=True)
-        clear_requests(folder)
+        if state is not None and not state.is_final:
+            raise RunError(
+                "An earlier attempt at this run has not ended there.", "Cancel it there, or wait for its end."
+            )
+        shutil.rmtree(folder.path, ignore_errors=True)  # of an earlier attempt: what was sent replaces it
+        folder.control.mkdir(mode=0o700, parents=True)
         for path in (inputs / "run").rglob("*"):
             if path.is_file():
                 target = folder.path / path.relative_to(inputs / "run")
@@ -97,7 +100,7 @@ class Place:
         section = config.run.model_copy(update={"where": "local", "resume_after_restart": False})
         write_atomically(folder.config, config_to_yaml(config.model_copy(update={"run": section})))
         # Last: with it, the run is one that the queue takes.
-        folder.write_state(RunState(state="queued", attempt=int(attempt) - 1, changed=time.time()))
+        folder.write_state(RunState(state="queued", attempt=number - 1, changed=time.time()))
         self._let_supervise(run_id)
         return "started"
 
