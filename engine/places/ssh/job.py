@@ -75,8 +75,9 @@ class _Files:
             most = sum(file.size for file, _ in files) + len(files) * _PIECE_BYTES
             self._connection.fetch(places, Path(folder), "send", self._run.id, most_bytes=min(most, _MOST_BYTES))
             for name, path in places.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                (Path(folder) / name).replace(path)
+                if (Path(folder) / name).exists():  # a checkpoint may have made room for a newer one
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    (Path(folder) / name).replace(path)
 
     def remove(self, _names: Sequence[str]) -> None:
         """Leave it: the run's folder there stays as it is until it is fetched."""

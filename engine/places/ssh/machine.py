@@ -1,13 +1,17 @@
 """Machines that a person reaches by SSH: their list, and commands on them by OpenSSH's own client."""
 
+import contextlib
 import functools
 import io
 import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -151,33 +155,25 @@ class Connection:
         self, files: Mapping[str, bytes | Path], *arguments: str, is_cancelled: Callable[[], bool] = lambda: False
     ) -> None:
         """Send files by name to a call that takes a tar archive; raises as `call` does, and a RunError where it was cancelled."""
-        process = self._start(self._command(arguments))
-        assert process.stdin is not None
-        try:
-            with tarfile.open(fileobj=cast(Any, _Chunks(process.stdin, is_cancelled)), mode="w|") as archive:
+        with self._running(self._command(arguments)) as process:
+            assert process.stdin is not None
+            stream = cast(Any, _Chunks(process.stdin, is_cancelled))
+            with process.stdin, tarfile.open(fileobj=stream, mode="w|") as archive:
                 for name, source in files.items():
                     member = tarfile.TarInfo(name)
-                    member.mode, member.size = (
-                        0o600,
-                        len(source) if isinstance(source, bytes) else source.stat().st_size,
-                    )
+                    member.mode = 0o600
+                    member.size = len(source) if isinstance(source, bytes) else source.stat().st_size
                     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as content:
                         archive.addfile(member, content)
-            self._end(process, _ANSWER_SECONDS)
-        except OSError as error:
-            raise self._failure(process, str(error)) from error
-        finally:
-            process.kill()
 
     def fetch(self, files: Iterable[str], target: Path, *arguments: str, most_bytes: int) -> None:
-        """Fetch files that were named, and nothing else, into a folder; raises as `call` does."""
+        """Fetch files that were named into a folder; those that are not there any more are left out. Raises as `call` does."""
         names = set(files)
-        process = self._start(self._command(arguments))
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(sorted(names)).encode())
-            process.stdin.close()
+        with self._running(self._command(arguments)) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with process.stdin:
+                process.stdin.write(json.dumps(sorted(names)).encode())
             with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                 for member in archive:
                     most_bytes -= member.size
@@ -188,15 +184,7 @@ class Connection:
                     path = target / member.name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with path.open("wb") as file:
-                        while chunk := content.read(_CHUNK_BYTES):
-                            file.write(chunk)
-            process.wait(_ANSWER_SECONDS)
-        except (OSError, tarfile.TarError, subprocess.TimeoutExpired) as error:
-            raise self._failure(process, str(error)) from error
-        finally:
-            process.kill()
-        if names:
-            raise self._failure(process, "files are missing")
+                        shutil.copyfileobj(content, file, _CHUNK_BYTES)
 
     def install(self) -> None:
         """Put this very Loratory there, unless it is; the first time takes minutes where its Python lacks torch."""
@@ -223,52 +211,53 @@ class Connection:
         code, python = self._installed
         return ["env", f"PYTHONPATH={code}", python, "-P", "-m", THERE, *arguments]
 
-    def _start(self, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    @contextlib.contextmanager
+    def _running(self, command: Sequence[str], seconds: float = _ANSWER_SECONDS) -> "Iterator[subprocess.Popen[bytes]]":
+        """Run a command while a block talks to it, and wait for its end; one that ended otherwise is an error."""
         agent = {name: os.environ[name] for name in ("SSH_AUTH_SOCK",) if name in os.environ}
         port = ["-p", str(self._machine.port)] if self._machine.port is not None else []
         argv = [*self._program, *_OPTIONS, *port, "--", self._machine.destination, shlex.join(command)]
-        try:
-            return subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                env=environment_for(()) | agent, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise MachineError("OpenSSH's client, ssh, is not on this computer.", "Install it.") from error
+        with tempfile.TemporaryFile() as errors:
+            try:
+                process = subprocess.Popen(
+                    argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                    env=environment_for(()) | agent, start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                raise MachineError("OpenSSH's client, ssh, is not on this computer.", "Install it.") from error
+            trouble = ""
+            with process:  # closes its pipes
+                try:
+                    yield process
+                    process.wait(seconds)
+                except (ConnectionError, tarfile.TarError, subprocess.TimeoutExpired) as error:
+                    trouble = shorten(str(error), 200)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(1)  # its own words come first
+                finally:
+                    process.kill()
+            if trouble or process.returncode:
+                errors.seek(0)
+                raise self._failure(process.returncode, errors.read(_CHUNK_BYTES).decode(errors="replace") or trouble)
 
     def _run(self, command: Sequence[str], sends: bytes, seconds: float) -> bytes:
-        process = self._start(command)
-        try:
-            output, errors = process.communicate(sends, seconds)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            process.kill()
-            raise self._failure(process, f"no answer within {seconds:.0f} seconds") from error
-        if process.returncode or len(output) > _MOST_BYTES:
-            raise self._failure(process, errors.decode(errors="replace"))
+        with self._running(command) as process:
+            output, _ = process.communicate(sends, seconds)
+        if len(output) > _MOST_BYTES:
+            raise MachineError(f"{self.name} sent what was not asked for.", "Do not use this machine.")
         return output
 
-    def _end(self, process: "subprocess.Popen[bytes]", seconds: float) -> None:
-        try:
-            _, errors = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired as error:
-            raise self._failure(process, "no answer") from error
-        if process.returncode:
-            raise self._failure(process, errors.decode(errors="replace"))
-
-    def _failure(self, process: "subprocess.Popen[bytes]", output: str) -> MachineError:
+    def _failure(self, code: int, output: str) -> MachineError:
         """Return what kept a command from being done; OpenSSH says it in words, with one exit code for all."""
-        process.kill()
-        if not output.strip() and process.stderr is not None and not process.stderr.closed:
-            output = process.stderr.read(_CHUNK_BYTES).decode(errors="replace")
         name, last = self.name, shorten((output.strip().splitlines() or [""])[-1], 200)
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in output or "Host key verification failed" in output:
             fix = f"Connect once with `ssh {self._machine.destination}` in a terminal, and compare its key with the machine's."
             return MachineError(f"The host key of {name} is not known, or has changed; nothing was sent.", fix)
         if "Permission denied" in output:
             return MachineError(f"{name} does not accept your keys.", "Load the key into ssh-agent, or ask its admin.")
-        if process.poll() in (None, _SSH_FAILED, -9):
-            return MachineUnreachableError(
-                f"{name} does not answer at present ({last or 'no reason given'}).", "Wait, or see its network."
-            )
+        if code in (_SSH_FAILED, -signal.SIGKILL):
+            what = f"{name} does not answer at present ({last or 'no reason given'})."
+            return MachineUnreachableError(what, "Wait, or see its network.")
         return MachineError(f"Loratory on {name} failed: {last}", f"See `ssh {self._machine.destination}`.")
 
 
@@ -280,7 +269,7 @@ class _Chunks:
 
     def write(self, data: bytes) -> int:
         if self._is_cancelled():
-            raise OSError("cancelled")
+            raise RunError("Cancelled while it was sent.", "Start it again.")
         return self._stream.write(data)
 
 
