@@ -159,13 +159,33 @@ class Box:
         self.kill_everything()
 
 
-@pytest.fixture
-def box(tmp_path, home) -> Iterator[Box]:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> LoratoryHome:
+    """Return one home for all tests of a file: Loratory is installed on the machine once."""
+    home = LoratoryHome(tmp_path_factory.mktemp("here") / "home")
+    home.make_writable()
+    return home
+
+
+@pytest.fixture(scope="module")
+def running_box(tmp_path_factory, home) -> Iterator[Box]:
     if shutil.which("ssh") is None or not Path(SSHD).exists():
         assert "CI" not in os.environ, "OpenSSH is not installed"
         pytest.skip("OpenSSH's client or server is not installed")
-    box = Box(tmp_path / "box")
-    user = psutil.Process().username()
-    add_machine(home, "box", Machine(destination=f"{user}@127.0.0.1", port=box.link.port, python=sys.executable))
+    box = Box(tmp_path_factory.mktemp("there") / "box")
     yield box
     box.close()
+
+
+@pytest.fixture
+def box(running_box, home) -> Iterator[Box]:
+    user = psutil.Process().username()
+    machine = Machine(destination=f"{user}@127.0.0.1", port=running_box.link.port, python=sys.executable)
+    add_machine(home, "box", machine)
+    running_box.know("host")
+    running_box.link.mend()
+    yield running_box
+    running_box.kill_everything()
+    shutil.rmtree(running_box.loratory.runs, ignore_errors=True)
+    shutil.rmtree(running_box.loratory.root / "ssh-inputs", ignore_errors=True)
+    (running_box.loratory.root / "ssh-inputs").unlink(missing_ok=True)

@@ -26,7 +26,7 @@ def store(home):
 @pytest.fixture
 def supervisor(home, box, monkeypatch):
     """Start a supervisor here, which reaches the machine with the client's key of the test, and looks often."""
-    monkeypatch.setattr("loratory.engine.places.ssh.job._POLL_SECONDS", 0.3)
+    monkeypatch.setattr("loratory.engine.places.ssh.job._POLL_SECONDS", 1.0)
 
     def executors(context):
         return {**make_executors(context), "ssh": SshExecutor(home, box.connect)}
@@ -185,7 +185,7 @@ def test_keys_and_names_that_are_wrong_are_refused(store, home, box, supervisor,
 
 def test_a_full_disk_there_is_said_and_loses_nothing_here(store, box, supervisor, tiny_model_folder, data, monkeypatch):
     quota = box.loratory.root / "ssh-inputs"
-    quota.parent.mkdir(parents=True)
+    quota.parent.mkdir(parents=True, exist_ok=True)
     quota.write_text("a file where a folder should be")  # as on a disk that takes nothing more
 
     run = store.create(config_of(tiny_model_folder, data))

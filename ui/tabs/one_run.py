@@ -113,7 +113,12 @@ class OneRunPart:
         """Redraw the shown run after an event that may have changed it."""
 
         def refresh(smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> ui.Updates:
-            return self.show(run_shown, smoothing, log_axis, log_open, run_shown) if run_shown else ui.UNCHANGED
+            if not run_shown:
+                return ui.UNCHANGED
+            updates = self.show(run_shown, smoothing, log_axis, log_open, run_shown)
+            if self.page.reader.exists(run_shown):
+                updates.pop(self.panel)  # it is open; an answer that comes late must not open what was closed meanwhile
+            return updates
 
         return event.then(refresh, self.follow.view_inputs, self.outputs, **ui.QUICK)
 
