@@ -41,7 +41,7 @@ sys.dont_write_bytecode = False
 os.fsync = os.fstat  # type: ignore[assignment]
 
 QUICK_AT_ONCE = 3  # on two cores, which these keep busy
-ALL_AT_ONCE = 4  # a third of the time, the others wait for processes and browsers
+ALL_AT_ONCE = 3  # with a fourth, clicks of browser tests met answers that were minutes late
 LONGEST = (  # first
     "test_server_check.py",
     "test_results_for_real.py",
@@ -57,7 +57,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Four files at a time, three of the quick ones; none next to another where a device is measured or one file is asked for."""
+    """Three files at a time; none next to another where a device is measured or one file is asked for."""
     one_file = len(config.args) == 1 and config.args[0].partition("::")[0].endswith(".py")
     wants_gpu = "gpu" in config.option.markexpr and "not gpu" not in config.option.markexpr
     if one_file or wants_gpu:

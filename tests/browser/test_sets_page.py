@@ -10,7 +10,14 @@ from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.workshop.exchange import add_set
 from loratory.engine.data.workshop.operations import Edit, Mark
 from loratory.engine.data.workshop.sets import find_set, set_names
-from tests.browser.chromium import barriers, choose_model_and_data, fits_its_window, open_page, open_tab
+from tests.browser.chromium import (
+    barriers,
+    choose_model_and_data,
+    fits_its_window,
+    let_layout_settle,
+    open_page,
+    open_tab,
+)
 from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 
@@ -321,6 +328,7 @@ def test_a_long_list_is_shown_whole_on_demand(page, services, tmp_path):
     open_tab(page, "Data")
     rows = page.locator("#sets table.sets tbody tr")
     expect(rows).to_have_count(5)
+    let_layout_settle(page)  # after a reload, the list may be drawn a second time
 
     page.get_by_role("button", name=f"Show all {count} datasets").press("Enter")
 

@@ -80,9 +80,9 @@ def test_a_sweep_prints_its_runs_by_held_out_loss(home, tmp_path, tiny_model_fol
 def test_the_notebook_runs_with_a_live_chart(module_home):
     notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
     settings = next(cell for cell in notebook.cells if "max_steps" in cell.source)
-    settings.source = settings.source.replace('"training.max_steps": 40', '"training.max_steps": 3').replace(
-        'steps": 10', 'steps": 2'
-    )
+    settings.source = settings.source.replace(
+        '"training.max_steps": 40', '"training.max_steps": 3, "dataset.max_samples": 40'
+    ).replace('steps": 10', 'steps": 2')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORATORY_HOME", str(module_home.root))
         NotebookClient(notebook, timeout=900, kernel_name="python3").execute()

@@ -48,7 +48,7 @@ def run(home):
     settings = (
         "training.max_steps=24",
         "training.gradient_accumulation_steps=1",
-        "dataset.eval_fraction=0.2",
+        "dataset.eval_fraction=0.03",
         "training.eval_steps=24",
     )
     changes = [word for setting in settings for word in ("--set", setting)]
