@@ -1,5 +1,7 @@
 """Runs on a machine by SSH, through a real sshd: they train as here, and survive what happens to links and machines."""
 
+import contextlib
+
 import pytest
 
 from loratory.engine.config.load import config_from_mapping
@@ -161,7 +163,8 @@ def test_a_crash_of_the_worker_there_is_an_interruption_here(store, home, box, s
 
 def test_keys_and_names_that_are_wrong_are_refused(store, home, box, supervisor, tiny_model_folder, data):
     entry = read_machines(home)["box"]
-    assert box.connect("box", entry).call("devices")[0]["kind"] == "cpu"
+    with contextlib.closing(box.connect("box", entry)) as connection:
+        assert connection.call("devices")[0]["kind"] == "cpu"
 
     with pytest.raises(MachineError, match="does not accept your keys"):
         box.connect("box", entry, key="other-key").call("devices")

@@ -89,7 +89,6 @@ class SshJob(RemoteJob[MachineRecord]):
     def __init__(self, run: Run, record: MachineRecord, home: LoratoryHome, connect: Connect) -> None:
         super().__init__(run, record)
         self._home, self._connect = home, connect
-        self._connection: Connection | None = None
         self._download = JobDownload(run, home, "")
         self._wants_stop = self._stop_was_sent = self._cancel_was_sent = False
         self._failures = self._missing_looks = 0
@@ -153,6 +152,7 @@ class SshJob(RemoteJob[MachineRecord]):
         elif self.run.folder.events.stat().st_size >= answer["files"].get("events.jsonl", (0, 0))[0]:
             self.save(is_fetched=True)
             there.call("remove", self.run.id)
+            there.close()
             self.close(self._end_of(state))
 
     def _end_of(self, state: RunState) -> JobEnd:
@@ -174,9 +174,7 @@ class SshJob(RemoteJob[MachineRecord]):
         machine = read_machines(self._home).get(self.record.machine)
         if machine is None:
             raise MachineUnreachableError(f"{self.record.machine} is not in your list of machines.", "Add it again.")
-        if self._connection is None:
-            self._connection = self._connect(self.record.machine, machine)
-        return self._connection
+        return self._connect(self.record.machine, machine)
 
     def _send(self, there: Connection) -> None:
         """Send what is not there yet; what a cut link left behind is not sent twice."""
@@ -205,6 +203,7 @@ class SshExecutor(RemoteExecutor[SshJob]):
     def __init__(self, home: LoratoryHome, connect: Connect = Connection) -> None:
         super().__init__()
         self._home, self._connect = home, connect
+        self._connections: dict[tuple[str, Machine], Connection] = {}  # each used by the thread of its machine alone
 
     def submit(self, spec: JobSpec) -> SshJob:
         """Start to send the run.
@@ -223,9 +222,19 @@ class SshExecutor(RemoteExecutor[SshJob]):
         return self._job(run, record) if record is not None else None
 
     def _job(self, run: Run, record: MachineRecord) -> SshJob:
-        job = SshJob(run, record, self._home, self._connect)
+        job = SshJob(run, record, self._home, self._connection_to)
         job.is_closing = lambda: self.is_closed
         return job
+
+    def _connection_to(self, name: str, machine: Machine) -> Connection:
+        if (name, machine) not in self._connections:
+            self._connections[name, machine] = self._connect(name, machine)
+        return self._connections[name, machine]
+
+    def close(self) -> None:
+        super().close()
+        for connection in list(self._connections.values()):
+            connection.close()
 
     def thread_of(self, run: Run) -> str:
         record = MachineRecord.read(run.folder)

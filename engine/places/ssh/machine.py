@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -127,29 +128,59 @@ def add_machine(home: LoratoryHome, name: str, machine: Machine | None) -> None:
 
 
 class Connection:
-    """Commands on a machine; each is a connection of its own, so a link that is cut ends one of them alone."""
+    """Commands on a machine; a link that is cut ends them, and the next call begins again."""
 
     def __init__(self, name: str, machine: Machine, program: Sequence[str] = ("ssh",)) -> None:
         self.name, self._machine, self._program = name, machine, program
         self._installed: tuple[str, str] | None = None  # folder with the code there, and its Python
+        self._stack, self._talk = contextlib.ExitStack(), cast("subprocess.Popen[bytes] | None", None)
 
-    def call(self, *arguments: str, sends: bytes = b"") -> Any:
-        """Call Loratory there; returns its answer, read from JSON.
+    def call(self, *arguments: str) -> Any:
+        """Call Loratory there, in a process that stays for the next call; returns its answer, read from JSON.
 
         Raises:
             MachineUnreachableError: If the machine does not answer.
             MachineError: If it refuses us, or Loratory cannot be installed there.
             EngineError: What Loratory there refuses.
         """
-        output = self._run(self._command(arguments), sends, _ANSWER_SECONDS)
+        if self._talk is None:
+            self._talk = self._stack.enter_context(self._running(self._command(["serve"])))
+        process = self._talk
+        assert process.stdin is not None
+        assert process.stdout is not None
+        line = b""
+        with contextlib.suppress(OSError):
+            process.stdin.write(json.dumps(arguments).encode() + b"\n")
+            process.stdin.flush()
+            if select.select([process.stdout], [], [], _ANSWER_SECONDS)[0]:
+                line = process.stdout.readline(_MOST_BYTES)
+        if not line.endswith(b"\n"):
+            self.close(BrokenPipeError("the connection ended"))
         try:
-            answer = json.loads(output)
+            answer = json.loads(line)
         except ValueError as error:
+            self.close()
             what = f"{self.name} answered something else than Loratory."
             raise MachineError(what, "Let its shell print nothing at the start of a command.") from error
         if "error" in answer:
             raise MachineError(f"{self.name}: {str(answer['error'])[:500]}", str(answer.get("fix", ""))[:500])
         return answer["result"]
+
+    def close(self, error: Exception | None = None) -> None:
+        """End the process there; after an error, say what the machine or OpenSSH said of it.
+
+        Raises:
+            MachineError: After an error alone.
+        """
+        process, self._talk, stack, self._stack = self._talk, None, self._stack, contextlib.ExitStack()
+        if process is not None and process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()  # it ends then
+        try:
+            stack.__exit__(type(error) if error else None, error, None)
+        except MachineError:
+            if error is not None:
+                raise
 
     def send(
         self, files: Mapping[str, bytes | Path], *arguments: str, is_cancelled: Callable[[], bool] = lambda: False
@@ -344,4 +375,5 @@ def machine_devices(name: str, machine: Machine) -> tuple[Device, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _devices_at(name: str, machine: Machine, _moment: int) -> tuple[Device, ...]:
-    return TypeAdapter(tuple[Device, ...]).validate_python(Connection(name, machine).call("devices"))
+    with contextlib.closing(Connection(name, machine)) as connection:
+        return TypeAdapter(tuple[Device, ...]).validate_python(connection.call("devices"))

@@ -177,25 +177,31 @@ class Place:
         return str(inputs / text.removeprefix(SENT_PREFIX)) if text.startswith(SENT_PREFIX) else text
 
 
-def main(arguments: list[str]) -> int:
-    """Do what the arguments say; an error is an answer, too."""
-    verb, *rest = arguments
+def answer(place: Place, verb: str, *arguments: str) -> str:
+    """Return what a call answers, as JSON; an error is an answer, too."""
     try:
-        place = Place(LoratoryHome.from_environment())
-        place.home.server.mkdir(mode=0o700, parents=True, exist_ok=True)
         if verb not in _VERBS:
             raise RunError(f"Loratory here cannot {verb[:40]!r}.", "Update Loratory on both sides.")
-        result = getattr(place, verb)(*rest)
+        return json.dumps({"result": getattr(place, verb)(*arguments)})
     except EngineError as error:
-        print(json.dumps({"error": error.what, "fix": error.fix}))
-        return 0
+        return json.dumps({"error": error.what, "fix": error.fix})
     except OSError as error:
-        print(json.dumps({"error": f"{os.strerror(error.errno or 0)}.", "fix": "Free some space there."}))
-        return 0
-    if verb != "send":
-        print(json.dumps({"result": result}))
-    return 0
+        return json.dumps({"error": f"{os.strerror(error.errno or 0)}.", "fix": "Free some space there."})
+
+
+def main(verb: str, *arguments: str) -> None:
+    """Answer calls from stdin, each a line of JSON, until it ends; or do the one that the arguments say."""
+    home = LoratoryHome.from_environment()
+    home.server.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = Place(home)
+    if verb == "send":  # its answer is an archive
+        place.send(*arguments)
+    elif verb != "serve":
+        print(answer(place, verb, *arguments))
+    else:
+        for line in sys.stdin:
+            print(answer(place, *json.loads(line)), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(*sys.argv[1:])
