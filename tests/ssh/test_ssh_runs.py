@@ -66,7 +66,7 @@ def data(tmp_path):
     return file
 
 
-def until(run, *states, seconds=300):
+def until(run, *states, seconds=200):
     wait_until(lambda: run.folder.read_state().state in states, seconds=seconds)
     return run.folder.read_state()
 
@@ -113,7 +113,7 @@ def test_a_stop_saves_there_and_the_run_is_resumed_here(store, home, box, superv
 
 
 def test_a_cancel_ends_it_there(store, box, supervisor, tiny_model_folder, data):
-    run = store.create(config_of(tiny_model_folder, data, steps=100_000))
+    run = store.create(config_of(tiny_model_folder, data, steps=100_000, save_steps=50, eval_steps=100_000))
     wait_until(lambda: read_history(run.folder.events).last_step >= 1, seconds=300)
 
     request_cancel(run)
@@ -139,7 +139,7 @@ def test_a_link_that_is_cut_delays_what_arrives_and_loses_nothing(store, box, su
 def test_a_machine_that_restarts_gets_its_run_again(store, box, supervisor, tiny_model_folder, data):
     if not box.has_own_boot_id:
         pytest.skip("no mount namespace here, so the machine has no boot id of its own")
-    run = store.create(config_of(tiny_model_folder, data, steps=60))
+    run = store.create(config_of(tiny_model_folder, data, steps=600, save_steps=40, eval_steps=600))
     wait_until(lambda: bool(list(run.folder.checkpoints.glob("step-*/MANIFEST.json"))), seconds=300)
 
     box.reboot()
@@ -147,11 +147,11 @@ def test_a_machine_that_restarts_gets_its_run_again(store, box, supervisor, tiny
     state = until(run, "completed", "failed")
     assert (state.state, state.attempt) == ("completed", 2), state
     assert read_history(run.folder.events).resumes
-    assert len(losses(run)) == 60
+    assert len(losses(run)) == 600
 
 
 def test_a_crash_of_the_worker_there_is_an_interruption_here(store, home, box, supervisor, tiny_model_folder, data):
-    run = store.create(config_of(tiny_model_folder, data, steps=100_000))
+    run = store.create(config_of(tiny_model_folder, data, steps=100_000, save_steps=50, eval_steps=100_000))
     wait_until(lambda: bool(list(run.folder.checkpoints.glob("step-*/MANIFEST.json"))), seconds=300)
 
     assert box.kill_everything()
