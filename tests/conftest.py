@@ -40,8 +40,7 @@ sys.dont_write_bytecode = False
 # No test cuts the power. It still refuses what is not open.
 os.fsync = os.fstat  # type: ignore[assignment]
 
-QUICK_AT_ONCE = 3  # on two cores, which these keep busy
-ALL_AT_ONCE = 3  # with a fourth, clicks of browser tests met answers that were minutes late
+AT_ONCE = 3  # test files on two cores, which these keep busy
 LONGEST = (  # first
     "test_server_check.py",
     "test_results_for_real.py",
@@ -62,7 +61,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     wants_gpu = "gpu" in config.option.markexpr and "not gpu" not in config.option.markexpr
     if one_file or wants_gpu:
         return 0
-    return QUICK_AT_ONCE if "not e2e" in config.option.markexpr else ALL_AT_ONCE
+    return AT_ONCE
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers

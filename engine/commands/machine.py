@@ -65,7 +65,9 @@ def _report(names: list[str], as_json: bool, *, raises: bool = True) -> None:
     for name in names:
         entry = machines.get(name)
         if entry is None:
-            raise MachineError(f"There is no machine {name[:40]!r}.", f"Known: {', '.join(machines) or 'none'}.")
+            raise MachineError(
+                f"{name[:40]!r} is not one of your machines.", f"Known: {', '.join(machines) or 'none'}."
+            )
         try:
             devices = machine_devices(name, entry)
         except MachineError as error:

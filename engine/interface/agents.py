@@ -38,8 +38,8 @@ _REPORT_SECONDS = 2.0
 _NEXT = "Show the question to the person. Once they agree, call again with this confirmation."
 _MOST_ROWS = 200  # runs in a list
 _INSTRUCTIONS = """Fine-tune language models with PEFT. Settings are the name of a preset or the id of a run; changes are by
-section and field, such as {"training.max_steps": 100, "dataset.source": "sample:loratory-faq"}. Begin with list_presets and
-estimate. start_run needs a confirmation by the person: show them what it will take. Deleting runs and publishing are theirs."""
+section and field, such as {"training.max_steps": 100, "dataset.source": "sample:loratory-faq"}. Begin with list_my_presets
+and estimate. start_run needs a confirmation by the person: show them what it will take. Deleting runs and publishing are theirs."""
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,10 @@ def load_config_mapping(settings: Settings, changes: Changes, home: LoratoryHome
 
 
 def _mapping(text: str, home: LoratoryHome) -> dict[str, Any]:
-    path = named_path(text)
-    looks_like_file = path.suffix.lower() in (".yaml", ".yml") or len(path.parts) > 1
-    if not home.owner and (looks_like_file or path.is_file()):  # people of a lab name no files of its machine
-        return mapping_from_file(path)
+    if not home.owner:  # people of a lab name no files of its machine
+        path = named_path(text)
+        if path.suffix.lower() in (".yaml", ".yml") or len(path.parts) > 1 or path.is_file():
+            return mapping_from_file(path)
     try:
         return find_preset(text, home, kinds="file, preset or run").mapping()
     except ConfigError as no_preset:

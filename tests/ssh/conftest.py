@@ -84,8 +84,8 @@ class Box:
         self.known_hosts = root / "known_hosts"
         self.know("host")
 
-    def start(self, key: str = "host") -> None:
-        """Start its SSH server, in a mount namespace whose boot id is the machine's own."""
+    def start(self, key: str = "host", disk_kib: int | None = None) -> None:
+        """Start its SSH server, in a mount namespace with a boot id of its own and, for what is sent, a small disk."""
         (self.root / "sshd_config").write_text(
             f"Port {self.own_port}\nListenAddress 127.0.0.1\nHostKey {self.root / key}\nUsePAM no\nPasswordAuthentication no\n"
             f"AuthorizedKeysFile {self.root / 'authorized_keys'}\nPermitUserEnvironment yes\nStrictModes no\nPidFile none\n"
@@ -93,6 +93,10 @@ class Box:
         )
         Path("/run/sshd").mkdir(exist_ok=True)
         serve = f"mount --bind {self.boot_id} /proc/sys/kernel/random/boot_id && exec {SSHD} -D -e -f {self.root / 'sshd_config'}"
+        if disk_kib is not None:
+            inputs = self.loratory.root / "ssh-inputs"
+            inputs.mkdir(parents=True, exist_ok=True)
+            serve = f"mount -t tmpfs -o size={disk_kib}k tmpfs {inputs} && {serve}"
         own_namespace = ["unshare", "--mount"] if self.has_own_boot_id else []
         serve = serve if self.has_own_boot_id else serve.partition(" && ")[2]
         self._server = subprocess.Popen(
@@ -188,4 +192,3 @@ def box(running_box, home) -> Iterator[Box]:
     running_box.kill_everything()
     shutil.rmtree(running_box.loratory.runs, ignore_errors=True)
     shutil.rmtree(running_box.loratory.root / "ssh-inputs", ignore_errors=True)
-    (running_box.loratory.root / "ssh-inputs").unlink(missing_ok=True)

@@ -7,8 +7,10 @@ import pytest
 from loratory.engine.config.load import config_from_mapping
 from loratory.engine.interface.workspace import Run
 from loratory.engine.lab.rules import resume_run
+from loratory.engine.paths import local_owner
 from loratory.engine.places import make_executors
-from loratory.engine.places.ssh.job import SshExecutor
+from loratory.engine.places.huggingface_jobs.layout import segment_offset, write_piece
+from loratory.engine.places.ssh.job import SshExecutor, _Files
 from loratory.engine.places.ssh.machine import MachineError, MachineUnreachableError, add_machine, read_machines
 from loratory.engine.runs.control import request_cancel, request_stop, request_target
 from loratory.engine.runs.history.run_history import read_history
@@ -186,13 +188,36 @@ def test_keys_and_names_that_are_wrong_are_refused(store, home, box, supervisor,
             add_machine(home, name, entry)
 
 
-def test_a_full_disk_there_is_said_and_loses_nothing_here(store, box, supervisor, tiny_model_folder, data, monkeypatch):
-    quota = box.loratory.root / "ssh-inputs"
-    quota.parent.mkdir(parents=True, exist_ok=True)
-    quota.write_text("a file where a folder should be")  # as on a disk that takes nothing more
-
-    run = store.create(config_of(tiny_model_folder, data))
-
-    state = until(run, "failed", "interrupted")
-    assert "box" in state.cause
+def test_a_full_disk_there_is_said_and_loses_nothing_here(store, box, supervisor, tiny_model_folder, data):
+    if not box.has_own_boot_id:
+        pytest.skip("no mount namespace here, so the machine has no disk of its own")
+    box.stop()
+    box.start(disk_kib=64)
+    try:
+        run = store.create(config_of(tiny_model_folder, data))
+        state = until(run, "failed", "interrupted")
+    finally:
+        box.stop()
+        box.start()
+    assert "No space left on device" in state.cause
     assert Run(store.home, run).config.ssh.machine == "box"
+
+
+def test_a_long_log_arrives_in_pieces(store, home, box, tiny_model_folder, data):
+    """As after a day without a connection: more than one answer may hold."""
+    run = store.create(config_of(tiny_model_folder, data))
+    log = b"".join(b'{"line": %d}\n' % number for number in range(700_000))
+    there = RunStore(box.loratory, local_owner()).folder / run.id
+    there.mkdir(parents=True)
+    (there / "events.jsonl").write_bytes(log)
+    with contextlib.closing(box.connect("box", read_machines(home)["box"])) as connection:
+        pieces = 0
+        while (run.folder.events.stat().st_size if run.folder.events.exists() else 0) < len(log):
+            files = _Files(connection, run, {"events.jsonl": (len(log), 0)}, None)
+            ((name, file),) = files.list("").items()
+            piece = run.folder.path / "piece"
+            files.get([(file, piece)])
+            assert write_piece(run.folder.events, segment_offset(name), piece.read_bytes())
+            pieces += 1
+    assert run.folder.events.read_bytes() == log
+    assert pieces > 2

@@ -13,14 +13,14 @@ from loratory.engine.places.huggingface_jobs import layout
 from loratory.engine.places.huggingface_jobs.layout import JobResult, whole_lines
 from loratory.engine.places.huggingface_jobs.transfer import JobDownload, collect_inputs
 from loratory.engine.places.ssh.machine import Connection, Machine, MachineError, MachineUnreachableError, read_machines
+from loratory.engine.places.ssh.there import PIECE_BYTES
 from loratory.engine.runs.job import JobEnd, JobSpec
 from loratory.engine.runs.run import LIVE_STATES, Run, RunState
 
 _POLL_SECONDS = 4.0
 _MOST_DOUBLINGS = 3  # of the time between two polls, while they fail
-_MISSING_LOOKS = 3  # answers in a row that there is no such run
+_MISSING_LOOKS = 3  # answers in a row that do not know the run
 _MOST_BYTES = 1 << 40
-_PIECE_BYTES = 4_000_000
 
 Connect = Callable[[str, Machine], Connection]
 
@@ -53,7 +53,7 @@ class _Files:
             if name == "events.jsonl":
                 here = self._run.folder.events.stat().st_size if self._run.folder.events.exists() else 0
                 if size > here:
-                    piece = min(size - here, _PIECE_BYTES)
+                    piece = min(size - here, PIECE_BYTES)
                     files[layout.segment_name(here)] = _File(piece, "", f"{name}@{here}")
             elif not name.startswith("adapter/"):
                 files[name] = _File(size, f"{size}-{changed}", name)
@@ -72,7 +72,7 @@ class _Files:
         if not places:
             return
         with tempfile.TemporaryDirectory(prefix=".fetched-", dir=self._run.folder.path) as folder:
-            most = sum(file.size for file, _ in files) + len(files) * _PIECE_BYTES
+            most = sum(file.size for file, _ in files) + len(files) * PIECE_BYTES
             self._connection.fetch(places, Path(folder), "send", self._run.id, most_bytes=min(most, _MOST_BYTES))
             for name, path in places.items():
                 if (Path(folder) / name).exists():  # a checkpoint may have made room for a newer one

@@ -156,6 +156,9 @@ class Connection:
                 line = process.stdout.readline(_MOST_BYTES)
         if not line.endswith(b"\n"):
             self.close(BrokenPipeError("the connection ended"))
+        return self._result(line)
+
+    def _result(self, line: bytes) -> Any:
         try:
             answer = json.loads(line)
         except ValueError as error:
@@ -188,14 +191,23 @@ class Connection:
         """Send files by name to a call that takes a tar archive; raises as `call` does, and a RunError where it was cancelled."""
         with self._running(self._command(arguments)) as process:
             assert process.stdin is not None
+            assert process.stdout is not None
             stream = cast(Any, _Chunks(process.stdin, is_cancelled))
-            with process.stdin, tarfile.open(fileobj=stream, mode="w|") as archive:
+            with (
+                contextlib.suppress(BrokenPipeError),  # its answer says why it takes no more
+                process.stdin,
+                tarfile.open(fileobj=stream, mode="w|") as archive,
+            ):
                 for name, source in files.items():
                     member = tarfile.TarInfo(name)
                     member.mode = 0o600
                     member.size = len(source) if isinstance(source, bytes) else source.stat().st_size
                     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as content:
                         archive.addfile(member, content)
+            line = process.stdout.readline(_MOST_BYTES)
+            if not line:
+                raise ConnectionError("the connection ended")
+        self._result(line)
 
     def fetch(self, files: Iterable[str], target: Path, *arguments: str, most_bytes: int) -> None:
         """Fetch files that were named into a folder; those that are not there any more are left out. Raises as `call` does."""
@@ -344,7 +356,7 @@ class SshMachines(RunPlace):
         machines = read_machines(self._home)
         if choice and choice not in machines:
             raise DeviceError(
-                f"There is no machine {shorten(choice, 40)!r}.", f"Known: {', '.join(machines) or 'none'}."
+                f"{shorten(choice, 40)!r} is not one of your machines.", f"Known: {', '.join(machines) or 'none'}."
             )
         troubles: list[EngineError] = []
         answers = 0

@@ -27,6 +27,7 @@ from loratory.engine.runs.store import RunStore
 
 _SUPERVISE = "import sys, loratory; loratory.run(sys.argv[1]).wait()"  # another one that supervises lets it stand by
 _VERBS = ("devices", "have", "receive", "start", "report", "send", "request", "remove")
+PIECE_BYTES = 4_000_000  # of the event log, in one answer
 INPUTS = "ssh-inputs"  # below the home: what was sent, by run
 _SENT_FILES = ("events.jsonl", "worker.log")
 
@@ -85,22 +86,22 @@ class Place:
             raise RunError(
                 "An earlier attempt at this run has not ended there.", "Cancel it there, or wait for its end."
             )
-        shutil.rmtree(folder.path, ignore_errors=True)  # of an earlier attempt: what was sent replaces it
-        folder.control.mkdir(mode=0o700, parents=True)
-        for path in (inputs / "run").rglob("*"):
-            if path.is_file():
-                target = folder.path / path.relative_to(inputs / "run")
-                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+        # Complete before it has its place: a supervisor here takes a run as soon as it sees its folder.
+        unborn = RunFolder(inputs / "unborn")
+        shutil.rmtree(unborn.path, ignore_errors=True)
+        shutil.copytree(inputs / "run", unborn.path)
+        unborn.control.mkdir(mode=0o700)
         if (inputs / MEDIA).is_dir():
             shutil.copytree(inputs / MEDIA, self.home.media, dirs_exist_ok=True)
-        config = config_from_mapping(mapping_from_file(folder.config)).with_names(
+        config = config_from_mapping(mapping_from_file(unborn.config)).with_names(
             lambda _, text: self._local(text, inputs)
         )
         section = config.run.model_copy(update={"where": "local", "resume_after_restart": False})
-        write_atomically(folder.config, config_to_yaml(config.model_copy(update={"run": section})))
-        # Last: with it, the run is one that the queue takes.
-        folder.write_state(RunState(state="queued", attempt=number - 1, changed=time.time()))
+        write_atomically(unborn.config, config_to_yaml(config.model_copy(update={"run": section})))
+        unborn.write_state(RunState(state="queued", attempt=number - 1, changed=time.time()))
+        shutil.rmtree(folder.path, ignore_errors=True)  # of an earlier attempt: what was sent replaces it
+        folder.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unborn.path.rename(folder.path)
         self._let_supervise(run_id)
         return "started"
 
@@ -122,7 +123,7 @@ class Place:
         return {"state": state.model_dump(mode="json"), "files": files}
 
     def send(self, run_id: str) -> None:
-        """Write the files that were asked for to stdout, as a tar archive; `events.jsonl@N` is the log from byte N on."""
+        """Write the files that were asked for to stdout, as a tar archive; `events.jsonl@N` is a piece of the log from byte N on."""
         folder = self.folder(run_id).path
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
             for name in json.loads(sys.stdin.read()):
@@ -133,7 +134,8 @@ class Place:
                 member = tarfile.TarInfo(name)
                 with path.open("rb") as content:
                     content.seek(int(offset or 0))
-                    member.size = max(path.stat().st_size - int(offset or 0), 0)
+                    rest = max(path.stat().st_size - int(offset or 0), 0)
+                    member.size = min(rest, PIECE_BYTES) if offset else rest
                     archive.addfile(member, content)
 
     def request(self, run_id: str, what: str) -> str:
