@@ -17,7 +17,7 @@ AuditKind = Literal[
     "role changed", "disabled", "enabled", "removed", "run started", "run stopped", "run resumed", "run deleted",
     "run shared", "run moved", "exported", "pushed", "looked into", "limits changed", "maintenance", "announced",
     "urgent", "model downloaded", "dataset downloaded", "model removed", "backed up", "restored",
-    "token made", "token revoked",
+    "token made", "token revoked", "runs merged",
 ]  # fmt: skip
 _LONGEST_DETAIL = 200
 _SEARCHED_BYTES = 4_000_000  # of the end of the log: some 30,000 entries

@@ -52,7 +52,7 @@ def estimate(
         raise typer.BadParameter("name a device, or give its free memory; leave out --device or --memory-gib.")
     workspace = Workspace.own()
     run_config = workspace.config(config, overrides)
-    elsewhere = device_elsewhere(device_name, memory_gib)
+    elsewhere = device_elsewhere(memory_gib if device_name is None else device_name)
     if measure and elsewhere is not None:
         raise typer.BadParameter(
             "a step can be measured on a device that is here only; leave out --device and --memory-gib."

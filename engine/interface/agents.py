@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import anyio.from_thread
 from mcp.server.mcpserver import Context, Elicit, MCPServer, Resolve
@@ -32,6 +32,7 @@ from loratory.engine.interface.workspace import Chat, Run, Workspace
 from loratory.engine.models.catalog import search_catalog
 from loratory.engine.quantities import gib
 from loratory.engine.runs.prediction import plan_run
+from loratory.engine.runs.summary import RunSummary
 
 _CODE_SECONDS = 1800
 _REPORT_SECONDS = 2.0
@@ -47,7 +48,7 @@ class AgentAccess:
     """Whose rights a request has."""
 
     workspace: Workspace
-    scopes: frozenset[AgentScope] = frozenset(get_args(AgentScope))
+    scopes: frozenset[AgentScope] = frozenset(SCOPES)
     person: Person | None = None  # None without accounts
     log: Callable[[AuditKind, str], None] = lambda _kind, _run_id: None  # an action on a run
 
@@ -198,14 +199,13 @@ def estimate(
     device: Annotated[str, Field(description="A GPU that is not here, such as RTX-4090; empty for this machine.")] = "",
 ) -> dict[str, Any]:
     """Estimate memory, steps and time of a run, whether it fits, and what would make it fit."""
-    figures = _access(ctx).workspace.estimate(settings, changes, device=device or None).as_json()
-    return dict(figures)
+    return _access(ctx).workspace.estimate(settings, changes, device=device or None).as_json()
 
 
 @_tool("read")
 def list_runs(ctx: Context, query: str = "") -> list[dict[str, Any]]:
     """List runs, newest first, with their figures."""
-    return [_figures(run) for run in _access(ctx).workspace.runs(query)[:_MOST_ROWS]]
+    return [_dump(summary) for summary in _access(ctx).workspace.figures(query)[:_MOST_ROWS]]
 
 
 @_tool("read")
@@ -230,7 +230,11 @@ def compare_runs(ctx: Context, run_ids: list[str]) -> list[dict[str, Any]]:
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    return run.summary.model_dump(mode="json", exclude={"owner", "held_out", "phase"})
+    return _dump(run.summary)
+
+
+def _dump(summary: RunSummary) -> dict[str, Any]:
+    return summary.model_dump(mode="json", exclude={"owner", "held_out", "phase"})
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,6 +289,8 @@ def start_run(
         code = secrets.token_hex(8)
         question = _what_it_takes(ctx, settings, changes)
         codes[code] = action, now + _CODE_SECONDS
+        for old in [known for known, (_, expires) in codes.items() if expires < now]:
+            del codes[old]
         return {"confirmed": False, "question": question, "confirmation": code, "next": _NEXT}
     require(access.person, Action.START)
     expected, expires = codes.get(confirmation, ("", 0.0))

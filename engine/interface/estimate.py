@@ -121,6 +121,17 @@ def estimate_run(
     )
 
 
+def read_rows_of(
+    config: RunConfig, inspector: Inspector, on_progress: Callable[[CheckProgress], None]
+) -> DatasetReport:
+    """Read every row of a run's dataset; raises as `Inspector.check` does."""
+    training = config.training
+    return inspector.check(
+        config.dataset, config.model, training.max_length,
+        seed=training.seed, vision=config.vision.pixels, on_progress=on_progress,
+    )  # fmt: skip
+
+
 def _report(
     inspector: Inspector, config: RunConfig, read_rows: bool | None, on_progress: Callable[[CheckProgress], None]
 ) -> tuple[DatasetReport | None, Sequence[str]]:
@@ -129,12 +140,8 @@ def _report(
         return None, ()
     if read_rows is None and reads_from_hub(config.dataset):
         return None, ["The dataset is on the Hub: figures are for rows as long as max_length; --data reads all rows."]
-    training = config.training
     try:
-        report = inspector.check(
-            config.dataset, config.model, training.max_length,
-            seed=training.seed, vision=config.vision.pixels, on_progress=on_progress,
-        )  # fmt: skip
+        report = read_rows_of(config, inspector, on_progress)
     except EngineError as error:
         if read_rows:
             raise
@@ -157,11 +164,11 @@ def _rows(
     }
 
 
-def device_elsewhere(name: str | None, memory_gib: float | None) -> Device | None:
-    """Return the device to judge for where it is not one of this machine's."""
-    if name is not None and name.strip().lower() != THIS_MACHINE:
-        return known_device(name).device()
-    if memory_gib is None:
+def device_elsewhere(choice: str | float | None) -> Device | None:
+    """Return the device that a GPU's name, or its free memory in GiB, means; None for this machine's own."""
+    if isinstance(choice, str):
+        return None if choice.strip().lower() == THIS_MACHINE else known_device(choice).device()
+    if choice is None:
         return None
-    free = int(memory_gib * GIB)
-    return Device("cuda", 0, f"a GPU with {memory_gib:g} GiB free", free, free, has_fast_bfloat16=True)
+    free = int(choice * GIB)
+    return Device("cuda", 0, f"a GPU with {choice:g} GiB free", free, free, has_fast_bfloat16=True)

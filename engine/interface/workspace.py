@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
-from loratory.engine.chat.contract import Branch, ChatRequest, JobProgress
+from loratory.engine.chat.contract import Branch, ChatRequest, ChatTarget, JobProgress
 from loratory.engine.chat.session import ChatSession
 from loratory.engine.config.load import config_to_yaml, section_from_mapping
 from loratory.engine.config.results import EvaluationConfig, ExportConfig, SamplingConfig
@@ -23,7 +23,7 @@ from loratory.engine.export.job import ExportJob
 from loratory.engine.hardware.device import Device
 from loratory.engine.inspector.session import Inspector, RenderedSequence
 from loratory.engine.interface.estimate import Estimate as Estimate
-from loratory.engine.interface.estimate import device_elsewhere, estimate_run
+from loratory.engine.interface.estimate import device_elsewhere, estimate_run, read_rows_of
 from loratory.engine.interface.names import Changes, Settings, choose_target, load_config, named_path
 from loratory.engine.lab.rules import lab_problems, resume_run, with_allowed_paths
 from loratory.engine.paths import LoratoryHome, local_owner
@@ -103,12 +103,7 @@ class Workspace:
 
         Raises as `config` does, and a DatasetError or ModelError where rows or tokenizer cannot be read.
         """
-        config = self.config(settings, changes)
-        training = config.training
-        return self.inspector.check(
-            config.dataset, config.model, training.max_length,
-            seed=training.seed, vision=config.vision.pixels, on_progress=on_progress,
-        )  # fmt: skip
+        return read_rows_of(self.config(settings, changes), self.inspector, on_progress)
 
     def render(self, settings: Settings, row: int, changes: Changes = None) -> tuple[RenderedSequence, ...]:
         """Return a row, counted from 1, token by token as training sees it. Raises as `inspect` does."""
@@ -134,13 +129,10 @@ class Workspace:
 
         The others are those of `estimate_run`. Raises as `config` and `estimate_run` do.
         """
-        if isinstance(device, str | int | float):
-            device = device_elsewhere(
-                device if isinstance(device, str) else None, None if isinstance(device, str) else device
-            )
+        where = device if isinstance(device, Device) else device_elsewhere(device)
         config = self.config(settings, changes)
         return estimate_run(
-            config, self.inspector, device=device, devices=devices, read_rows=read_rows, on_progress=on_progress
+            config, self.inspector, device=where, devices=devices, read_rows=read_rows, on_progress=on_progress
         )
 
     def check(
@@ -189,7 +181,11 @@ class Workspace:
         return Run(self.home, self.store.get(run_id))
 
     def runs(self, /, terms: str = "", **query: Any) -> list["Run"]:
-        """Return runs, newest first.
+        """Return runs, newest first; arguments as in `figures`."""
+        return [self.run(summary.id) for summary in self.figures(terms, **query)]
+
+    def figures(self, /, terms: str = "", **query: Any) -> list[RunSummary]:
+        """Return the figures of runs, newest first, without reading the logs of those that have ended.
 
         Args:
             terms: Words that must all occur in name, model, dataset, method, tags or state.
@@ -197,8 +193,7 @@ class Workspace:
         """
         if not self.home.owner:  # a lab's server supervises
             reconcile(self.home)
-        chosen = select_runs(RunIndex(self.store).summaries(), RunQuery(terms=terms, **query))
-        return [Run(self.home, self.store.get(summary.id)) for summary in chosen]
+        return select_runs(RunIndex(self.store).summaries(), RunQuery(terms=terms, **query))
 
     def chat(
         self, target: str, *, checkpoint: str | None = None, on_progress: Callable[[JobProgress], None] = _ignore
@@ -337,8 +332,9 @@ class Run:
         Raises:
             EngineError: As `EvaluationJob.run` does.
         """
-        target = choose_target(self.id, RunStore(self.home, self._stored.owner), None, None)
-        request = EvaluationRequest(target=target, settings=section_from_mapping(EvaluationConfig, settings))
+        request = EvaluationRequest(
+            target=ChatTarget.of_run(self.folder), settings=section_from_mapping(EvaluationConfig, settings)
+        )
         return EvaluationJob(self.home, request).run(on_progress)
 
     def export(
@@ -358,11 +354,10 @@ class Run:
         Raises:
             EngineError: As `ExportJob.run` does.
         """
-        target = choose_target(self.id, RunStore(self.home, self._stored.owner), None, None)
         config = section_from_mapping(ExportConfig, settings | {"kind": kind})
-        return ExportJob(self.home, ExportRequest(target=target, folder=named_path(folder), settings=config)).run(
-            on_progress
-        )
+        target = ChatTarget.of_run(self.folder)
+        request = ExportRequest(target=target, folder=named_path(folder), settings=config)
+        return ExportJob(self.home, request).run(on_progress)
 
 
 class Chat:

@@ -252,7 +252,7 @@ class RunsTab:
         require(services.person, Action.START)
         require_disk_space(services.home, services.home.owner)
         merged = MergeJob(services.home, services.runs, parts, [1 / (len(parts) or 1)] * len(parts)).run()
-        services.log("run started", merged.id)
+        services.log("runs merged", merged.id)
         for run, request in comparing_evaluations([merged, *parts]):
             with suppress(RunError):  # it is being measured already
                 services.results.measure(run, None, request.settings, tests=request.tests)
