@@ -51,7 +51,6 @@ class AttentionFacts:
             support.passes_arguments
             and support.has_flash
             and support.is_causal
-            and not support.is_stateful
             and _SEPARABLE_LAYERS.issuperset(self.layer_types)
         )
 

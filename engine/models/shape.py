@@ -47,7 +47,6 @@ class AttentionSupport(BaseModel, frozen=True):
     has_flash: bool = True
     passes_arguments: bool = True  # attention functions can be registered, and get what belongs to the batch
     is_causal: bool = True  # a token sees none after it
-    is_stateful: bool = False  # a state is passed from token to token besides attention
 
 
 class ModelShape(BaseModel, frozen=True):

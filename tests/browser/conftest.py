@@ -1,4 +1,4 @@
-"""One browser for all browser tests, and a page of its own for each; where there is none they are skipped with the reason,
+"""One browser for each file of browser tests, and a page of its own for each; where there is none they are skipped with the reason,
 and in CI they fail."""
 
 import contextlib
@@ -20,7 +20,9 @@ from tests.waiting import wait_until
 expect.set_options(timeout=PATIENCE_MS)  # of all browser tests: it is global
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # while Playwright runs, its event loop is the thread's: a later file would have none of its own
 def browser() -> Iterator[Browser]:
     reason = why_no_browser()
     if reason is not None:

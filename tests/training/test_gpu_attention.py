@@ -167,7 +167,7 @@ def test_virtual_tokens_keep_the_mask(folders, tmp_path, monkeypatch):
         (AttentionFacts("llama", (), None, AttentionSupport()), "eager", True),
         (AttentionFacts("mistral", (), 16, AttentionSupport()), "sdpa", False),
         (AttentionFacts("qwen2_moe", (), 16, AttentionSupport()), "sdpa", True),
-        (AttentionFacts("jamba", (), None, AttentionSupport(is_stateful=True)), "sdpa", True),
+        (AttentionFacts("jamba", ("linear_attention", "full_attention"), None, AttentionSupport()), "sdpa", True),
         (AttentionFacts("lfm2", ("conv", "full_attention"), None, AttentionSupport()), "sdpa", True),
         (AttentionFacts("bert", (), None, AttentionSupport(is_causal=False)), "sdpa", True),
     ],

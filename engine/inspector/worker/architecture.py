@@ -128,7 +128,6 @@ def read_attention(model: PreTrainedModel) -> AttentionFacts:
         has_flash=bool(model._supports_flash_attn),
         passes_arguments=bool(model._supports_attention_backend),
         is_causal=bool(getattr(text, "is_decoder", True)),  # encoders can be decoders, and have a flag for it
-        is_stateful=bool(model._is_stateful),
     )
     return replace(AttentionFacts.of_shape(shape, support), model_type=str(text.model_type))
 
