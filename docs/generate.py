@@ -8,14 +8,14 @@ import json
 import re
 import sys
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
 import typer
 from annotated_types import BaseMetadata
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -31,7 +31,9 @@ from loratory.engine.errors import shorten
 from loratory.engine.evaluation.server_check import ServerCheckConfig
 from loratory.engine.hardware.device import known_device
 from loratory.engine.memory.compare import compare_methods
-from loratory.engine.models.inventory_cache import known_inventory
+from loratory.engine.models.catalog import find_in_catalog
+from loratory.engine.models.inventory_cache import cached_inventory
+from loratory.engine.models.shape import ModelShape
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.places.slurm.place import ClusterPlace
 from loratory.engine.quantities import GIB
@@ -124,13 +126,21 @@ def events_page() -> str:
     return _page(lines)
 
 
+def _inventory(config: Mapping[str, JsonValue]) -> ModelShape:
+    """Return what the package has no copy of for this transformers; the import of torch takes seconds."""
+    from loratory.engine.inspector.worker.inventory import inventory_of
+
+    return inventory_of(config)
+
+
 def methods_part() -> str:
     """Return each method with its paper, settings and memory, for the page about choosing a method."""
     config = config_from_mapping(
         {"model": {"id": _MODEL}, "dataset": {"source": "rows.jsonl"}, "training": {"max_length": 1024}}
     )
-    shape = known_inventory(config.model, LoratoryHome(Path("/nowhere")))
-    assert shape is not None, f"{_MODEL} is not in the catalogue"
+    entry = find_in_catalog(_MODEL)
+    assert entry is not None, f"{_MODEL} is not in the catalogue"
+    shape = cached_inventory(entry.config, LoratoryHome(Path("/nowhere")), is_public=True) or _inventory(entry.config)
     needs = {need.method: need for need in compare_methods(shape, config, known_device(_GPU).device())}
     lines = [
         f"Memory is the estimate for {_MODEL} on {known_device(_GPU).title}, with rows of 1,024 tokens in batches of "

@@ -43,6 +43,8 @@ os.fsync = os.fstat  # type: ignore[assignment]
 AT_ONCE = 3  # test files on two cores, which these keep busy
 LONGEST = (  # first
     "test_server_check.py",
+    "test_ssh_runs.py",
+    "test_examples.py",
     "test_results_for_real.py",
     "test_training_survives.py",
     "test_slurm_runs.py",

@@ -30,6 +30,9 @@ LIBRARY_ENVIRONMENT = {
     # bitsandbytes, which PEFT imports, compiles functions that neither CPU nor CUDA calls. Without it a worker starts a fifth
     # sooner: torch's compiler stays unloaded until `compile_layers` asks for it.
     "TORCHDYNAMO_DISABLE": "1",
+    # transformers from 5.25 on would download compiled kernels from the Hub and run them: code of others, not reviewed
+    # here, and in place of the kernels that `loratory.engine.training.kernels` has compared.
+    "USE_HUB_KERNELS": "0",
 }
 
 # The system, the user and their language; Python; the way to the network; where models and data are kept, and whether the

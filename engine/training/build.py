@@ -38,6 +38,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: TrainingDtypes
         "local_files_only": True,
         "trust_remote_code": False,
         "use_safetensors": True,
+        "use_kernels": False,  # those of the Hub
         "low_cpu_mem_usage": True,
     }
     attention = choose_attention(config, placement)

@@ -79,8 +79,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _prepare_environment() -> None:
     """Apply settings that must precede the import of torch."""
-    # A person's own settings of Accelerate, or its launcher's, would choose another precision, FSDP or DeepSpeed.
-    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+    # A person's own settings of Accelerate, or its launcher's, would choose another precision, FSDP or DeepSpeed; and the
+    # other is set below.
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") or name == "USE_HUB_KERNELS"]:
         del os.environ[name]
     # Without it, memory that is free in pieces cannot serve a large tensor, and runs fail that would fit.
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # its newer name; torch reads both

@@ -125,6 +125,12 @@ def test_the_worker_ends_when_it_is_closed_and_when_its_asker_is_gone(process):
 ENOUGH_TO_STILL_RUN = 10_000_000
 
 
+def test_no_worker_takes_compiled_code_from_the_hub(monkeypatch, process):
+    monkeypatch.setenv("USE_HUB_KERNELS", "YES")
+
+    assert process.call("environment", {})["environment"]["USE_HUB_KERNELS"] == "0"
+
+
 @pytest.fixture
 def interleaving(tmp_path):
     worker = JsonLinesProcess(

@@ -192,3 +192,11 @@ def box(running_box, home) -> Iterator[Box]:
     running_box.kill_everything()
     shutil.rmtree(running_box.loratory.runs, ignore_errors=True)
     shutil.rmtree(running_box.loratory.root / "ssh-inputs", ignore_errors=True)
+
+
+@pytest.fixture
+def own_namespace(running_box) -> None:
+    """Need a machine with a boot id and a disk of its own, which takes a mount namespace."""
+    if not running_box.has_own_boot_id:
+        assert "CI" not in os.environ, "no mount namespace can be made here"
+        pytest.skip("no mount namespace can be made here, so the machine has no boot id and no disk of its own")

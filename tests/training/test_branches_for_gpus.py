@@ -175,8 +175,17 @@ def test_a_gpu_keeps_the_mask_of_dropout_instead_of_a_seed():
             {"ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_USE_FSDP": "true", "RANK": "1"},
             {"ACCELERATE_MIXED_PRECISION": None, "ACCELERATE_USE_FSDP": None, "RANK": "1"},
         ),
+        ({"USE_HUB_KERNELS": "YES"}, {"USE_HUB_KERNELS": "0"}),
     ],
-    ids=["allocator", "own allocator", "its newer name", "product caches", "own cache", "Accelerate's settings"],
+    ids=[
+        "allocator",
+        "own allocator",
+        "its newer name",
+        "product caches",
+        "own cache",
+        "Accelerate's settings",
+        "the Hub's kernels",
+    ],
 )
 def test_the_worker_sets_what_a_person_has_not_and_ignores_settings_of_accelerate(preset, expected, monkeypatch):
     names = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK", *PRODUCT_CACHES}

@@ -278,6 +278,7 @@ def load_model(spec: ModelSpec, config: ModelConfig) -> PreTrainedModel:
                 dtype=spec.dtype,
                 device_map={"": spec.device.torch_name},
                 use_safetensors=True,
+                use_kernels=False,  # those of the Hub
                 trust_remote_code=False,
                 local_files_only=True,
                 **arguments,
