@@ -147,8 +147,8 @@ def _report(result: EvaluationResult) -> None:
     if result.gain is not None and result.forgetting is not None:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         typer.echo(
-            f"{describe_gain(result.gain)}, {describe_forgetting(result.forgetting)}: loss on general text {base.loss:.4f} before, "
-            f"{tuned.loss:.4f} after ({tuned.tokens:,} tokens)."
+            f"{describe_gain(result.gain)}, {describe_forgetting(result.forgetting, result.forgetting_interval)}: loss on "
+            f"general text {base.loss:.4f} before, {tuned.loss:.4f} after ({tuned.tokens:,} tokens)."
         )
     for test in result.tests:
         for sentence in describe_test(test, _NAMES):

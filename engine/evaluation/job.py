@@ -2,11 +2,14 @@
 
 import contextlib
 import importlib.util
+import json
 import math
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -15,9 +18,10 @@ from loratory.engine.chat.target import LoadPlan, plan_load
 from loratory.engine.config.load import section_from_mapping
 from loratory.engine.config.objectives import objective_of
 from loratory.engine.config.results import EvaluationConfig, EvaluationSection, TestSet
-from loratory.engine.config.run import DatasetConfig, RunConfig, RunSection
+from loratory.engine.config.run import SET_PREFIX, DatasetConfig, RunConfig, RunSection
 from loratory.engine.data.hub import hub_access
-from loratory.engine.data.workshop.sets import pinned
+from loratory.engine.data.workshop.exchange import add_set
+from loratory.engine.data.workshop.sets import find_set, pinned, set_names
 from loratory.engine.errors import ConfigError, EngineError, RunError, StorageError
 from loratory.engine.evaluation.preference import (
     RATING_COLUMNS,
@@ -34,9 +38,11 @@ from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.device_job import DeviceJob
 from loratory.engine.hardware.devices import choose_device
 from loratory.engine.lab.rules import lab_problems
-from loratory.engine.paths import LoratoryHome
+from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.places import machine_of
 from loratory.engine.processes.spawn import Access
+from loratory.engine.runs.disk import require_disk_space
+from loratory.engine.runs.history.verdict import FORGOT, Forgetting
 from loratory.engine.runs.provenance import read_provenance, start_of
 from loratory.engine.runs.run import RunFolder
 from loratory.engine.runs.test_scores import EVALUATIONS_FOLDER
@@ -63,6 +69,7 @@ class EvaluationOrder(FrozenModel):
     device: Device
     folder: Path  # of the results, where losses of tokens are kept
     lm_eval: tuple[str, ...] = ()
+    writes_replay: bool = False  # general rows of the base model, if the run forgot
     data_fingerprint: str | None = None  # of the data that the run was trained on
 
 
@@ -154,6 +161,9 @@ class EvaluationResult(FrozenModel):
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     general_losses: dict[Branch, BranchLoss] = Field(default_factory=dict)  # on general text; empty if not requested
+    forgetting_interval: tuple[float, float] | None = None  # 95%, by bootstrap over the texts
+    replay: str = ""  # the set of general rows that the base wrote, where the run forgot; set:NAME
+    replay_tokens: int = 0  # about how many they have
     preference: PreferenceResult | None = None  # on held-out pairs, for runs that train on pairs
     ratings: RatingResult | None = None  # on held-out completions, for runs that train on labels
     tests: tuple[TestResult, ...] = ()  # on the run's test sets
@@ -173,7 +183,7 @@ class EvaluationResult(FrozenModel):
 
         None if every row is an undesirable completion.
         """
-        rise = _rise(self.losses) if self.ratings is None or self.ratings.desirable else None
+        rise = rise_of(self.losses) if self.ratings is None or self.ratings.desirable else None
         return None if rise is None else -rise
 
     @property
@@ -182,22 +192,29 @@ class EvaluationResult(FrozenModel):
 
         None if it was not measured.
         """
-        return _rise(self.general_losses)
+        return rise_of(self.general_losses)
 
 
-def _rise(losses: Mapping[Branch, BranchLoss]) -> float | None:
+def rise_of(losses: Mapping[Branch, BranchLoss]) -> float | None:
+    """Return the relative increase of a loss from base to tuned; None where it was not measured."""
     base, tuned = losses.get("base"), losses.get("tuned")
     if base is None or tuned is None or base.loss <= 0 or not math.isfinite(tuned.loss / base.loss):
         return None
     return tuned.loss / base.loss - 1
 
 
+_BYTES_PER_TOKEN = 4  # about, in most languages
+
 _SMALLEST_CHANGE = 0.0005  # smaller ones would be shown as 0.0%
 
 
-def describe_forgetting(forgetting: float) -> str:
-    """Return "forgot 3%", or "no forgetting" if the loss on general text did not rise."""
-    return f"forgot {_percent(forgetting)}" if forgetting >= _SMALLEST_CHANGE else "no forgetting"
+def describe_forgetting(forgetting: float, interval: tuple[float, float] | None = None) -> str:
+    """Return "forgot 3% (95% interval 2% to 5%)", or "no forgetting" if the loss on general text did not rise."""
+    if forgetting < _SMALLEST_CHANGE:
+        return "no forgetting"
+    return f"forgot {_percent(forgetting)}" + (
+        f" (95% interval {interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
+    )
 
 
 def describe_gain(gain: float) -> str:
@@ -297,14 +314,36 @@ class EvaluationJob:
             lambda value: on_progress(JobProgress.model_validate(value)),
             lambda present: on_progress(JobProgress(phase="starting", message=present.why_wait)),
         )
-        result = EvaluationResult.model_validate(answer)
+        result = EvaluationResult.model_validate(answer["result"])
         try:
             file.parent.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             what = f"The result could not be saved ({error.strerror})."
             raise StorageError(what, "Free some space, or check the run's folder.") from error
+        if objective_of(order.run).learns_answers and (result.forgetting or 0.0) >= FORGOT:
+            result = result.model_copy(update=self._find_replay(order.run, answer["replay"], file.parent, result))
         write_atomically(file, result.model_dump_json(indent=1))
         return result
+
+    def _find_replay(
+        self, run: RunConfig, texts: Sequence[str], folder: Path, result: EvaluationResult
+    ) -> dict[str, Any]:
+        """Return what the result says of the set of general rows, made of new texts or there already."""
+        name, owner, rows = replay_name(run.model.id), self.home.owner or local_owner(), folder / "replay.jsonl"
+        try:
+            if texts and name not in set_names(self.home):
+                lines = (f"{json.dumps({'text': text}, ensure_ascii=False)}\n".encode() for text in texts)
+                write_atomically(rows, lines)
+                add_set(
+                    self.home, name, DatasetConfig(source=str(rows), format="text"), author=owner,
+                    require_space=lambda size: require_disk_space(self.home, owner, size),
+                )  # fmt: skip
+            size_bytes = find_set(self.home, name).facts.copied_bytes or 0
+        except EngineError as error:  # such as a full disk; the result is not lost by it
+            return {"notes": (*result.notes, f"No general rows were saved. {error.what}")}
+        finally:
+            rows.unlink(missing_ok=True)
+        return {"replay": f"{SET_PREFIX}{name}", "replay_tokens": size_bytes // _BYTES_PER_TOKEN}
 
     def stop(self) -> None:
         """Stop within seconds; no result is saved."""
@@ -331,9 +370,13 @@ class EvaluationJob:
         file = evaluation_file(choice.folder, choice.checkpoint, all_rows=source is not None)
         order = EvaluationOrder(
             plan=self._plan(config, run), run=config, settings=settings, device=device, folder=file.parent,
-            lm_eval=self.request.lm_eval, data_fingerprint=fingerprint if source is None else None,
+            lm_eval=self.request.lm_eval, writes_replay=self._writes_replay(config), data_fingerprint=fingerprint if source is None else None,
         )  # fmt: skip
         return order, file
+
+    def _writes_replay(self, config: RunConfig) -> bool:
+        is_new = replay_name(config.model.id) not in set_names(self.home)
+        return objective_of(config).learns_answers and is_new and not self.home.is_guest
 
     def _plan(self, config: RunConfig, run: RunFolder) -> LoadPlan:
         """Plan for base and tuned model; for a preference run also for the adapter that it started from."""
@@ -346,9 +389,17 @@ class EvaluationJob:
         return plan_load(target, self.home)
 
 
-def read_forgetting(run: Path) -> float | None:
-    """Return how much a run's result forgot, as `EvaluationResult.forgetting`; None where it was not measured."""
-    return result.forgetting if (result := read_evaluation(run)) is not None else None
+def replay_name(model_id: str) -> str:
+    """Return the name of the set with the general rows that a model wrote."""
+    return f"general-{re.sub(r'[^a-z0-9.]+', '-', model_id.lower())[-40:].strip('-.')}"
+
+
+def read_forgetting(run: Path) -> Forgetting | None:
+    """Return how much a run's result forgot, and what helps; None where it was not measured."""
+    result = read_evaluation(run)
+    if result is None or result.forgetting is None:
+        return None
+    return Forgetting(result.forgetting, result.replay, result.replay_tokens)
 
 
 def read_evaluation(run: Path, checkpoint: str | None = None, *, all_rows: bool = False) -> EvaluationResult | None:

@@ -266,7 +266,7 @@ def _evaluation(result: evaluations.EvaluationResult) -> Iterator[str]:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         yield (
             f"On {tuned.tokens:,} tokens of general text its loss is {_loss(tuned.loss)}, the base model's "
-            f"{_loss(base.loss)}: {evaluations.describe_forgetting(result.forgetting)}.\n"
+            f"{_loss(base.loss)}: {evaluations.describe_forgetting(result.forgetting, result.forgetting_interval)}.\n"
         )
 
 

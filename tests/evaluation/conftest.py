@@ -71,7 +71,7 @@ def order_of(run: Path, device=None, **settings: Any) -> EvaluationOrder:
 
 def evaluate(home, order: EvaluationOrder, request=None) -> EvaluationResult:
     answer = EvaluationWorker(home).evaluate(order.model_dump(mode="json"), request or RecordedRequest())
-    return EvaluationResult.model_validate(answer)
+    return EvaluationResult.model_validate(answer["result"])
 
 
 def held_out(run: Path, home, order: EvaluationOrder, objective=None):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from loratory.engine.config.run import RunConfig
-from loratory.engine.runs.history.events import CheckpointData, EvalData, StatusData, StepData
+from loratory.engine.runs.history.events import CheckpointData, DataReportData, EvalData, StatusData, StepData
 from loratory.engine.runs.history.run_history import read_history
-from loratory.engine.runs.history.verdict import Verdict, judge
+from loratory.engine.runs.history.verdict import Forgetting, Verdict, judge
 from tests.event_log import write_log
 from tests.invented_runs import a_config
 
@@ -17,7 +17,7 @@ CURVES = Path(__file__).parent / "curves"
 EPOCHS = {"training__max_steps": -1, "training__num_train_epochs": 2}
 
 
-def verdict_on(name: str, forgetting: float | None = None, **changes) -> Verdict | None:
+def verdict_on(name: str, forgetting: Forgetting | None = None, **changes) -> Verdict | None:
     return judge(read_history(CURVES / f"{name}.jsonl"), config_of(**changes), forgetting)
 
 
@@ -49,10 +49,10 @@ def test_a_recorded_run_gets_its_verdict(name, title, fact):
 
 
 def test_a_learning_rate_changes_by_three_or_to_the_usual_one():
-    assert verdict_on("diverged", training__learning_rate=3e-4).training == {"learning_rate": 1e-4}
-    assert verdict_on("diverged", training__learning_rate=1.0).training == {"learning_rate": 2e-4}
-    assert verdict_on("rate_low", training__learning_rate=1e-6).training == {"learning_rate": 2e-4}
-    assert verdict_on("rate_low", training__learning_rate=1e-4).training == {"learning_rate": 3e-4}
+    assert verdict_on("diverged", training__learning_rate=3e-4).settings == {"training.learning_rate": 1e-4}
+    assert verdict_on("diverged", training__learning_rate=1.0).settings == {"training.learning_rate": 2e-4}
+    assert verdict_on("rate_low", training__learning_rate=1e-6).settings == {"training.learning_rate": 2e-4}
+    assert verdict_on("rate_low", training__learning_rate=1e-4).settings == {"training.learning_rate": 3e-4}
 
 
 def test_overfitting_is_cured_by_the_best_checkpoint_where_it_is_needed():
@@ -61,20 +61,38 @@ def test_overfitting_is_cured_by_the_best_checkpoint_where_it_is_needed():
     deleted = verdict_on("overfits", training__save_total_limit=1)
 
     assert "The result has the weights of step 96" in best_result.fact
-    assert (best_result.fix, best_result.step, best_result.training) == ("", None, {})
-    assert (there.step, there.training) == (96, {})
-    assert (deleted.step, deleted.training) == (None, {"load_best_model_at_end": True})
+    assert (best_result.fix, best_result.step, best_result.settings) == ("", None, {})
+    assert (there.step, there.settings) == (96, {})
+    assert (deleted.step, deleted.settings) == (None, {"training.load_best_model_at_end": True})
 
 
 def test_a_longer_or_shorter_run_is_offered_in_epochs():
-    assert verdict_on("unconverged", training__num_train_epochs=1).training == {"num_train_epochs": 2}
-    assert verdict_on("one_epoch", training__num_train_epochs=3).training == {"num_train_epochs": 1}
+    assert verdict_on("unconverged", training__num_train_epochs=1).settings == {"training.num_train_epochs": 2}
+    assert verdict_on("one_epoch", training__num_train_epochs=3).settings == {"training.num_train_epochs": 1}
     assert verdict_on("unconverged", training__max_steps=76).name == "Learned well", "its length is the person's own"
 
 
 def test_what_it_forgot_comes_before_praise():
-    assert verdict_on("learned", forgetting=0.12).name == "Forgot 12%"
-    assert verdict_on("learned", forgetting=0.02).name == "Learned well"
+    assert verdict_on("learned", Forgetting(0.12)).name == "Forgot 12%"
+    assert verdict_on("learned", Forgetting(0.02)).name == "Learned well"
+    assert verdict_on("learned", Forgetting(0.12)).settings == {}, "no general rows are there"
+
+
+def test_general_rows_are_mixed_in_and_doubled_while_it_still_forgets(tmp_path):
+    log = run_of(tmp_path / "log", 1 + 2 * np.exp(-np.linspace(0, 6, 60)), [3, 1.2, 1.02, 1.01, 1.0])
+    report = DataReportData(train_rows=90, eval_rows=9, dropped_rows=0, trained_tokens=40_000, masked_tokens=9)
+    write_log(log, report, StatusData(phase="finished"))
+    forgot, name = Forgetting(0.12, "set:general-tiny", 20_000), "set:general-tiny"
+    mixes = []
+    for mix in ({}, {name: 0.2}, {f"{name}@3": 0.4}, {name: 3.0}, {name: 4.0}):
+        verdict = judge(read_history(log), config_of(dataset__mix={"sample:loratory-chat": 1.0, **mix}), forgot)
+        mixes.append(verdict.settings)
+
+    assert mixes[:4] == [
+        {"dataset.mix": {"sample:loratory-chat": 1.0, name: weight}} for weight in (0.2, 0.4, 0.8, 4.0)
+    ]
+    assert mixes[4] == {}, "rows that are read more often are learned by heart"
+    assert verdict.fix == "Train fewer epochs, or mix in general data."
 
 
 def test_during_a_run_only_what_is_certain_is_said(tmp_path):
@@ -141,7 +159,7 @@ def test_a_held_out_loss_that_does_not_fall_is_a_question_of_the_data(tmp_path):
     verdict = judge(read_history(run_of(tmp_path / "log", np.linspace(3, 2, 60), [3, 3.01, 2.99, 3.0])), config_of())
 
     assert verdict.name == "The held-out loss did not fall"
-    assert verdict.training == {}
+    assert verdict.settings == {}
 
 
 def test_without_held_out_rows_the_training_loss_is_judged(tmp_path):

@@ -7,11 +7,13 @@ import pytest
 
 from loratory.engine.errors import RunError
 from loratory.engine.evaluation.job import BranchLoss, EvaluationResult, evaluation_file
+from loratory.engine.runs.history.events import DataReportData, StatusData
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.page import request_view
 from loratory.ui.tabs.chat import ChatTab
 from loratory.ui.tabs.train import TrainTab
 from loratory.ui.views.run_view import render_heading, render_time
+from tests.event_log import write_log
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
 from tests.ui.changes import Changes
 
@@ -113,6 +115,25 @@ def test_forgetting_comes_from_the_evaluation_of_the_run(follow, record):
     assert '<b class="alarm">Forgot 10%.</b>' in heading
     assert "mix in general data" in heading
     assert 'data-pick="advice"' not in heading
+
+
+def test_general_rows_are_mixed_in_with_one_click(follow, record):
+    run = record("smollm2", dataset__mix={"sample:loratory-chat": 0.5})
+    report = DataReportData(train_rows=319, eval_rows=35, dropped_rows=0, trained_tokens=80_000, masked_tokens=9)
+    write_log(run.folder.events, report, StatusData(phase="finished"))
+    losses = {"base": BranchLoss.from_loss(3.0, 100), "tuned": BranchLoss.from_loss(3.3, 100)}
+    general = {"replay": "set:general-tiny", "replay_tokens": 40_000}
+    file = evaluation_file(run.folder.path, None)
+    file.parent.mkdir()
+    file.write_text(
+        EvaluationResult(losses=losses, rows=9, scores={}, general_losses=losses, **general).model_dump_json()
+    )
+
+    assert "Copy settings with general rows mixed in<" in show(follow, run).heading
+    outcome = advice(follow, run)
+    assert outcome.settings_copy["dataset"]["mix"] == {"sample:loratory-chat": 0.5, "set:general-tiny": 0.2}
+    assert outcome.settings_copy["dataset"]["source"] == "sample:loratory-faq"
+    assert outcome.copied_from == run.id
 
 
 def test_a_run_of_someone_else_has_no_button_and_an_unknown_id_is_refused(follow, record):

@@ -202,18 +202,21 @@ class FollowPart:
             view = request_view("chat", f"step-{verdict.step}")
             chat = {page.wants_result: view, page.tabs: gr.Tabs(selected="chat")}
             return {page.chosen_run: run_id, page.settings_copy: {}, **chat}
-        settings = self.configuration(run_id, verdict.training if verdict is not None else {})
+        settings = self.configuration(run_id, verdict.settings if verdict is not None else {})
         return {page.settings_copy: settings, page.copied_from: run_id, page.tabs: gr.Tabs(selected="method")}
 
-    def configuration(self, run_id: str, training: Mapping[str, Any] = {}) -> dict[str, Any]:
-        """Return the run's saved settings for the form, without its name; `training` replaces some of them."""
+    def configuration(self, run_id: str, changes: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """Return the run's saved settings for the form, without its name; `changes` replaces some, by their full names."""
         folder = self.page.services.runs.get(run_id).folder
         config = folder.read_config()
         # Settings are copied even if the model cannot be read; the Model tab shows why.
         with contextlib.suppress(EngineError):
             self.page.services.shapes.learn(config.model)
         mapping = given_settings(config, read_provenance(folder).open_settings)
-        return {**mapping, "training": {**mapping["training"], **training}, "run": {**mapping["run"], "name": ""}}
+        for name, value in {**changes, "run.name": ""}.items():
+            section, _, setting = name.partition(".")
+            mapping = {**mapping, section: {**mapping[section], setting: value}}
+        return mapping
 
     def cancel_question(self, run_id: str) -> tuple[str, str]:
         """Return the run's title and the question before it is cancelled."""

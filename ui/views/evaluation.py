@@ -151,9 +151,11 @@ def _forgetting(result: EvaluationResult) -> str:
     if result.forgetting is None:
         return ""
     base, tuned = result.general_losses["base"], result.general_losses["tuned"]
+    interval = result.forgetting_interval
     return html.small(
         f"Forgot: how far the tuned model's loss on {html.plural(tuned.tokens, 'token')} of general text (articles, dialogue, "
-        f"code, arithmetic; 14 languages) is above the base model's: {base.loss:.4f} → {tuned.loss:.4f}."
+        f"code, arithmetic; 14 languages) is above the base model's: {base.loss:.4f} → {tuned.loss:.4f}"
+        f"{f', 95% interval of the rise {interval[0]:.1%} to {interval[1]:.1%}' if interval else ''}."
     )
 
 

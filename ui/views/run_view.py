@@ -119,8 +119,10 @@ def render_verdict(snapshot: RunSnapshot) -> str:
     if verdict is None:
         return ""
     label = "" if verdict.step is None else f"Use checkpoint of step {verdict.step:,}"
-    for name, value in verdict.training.items():
-        label = f"Copy settings with {html.setting_title(f'training.{name}').lower()}{'' if value is True else f' {value:g}'}"
+    for name, value in verdict.settings.items():
+        number = f" {value:g}" if isinstance(value, float | int) and value is not True else ""
+        title = "general rows mixed in" if name == "dataset.mix" else html.setting_title(name).lower()
+        label = f"Copy settings with {title}{number}"
     remedy = html.pick_button("advice", label) if label else escape(verdict.fix)
     title = f'<b class="{"alarm" if verdict.fix else "yes"}">{escape(verdict.name)}.</b>'  # each class has a mark
     return f'<p class="verdict" role="status">{title} {escape(verdict.fact)} {remedy}</p>'

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -23,7 +24,14 @@ from loratory.engine.data.passes.prepare import PreparedDataset, TokenizedRows, 
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.errors import DatasetError
 from loratory.engine.evaluation.general_text import general_rows
-from loratory.engine.evaluation.job import MOST_ROW_LOSSES, BranchLoss, EvaluationOrder, EvaluationResult, RowLoss
+from loratory.engine.evaluation.job import (
+    MOST_ROW_LOSSES,
+    BranchLoss,
+    EvaluationOrder,
+    EvaluationResult,
+    RowLoss,
+    rise_of,
+)
 from loratory.engine.evaluation.preference import (
     PairLikelihoods,
     PreferenceResult,
@@ -31,19 +39,20 @@ from loratory.engine.evaluation.preference import (
     measure_preference,
     measure_ratings,
 )
-from loratory.engine.evaluation.samples import PromptSamples, TestResult
+from loratory.engine.evaluation.samples import PromptSamples, TestResult, bootstrap
 from loratory.engine.evaluation.server_check import ServerCheck, ServerCheckOrder
 from loratory.engine.evaluation.try_reward import TryRewardOrder
 from loratory.engine.evaluation.worker.answers import Evaluation, answer_rows
 from loratory.engine.evaluation.worker.harness import run_tasks
 from loratory.engine.evaluation.worker.losses import LossFile
-from loratory.engine.evaluation.worker.samples import answer_test, try_rewards
+from loratory.engine.evaluation.worker.samples import answer_test, try_rewards, write_replay
 from loratory.engine.evaluation.worker.scores import mean_scores
 from loratory.engine.evaluation.worker.server_check import CheckedServer, query_server, read_answers
 from loratory.engine.models.source import resolve_model
 from loratory.engine.paths import LoratoryHome
 from loratory.engine.processes.messages import CancelledRequestError, JsonObject, Request, serve
 from loratory.engine.processes.spawn import Access, give_up_access
+from loratory.engine.runs.history.verdict import FORGOT
 
 _LONGEST_PROMPT = 65_536  # tokens, of a test set; what a model cannot read is refused as it is read
 
@@ -97,6 +106,9 @@ class EvaluationWorker:
             general = file.sums(texts, "forgetting, text")
             answered_rows = answer_rows(evaluation, rows.select(desirable)) if order.settings.answered_rows else []
             test_results = tuple(model.answer_test(*test, evaluation.weights()) for test in tests)
+            general_losses = _mean_losses(general, texts, range(len(texts)))
+            forgot = order.writes_replay and (rise_of(general_losses) or 0.0) >= FORGOT
+            replay = write_replay(evaluation.weights(), tokenizer, evaluation.report) if forgot else []
         about_rows = _about_rows(order, has_desirable=bool(desirable)) if rows else ()
         result = EvaluationResult(
             losses=losses,
@@ -112,14 +124,15 @@ class EvaluationWorker:
             source=order.run.dataset.source if is_whole else "",
             seconds=time.perf_counter() - start,
             notes=(*order.plan.notes, *about_rows, *changes),
-            general_losses=_mean_losses(general, texts, range(len(texts))),
+            general_losses=general_losses,
+            forgetting_interval=_forgetting_interval(general) if texts else None,
             preference=preference,
             ratings=ratings,
             start=order.plan.second.name if order.plan.second is not None else "",
             tests=test_results,
             lm_eval=lm_eval,
         )
-        return result.model_dump(mode="json")
+        return {"result": result.model_dump(mode="json"), "replay": replay}
 
     def try_reward(self, params: JsonObject, request: Request) -> JsonObject:
         """Let the model that training starts from answer training prompts, and score the answers."""
@@ -294,6 +307,14 @@ def _mean_losses(
     tokens = sum(_predicted_tokens(rows[number]) for number in numbers)
     sums = {branch: sum(losses[number] for number in numbers) for branch, losses in row_losses.items()}
     return {branch: BranchLoss.from_loss(total / tokens, tokens) for branch, total in sums.items() if tokens}
+
+
+def _forgetting_interval(row_losses: Mapping[Branch, Sequence[float]]) -> tuple[float, float]:
+    """Return the 95% interval of the relative increase of the loss from base to tuned, resampling texts."""
+    mean = fmean(row_losses["base"])
+    return bootstrap(
+        [(tuned - base) / mean for base, tuned in zip(row_losses["base"], row_losses["tuned"], strict=True)]
+    )
 
 
 def _losses_by_row(row_losses: Mapping[Branch, Sequence[float]], rows: Sequence[TokenizedRow]) -> list[RowLoss]:

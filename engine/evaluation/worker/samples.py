@@ -1,5 +1,6 @@
 """Let a model answer prompts in batches, and score the answers: for a try of rewards, and for test sets."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +15,19 @@ from loratory.engine.config.results import SamplingConfig, TestSet
 from loratory.engine.config.training import TrainingConfig
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.errors import ModelError
+from loratory.engine.evaluation.general_text import OPENINGS, REPLAY_COPIES, REPLAY_TOKENS
 from loratory.engine.evaluation.samples import AnswerSample, PromptSamples, TestResult, measure_test
 from loratory.engine.evaluation.try_reward import BadAnswer, TryRewardResult, bad_answers, choices_of
 from loratory.engine.evaluation.worker.answers import BranchWriter, WrittenText, most_rows, rounds_rows_together
 from loratory.engine.generation.worker.sampling import Sampling
 from loratory.engine.scoring.base import ScoredAnswer, Scorer
 from loratory.engine.scoring.session import ScoringSession, total
-from loratory.engine.training.answers import decode, prompts_of
+from loratory.engine.training.answers import Prompt, decode, prompts_of
 
 _TIMED_SEQUENCES = 8  # whose pass is timed
 _MOST_ROWS = {"cpu": 64, "cuda": 256}  # answers side by side: many short ones, unlike an evaluation's few long ones
+
+_SENTENCE = re.compile(r".*[.!?;}>。！？।]", re.DOTALL)
 
 OnAnswered = Callable[[Sequence[PromptSamples]], None]
 
@@ -160,6 +164,27 @@ def answer_test(
             writer = PromptWriter(weights, branch, tokenizer, test.scorers, sampling, test.samples, between, test.tag)
             by_branch[branch] = writer.answer(rows, session, on_answered)
     return measure_test(test, by_branch)
+
+
+def write_replay(weights: Weights, tokenizer: DecodingTokenizer, report: Callable[[str, float], None]) -> list[str]:
+    """Let the base model continue `OPENINGS`, each several times; return the texts."""
+    own, texts = weights.branch("base"), dict[str, None]()
+    prompts = [Prompt(number, tuple(tokenizer(text)["input_ids"])) for number, text in enumerate(OPENINGS)]
+    prompts.sort(key=lambda prompt: -len(prompt.ids))
+    sampling = SamplingConfig(temperature=1.0, top_p=1.0, seed=0, max_new_tokens=REPLAY_TOKENS)
+    writer = BranchWriter("base", own, tokenizer, sampling, lambda: None, REPLAY_COPIES)
+    positions = len(prompts[0].ids) + REPLAY_TOKENS
+    at_once = 1 if rounds_rows_together(weights.plan) else most_rows(own, positions, _MOST_ROWS)
+    choose = Sampling(1.0, 1.0, torch.Generator(own.holder.model.device).manual_seed(0))
+    for start in range(0, len(prompts), size := max(1, at_once // REPLAY_COPIES)):
+        report("The base model writes general rows.", start / len(prompts))
+        part = prompts[start : start + size]
+        for number, answer in enumerate(writer.write(part, choose, together=at_once > 1)):
+            text = decode([*part[number // REPLAY_COPIES].ids, *answer.tokens], tokenizer)
+            # One that is cut ends with its last sentence, as rows end with the token that ends a text.
+            end = _SENTENCE.match(text) if answer.is_cut else None
+            texts[end[0] if end is not None else text] = None
+    return list(texts)
 
 
 def to_score(row: TokenizedRow, answer: str) -> ScoredAnswer:

@@ -6,6 +6,7 @@ Each threshold is wider than the noise of a run that learns normally. A rule tha
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,25 +25,32 @@ _SAME_ROWS = 0.02  # of the held-out loss, whose rows are always the same: betwe
 _BARELY = 0.01  # of a loss: a smaller change is not a result
 _STEADY = 3.0  # factor between the first and last gradients; that of a run that has learned shrinks
 _STILL_FALLING = 0.01  # of the held-out loss for each tenth of the steps: a decaying learning rate flattens the end
-_FORGOT = 0.05  # of the loss on general text; less is usual after fine-tuning
+FORGOT = 0.05  # of the loss on general text; less is usual after fine-tuning
+_REPLAY_SHARE = 0.1  # general tokens for each trained one
+_MOST_REPLAY = 4.0  # times that each general row is read: with more, they are learned by heart
 
 
 @dataclass(frozen=True)
 class Verdict(Finding):
     """A finding on the whole run; without a fix, all is well."""
 
-    training: Mapping[str, float | bool] = field(default_factory=dict)  # a setting of `training` to train again with
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the one to train again with, by its full name
     step: int | None = None  # of the checkpoint to use
+
+
+class Forgetting(NamedTuple):
+    """What an evaluation says about the loss on general text, which no run trains on."""
+
+    rise: float  # relative increase from base to tuned
+    replay: str = ""  # a set of general rows that the base model wrote; empty where it wrote none
+    replay_tokens: int = 0  # about
 
 
 Points = Sequence[tuple[int, float]]  # steps and held-out losses
 
 
-def judge(history: RunHistory, config: RunConfig, forgetting: float | None = None) -> Verdict | None:
-    """Return the most severe verdict; None while nothing is certain, or where findings of a preference run name the problem.
-
-    `forgetting` is the relative increase of the loss on general text, where an evaluation measured it.
-    """
+def judge(history: RunHistory, config: RunConfig, forgetting: Forgetting | None = None) -> Verdict | None:
+    """Return the most severe verdict; None while nothing is certain, or where findings of a preference run name the problem."""
     losses, failed, status = history.steps.losses, history.failed, history.status
     if len(losses) and (not math.isfinite(losses[-1]) or (failed is not None and failed.cause == "diverged")):
         fact = f"The loss was {losses[0]:.2f} at the beginning and {losses[-1]:.2f} at step {history.last_step:,}."
@@ -61,7 +69,7 @@ def judge(history: RunHistory, config: RunConfig, forgetting: float | None = Non
 
 def _lower_rate(config: RunConfig, name: str, fact: str) -> Verdict:
     rate = min(config.training.learning_rate / 3, usual_learning_rate(config))
-    return Verdict(name, fact, "Lower the learning rate.", {"learning_rate": float(f"{rate:.1g}")})
+    return Verdict(name, fact, "Lower the learning rate.", {"training.learning_rate": float(f"{rate:.1g}")})
 
 
 def _problem(history: RunHistory, config: RunConfig, medians: Sequence[float], points: Points) -> Verdict | None:
@@ -90,11 +98,11 @@ def _problem(history: RunHistory, config: RunConfig, medians: Sequence[float], p
         return Verdict(name, f"{fact} The result has the weights of step {best:,}.", "")
     if best in [saved.step for saved in history.checkpoints[-config.training.save_total_limit :]]:
         return Verdict(name, fact, "Use that checkpoint.", step=best)
-    return Verdict(name, fact, "Train again and keep the best.", {"load_best_model_at_end": True})
+    return Verdict(name, fact, "Train again and keep the best.", {"training.load_best_model_at_end": True})
 
 
 def _result(
-    history: RunHistory, config: RunConfig, medians: Sequence[float], points: Points, forgetting: float | None
+    history: RunHistory, config: RunConfig, medians: Sequence[float], points: Points, forgetting: Forgetting | None
 ) -> Verdict:
     """Judge a run that has finished by what it reached."""
     tuned = [point for point in points if point[0]]
@@ -106,11 +114,24 @@ def _result(
             return Verdict(f"The {name} did not fall", fact, "Check that the held-out rows resemble the others.")
         rate = max(3 * config.training.learning_rate, usual_learning_rate(config))
         fact = f"{fact} The gradient did not shrink."
-        return Verdict("Learning rate too low", fact, "Raise it.", {"learning_rate": float(f"{rate:.1g}")})
-    if forgetting is not None and forgetting >= _FORGOT:
-        fix = "Train fewer epochs, or mix in general data."
-        return Verdict(f"Forgot {forgetting:.0%}", f"{fact} That on general text rose.", fix)
+        return Verdict("Learning rate too low", fact, "Raise it.", {"training.learning_rate": float(f"{rate:.1g}")})
+    if forgetting is not None and forgetting.rise >= FORGOT:
+        mix = _with_replay(history, config, forgetting)
+        fix = "Train again with general rows mixed in." if mix else "Train fewer epochs, or mix in general data."
+        return Verdict(f"Forgot {forgetting.rise:.0%}", f"{fact} That on general text rose.", fix, mix)
     return _other_length(history, config, tuned) or Verdict("Learned well" if tuned else "Learned", fact, "")
+
+
+def _with_replay(history: RunHistory, config: RunConfig, forgetting: Forgetting) -> dict[str, Any]:
+    """Return the mixture with general rows: at first a share of the trained tokens, then twice as many each time."""
+    report, name = history.data_report, forgetting.replay
+    if not name or report is None:
+        return {}
+    others = {source: weight for source, weight in config.dataset.mix.items() if source.partition("@")[0] != name}
+    before = sum(weight for source, weight in config.dataset.mix.items() if source not in others)
+    first = _REPLAY_SHARE * report.trained_tokens / max(1, forgetting.replay_tokens)
+    weight = min(_MOST_REPLAY, 2 * before or max(0.05, first))
+    return {"dataset.mix": {**others, name: float(f"{weight:.2g}")}} if weight > before else {}
 
 
 def _reward_result(history: RunHistory) -> Verdict | None:
@@ -133,9 +154,9 @@ def _other_length(history: RunHistory, config: RunConfig, tuned: Points) -> Verd
     pace = (earlier - loss) * 0.1 * total / (last - before)
     if pace >= _STILL_FALLING * loss > 0:
         fact = f"The held-out loss still fell by {pace / loss:.1%} for each tenth of the steps, to {loss:.2f}."
-        return Verdict("Not converged", fact, "Train longer.", {"num_train_epochs": epochs + 1})
+        return Verdict("Not converged", fact, "Train longer.", {"training.num_train_epochs": epochs + 1})
     first = next((value for step, value in tuned if 0.9 <= step * epochs / total <= 1.1), math.inf)
     if epochs < 2 or min(value for _, value in tuned) < first * (1 - _BARELY):
         return None
     fact = f"The held-out loss was {first:.2f} after the first epoch and {loss:.2f} at the end."
-    return Verdict("One epoch is enough", fact, "Train one epoch.", {"num_train_epochs": 1})
+    return Verdict("One epoch is enough", fact, "Train one epoch.", {"training.num_train_epochs": 1})
