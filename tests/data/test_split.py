@@ -8,8 +8,9 @@ from loratory.engine.config.run import DatasetConfig
 from loratory.engine.data.passes.split import Split, draw_split
 
 
-def split(digests, *, seed=1, parts=(), weights=(1.0,), **settings):
-    result = draw_split(digests, DatasetConfig(source="x", **settings), seed, parts=parts, weights=weights)
+def split(digests, *, seed=1, parts=(), weights=(1.0,), chosen=(), **settings):
+    config = DatasetConfig(source="x", **settings)
+    result = draw_split(digests, config, seed, parts=parts, weights=weights, chosen=chosen)
     return Split(result.train.tolist(), result.held_out.tolist())
 
 
@@ -59,18 +60,32 @@ def test_a_sample_is_drawn_first_and_evenly():
     assert split([1, 2, 3], max_samples=10, eval_fraction=0).train == [0, 1, 2]
 
 
-def test_weights_repeat_and_thin_what_is_trained_on_and_never_what_is_held_out():
+def test_weights_repeat_and_thin_what_is_trained_on_and_thin_what_is_held_out():
     parts = [0] * 100 + [1] * 100 + [2] * 100
     digests = list(range(300))
 
     result = split(digests, parts=parts, weights=(1.0, 0.5, 2.5), eval_fraction=0.1)
 
     train = [sum(parts[i] == part for i in result.train) for part in range(3)]
-    held_counts = [sum(parts[i] == part for i in result.held_out) for part in range(3)]
-    assert sum(held_counts) == 30
-    assert train == [100 - held_counts[0], round(0.5 * (100 - held_counts[1])), round(2.5 * (100 - held_counts[2]))]
-    assert len(set(result.held_out)) == 30
-    assert not set(result.held_out) & set(result.train)
+    drawn = split(digests, eval_fraction=0.1).held_out
+    drawn_counts, held_counts = (
+        [sum(parts[i] == part for i in held_out) for part in range(3)] for held_out in (drawn, result.held_out)
+    )
+    assert train == [100 - drawn_counts[0], round(0.5 * (100 - drawn_counts[1])), round(2.5 * (100 - drawn_counts[2]))]
+    assert held_counts == [drawn_counts[0], round(0.5 * drawn_counts[1]), drawn_counts[2]]
+    assert len(set(result.held_out)) == len(result.held_out)
+    assert set(result.held_out) <= set(drawn)
+    assert not set(drawn) & set(result.train)
+
+
+def test_held_out_rows_of_their_own_are_never_thinned_and_one_stays():
+    digests, parts = list(range(100)), [0] * 50 + [1] * 50
+
+    chosen = split(digests, parts=parts, weights=(1.0, 0.1), eval_fraction=0, chosen=range(60, 70))
+    last = split(digests, parts=[1] * 100, weights=(1.0, 0.01), eval_fraction=0.02)
+
+    assert chosen.held_out == list(range(60, 70))
+    assert len(last.held_out) == 2
 
 
 def test_the_draw_does_not_depend_on_the_order_of_rows_and_hardly_on_other_rows():

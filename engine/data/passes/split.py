@@ -33,20 +33,24 @@ def draw_split(
     """Draw the sample, the held-out rows, and the repetitions by the weights of a mixture.
 
     Equal rows share a digest and stay together. At least one group is held out where `eval_fraction` is
-    above zero and there are two groups to choose from; at least one always remains to train on. Held-out rows are never
-    weighted: they measure every source as it is. `digests` of 64 bits and `parts`, the numbers of their sources, are those
-    of the kept rows; `weights` are those of the sources. Rows at the `chosen` positions are held out as well, with their equals.
+    above zero and there are two groups to choose from; at least one always remains to train on. Weights below 1 thin what is
+    held out as well, so that it resembles what is learned; weights above 1 repeat nothing there. `digests` of 64 bits and
+    `parts`, the numbers of their sources, are those of the kept rows; `weights` are those of the sources. Rows at the `chosen`
+    positions are held out as well, with their equals, and never thinned.
     """
     sample = _draw_sample(len(digests), config.max_samples, seed)
     sampled = np.asarray(digests, dtype=np.uint64)
     if len(sample) < len(sampled):
         sampled = sampled[sample]
     held_out = draw_held_out(sampled, config.eval_fraction, seed)
-    held_out |= np.isin(sampled, np.asarray(digests, dtype=np.uint64)[np.asarray(chosen, dtype=np.int64)])
-    train = sample[~held_out]
+    always = np.isin(sampled, np.asarray(digests, dtype=np.uint64)[np.asarray(chosen, dtype=np.int64)])
+    train, drawn = sample[~(held_out | always)], sample[held_out & ~always]
     if any(weight != 1.0 for weight in weights):
         train = _draw_weighted(train, np.asarray(parts), weights, seed)
-    return Split(train, sample[held_out])
+        # As drawn where so few rows are held out that none would be left.
+        thinned = _draw_weighted(drawn, np.asarray(parts), [min(1.0, weight) for weight in weights], seed)
+        drawn = thinned if len(thinned) or np.any(always) else drawn
+    return Split(train, np.sort(np.concatenate([drawn, sample[always]])))
 
 
 def _generator(seed: int, purpose: int) -> np.random.Generator:
@@ -101,11 +105,11 @@ def mix_digests(digests: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
     return keys
 
 
-def _draw_weighted(train: Positions, parts: NDArray[np.int8], weights: Sequence[float], seed: int) -> Positions:
+def _draw_weighted(positions: Positions, parts: NDArray[np.int8], weights: Sequence[float], seed: int) -> Positions:
     """Repeat each source's rows by its weight: whole times, and a random share for the rest."""
     samples = []
     for part, weight in enumerate(weights):
-        rows = train[parts[train] == part]
+        rows = positions[parts[positions] == part]
         whole, rest = divmod(round(weight * len(rows)), len(rows)) if len(rows) else (0, 0)
         rest_rows = _generator(seed, 2 + part).choice(rows, size=rest, replace=False)
         samples.extend([np.repeat(rows, whole), rest_rows])
