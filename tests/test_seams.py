@@ -357,7 +357,7 @@ EXPORT = Toy(
     lines={
         "engine/config/results.py": {'ExportKind = Literal["adapter", ': '"toy", '},
         "engine/export/kinds.py": {
-            "    takes_converter=True,\n)\n": (
+            'and compress that with llm-compressor.",\n)\n': (
                 'TOY = Kind(name="toy", title="Toy", about="A toy.", library="peft", refusal=_must_have_adapter)\n'
             ),
             "KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (": "TOY, ",

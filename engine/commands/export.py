@@ -15,8 +15,8 @@ from loratory.engine.config.load import config_to_yaml, section_from_mapping
 from loratory.engine.config.results import ExportConfig, MergeConfig, PushConfig
 from loratory.engine.errors import EngineError, RunError, explain_os_errors
 from loratory.engine.evaluation.job import EvaluationJob
+from loratory.engine.export.compressed import predict_sizes
 from loratory.engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest
-from loratory.engine.export.gguf.precisions import predict_sizes
 from loratory.engine.export.job import ExportJob, ScriptJob
 from loratory.engine.export.kinds import KINDS
 from loratory.engine.export.merge import MergeJob, comparing_evaluations
@@ -45,11 +45,11 @@ def export(
     where: output.WorkWhere = "local",
     as_json: output.AsJson = False,
 ) -> None:
-    """Export a run's result and verify it: as an adapter, a complete model, or a GGUF file."""
+    """Export a run's result and verify it: as an adapter, a complete model, a GGUF file, or compressed for vLLM."""
     config = section_from_mapping(ExportConfig, settings)
     store = output.own_runs()
     target = choose_target(run, store, checkpoint, model).model_copy(update={"where": where})
-    if KINDS[config.kind].takes_converter:
+    if KINDS[config.kind].precision:
         _announce_sizes(target, store.home)
     converter = named_path(llama_cpp) if llama_cpp is not None else None
     request = ExportRequest(target=target, folder=named_path(out), settings=config, llama_cpp=converter)

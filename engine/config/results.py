@@ -7,9 +7,10 @@ from loratory.engine.scoring.registry import AnyScorer
 from loratory.engine.section import Section, setting
 
 MergeMethod = Literal["cat", "svd", "linear", "ties", "dare_ties"]  # names of PEFT's combination_type
-ExportKind = Literal["adapter", "merged", "gguf"]
+ExportKind = Literal["adapter", "merged", "gguf", "compressed"]
 ExportDtype = Literal["auto", "bfloat16", "float16", "float32"]
 GgufType = Literal["auto", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "bf16", "f16"]
+Compression = Literal["fp8", "w4a16", "w4a16_awq", "mxfp4", "nvfp4"]
 PushKind = Literal["adapter", "merged"]
 
 MERGED_DTYPE_HELP = (
@@ -97,12 +98,14 @@ class ExportConfig(Section):
     """Settings of one export."""
 
     kind: ExportKind = setting("adapter", "Format")
-    """adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the adapter worked into its weights; gguf is the complete model in one file for llama.cpp, Ollama and LM Studio."""
+    """adapter is what was trained alone, small, to be loaded on its base; merged is a complete model with the adapter worked into its weights; gguf is the complete model in one file for llama.cpp, Ollama and LM Studio; compressed is the complete model in 8 or 4 bits for vLLM."""
     dtype: ExportDtype = setting("auto", "Merged precision", description=MERGED_DTYPE_HELP)
     gguf_type: GgufType = setting("auto", "GGUF precision")
     """auto keeps 16 bits. q8_0 halves the file and answers almost the same; q4_k_m is the usual choice where memory is short."""
+    compression: Compression = setting("fp8", "Compressed to")
+    """fp8 halves the model and answers almost the same. w4a16 rounds weights to 4 bits by GPTQ, w4a16_awq by AWQ; both read rows of the run, and take minutes to hours."""
     keep_merged: bool = setting(False, "Keep merged model")
-    """Also keep the merged model that the GGUF file is made from, in a folder named merged."""
+    """Also keep the merged model that the GGUF file or the compressed model is made from, in a folder named merged."""
     max_shard_gb: float = setting(5.0, "Max file size, GB", gt=0, le=1000)
     """Larger models are split into several files."""
     verify: bool = setting(True, "Verify")

@@ -90,7 +90,7 @@ class Verification(FrozenModel):
     seconds: float
     equal_prompts: int | None = None  # prompts with the same token ids; None if both share a tokenizer
     needed_answers: int | None = None  # how many answers must be equal; None if any number may differ
-    perplexity: PerplexityCheck | None = None  # of a GGUF file
+    perplexity: PerplexityCheck | None = None  # of a GGUF file or a compressed model
 
     @property
     def difference(self) -> str:
@@ -111,6 +111,7 @@ class ExportOutcome(FrozenModel):
     """The files of an export, and their verification."""
 
     files: tuple[ExportedFile, ...] = ()
+    precision: str = ""  # of a GGUF file or a compressed model, such as q4_k_m or fp8
     verified: Verification | None = None  # None where it was not requested, or failed; then a note has the reason
     notes: tuple[str, ...] = ()
 
@@ -133,7 +134,7 @@ class PushResult(ExportOutcome):
 class ExportRecord(ExportOutcome):
     """An entry in a run's list of exports."""
 
-    kind: str  # "adapter", "merged", "gguf", or "hub"
+    kind: str  # "adapter", "merged", "gguf", "compressed", or "hub"
     location: str = Field(
         validation_alias="place", serialization_alias="place"
     )  # a folder, or the address of a repository

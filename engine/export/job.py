@@ -14,8 +14,7 @@ from loratory.engine.data.hub import hub_access
 from loratory.engine.errors import ModelError
 from loratory.engine.export.contract import ExportOrder, ExportRequest, ExportResult
 from loratory.engine.export.folder import staged_folder
-from loratory.engine.export.gguf.llama_cpp import require_quantizer
-from loratory.engine.export.kinds import KINDS
+from loratory.engine.export.kinds import COMPRESSED, KINDS
 from loratory.engine.hardware.device import Device
 from loratory.engine.hardware.device_job import DeviceJob
 from loratory.engine.hardware.devices import choose_device
@@ -79,9 +78,7 @@ class ExportJob(FolderJob):
         plan = plan_load(target, self.home)
         trained = require_trained(plan)
         family = family_in(find_model(plan.model, self.home, ModelPart.CONFIG), plan.model.shown_name)
-        KINDS[settings.kind].require(trained.traits, family, self.request.llama_cpp)
-        if KINDS[settings.kind].takes_converter:
-            require_quantizer(settings.gguf_type)
+        KINDS[settings.kind].require(trained.traits, family, settings, self.request.llama_cpp)
         assert target.tuned is not None  # `require_trained` refuses a base alone
         machine, run = machine_of(self.home, target.where, target.trained_folder), run_in(target.tuned.folder)
         device = machine.device if machine is not None else self.choose(RunSection())
@@ -91,7 +88,7 @@ class ExportJob(FolderJob):
             purpose="export",
             title=trained.name,
             device=device,
-            holds_device=settings.verify,
+            holds_device=settings.verify or settings.kind == COMPRESSED.name,  # which computes with rows
             access=hub_access(plan.model),
             model=plan.model.id,
             machine=machine,

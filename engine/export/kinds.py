@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loratory.engine.config.methods.base import PeftMethod
+from loratory.engine.config.results import ExportConfig
 from loratory.engine.errors import ModelError
-from loratory.engine.export.gguf.llama_cpp import find_converter
+from loratory.engine.export.compressed import require_scheme
+from loratory.engine.export.gguf.llama_cpp import find_converter, require_quantizer
 from loratory.engine.models.families.base import ImageFamily
 
 
@@ -39,7 +41,11 @@ class Kind:
     weights: str = ""  # pattern of the files that determine how a repository is loaded
     refusal: Callable[[PeftMethod], str] = _must_be_mergeable  # why a method is not supported; empty if it is
     instead: str = "Export the adapter instead."  # the fix if it is not
-    takes_converter: bool = False
+    # Each raises a ModelError where a program is missing, or cannot write it so; the folder is a llama.cpp checkout.
+    needs: tuple[Callable[[ExportConfig, Path | None], object], ...] = ()
+    precision: str = ""  # the field of the settings with its precision, where it has one of its own
+    why_no_images: str = ""  # why it is not written of families that take images
+    instead_of_images: str = ""
 
     def code_for(self, *, takes_images: bool = False) -> str:
         """Return an example that loads it, if it has a file; `{folder}` and `{base}` are filled in."""
@@ -51,7 +57,9 @@ class Kind:
         """Return why this kind does not support a method; empty if it does."""
         return self.refusal(method) if method is not None else ""
 
-    def require(self, method: PeftMethod | None, family: ImageFamily | None, llama_cpp: Path | None) -> None:
+    def require(
+        self, method: PeftMethod | None, family: ImageFamily | None, settings: ExportConfig, llama_cpp: Path | None
+    ) -> None:
         """Check a request before anything is written; `method` is None if it is unknown, `family` of a text model.
 
         Raises:
@@ -59,14 +67,10 @@ class Kind:
         """
         if reason := self.why_not(method):
             raise ModelError(reason, self.instead)
-        if self.takes_converter and family is not None:
-            what = (
-                f"GGUF files of {family.label} are not written: they need a second one for what sees images (mmproj)."
-            )
-            fix = "Export it as merged; where llama.cpp's convert_hf_to_gguf.py has the family, run it with and without --mmproj."
-            raise ModelError(what, fix)
-        if self.takes_converter:
-            find_converter(llama_cpp)
+        if self.why_no_images and family is not None:
+            raise ModelError(self.why_no_images.format(family=family.label), self.instead_of_images)
+        for check in self.needs:
+            check(settings, llama_cpp)
 
     def holds_weights(self, name: str) -> bool:
         """Return whether a file of this name determines how a repository of this kind is loaded."""
@@ -106,9 +110,26 @@ GGUF = Kind(
     "one.",
     settings=("gguf_type", "keep_merged"),
     library="llama.cpp",
-    takes_converter=True,
+    needs=(lambda _, llama_cpp: find_converter(llama_cpp), lambda settings, _: require_quantizer(settings.gguf_type)),
+    precision="gguf_type",
+    why_no_images="GGUF files of {family} are not written: they need a second one for what sees images (mmproj).",
+    instead_of_images="Export it as merged; where llama.cpp's convert_hf_to_gguf.py has the family, run it with and without "
+    "--mmproj.",
 )
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (ADAPTER, MERGED, GGUF)}
+COMPRESSED = Kind(
+    name="compressed",
+    title="Compressed",
+    about="The complete model in 8 or 4 bits as compressed-tensors, for vLLM and transformers, with the perplexity before and "
+    "after.",
+    settings=("compression", "max_shard_gb", "keep_merged"),
+    relation="quantized",
+    library="transformers",
+    needs=(lambda settings, _: require_scheme(settings.compression),),
+    precision="compression",
+    why_no_images="Compressed models of {family} are not written: what sees images would have to stay as it is, which was not tried.",
+    instead_of_images="Export it as merged, and compress that with llm-compressor.",
+)
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (ADAPTER, MERGED, GGUF, COMPRESSED)}
 
 
 def loads_in_transformers(kind: str) -> bool:

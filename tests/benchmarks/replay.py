@@ -8,6 +8,7 @@ import argparse
 
 import loratory
 from loratory.engine.evaluation.job import describe_gain
+from loratory.engine.runs.history.verdict import Verdict
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
             run = loratory.train(arguments.preset, changes | {"run.name": f"replay-{seed}-{training}"})
             result = run.evaluate(answered_rows=0)
             verdict = run.findings()[0]
+            assert isinstance(verdict, Verdict)
             low, high = result.forgetting_interval or (float("nan"),) * 2
             print(
                 f"seed {seed}, mixture {run.config.dataset.mix or 'none'}: "

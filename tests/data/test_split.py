@@ -67,15 +67,19 @@ def test_weights_repeat_and_thin_what_is_trained_on_and_thin_what_is_held_out():
     result = split(digests, parts=parts, weights=(1.0, 0.5, 2.5), eval_fraction=0.1)
 
     train = [sum(parts[i] == part for i in result.train) for part in range(3)]
-    drawn = split(digests, eval_fraction=0.1).held_out
-    drawn_counts, held_counts = (
-        [sum(parts[i] == part for i in held_out) for part in range(3)] for held_out in (drawn, result.held_out)
+    before = split(digests, eval_fraction=0.1).held_out
+    counts_before, held_counts = (
+        [sum(parts[i] == part for i in held_out) for part in range(3)] for held_out in (before, result.held_out)
     )
-    assert train == [100 - drawn_counts[0], round(0.5 * (100 - drawn_counts[1])), round(2.5 * (100 - drawn_counts[2]))]
-    assert held_counts == [drawn_counts[0], round(0.5 * drawn_counts[1]), drawn_counts[2]]
+    assert train == [
+        100 - counts_before[0],
+        round(0.5 * (100 - counts_before[1])),
+        round(2.5 * (100 - counts_before[2])),
+    ]
+    assert held_counts == [counts_before[0], round(0.5 * counts_before[1]), counts_before[2]]
     assert len(set(result.held_out)) == len(result.held_out)
-    assert set(result.held_out) <= set(drawn)
-    assert not set(drawn) & set(result.train)
+    assert set(result.held_out) <= set(before)
+    assert not set(before) & set(result.train)
 
 
 def test_held_out_rows_of_their_own_are_never_thinned_and_one_stays():

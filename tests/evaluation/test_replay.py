@@ -80,8 +80,8 @@ def test_general_rows_are_written_once_and_mixed_with_others(home, run, data, ev
     mix = DatasetConfig(source=str(data), eval_fraction=0.0, mix={f"set:{name}": 0.5})
     mixed = prepare_dataset(mix, seed=0, max_length=256, tokenizer=tokenizer, home=home)
     alone = prepare_dataset(mix.model_copy(update={"mix": {}}), seed=0, max_length=256, tokenizer=tokenizer, home=home)
-    added = [row for row in mixed.train if row.labels[1:] == row.input_ids[1:]]
-    assert len(mixed.train) - len(alone.train) == len(added) == pytest.approx(len(texts) / 2, abs=1)
+    extra = [row for row in mixed.train if row.labels[1:] == row.input_ids[1:]]
+    assert len(mixed.train) - len(alone.train) == len(extra) == pytest.approx(len(texts) / 2, abs=1)
 
 
 def test_a_result_is_saved_though_no_rows_can_be(home, run, evaluated, monkeypatch):

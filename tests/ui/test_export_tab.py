@@ -10,10 +10,11 @@ from loratory.engine.config.load import config_from_mapping, mapping_from_yaml
 from loratory.engine.errors import RunError, StorageError
 from loratory.engine.evaluation.server_check import Evidence, Fit, ServerCheck
 from loratory.engine.export.contract import ExportRecord, PerplexityCheck
+from loratory.engine.export.kinds import KINDS
 from loratory.ui.backend.run_reader import FINAL
 from loratory.ui.backend.transfers import Transfers, list_files
 from loratory.ui.tabs.export import ExportTab
-from loratory.ui.tabs.export_formats import ADAPTER, EXACT, FORMS, GGUF, HUB, MERGED, SCRIPT, SERVER, YAML
+from loratory.ui.tabs.export_formats import ADAPTER, EXACT, FOLDERS, FORMS, HUB, SCRIPT, SERVER, YAML
 from loratory.ui.views.run_details import loading_script, render_export, render_verification
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -21,6 +22,8 @@ from tests.tiny_model import make_tiny_model
 from tests.ui.changes import Changes
 
 WAIT_SECONDS = 300
+
+MERGED, GGUF, COMPRESSED = (KINDS[name].title for name in ("merged", "gguf", "compressed"))
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def offer(tab, *values) -> Changes:
 
 def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=True, verify=True, shard=5.0, url=""):
     """Return the status after a start, as the page has it, once the work ended."""
-    settings = ("float32", shard, "q8_0", False, "adapter", private, verify, url, "")
+    settings = ("float32", "q8_0", "fp8", shard, False, "adapter", private, verify, url, "")
     handler = tab.job.shown_in_status(tab.start)
     updates = handler(run.id, checkpoint, form, 0, "local", folder, repository, "", *settings)
     work = tab.page.services.results.exporting.find(run.id)
@@ -161,7 +164,7 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
     assert changes.stop["visible"]
     assert not changes.start["interactive"]
     with pytest.raises(RunError, match="An export is under way"):
-        tab.start(run.id, FINAL, ADAPTER, 0, "local", "mine", "", "", *[None] * 9)
+        tab.start(run.id, FINAL, ADAPTER, 0, "local", "mine", "", "", *[None] * 10)
 
     tab.job.end(run.id)
     assert services.results.exporting.find(run.id).done.wait(WAIT_SECONDS)
@@ -195,16 +198,21 @@ def test_a_whole_model_has_no_adapter_to_take(tab, services):
 
 
 def test_every_form_shows_its_own_settings(tab, run):
-    visible = {
-        form: [updates[panel]["visible"] for panel in tab.forms.panels[1:6]]
-        for form in FORMS
-        if (updates := show(tab, run.id, form)._updates)
-    }
+    panels = (tab.forms.to_folder, tab.forms.of_kind, tab.forms.hub, tab.forms.verify)
+    visible, settings = dict[str, list[bool]](), dict[str, set[str]]()
+    for form in FORMS:
+        updates = show(tab, run.id, form)._updates
+        visible[form] = [updates[panel]["visible"] for panel in panels]
+        settings[form] = {name for name, part in tab.forms.kind_settings.items() if updates[part]["visible"]}
 
-    assert visible[MERGED] == [True, True, False, False, True]
-    assert visible[GGUF] == [True, False, True, False, True]
-    assert visible[HUB] == [False, False, False, True, True]
-    assert visible[SCRIPT] == visible[YAML] == visible[SERVER] == [False] * 5
+    assert visible[ADAPTER] == [True, False, False, True]
+    assert visible[MERGED] == visible[GGUF] == visible[COMPRESSED] == [True, True, False, True]
+    assert visible[HUB] == [False, False, True, True]
+    assert visible[SCRIPT] == visible[YAML] == visible[SERVER] == [False] * 4
+    assert {form: settings[form] for form in FORMS} == {
+        **{form: set[str]() for form in FORMS},
+        **{form: set(kind.settings) for form, kind in FOLDERS.items()},
+    }
     assert show(tab, run.id, SERVER)._updates[tab.forms.server["url"]]["visible"]
     assert not show(tab, run.id, HUB)._updates[tab.forms.server["url"]]["visible"]
 
@@ -239,7 +247,8 @@ def test_sizes_and_missing_programs_are_shown_before_a_gguf_is_written(tab, serv
     sizes = show(tab, run.id, GGUF)._updates[tab.forms.sizes]
 
     assert sizes["visible"]
-    assert "</b>q4_k_m</div>" in sizes["value"]
+    assert "q4_k_m" in sizes["value"]
+    assert "fp8" in sizes["value"]
     assert "<code>pip install &#x27;loratory[gguf]&#x27;</code>" in sizes["value"]
     assert "pip install &#x27;loratory[llama-cpp]&#x27;" in sizes["value"]
     assert not show(tab, run.id, MERGED)._updates[tab.forms.sizes]["visible"]

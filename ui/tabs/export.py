@@ -25,7 +25,6 @@ from loratory.ui.tabs.export_formats import (
     EXACT,
     FOLDERS,
     FORMS,
-    GGUF,
     HUB,
     SERVER,
     TEXTS,
@@ -33,7 +32,7 @@ from loratory.ui.tabs.export_formats import (
     ExportForms,
     TextPart,
     config_of,
-    gguf_outlook,
+    precision_outlook,
     why_not,
 )
 from loratory.ui.tabs.run_place import chosen_place, work_place
@@ -147,9 +146,9 @@ class ExportTab:
         """Return the settings of a format for a run, or its text, and the selected export of this run."""
         snapshot = self._observe(run_id)
         reason, is_text = why_not(form, snapshot.config), form in TEXTS
-        outlook = ""
-        if form == GGUF and snapshot.config is not None:
-            outlook = gguf_outlook(snapshot.config, self.page.services.home)
+        outlook, records = "", read_records(snapshot.run.folder.path)
+        if snapshot.config is not None:
+            outlook = precision_outlook(form, snapshot.config, records, self.page.services.home)
         text = self.text.updates(form, snapshot) if is_text else {self.text.text: "", self.text.download: ui.HIDDEN}
         folder = self._propose(snapshot, checkpoint, form) if form in (*FOLDERS, EXACT) else ui.UNCHANGED
         return {

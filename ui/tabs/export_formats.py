@@ -1,5 +1,6 @@
 """The formats of an export: the settings of each, a written folder as one .zip, and a run as script or YAML."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from loratory.engine.config.results import ExportConfig, PushConfig
 from loratory.engine.config.run import RunConfig
 from loratory.engine.errors import EngineError, ModelError, RunError, explain_os_errors
 from loratory.engine.evaluation.server_check import ServerCheckConfig
-from loratory.engine.export.gguf.llama_cpp import find_converter, require_quantizer
-from loratory.engine.export.gguf.precisions import predict_sizes
+from loratory.engine.export.compressed import predict_sizes
+from loratory.engine.export.contract import ExportRecord
 from loratory.engine.export.kinds import KINDS
 from loratory.engine.models.source import find_model
 from loratory.engine.paths import LoratoryHome
@@ -22,9 +23,9 @@ from loratory.ui.components import HIDDEN, ONCE, QUICK, Updates, script, shown_a
 from loratory.ui.form import component_of_field
 from loratory.ui.page import Page
 from loratory.ui.views.html import copyable, error_box, notices, size, with_code
-from loratory.ui.views.run_details import render_sizes
+from loratory.ui.views.run_details import render_precisions
 
-ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
+ADAPTER = KINDS["adapter"].title
 HUB, SCRIPT, EXACT, YAML, SERVER = "Hub", "Script", "Exact script", "YAML", "Check a server"
 TEXTS = (SCRIPT, YAML)  # which are shown and downloaded
 FORMS = (*(kind.title for kind in KINDS.values()), HUB, SCRIPT, EXACT, YAML, SERVER)
@@ -55,12 +56,21 @@ class ExportForms:
                 label="Folder", info="A new folder. A bare name is created in Loratory's exports folder.", max_lines=1,
                 elem_id="export-folder",
             )  # fmt: skip
-        with gr.Row(visible=False, elem_id="export-merged") as self.merged_row:
-            dtype = component_of_field(fields["dtype"], min_width=300, elem_id="export-dtype")
-            shard = component_of_field(fields["max_shard_gb"], min_width=160, elem_id="export-shard")
-        with gr.Row(visible=False, elem_id="export-gguf") as self.gguf:
-            gguf_type = component_of_field(fields["gguf_type"], min_width=300, elem_id="export-gguf-type")
-            keep_merged = component_of_field(fields["keep_merged"], min_width=160)
+        ids = {
+            "dtype": "export-dtype",
+            "gguf_type": "export-gguf-type",
+            "compression": "export-compression",
+            "max_shard_gb": "export-shard",
+        }
+        with gr.Row(visible=False, elem_id="export-precision") as self.of_kind:
+            self.kind_settings = {
+                name: component_of_field(
+                    fields[name],
+                    min_width=300 if name in ids and name != "max_shard_gb" else 160,
+                    elem_id=ids.get(name),
+                )
+                for name in (*ids, "keep_merged")
+            }
         self.sizes = gr.HTML(visible=False, elem_id="export-sizes")
         with gr.Column(visible=False, elem_id="export-hub") as self.hub:
             with gr.Row():
@@ -83,11 +93,11 @@ class ExportForms:
         self.verify = component_of_field(fields["verify"], elem_id="export-verify")
         # In the order of `settings_of`.
         self.settings = {
-            "dtype": dtype, "max_shard_gb": shard, "gguf_type": gguf_type, "keep_merged": keep_merged, "kind": hub_kind,
-            "private": private, "verify": self.verify, **self.server,
+            **self.kind_settings, "kind": hub_kind, "private": private, "verify": self.verify, **self.server,
         }  # fmt: skip
         self.panels = [
-            self.about, self.to_folder, self.merged_row, self.gguf, self.hub, self.verify, self.sizes, *self.server.values(),
+            self.about, self.to_folder, self.of_kind, *self.kind_settings.values(), self.hub, self.verify, self.sizes,
+            *self.server.values(),
         ]  # fmt: skip
 
     def updates(self, form: str, reason: str, sizes: str = "") -> Updates:
@@ -97,15 +107,15 @@ class ExportForms:
         settings = kind.settings if kind is not None else ()
         visible = {
             self.to_folder: kind is not None or form == EXACT,
-            self.merged_row: "dtype" in settings,
-            self.gguf: "gguf_type" in settings,
+            self.of_kind: bool(settings),
+            **{component: name in settings for name, component in self.kind_settings.items()},
             self.hub: form == HUB,
             **dict.fromkeys(self.server.values(), form == SERVER),
             self.verify: kind is not None or form == HUB,
         }
         return {
             self.about: about,
-            self.sizes: gr.update(value=sizes, visible="gguf_type" in settings and bool(sizes) and not reason),
+            self.sizes: gr.update(value=sizes, visible=bool(sizes) and not reason),
             **{panel: visible_if(is_used and not reason) for panel, is_used in visible.items()},
         }
 
@@ -141,19 +151,20 @@ def why_not(form: str, config: RunConfig | None) -> str:
     return f"{reason} {kind.instead}" if kind is not None and reason else ""
 
 
-def gguf_outlook(config: RunConfig, home: LoratoryHome) -> str:
-    """Return which program is missing, and the file size by precision if the base model is on disk."""
-    missing = []
-    for check in (find_converter, lambda: require_quantizer("q4_k_m")):
+def precision_outlook(form: str, config: RunConfig, records: Sequence[ExportRecord], home: LoratoryHome) -> str:
+    """Return which program is missing, and the table of precisions if the base model is on disk; empty of other formats."""
+    kind = FOLDERS.get(form)
+    if kind is None or not kind.precision:
+        return ""
+    missing, sizes = [], ""
+    for check in kind.needs:
         try:
-            check()
+            check(ExportConfig(gguf_type="q4_k_m"), None)
         except ModelError as error:
             missing.append(f"{error.what} {error.fix}")
-    try:
+    with contextlib.suppress(EngineError):
         folder = find_model(config.model, home)
-        sizes = render_sizes(predict_sizes(folder, config.model.id)) if folder is not None else ""
-    except EngineError:
-        sizes = ""
+        sizes = render_precisions(predict_sizes(folder, config.model.id), records) if folder is not None else ""
     return notices(missing) + sizes
 
 

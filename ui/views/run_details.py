@@ -7,11 +7,12 @@ from html import escape
 from pathlib import Path
 
 from loratory.engine.config.load import config_to_yaml
-from loratory.engine.config.results import ExportKind, GgufType
+from loratory.engine.config.results import ExportKind
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.evaluation.server_check import ServerCheck
-from loratory.engine.export.contract import ExportedFile, ExportRecord, Verification
+from loratory.engine.export.compressed import programs_for
+from loratory.engine.export.contract import ExportedFile, ExportRecord, PerplexityCheck, Verification
 from loratory.engine.export.folder import PROCESSOR_FILES
 from loratory.engine.export.kinds import KINDS
 from loratory.engine.runs.checkpoints import list_checkpoints
@@ -223,12 +224,31 @@ def render_verification(verification: Verification | None) -> str:
     return f'<p class="sentence"><span class="{css}">{verdict}.</span> {explanation}</p>{html.facts(figures)}{html.small(comparison)}'
 
 
-def render_sizes(sizes: Mapping[GgufType, int]) -> str:
-    """Return the size of a GGUF file by precision."""
+def render_precisions(sizes: Mapping[str, int], records: Sequence[ExportRecord]) -> str:
+    """Return every precision of an export with its size, its perplexity where the run has been exported so, and what runs it."""
     if not sizes:
         return html.small("The base's weights are quantized already, so file sizes cannot be predicted.")
-    figures = html.facts((html.size(size_bytes), escape(name)) for name, size_bytes in sizes.items())
-    return figures + html.small("Predicted from the base's tensors by llama.cpp's rules, within 1%.")
+    measured = {
+        record.precision: record.verified.perplexity
+        for record in reversed(records)
+        if record.verified is not None and record.verified.perplexity is not None
+    }
+    columns: list[html.Column | str] = [
+        "Precision",
+        html.Column.of_numbers("Size"),
+        html.Column.of_numbers("Perplexity"),
+        html.Column("Runs in", "soft"),
+    ]
+    rows = (
+        (escape(name), html.size(size_bytes), _rise(measured.get(name)), escape(programs_for(name)))
+        for name, size_bytes in sizes.items()
+    )
+    note = "Sizes are predicted from the base's tensors. Perplexities are measured by exports of this run, against its own."
+    return html.table(columns, rows) + html.small(note)
+
+
+def _rise(perplexity: PerplexityCheck | None) -> str:
+    return f"{perplexity.file:.2f} ({perplexity.file / perplexity.run - 1:+.1%})" if perplexity is not None else "–"
 
 
 def _files(files: Sequence[ExportedFile]) -> str:

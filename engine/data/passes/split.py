@@ -44,13 +44,13 @@ def draw_split(
         sampled = sampled[sample]
     held_out = draw_held_out(sampled, config.eval_fraction, seed)
     always = np.isin(sampled, np.asarray(digests, dtype=np.uint64)[np.asarray(chosen, dtype=np.int64)])
-    train, drawn = sample[~(held_out | always)], sample[held_out & ~always]
+    train, random_rows = sample[~(held_out | always)], sample[held_out & ~always]
     if any(weight != 1.0 for weight in weights):
         train = _draw_weighted(train, np.asarray(parts), weights, seed)
-        # As drawn where so few rows are held out that none would be left.
-        thinned = _draw_weighted(drawn, np.asarray(parts), [min(1.0, weight) for weight in weights], seed)
-        drawn = thinned if len(thinned) or np.any(always) else drawn
-    return Split(train, np.sort(np.concatenate([drawn, sample[always]])))
+        # As they were where so few rows are held out that none would be left.
+        fewer = _draw_weighted(random_rows, np.asarray(parts), [min(1.0, weight) for weight in weights], seed)
+        random_rows = fewer if len(fewer) or np.any(always) else random_rows
+    return Split(train, np.sort(np.concatenate([random_rows, sample[always]])))
 
 
 def _generator(seed: int, purpose: int) -> np.random.Generator:

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -96,21 +96,37 @@ def convert(
     Raises:
         ModelError: If the converter cannot convert this model.
     """
-    log = target.with_suffix(".log")
-    argv = [*converter.argv, "--outtype", gguf_type, "--outfile", str(target), str(model)]
+    argv = (*converter.argv, "--outtype", gguf_type, "--outfile", str(target), str(model))
+    code, output = run_program(
+        argv, target.with_suffix(".log"), lambda: on_wait(target.stat().st_size if target.exists() else 0)
+    )
+    if code != 0 or not target.is_file():
+        raise _failure(model.name, code, output)
+
+
+def run_program(argv: Sequence[str], log: Path, on_wait: Callable[[], None]) -> tuple[int, str]:
+    """Run a program of others without the Hub; return its exit code and the end of what it wrote.
+
+    `on_wait` is called several times a second, and may raise to stop it.
+    """
     process = spawn(argv, log_file=log, environment=_ENVIRONMENT)
     try:
         while process.poll() is None:
-            on_wait(target.stat().st_size if target.exists() else 0)
+            on_wait()
             time.sleep(_POLL_SECONDS)
-        if process.returncode != 0 or not target.is_file():
-            output = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace") if log.is_file() else ""
-            raise _failure(model.name, process.returncode, output)
+        output = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace") if log.is_file() else ""
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
         log.unlink(missing_ok=True)
+    return process.returncode, output
+
+
+def last_line(output: str, code: int) -> str:
+    """Return the last line of a program's output without folders, for an error."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return _FOLDERS.sub("", lines[-1])[:200] if lines else f"exit code {code}"
 
 
 def _failure(name: str, code: int, output: str) -> ModelError:
@@ -123,9 +139,7 @@ def _failure(name: str, code: int, output: str) -> ModelError:
             f"llama.cpp's converter lacks the Python package {missing[1]}.",
             "Install what it needs with `pip install 'loratory[gguf]'`.",
         )
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    last = _FOLDERS.sub("", lines[-1])[:200] if lines else f"exit code {code}"
-    return ModelError(f"llama.cpp's converter cannot convert {name} ({last}).", _ANOTHER_WAY)
+    return ModelError(f"llama.cpp's converter cannot convert {name} ({last_line(output, code)}).", _ANOTHER_WAY)
 
 
 def _unknown_architecture(name: str, architecture: str) -> ModelError:

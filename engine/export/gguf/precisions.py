@@ -76,10 +76,17 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 _TOKEN_BYTES, _TENSOR_BYTES = 36, 80
 
 
-def predict_sizes(folder: Path, name: str) -> Mapping[GgufType, int]:
+def predict_sizes(folder: Path, name: str) -> Mapping[str, int]:
     """Return the bytes of a merged model in each precision; empty if the base's files are quantized.
 
-    Only headers are read. The predictions were within 1% of llama.cpp's files.
+    The predictions were within 1% of llama.cpp's files. Raises as `read_stored` does.
+    """
+    records, shape = read_stored(folder, name)
+    return {precision: _predict(records, shape, PRECISIONS[precision]) for precision in PRECISIONS if records}
+
+
+def read_stored(folder: Path, name: str) -> tuple[list[TensorRecord], "_Shape"]:
+    """Return the tensors of a merged model by the headers of its base's files; none if these are quantized.
 
     Raises:
         ModelError: If the base cannot be read.
@@ -91,11 +98,17 @@ def predict_sizes(folder: Path, name: str) -> Mapping[GgufType, int]:
         for record in read_safetensors_header(file, name)
         if not _LEFT_OUT.search(record.name)
     ]
-    if any(record.dtype not in _FLOATS for record in records):
-        return {}
     text = config.get("text_config")
     shape = _Shape.from_config({**config, **text} if isinstance(text, dict) else config, records)
-    return {precision: _predict(records, shape, PRECISIONS[precision]) for precision in PRECISIONS}
+    if any(record.dtype not in _FLOATS for record in records):
+        return [], shape
+    return [record for record in records if not (shape.tied and _HEAD.search(record.name))], shape  # stored once
+
+
+def is_matrix_of_layer(record: TensorRecord) -> bool:
+    """Return whether a tensor is a matrix of a layer, and neither embedding, output head nor router."""
+    others = (_HEAD, _EMBEDDING, _KEPT)
+    return len(record.shape) == 2 and not any(pattern.search(record.name) for pattern in others)
 
 
 class _Shape(NamedTuple):
@@ -122,8 +135,6 @@ def _layer_of(name: str) -> int:
 def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: GgufPrecision) -> int:
     size = 0
     for record in records:
-        if shape.tied and _HEAD.search(record.name):
-            continue  # the embedding is stored once
         block = BLOCKS[_actual_type(_target_type(record, shape, precision), record.shape[-1] if record.shape else 1)]
         size += math.prod(record.shape) // block.weights * block.size_bytes + _TENSOR_BYTES
         if _EMBEDDING.search(record.name) and record.shape:

@@ -64,7 +64,7 @@ def write_gguf(export: ExportTask) -> WrittenGguf:
         ModelError: If it cannot be merged, or the converter is missing or does not support the model.
     """
     order = export.order
-    KINDS[order.settings.kind].require(None, export.family, order.llama_cpp)  # the base is here by now
+    KINDS[order.settings.kind].require(None, export.family, order.settings, order.llama_cpp)  # the base is here by now
     converter = find_converter(order.llama_cpp)
     base = export.trained.folder if export.trained.is_whole_model else Path(export.source.location)
     require_known_architecture(converter, base, export.source.name)

@@ -21,6 +21,7 @@ from loratory.engine.chat.contract import JobProgress
 from loratory.engine.chat.target import LoadPlan
 from loratory.engine.chat.worker import weights
 from loratory.engine.chat.worker.adapter import AdaptedBase
+from loratory.engine.chat.worker.answer import DecodingTokenizer
 from loratory.engine.config.run import ModelConfig
 from loratory.engine.errors import DeviceError, EngineError, ModelError, WorkerError, explain_os_errors
 from loratory.engine.evaluation.job import perplexity_of
@@ -29,8 +30,9 @@ from loratory.engine.export.contract import ExportOrder, ExportResult, Perplexit
 from loratory.engine.export.folder import list_files
 from loratory.engine.export.gguf.llama_cpp import has_llama_cpp
 from loratory.engine.export.gguf.precisions import PERPLEXITY_LIMIT, PRECISIONS
-from loratory.engine.export.kinds import ADAPTER, GGUF, MERGED
+from loratory.engine.export.kinds import ADAPTER, COMPRESSED, GGUF, MERGED
 from loratory.engine.export.worker.combine import run_merge
+from loratory.engine.export.worker.compress import write_compressed
 from loratory.engine.export.worker.gguf import (
     WrittenGguf,
     compare_answers,
@@ -42,6 +44,7 @@ from loratory.engine.export.worker.script import run_script
 from loratory.engine.export.worker.verify import (
     QUESTIONS,
     ModelDifference,
+    PerplexityRows,
     Reference,
     choose_rows,
     images_of_rows,
@@ -94,7 +97,8 @@ def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> Json
         task.report("ready", "Finishing the folder.", 1.0)
         fsync_tree(order.folder)
     files, notes = list_files(order.folder), tuple(task.notes)
-    return ExportResult(path=order.folder, files=files, verified=verified, notes=notes).model_dump(mode="json")
+    result = ExportResult(path=order.folder, files=files, precision=task.precision, verified=verified, notes=notes)
+    return result.model_dump(mode="json")
 
 
 def _write_adapter(export: ExportTask) -> Verification | None:
@@ -144,7 +148,7 @@ def _write_merged(export: ExportTask) -> Verification | None:
 
 def _write_gguf(export: ExportTask) -> Verification | None:
     gguf = write_gguf(export)
-    verified = None
+    export.precision, verified = gguf.gguf_type, None
     if export.order.settings.verify and has_llama_cpp():
         with _failures_noted(export, "The GGUF", DeviceError, ModelError, WorkerError):
             verified = _verify_gguf(export, gguf)
@@ -157,22 +161,68 @@ def _write_gguf(export: ExportTask) -> Verification | None:
 
 
 def _verify_gguf(export: ExportTask, gguf: WrittenGguf) -> Verification:
-    started, spec = time.perf_counter(), _comparison_spec(export)
     precision, log = PRECISIONS[gguf.gguf_type], export.home.server / "llama_cpp.log"
-    rows = choose_rows(export, gguf.tokenizer)
-    plan = LoadPlan(model=_without_quantization(export), tuned=export.trained)
-    reference, live = _record(export, plan, spec)
-    with torch.inference_mode():
-        expected = mean_loss(live.branch("tuned"), rows, export)
-    allowed = None  # quantization may change answers: perplexity decides
-    if precision.needed_share is not None:
+
+    def allow(reference: Reference, live: weights.BranchWeights) -> float | None:
+        if precision.needed_share is None:
+            return None
         rounded_to = torch.float16 if precision.weights == "f16" else torch.bfloat16  # the unit of q8_0 is bfloat16's
-        allowed = precision.roundings * reference.rounding_effect(live.branch("tuned"), rounded_to)
+        return precision.roundings * reference.rounding_effect(live, rounded_to)
+
+    def measure(reference: Reference, rows: PerplexityRows) -> tuple[ModelDifference, float]:
+        difference = compare_answers(gguf, reference, log, _reporting(export, 0.0, _RECORDING_SHARE))
+        return difference, mean_loss_of_gguf(gguf, rows, log, _reporting(export, _RECORDING_SHARE, 1.0))
+
+    return _verify_by_perplexity(export, "llama.cpp's answers from the GGUF", gguf.tokenizer, allow, measure)
+
+
+def _write_compressed(export: ExportTask) -> Verification | None:
+    tokenizer = write_compressed(export)
+    export.precision, verified = export.order.settings.compression, None
+
+    def measure(reference: Reference, rows: PerplexityRows) -> tuple[ModelDifference, float]:
+        export.report("verifying", "Loading the compressed model.")
+        spec = replace(_comparison_spec(export), folder=export.order.folder, name="the compressed model")
+        branch = weights.BranchWeights(
+            AdaptedBase(weights.load_model(spec, _without_quantization(export)), spec.name, reference.images)
+        )
+        difference = reference.compare(branch, _reporting(export, 0.0, 1.0))
+        return difference, mean_loss(branch, rows, export, "the compressed model's")
+
+    if export.order.settings.verify:
+        with _failures_noted(export, "The compressed model", DeviceError, ModelError):
+            verified = _verify_by_perplexity(export, "the compressed model's answers", tokenizer, _allow_any, measure)
+    if not export.order.settings.keep_merged:
+        shutil.rmtree(export.order.folder / "merged")
+    return verified
+
+
+def _allow_any(_: Reference, __: weights.BranchWeights) -> None:
+    """Allow any difference: quantization may change answers, and perplexity decides."""
+
+
+def _verify_by_perplexity(
+    export: ExportTask,
+    subject: str,
+    tokenizer: DecodingTokenizer,
+    allow: Callable[[Reference, weights.BranchWeights], float | None],
+    measure: Callable[[Reference, PerplexityRows], tuple[ModelDifference, float]],
+) -> Verification:
+    """Compare answers and perplexity with those of the run.
+
+    Args:
+        allow: Returns the allowed difference of a logit, and may change the weights of the run's model; None where perplexity
+            decides.
+        measure: Returns how the export differs, and its mean loss on rows, once the run's model is released.
+    """
+    started, spec, rows = time.perf_counter(), _comparison_spec(export), choose_rows(export, tokenizer)
+    reference, live = _record(export, LoadPlan(model=_without_quantization(export), tuned=export.trained), spec)
+    expected = mean_loss(live.branch("tuned"), rows, export)
+    allowed = allow(reference, live.branch("tuned"))
     del live
     gc.collect()  # modules and their hooks refer to each other
-    difference = compare_answers(gguf, reference, log, _reporting(export, 0.0, _RECORDING_SHARE))
-    loss = mean_loss_of_gguf(gguf, rows, log, _reporting(export, _RECORDING_SHARE, 1.0))
-    comparison = "llama.cpp's answers from the GGUF with those of the adapter on its unquantized base"
+    difference, loss = measure(reference, rows)
+    comparison = f"{subject} with those of the adapter on its unquantized base"
     perplexity = PerplexityCheck(run=perplexity_of(expected), file=perplexity_of(loss), tokens=rows.tokens, on=rows.on)
     verified = _verification(comparison, difference, allowed, spec, started)
     # If answers may differ, the file passes as long as its perplexity is close to the run's.
@@ -265,6 +315,7 @@ WRITERS: Mapping[str, Writer] = {
     MERGED.name: Writer(merged_bytes, _write_merged),
     # The merged model, the 16-bit file and the quantized one exist at the same time.
     GGUF.name: Writer(lambda export: 3 * merged_bytes(export), _write_gguf),
+    COMPRESSED.name: Writer(lambda export: 2 * merged_bytes(export), _write_compressed),
 }
 
 

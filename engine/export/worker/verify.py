@@ -20,9 +20,8 @@ from loratory.engine.chat.worker.answer import (
     render_prompt,
 )
 from loratory.engine.chat.worker.weights import BranchWeights, Weights
-from loratory.engine.config.run import RunConfig
 from loratory.engine.data.conversation import IMAGE_MARK, Conversation, ImageRef, Message
-from loratory.engine.data.passes.prepare import prepare_dataset, spread_evenly
+from loratory.engine.data.passes.prepare import PreparedDataset, TokenizedRows, prepare_dataset, spread_evenly
 from loratory.engine.data.passes.reader import DatasetReader
 from loratory.engine.data.render.tokenize import TokenizedRow
 from loratory.engine.data.source import SourceOptions
@@ -268,39 +267,49 @@ class PerplexityRows(NamedTuple):
 
 def choose_rows(export: ExportTask, tokenizer: DecodingTokenizer) -> PerplexityRows:
     """Return held-out rows of the run; general text if there are none, or the data is missing."""
-    run = export.order.run
-    rows = _held_out(export, RunFolder(run).read_config(), tokenizer) if run is not None else []
+    data = _read_rows(export, tokenizer)
+    rows = _cut(data.held_out, _MAX_ROWS) if data is not None else []
     if rows:
         return PerplexityRows(rows, f"{len(rows):,} held-out rows")
     return PerplexityRows(general_rows(tokenizer), "general text")
 
 
-def _held_out(export: ExportTask, config: RunConfig, tokenizer: DecodingTokenizer) -> list[TokenizedRow]:
-    if config.dataset.eval_fraction == 0:
-        return []
-    export.report("verifying", "Reading the held-out rows.")
+def trained_rows(export: ExportTask, tokenizer: DecodingTokenizer, most: int) -> list[TokenizedRow]:
+    """Return rows that the run learned from, spread evenly and cut; none where they cannot be read."""
+    data = _read_rows(export, tokenizer)
+    return _cut(data.train, most) if data is not None else []
+
+
+def _read_rows(export: ExportTask, tokenizer: DecodingTokenizer) -> PreparedDataset | None:
+    if export.order.run is None:
+        return None
+    export.report("verifying", "Reading the rows of the run.")
+    config = RunFolder(export.order.run).read_config()
     training = config.training
-    try:
-        data = prepare_dataset(
+    with suppress(EngineError):  # the data is missing on this machine
+        return prepare_dataset(
             config.dataset,
             seed=training.seed,
             max_length=training.max_length,
             tokenizer=tokenizer,
             home=export.order.plan.home(export.home),
         )
-    except EngineError:  # the data is missing on this machine
-        return []
+    return None
+
+
+def _cut(rows: TokenizedRows, most: int) -> list[TokenizedRow]:
     cut = (
         TokenizedRow(row.row, row.part, row.input_ids[:_MAX_TOKENS], row.labels[:_MAX_TOKENS])
-        for row in spread_evenly(data.held_out, _MAX_ROWS)
+        for row in spread_evenly(rows, most)
     )
     return [row for row in cut if any(label >= 0 for label in row.labels[1:])]
 
 
-def mean_loss(branch: BranchWeights, rows: PerplexityRows, export: ExportTask) -> float:
+def mean_loss(branch: BranchWeights, rows: PerplexityRows, export: ExportTask, whose: str = "the run's") -> float:
     """Return the mean loss of a loaded model over all trained tokens, in nats."""
     total = 0.0
-    for number, row in enumerate(rows.rows, start=1):
-        total += sum(branch.token_losses(row.input_ids, row.labels))
-        export.report("verifying", f"Measuring the run's perplexity, row {number:,} of {len(rows.rows):,}.")
+    with torch.inference_mode():
+        for number, row in enumerate(rows.rows, start=1):
+            total += sum(branch.token_losses(row.input_ids, row.labels))
+            export.report("verifying", f"Measuring {whose} perplexity, row {number:,} of {len(rows.rows):,}.")
     return total / rows.tokens

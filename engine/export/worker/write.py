@@ -50,6 +50,7 @@ class ExportTask:
     request: Request
     home: LoratoryHome
     notes: list[str] = field(default_factory=list)  # for the user
+    precision: str = ""  # that was written, of a kind that has one of its own
 
     @property
     def trained(self) -> PlannedWeights:
