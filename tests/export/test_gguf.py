@@ -157,6 +157,7 @@ def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, m
         return math.log(times)  # the run's own is 0
 
     monkeypatch.setattr("loratory.engine.export.worker.main.has_llama_cpp", lambda: True)
+    monkeypatch.setattr("loratory.engine.export.gguf.llama_cpp.has_llama_cpp", lambda: True)
     monkeypatch.setattr("loratory.engine.export.worker.gguf.call_llama_cpp", quantize)
     monkeypatch.setattr("loratory.engine.export.worker.main.mean_loss", lambda branch, rows, export: 0.0)
     monkeypatch.setattr(

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,52 +20,13 @@ from loratory.engine.places.ssh.machine import Connection, Machine, add_machine
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
 
-class Link:
-    """A TCP connection to a server, which can be cut."""
-
-    def __init__(self, port: int) -> None:
-        self._target, self.is_cut, self._sockets = port, False, set[socket.socket]()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        """Break what is connected, and refuse what comes."""
-        self.is_cut = True
-        for end in list(self._sockets):
-            end.close()
-
-    def mend(self) -> None:
-        self.is_cut = False
-
-    def _accept(self) -> None:
-        while True:
-            client, _ = self._listener.accept()
-            if self.is_cut:
-                client.close()
-                continue
-            server = socket.create_connection(("127.0.0.1", self._target))
-            self._sockets |= {client, server}
-            for source, target in ((client, server), (server, client)):
-                threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
-
-    def _copy(self, source: socket.socket, target: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-        except OSError:
-            source.close()
-            target.close()
-
-
 class Box:
-    """The machine."""
+    """The machine. As root it has a network, a user, a boot id and a disk of its own; otherwise it is a second home here."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.home = root, root / "home"
-        (self.home / "fresh").parent.mkdir(mode=0o700, parents=True)
         self.loratory = LoratoryHome(self.home / ".local" / "share" / "loratory")
+        self.loratory.root.mkdir(parents=True)
         for name in ("host", "other-host", "key", "other-key"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", root / name], check=True)
         self.boot_id = root / "boot_id"
@@ -73,40 +34,83 @@ class Box:
         variables = f'environment="HOME={self.home}",environment="HF_HUB_OFFLINE=1",environment="LORATORY_HOME={self.loratory.root}"'
         (root / "authorized_keys").write_text(f"{variables} {(root / 'key.pub').read_text()}")
         self._server: subprocess.Popen[bytes] | None = None
-        self.has_own_boot_id = not subprocess.run(
-            ["unshare", "--mount", "mount", "--bind", self.boot_id, "/proc/sys/kernel/random/boot_id"],
-            capture_output=True,
-        ).returncode
+        self._network, self._port_here = f"loratory-{os.getpid()}", f"box{os.getpid()}"
+        self.is_isolated = os.geteuid() == 0 and not self._ip("netns", "add", self._network, check=False)
+        self.user, self.address = psutil.Process().username(), "127.0.0.1"
+        if self.is_isolated:
+            self.address = self._isolate()
         with socket.create_server(("127.0.0.1", 0)) as free:
-            self.own_port = free.getsockname()[1]
+            self.port = free.getsockname()[1]
         self.start()
-        self.link = Link(self.own_port)
         self.known_hosts = root / "known_hosts"
         self.know("host")
 
+    def _isolate(self) -> str:
+        """Give it a user and a network, which is joined to ours by one cable; returns its address."""
+        self.user = self._network
+        subprocess.run(
+            ["useradd", "--home-dir", self.home, "--shell", "/bin/sh", "--password", "*", self.user], check=True
+        )
+        self.root.chmod(0o755)
+        for folder in (self.home, *self.home.rglob("*")):
+            shutil.chown(folder, self.user, self.user)
+        subnet = f"10.231.{os.getpid() // 64 % 256}.{{}}"
+        ours, address = (subnet.format(os.getpid() % 64 * 4 + host) for host in (1, 2))
+        self._ip("link", "add", self._port_here, "type", "veth", "peer", "name", "cable", "netns", self._network)
+        self._ip("addr", "add", f"{ours}/30", "dev", self._port_here)
+        self._ip("-n", self._network, "addr", "add", f"{address}/30", "dev", "cable")
+        for options in (
+            ["link", "set", self._port_here],
+            *(["-n", self._network, "link", "set", x] for x in ("lo", "cable")),
+        ):
+            self._ip(*options, "up")
+        return address
+
+    def _ip(self, *arguments: str, check: bool = True) -> int:
+        return subprocess.run(["ip", *arguments], check=check, capture_output=not check).returncode
+
+    def cut(self) -> None:
+        """Unplug its cable: nothing that is sent arrives, and neither end is told so."""
+        self._ip("link", "set", self._port_here, "down")
+
+    def plug(self) -> None:
+        if self.is_isolated:
+            self._ip("link", "set", self._port_here, "up")
+
     def start(self, key: str = "host", disk_kib: int | None = None) -> None:
-        """Start its SSH server, in a mount namespace with a boot id of its own and, for what is sent, a small disk."""
+        """Start its SSH server, with a small disk for what is sent."""
         (self.root / "sshd_config").write_text(
-            f"Port {self.own_port}\nListenAddress 127.0.0.1\nHostKey {self.root / key}\nUsePAM no\nPasswordAuthentication no\n"
-            f"AuthorizedKeysFile {self.root / 'authorized_keys'}\nPermitUserEnvironment yes\nStrictModes no\nPidFile none\n"
-            "PermitRootLogin yes\nMaxStartups 100\n"
+            f"Port {self.port}\nListenAddress {self.address}\nHostKey {self.root / key}\nUsePAM no\n"
+            f"PasswordAuthentication no\nAuthorizedKeysFile {self.root / 'authorized_keys'}\nPermitUserEnvironment yes\n"
+            f"StrictModes no\nPidFile none\nPermitRootLogin {'no' if self.is_isolated else 'yes'}\nMaxStartups 100\n"
         )
         Path("/run/sshd").mkdir(exist_ok=True)
-        serve = f"mount --bind {self.boot_id} /proc/sys/kernel/random/boot_id && exec {SSHD} -D -e -f {self.root / 'sshd_config'}"
+        mounts = [
+            f"mount --bind {self.boot_id} /proc/sys/kernel/random/boot_id",
+            *_open_to_all({Path(sys.prefix), Path(sys.base_prefix)}, self.root),
+        ]
         if disk_kib is not None:
             inputs = self.loratory.root / "ssh-inputs"
-            inputs.mkdir(parents=True, exist_ok=True)
-            serve = f"mount -t tmpfs -o size={disk_kib}k tmpfs {inputs} && {serve}"
-        own_namespace = ["unshare", "--mount"] if self.has_own_boot_id else []
-        serve = serve if self.has_own_boot_id else serve.partition(" && ")[2]
-        self._server = subprocess.Popen(
-            [*own_namespace, "sh", "-c", serve],
-            stderr=(self.root / "sshd.log").open("ab"),
-            start_new_session=True,
-        )
+            inputs.mkdir(exist_ok=True)
+            mounts.append(f"mount -t tmpfs -o size={disk_kib}k,uid={self.user} tmpfs {inputs}")
+        serve = f"exec {SSHD} -D -e -f {self.root / 'sshd_config'}"
+        command = ["sh", "-c", serve]
+        if self.is_isolated:
+            command = [
+                "ip",
+                "netns",
+                "exec",
+                self._network,
+                "unshare",
+                "--mount",
+                "sh",
+                "-c",
+                " && ".join([*mounts, serve]),
+            ]
+        self._server = subprocess.Popen(command, stderr=(self.root / "sshd.log").open("ab"), start_new_session=True)
         for _ in range(200):
             try:
-                socket.create_connection(("127.0.0.1", self.own_port), 1).close()
+                socket.create_connection((self.address, self.port), 1).close()
                 return
             except OSError:
                 time.sleep(0.05)
@@ -142,7 +146,7 @@ class Box:
     def know(self, key: str) -> None:
         """Let the client know a host key of the machine."""
         public = (self.root / f"{key}.pub").read_text().split()
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.link.port} {public[0]} {public[1]}\n")
+        self.known_hosts.write_text(f"[{self.address}]:{self.port} {public[0]} {public[1]}\n")
 
     def connect(self, name: str, machine: Machine, key: str = "key") -> Connection:
         """Return a connection with the client's own key and known hosts."""
@@ -161,6 +165,24 @@ class Box:
     def close(self) -> None:
         self.stop()
         self.kill_everything()
+        if self.is_isolated:
+            self._ip("netns", "del", self._network)  # its cable goes with it
+            subprocess.run(["userdel", self.user], check=True)
+        shutil.rmtree(self.root)
+
+
+def _open_to_all(folders: set[Path], root: Path) -> Iterator[str]:
+    """Yield commands that let every user into folders, also below one that is closed, such as root's home; it is empty else."""
+    closed = {
+        folder: next((p for p in reversed(folder.parents) if not p.stat().st_mode & 0o001), None) for folder in folders
+    }
+    places = {folder: root / f"open-{number}" for number, folder in enumerate(folders) if closed[folder]}
+    for folder, place in places.items():
+        yield f"mkdir -p {place} && mount --bind {folder} {place}"
+    for top in {closed[folder] for folder in places}:
+        yield f"mount -t tmpfs -o mode=755 tmpfs {top}"
+    for folder, place in places.items():
+        yield f"mkdir -p {folder} && mount --move {place} {folder}"
 
 
 @pytest.fixture(scope="module")
@@ -176,18 +198,19 @@ def running_box(tmp_path_factory, home) -> Iterator[Box]:
     if shutil.which("ssh") is None or not Path(SSHD).exists():
         assert "CI" not in os.environ, "OpenSSH is not installed"
         pytest.skip("OpenSSH's client or server is not installed")
-    box = Box(tmp_path_factory.mktemp("there") / "box")
+    box = Box(Path(tempfile.mkdtemp(prefix="loratory-box-")))  # pytest's own folders are closed to other users
     yield box
     box.close()
 
 
 @pytest.fixture
 def box(running_box, home) -> Iterator[Box]:
-    user = psutil.Process().username()
-    machine = Machine(destination=f"{user}@127.0.0.1", port=running_box.link.port, python=sys.executable)
+    machine = Machine(
+        destination=f"{running_box.user}@{running_box.address}", port=running_box.port, python=sys.executable
+    )
     add_machine(home, "box", machine)
     running_box.know("host")
-    running_box.link.mend()
+    running_box.plug()
     yield running_box
     running_box.kill_everything()
     shutil.rmtree(running_box.loratory.runs, ignore_errors=True)
@@ -196,7 +219,7 @@ def box(running_box, home) -> Iterator[Box]:
 
 @pytest.fixture
 def own_namespace(running_box) -> None:
-    """Need a machine with a boot id and a disk of its own, which takes a mount namespace."""
-    if not running_box.has_own_boot_id:
-        assert "CI" not in os.environ, "no mount namespace can be made here"
-        pytest.skip("no mount namespace can be made here, so the machine has no boot id and no disk of its own")
+    """Need a machine with a network, a boot id and a disk of its own."""
+    if not running_box.is_isolated:
+        assert "CI" not in os.environ, "namespaces cannot be made here"
+        pytest.skip("namespaces take root: the machine has no network, no boot id and no disk of its own")

@@ -293,15 +293,15 @@ class Connection:
     def _failure(self, code: int, output: str) -> MachineError:
         """Return what kept a command from being done; OpenSSH says it in words, with one exit code for all."""
         name, last = self.name, shorten((output.strip().splitlines() or [""])[-1], 200)
+        if code not in (_SSH_FAILED, -signal.SIGKILL):  # what ran there failed, and may use words of OpenSSH
+            return MachineError(f"Loratory on {name} failed: {last}", f"See `ssh {self._machine.destination}`.")
         if "REMOTE HOST IDENTIFICATION HAS CHANGED" in output or "Host key verification failed" in output:
             fix = f"Connect once with `ssh {self._machine.destination}` in a terminal, and compare its key with the machine's."
             return MachineError(f"The host key of {name} is not known, or has changed; nothing was sent.", fix)
         if "Permission denied" in output:
             return MachineError(f"{name} does not accept your keys.", "Load the key into ssh-agent, or ask its admin.")
-        if code in (_SSH_FAILED, -signal.SIGKILL):
-            what = f"{name} does not answer at present ({last or 'no reason given'})."
-            return MachineUnreachableError(what, "Wait, or see its network.")
-        return MachineError(f"Loratory on {name} failed: {last}", f"See `ssh {self._machine.destination}`.")
+        what = f"{name} does not answer at present ({last or 'no reason given'})."
+        return MachineUnreachableError(what, "Wait, or see its network.")
 
 
 class _Chunks:

@@ -12,6 +12,7 @@ from loratory.engine.data.workshop.sets import find_set, rows_of
 from loratory.engine.data.workshop.table import SetTables
 from loratory.engine.errors import DatasetError
 from loratory.engine.paths import LoratoryHome
+from tests.data.checks import yield_at_every_row
 from tests.data.workshop.made_sets import apply, make_set, read
 
 WORDS = "The rank of an adapter bounds how much it can change the weights of its base model in training".split()
@@ -205,14 +206,15 @@ def test_without_a_report_there_are_the_default_thresholds(query):
     assert answer["settings"]["similarity"] == 0.3
 
 
-def test_a_long_check_yields_and_reports_its_progress(home, tmp_path):
-    rows = [row(f"Question {number}?", f"{TOPICS[number % 4]} {number}") for number in range(3000)]
+def test_a_check_yields_and_reports_its_progress(home, tmp_path, monkeypatch):
+    yield_at_every_row(monkeypatch)
+    rows = [row(f"Question {number}?", f"{TOPICS[number % 4]} {number}") for number in range(300)]
     make_set(home, tmp_path, rows, name="many")
     steps = SetTables(home, SourceOptions(home=home)).answer(SetQuestion(do="check", name="many"))
     answer, progress = finish(steps)
-    assert answer["rows"] == 3000
-    assert len(progress) > 8
-    assert any(step is not None and 0 < step.rows <= 3000 for step in progress)
+    assert answer["rows"] == 300
+    assert len(progress) > 300
+    assert [step.rows for step in progress if step is not None] == list(range(1, 301))
 
 
 @pytest.mark.parametrize("values", [{}, {"0": {"a": "[mail]"}}, {"1": {"a": "\\1"}}, {"99": {"a": "[x]"}}])
