@@ -16,7 +16,7 @@ from loratory.engine.config.results import ExportConfig, MergeConfig, PushConfig
 from loratory.engine.errors import EngineError, RunError, explain_os_errors
 from loratory.engine.evaluation.job import EvaluationJob
 from loratory.engine.export.compressed import predict_sizes
-from loratory.engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest
+from loratory.engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest, save_record
 from loratory.engine.export.job import ExportJob, ScriptJob
 from loratory.engine.export.kinds import KINDS
 from loratory.engine.export.merge import MergeJob, comparing_evaluations
@@ -54,6 +54,7 @@ def export(
     converter = named_path(llama_cpp) if llama_cpp is not None else None
     request = ExportRequest(target=target, folder=named_path(out), settings=config, llama_cpp=converter)
     result = output.with_progress(ExportJob(store.home, request).run)
+    save_record(target, config.kind, result)
     if as_json:
         output.print_json(result)
     else:
@@ -124,6 +125,7 @@ def push(
     target = choose_target(run, store, checkpoint, model)
     request = PushRequest(target=target, repository=repository, settings=config)
     result = output.with_progress(PushJob(store.home, request).run)
+    save_record(target, "hub", result)
     if as_json:
         output.print_json(result)
     else:

@@ -10,6 +10,7 @@ from loratory.engine.chat.target import LoadPlan
 from loratory.engine.config.results import ExportConfig, PushConfig
 from loratory.engine.files import append_model, read_models
 from loratory.engine.hardware.device import Device
+from loratory.engine.runs.run import RunFolder
 
 
 class ExportRequest(FrozenModel):
@@ -141,12 +142,6 @@ class ExportRecord(ExportOutcome):
     checkpoint: str | None = None
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
-    @classmethod
-    def from_outcome(cls, kind: str, location: str, checkpoint: str | None, outcome: ExportOutcome) -> "ExportRecord":
-        """Return the record of an export or a push."""
-        what = {name: getattr(outcome, name) for name in ExportOutcome.model_fields}
-        return cls(kind=kind, location=location, checkpoint=checkpoint, **what)
-
     @property
     def size_bytes(self) -> int:
         """Total size of the files."""
@@ -158,15 +153,20 @@ def records_file(run: Path) -> Path:
     return run / "exports.jsonl"
 
 
-def save_record(run: Path, record: ExportRecord) -> None:
-    """Append a record.
+def save_record(target: ChatTarget, kind: str, result: ExportResult | PushResult) -> None:
+    """Append an export or a push to the list of its run; an adapter without a run has none.
 
     Raises:
         StorageError: If it cannot be written.
     """
+    tuned = target.tuned
+    if tuned is None or not RunFolder(tuned.folder).config.is_file():
+        return
+    what = {name: getattr(result, name) for name in ExportOutcome.model_fields}
+    location = result.url if isinstance(result, PushResult) else str(result.path)
     append_model(
-        records_file(run),
-        record,
+        records_file(tuned.folder),
+        ExportRecord(kind=kind, location=location, checkpoint=tuned.checkpoint, **what),
         "The export is complete, but the run's list of exports cannot be written",
         "Free some space; the exported files can be used.",
     )

@@ -18,7 +18,7 @@ from loratory.engine.data.conversation import Message as Message
 from loratory.engine.errors import ConfigError, RunError
 from loratory.engine.errors import EngineError as EngineError
 from loratory.engine.evaluation.job import EvaluationJob, EvaluationRequest, EvaluationResult, read_forgetting
-from loratory.engine.export.contract import ExportRequest, ExportResult
+from loratory.engine.export.contract import ExportRequest, ExportResult, save_record
 from loratory.engine.export.job import ExportJob
 from loratory.engine.hardware.device import Device
 from loratory.engine.inspector.session import Inspector, RenderedSequence
@@ -348,7 +348,7 @@ class Run:
         """Write the result into a new folder, and verify it.
 
         Args:
-            kind: `adapter`, `merged` or `gguf`.
+            kind: `adapter`, `merged`, `gguf` or `compressed`.
             settings: More of `ExportConfig`.
 
         Raises:
@@ -357,7 +357,9 @@ class Run:
         config = section_from_mapping(ExportConfig, settings | {"kind": kind})
         target = ChatTarget.of_run(self.folder)
         request = ExportRequest(target=target, folder=named_path(folder), settings=config)
-        return ExportJob(self.home, request).run(on_progress)
+        result = ExportJob(self.home, request).run(on_progress)
+        save_record(target, config.kind, result)
+        return result
 
 
 class Chat:

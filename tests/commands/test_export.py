@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from loratory.engine.cli import run_command
-from loratory.engine.export.contract import ExportedFile, ExportResult
+from loratory.engine.export.contract import ExportedFile, ExportResult, read_records
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.commands.conftest import FakeJob
 from tests.export.quick_export import verification
@@ -42,6 +42,8 @@ def test_an_export_is_reported_as_one_json_object(job, run_id, tmp_path, capsys)
     (request,) = job.requests
     assert (request.settings.kind, request.settings.dtype, request.settings.max_shard_gb) == ("merged", "float16", 2.0)
     assert (request.target.tuned.checkpoint, request.target.model.id) == ("step-4", "org/base")
+    (record,) = read_records(request.target.tuned.folder)  # which the page lists
+    assert (record.kind, record.location, record.checkpoint) == ("merged", str(out), "step-4")
 
 
 def test_people_read_sizes_notes_and_the_verdict(run_id, tmp_path, capsys):

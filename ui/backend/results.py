@@ -104,8 +104,7 @@ class ResultWork:
 
     def _start_export(self, run: Run, checkpoint: str | None, kind: str, title: str, job: Job[Any]) -> Work[Any]:
         def keep(result: contract.ExportResult | contract.PushResult) -> None:
-            place = result.url if isinstance(result, contract.PushResult) else str(result.path)
-            contract.save_record(run.folder.path, contract.ExportRecord.from_outcome(kind, place, checkpoint, result))
+            contract.save_record(_target(run, checkpoint), kind, result)
 
         return self.exporting.start(run.id, title, job, keep)
 
