@@ -217,6 +217,13 @@ def test_every_form_shows_its_own_settings(tab, run):
     assert not show(tab, run.id, HUB)._updates[tab.forms.server["url"]]["visible"]
 
 
+def test_the_command_line_is_that_of_the_chosen_form(tab, run):
+    texts = {form: str(show(tab, run.id, form).use) for form in FOLDERS}
+
+    for form, kind in FOLDERS.items():
+        assert f"--to {kind.name} --out" in texts[form]
+
+
 def test_a_server_is_checked_and_the_verdict_stays_with_the_run(tab, run):
     def check(url):
         return start(tab, run, SERVER, url=url)

@@ -194,13 +194,14 @@ class ExportTab:
             self.result: result,
             self.archive.panel: ui.visible_if(shows_result and folder is not None),
             self.archive.download: ui.HIDDEN,
-            self.use: self._use(snapshot, record, folder) if shows_result and form != SERVER else "",
+            self.use: self._use(snapshot, record, folder, form) if shows_result and form != SERVER else "",
             self.before: view.render_exports(records, number) if visible else "",
         }
 
-    def _use(self, snapshot: RunSnapshot, record: ExportRecord | None, folder: Path | None) -> str:
+    def _use(self, snapshot: RunSnapshot, record: ExportRecord | None, folder: Path | None, form: str) -> str:
         merges = snapshot.config is not None and snapshot.config.adapter.traits.mergeable
-        terminal = view.render_command_line(snapshot.run.id, "merged" if merges else "adapter")
+        kind = FOLDERS[form].name if form in FOLDERS and not why_not(form, snapshot.config) else ""
+        terminal = view.render_command_line(snapshot.run.id, kind or ("merged" if merges else "adapter"))
         if record is None or folder is None or not loads_in_transformers(record.kind):
             return terminal
         base = snapshot.config.model.id if snapshot.config is not None else ""

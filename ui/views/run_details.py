@@ -7,7 +7,6 @@ from html import escape
 from pathlib import Path
 
 from loratory.engine.config.load import config_to_yaml
-from loratory.engine.config.results import ExportKind
 from loratory.engine.config.run import RunConfig
 from loratory.engine.data.contract import DatasetReport
 from loratory.engine.evaluation.server_check import ServerCheck
@@ -304,7 +303,7 @@ def render_script(script: str) -> str:
     return f"<h3>Load it anywhere</h3>{lead}{html.copyable(script, 'code')}"
 
 
-def render_command_line(run_id: str, kind: ExportKind) -> str:
+def render_command_line(run_id: str, kind: str) -> str:
     """Return commands for the same run; the last one exports it."""
     commands = (
         f'loratory show {run_id}\nloratory chat {run_id} --prompt "…"\n'
