@@ -78,7 +78,7 @@ class Page:
         self.data_lengths = gr.Textbox("", visible=False)
         # Sent with the form: before the browser's draft is restored, the form is neither shown nor saved.
         self.is_restored = gr.Checkbox(False, visible=False)
-        self._turn = gr.Textbox("", visible=False)  # changes when an event changed the form
+        self.turn = gr.Textbox("", visible=False)  # changes when an event changed the form, or what is known of it
         # The last change of several settings, with its undo; laid out in the side panel.
         self.change_line = ui.pick_list(elem_id="applied", render=False)
         self.last_change = gr.State(None)
@@ -143,7 +143,7 @@ class Page:
         ]
         # Gradio clamps a number beyond the slider's end when its box loses focus.
         inputs += [component.release for component in components if isinstance(component, gr.Slider)]
-        inputs.append(self._turn.change)
+        inputs.append(self.turn.change)
         defaults = [self.form[name] for name in SETTINGS]
         outputs = [*self.views, *defaults, self._defaults_note, self.change_line, self.saved_draft]
         self._follow(gr.on(inputs, self.redraw, self.redraw_inputs, outputs, **ui.LATEST))
@@ -166,7 +166,7 @@ class Page:
         By the event of edits, of which one runs at a time: answers of two might arrive in the wrong order. The event that is
         returned ends before the redraw.
         """
-        return event.then(None, None, self._turn, js="() => String(Math.random())", **ui.QUICK)
+        return event.then(None, None, self.turn, js="() => String(Math.random())", **ui.QUICK)
 
     def redraw_after(self, event: Dependency, *components: Component) -> Dependency:
         """Redraw views of the draft after an event that changed something else that they show."""

@@ -1,6 +1,7 @@
 """Train: the settings of the training, steps and time, the start; then the run, live."""
 
 import functools
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ class TrainTab:
             self.follow = FollowPart(page, choice)
         self.counting = gr.Timer(0.5, active=False)
         page.on_draft_later(self.plan, self.render_draft_plan)
-        self._count_outputs = [self.plan, self.counting, self.page.data_trouble, self.page.data_lengths]
+        self._count_outputs = [self.plan, self.counting, self.page.data_trouble, self.page.data_lengths, self.page.turn]
 
     def _settings(self) -> None:
         self.objective = ObjectivePart(self.page)
@@ -239,6 +240,7 @@ class TrainTab:
         else:
             updates[trouble] = check.error.what if check.error is not None else ""
             updates[self.page.data_lengths] = lengths_stamp(check)
+            updates[self.page.turn] = uuid.uuid4().hex  # a drawing that began before may arrive after this one
         return updates | {self.plan: self.render_draft_plan(draft) + note}
 
     def similar_run(self, draft: Draft) -> RunSummary | None:
