@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from loratory.ui.services import Services
+from loratory.ui.views.draft import render_plan
 from tests.browser.chromium import barriers, let_layout_settle, open_tab, reload, set_up
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -270,14 +271,27 @@ def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, servi
     expect(box).to_have_value("240")
     expect(page.locator("#train-setup")).to_contain_text("suited to the longest row, 240 tokens")
     lengths.clear()
+    drawing, arrives = threading.Event(), threading.Event()
 
+    def render_late(config, report, *rest):
+        html = render_plan(config, report, *rest)
+        if config is not None and config.training.max_length == 128 and not drawing.is_set():
+            drawing.set()
+            assert arrives.wait(60)
+        return html
+
+    monkeypatch.setattr("loratory.ui.tabs.train.render_plan", render_late)
     box.fill("")
     box.press_sequentially("128", delay=400)
     expect(page.locator("#panel")).to_contain_text("128 tokens")
     assert lengths == []
+    assert drawing.wait(60)
     box.press("Tab")
 
     wait_until(lambda: lengths == [128])
+    expect(page.locator("#plan")).to_contain_text("trained tokens")
+    arrives.set()  # a drawing that began before the count
+    page.wait_for_timeout(2000)
     expect(page.locator("#plan")).to_contain_text("trained tokens")
 
 

@@ -172,26 +172,6 @@ def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services, monkey
     assert count(tab, values) == (plan, clock, "")
 
 
-def test_a_finished_count_has_the_draft_drawn_again(tab, services, monkeypatch):
-    """A drawing that began before it may arrive after it, and would say that tokens are unknown."""
-    config, check, goes_on = a_config(training__max_steps=-1), services.inspector.check, threading.Event()
-
-    def check_later(*of_what, **settings):
-        assert goes_on.wait(PATIENCE_SECONDS)
-        return check(*of_what, **settings)
-
-    monkeypatch.setattr(services.inspector, "check", check_later)
-    assert services.tokenizers.download(config.model).done.wait(PATIENCE_SECONDS)
-    values, turn = values_of(tab, config), tab.page.turn
-
-    assert turn not in tab.count(PAGE, *values)
-    goes_on.set()
-    wait_until(lambda: not count(tab, values)[1]["active"])
-
-    first, second = (tab.count(PAGE, *values)[turn] for _ in range(2))
-    assert first != second
-
-
 def test_every_count_may_change_all_that_it_counts_for(services):
     counts = [
         function
