@@ -15,7 +15,7 @@ import typer
 from pydantic import BaseModel, SecretStr
 from pydantic_core import to_json
 
-from loratory.engine.config.run import WorkPlace
+from loratory.engine.config.run import RunSection, WorkPlace
 from loratory.engine.errors import RunError
 from loratory.engine.paths import LoratoryHome, local_owner
 from loratory.engine.quantities import gib
@@ -26,8 +26,10 @@ Result = TypeVar("Result")
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the last characters of it.")]
 ConfigName = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, a preset's name, or a run's id.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value, any number of times.")]
-Where = Annotated[
-    str | None, typer.Option("--where", help="local, slurm or jobs: this machine, a Slurm cluster, Hugging Face Jobs.")
+Where = Annotated[str | None, typer.Option("--where", help=RunSection.model_fields["where"].description)]
+NextWhere = Annotated[
+    str | None,
+    typer.Option("--where", help="local or slurm: continue on this machine, or on the cluster, from now on."),
 ]
 WorkWhere = Annotated[
     WorkPlace,

@@ -118,7 +118,7 @@ def _send_request(run_id: str, request: Callable[[StoredRun], None], seconds: fl
 
 def resume(
     run_id: output.RunId,
-    where: output.Where = None,
+    where: output.NextWhere = None,
     flavor: Annotated[
         str, typer.Option("--flavor", help="Of a run on Hugging Face Jobs: other hardware from now on.")
     ] = "",
