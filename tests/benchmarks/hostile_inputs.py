@@ -3,14 +3,21 @@
 Attacks one inspector with each template, tokenizer and configuration of `tests/faults/hostile`, in turn, while previews of a
 good model are asked for without a pause. Prints for each the seconds until it was answered (wanted: 10), the peak of the
 inspector's largest process (wanted: 2 GB), the longest wait for a good preview (wanted: 2 s), and the answer.
+
+Then a media store takes each hostile image, and the largest that are allowed: seconds and peak of its decoder, to the same limits.
 """
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from loratory.engine.config.run import ModelConfig
+from loratory.engine.data.media.store import MediaStore
+from loratory.engine.data.records import RowProblemError
+from tests.data.media.test_store import HOSTILE, LARGE, peak_bytes
+from tests.data.pictures import picture
 from tests.faults.hostile.templates import TEMPLATES
 from tests.faults.hostile.test_hostile_files import CONFIGS, TOKENIZERS
 from tests.faults.hostile.watched import PEAK_BYTES, HostileFile, Target, attack, attacked_inspector, make_hostile_model
@@ -34,6 +41,10 @@ def main() -> None:
         for name, (files, ask) in attacks().items():
             if only in name:
                 beyond += _measure(target, name, Path(folder, name.replace(" ", "-")), files, ask)
+        makers = {**{name: make for name, (make, _) in HOSTILE.items()}, **LARGE}
+        for number, (name, make) in enumerate(makers.items()):
+            if only in (name := f"image {name}"):
+                beyond += _measure_image(name, MediaStore(Path(folder, f"media-{number}")), make())
     print(f"{beyond} beyond what is wanted")
 
 
@@ -63,6 +74,20 @@ def _measure(target: Target, name: str, folder: Path, files: dict[str, HostileFi
         f"{' BEYOND ' if beyond else '   '}{came.message[:90]}",
         flush=True,
     )
+    return beyond
+
+
+def _measure_image(name: str, store: MediaStore, data: bytes) -> bool:
+    store.add(picture("green"))  # its decoder has started
+    decoder, began = store._decoder.pid, time.monotonic()
+    try:
+        ref = store.add(data)
+        answer = f"taken: {ref.width:,} × {ref.height:,} pixels"
+    except RowProblemError as error:
+        answer = error.problem
+    seconds, peak = time.monotonic() - began, peak_bytes(decoder)
+    beyond = seconds > _ANSWERED_WITHIN_SECONDS or peak > PEAK_BYTES
+    print(f"{name:<50}{seconds:6.2f} s {peak / 1e9:6.2f} GB{' BEYOND ' if beyond else '   '}{answer[:90]}", flush=True)
     return beyond
 
 
