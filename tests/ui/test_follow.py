@@ -134,16 +134,6 @@ def test_the_controls_of_the_curve_change_what_is_asked(follow, invent):
     assert '"type":"log"' in json.loads(follow.answer(live, ""))["values"]["loss-chart"]
 
 
-def test_a_run_that_ended_without_a_step_shows_no_place_for_its_curve(follow, invent):
-    merged = invent(state="completed", steps=0)
-    merged.folder.events.unlink()
-    ended, begins = show(follow, merged.id), show(follow, invent(state="queued").id)
-
-    assert (ended.curve["visible"], ended.small_fold["visible"]) == (False, False)
-    assert (begins.curve["visible"], begins.small_fold["visible"]) == (True, True)
-    assert show(follow, invent(state="completed", steps=3).id).curve["visible"]
-
-
 @pytest.mark.parametrize(("typed", "smoothing"), [(None, 0), (7, 0.99), (-1, 0)])
 def test_a_number_that_no_smoothing_can_be_ends_at_the_nearest(follow, invent, typed, smoothing):
     run = invent(state="running", steps=10)

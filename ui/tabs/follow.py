@@ -84,18 +84,15 @@ class FollowPart:
         ids = f"{prefix}confirm-cancel", f"{prefix}really-cancel", f"{prefix}keep-running"
         self.confirm = Confirmation("Cancel run", "Keep running", ids)
         with gr.Column(visible=False) as self.body:
-            with gr.Column() as self.curve:
-                waiting = "The curve begins with the first step."
-                self.loss = chart(waiting, elem_id=f"{prefix}loss-chart", elem_classes="loss-chart")
-                with gr.Row(elem_classes="chart-controls"):
-                    self.smoothing = Slider(
-                        0, _MOST_SMOOTHING, ChartView().smoothing, step=0.01, label="Smoothing",
-                        elem_id=f"{prefix}smoothing", elem_classes="smoothing", scale=2, min_width=200,
-                    )  # fmt: skip
-                    axis_id = f"{prefix}log-axis"
-                    self.log_axis = gr.Checkbox(
-                        False, label="Logarithmic axis", elem_id=axis_id, scale=1, container=False
-                    )
+            waiting = "The curve begins with the first step."
+            self.loss = chart(waiting, elem_id=f"{prefix}loss-chart", elem_classes="loss-chart")
+            with gr.Row(elem_classes="chart-controls"):
+                self.smoothing = Slider(
+                    0, _MOST_SMOOTHING, ChartView().smoothing, step=0.01, label="Smoothing",
+                    elem_id=f"{prefix}smoothing", elem_classes="smoothing", scale=2, min_width=200,
+                )  # fmt: skip
+                axis_id = f"{prefix}log-axis"
+                self.log_axis = gr.Checkbox(False, label="Logarithmic axis", elem_id=axis_id, scale=1, container=False)
             self.answers = live_html(elem_id=f"{prefix}run-answers", more=("answers",))
             self.warnings = live_html(elem_id=f"{prefix}run-warnings")
             self.preferences = chart(elem_id=f"{prefix}preference-charts", elem_classes="small-charts")
@@ -120,7 +117,7 @@ class FollowPart:
         self._texts = [self.trouble, *self._poll_parts]
         self._buttons = [self.stop, self.cancel, self.anyway, *self.resume.outputs]
         self.outputs: list[Component] = [
-            *self._texts, self.live, self.run_shown, self.body, *self._buttons, self.confirm.panel, self.curve, self.small_fold,
+            *self._texts, self.live, self.run_shown, self.body, *self._buttons, self.confirm.panel, self.small_fold,
             *([self.choice] if self.choice is not None else []),
         ]  # fmt: skip
         # What `show` needs besides the run.
@@ -290,7 +287,7 @@ class FollowPart:
         if run_id != run_shown:  # else keep the user's choice
             config = snapshot.config  # its charts come with the first steps
             compares = config is not None and objective_of(config).learns_preferences
-            updates[self.small_fold]["open"] = not compares
+            updates[self.small_fold] = gr.update(open=not compares)
         return updates
 
     def _without_run(self, heading: str) -> Updates:
@@ -319,14 +316,10 @@ class FollowPart:
         is_ending = snapshot.stop_requested or snapshot.cancel_requested
         predicted_bytes = snapshot.provenance.predicted_memory.of_step
         left_out = run.folder.read_dataset_report()
-        # A merged run never has one, nor one that failed before its first step.
-        has_curve = not snapshot.state.is_final or bool(len(history.steps) or history.evals)
         updates = {
             self.live: _question(snapshot, view, log_open),
             self.run_shown: run.id,
             self.body: gr.update(visible=True),
-            self.curve: visible_if(has_curve),
-            self.small_fold: visible_if(has_curve),
             self.heading: run_view.render_heading(snapshot, can_change=True) + self._verdict(snapshot),
             self.trouble: run_view.render_trouble(snapshot),
             self.loss: self._loss(snapshot, view),
